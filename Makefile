@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# A front to CMake; a fresh Debian or Ubuntu machine needs make and a shell, no more.
+#   make          build the libraries and build/layershard
+#   make demo     install what is missing, build, fetch the model, show it at work
+#   make check    install what is missing, build, run every test
+#   make install  with PREFIX and DESTDIR as usual
+# The longer checks, with clang in build directories of their own: check-clang, check-asan, check-tsan, check-valgrind.
+
+BUILD ?= build
+PREFIX ?= /usr/local
+JOBS ?= $(shell nproc)
+CMAKE_FLAGS ?=
+# Passed to ctest: make check TEST_FLAGS="-R ring"
+TEST_FLAGS ?=
+
+MAKEFLAGS += --no-print-directory
+CONFIGURE = cmake -DLAYERSHARD_WERROR=ON -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS)
+COMPILE = cmake --build $(1) -j $(JOBS)
+
+.PHONY: all
+all:
+	$(CONFIGURE) -S . -B $(BUILD)
+	$(call COMPILE,$(BUILD))
+
+.PHONY: deps check-deps ci-deps
+deps:
+	scripts/install_packages.sh
+check-deps:
+	scripts/install_packages.sh --check
+ci-deps:
+	scripts/install_packages.sh --check --ci
+
+.PHONY: demo
+demo: deps
+	$(MAKE) all
+	scripts/fetch_model.sh >/dev/null
+	scripts/demo.sh $(BUILD)/layershard
+
+.PHONY: check
+check: check-deps
+	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
+	$(call COMPILE,$(BUILD))
+	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
+		tests/run_tests.sh $(BUILD) $(TEST_FLAGS)
+
+# Tests labelled "plain" look at the ordinary build's files and are left out of the others.
+.PHONY: check-clang check-asan check-tsan check-valgrind
+check-clang: ci-deps
+	CC=clang CXX=clang++ $(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B build-clang
+	$(call COMPILE,build-clang)
+check-asan: ci-deps
+	CC=clang CXX=clang++ $(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON "-DLAYERSHARD_SANITIZE=address;undefined" \
+		-DLAYERSHARD_FUZZ=ON -S . -B build-asan
+	$(call COMPILE,build-asan)
+	tests/run_tests.sh build-asan -LE 'plain|model' $(TEST_FLAGS)
+check-tsan: ci-deps
+	CC=clang CXX=clang++ $(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -DLAYERSHARD_SANITIZE=thread -S . -B build-tsan
+	$(call COMPILE,build-tsan)
+	tests/run_tests.sh build-tsan -L threads $(TEST_FLAGS)
+check-valgrind: ci-deps
+	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
+	$(call COMPILE,$(BUILD))
+	tests/run_valgrind.sh $(BUILD)
+
+.PHONY: install
+install: all
+	cmake --install $(BUILD)
+
+.PHONY: clean
+clean:
+	rm -rf $(BUILD) build-clang build-asan build-tsan

@@ -1,0 +1,550 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * layershard - data-parallel speed with 1/n of the weights.
+ *
+ * n ranks run the same model on different data. The layers of a series are stored once, spread over the ranks, and
+ * brought to the others just in time, into a ring of at most k+1 windows, while the layers before them compute.
+ *
+ * Words
+ *   group      n ranks and the transport between them
+ *   series     isomorphic layers [first, first + count); a layer may hold several tensors, packed
+ *   source     the rank that loads and processes layer i: i % n
+ *   share      the bytes a rank stores for good
+ *   window     one of at most k+1 buffers for layers this rank does not store
+ *   k          the prefetch step; it sets the number of windows
+ *   resident   a layer this rank keeps although another is its source, because there was memory to spare
+ *   view       the right to use a layer's bytes: from wait until the next reach of another layer, or release
+ *
+ * Life of a series
+ *   lshard_group_create -> lshard_series_create -> lshard_series_commit
+ *   -> for every pass, for every layer: lshard_reach, lshard_wait, compute
+ *   -> lshard_series_destroy -> lshard_group_destroy
+ *
+ * What holds for every function unless it says otherwise
+ *   Returns    an lshard_status: negative is an error with a text (lshard_series_error, lshard_group_error, or the
+ *              buffer in the options while there is no object yet), 0 is done. Out-parameters are written on success
+ *              only. A failed call has changed nothing.
+ *   Threads    one thread at a time per series; different series of a group at the same time on one-sided
+ *              transports, from one thread on collective ones. Collective calls of a group: from one thread.
+ *              lshard_group_abort and lshard_series_stats from any thread.
+ *   Blocking   "collective" calls wait for the other ranks, at most timeout_ms of the group each time they meet; a
+ *              call has a few meetings, loading one more for each round of layers. Nothing waits for ever.
+ *   Arguments  NULL is allowed only where a comment says so. Arguments that are wrong on one rank only are an error
+ *              there; the others may wait for it until their deadline.
+ *   Memory     nothing is allocated between lshard_series_commit and lshard_series_destroy, but by updates.
+ *   Streams    a stream is the device's own handle (a CUstream) as void *. Host memory has no streams: pass NULL.
+ *   Units      _bytes, _ns, _ms. Strings given to a function are copied.
+ *
+ * What this header does not declare is no part of the interface. Version 0: names may still change.
+ */
+#ifndef LAYERSHARD_LAYERSHARD_H
+#define LAYERSHARD_LAYERSHARD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The one place where the version is written; the build reads it from here. */
+#define LSHARD_VERSION_MAJOR 0
+#define LSHARD_VERSION_MINOR 1
+#define LSHARD_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define LSHARD_API __attribute__((visibility("default")))
+#else
+#define LSHARD_API
+#endif
+
+/* ---- Status ---------------------------------------------------------------------------------------------------- */
+
+/* X(name, value, text, what the caller does about it). Values are never renumbered. */
+#define LSHARD_STATUS_MAP(X)                                                                                           \
+	X(OK, 0, "done", "go on")                                                                                      \
+	X(IN_PROGRESS, 1, "not finished yet", "ask again")                                                             \
+	X(ERR_INVALID, -1, "invalid argument", "mend the call; the text names the argument")                           \
+	X(ERR_RANGE, -2, "no such layer, tensor or index", "mend the call")                                            \
+	X(ERR_NO_MEMORY, -3, "out of memory", "free memory or shard over more ranks")                                  \
+	X(ERR_NOT_SUPPORTED, -4, "this transport cannot do that", "choose another transport or option")                \
+	X(ERR_STATE, -5, "not allowed in this state", "make the calls in the order of this header")                    \
+	X(ERR_BUSY, -6, "something still uses it", "release the layer, or destroy the series first")                   \
+	X(ERR_TIMEOUT, -7, "the deadline passed", "look at the ranks named; call again, or abort and destroy")         \
+	X(ERR_ABORTED, -8, "the group was aborted", "destroy the series and the group")                                \
+	X(ERR_PEER_FAILED, -9, "a rank is gone", "go on if the call was not needed, else destroy and start again")     \
+	X(ERR_TRANSPORT, -10, "the transport failed", "the text holds its own words; destroy and start again")         \
+	X(ERR_MISMATCH, -11, "the ranks disagree", "give all ranks the options the text names")                        \
+	X(ERR_OUT_OF_STEP, -12, "a collective transport's ranks made different calls", "lshard_series_rewind")         \
+	X(ERR_NOT_PERIODIC, -13, "the captured region does not end as it began", "lshard_series_prepare before it")    \
+	X(ERR_CORRUPT, -14, "bytes differ from what their source stored", "do not use the results")                    \
+	X(ERR_CALLBACK, -15, "a callback of the caller failed", "see the caller's own error")                          \
+	X(ERR_SYSTEM, -16, "the operating system refused", "the text holds the system's own words")
+
+typedef enum lshard_status {
+#define LSHARD_STATUS_ENUM(name, value, text, remedy) LSHARD_##name = (value),
+	LSHARD_STATUS_MAP(LSHARD_STATUS_ENUM)
+#undef LSHARD_STATUS_ENUM
+} lshard_status;
+
+/** The status as written in this header ("LSHARD_ERR_BUSY"); "LSHARD_UNKNOWN" for any other number. Static text. */
+LSHARD_API const char *lshard_status_name(lshard_status status);
+/** What the status means, in a few words. Static text. */
+LSHARD_API const char *lshard_status_text(lshard_status status);
+/** What a caller can do about it. Static text. */
+LSHARD_API const char *lshard_status_remedy(lshard_status status);
+/** The version of the library at run time, "0.1.0". Static text. */
+LSHARD_API const char *lshard_version(void);
+
+/* ---- Caller's hooks -------------------------------------------------------------------------------------------- */
+
+/** Host memory for the library's own objects. allocate returns NULL when there is none; NULL members: malloc, free. */
+typedef struct lshard_allocator {
+	void *(*allocate)(void *user, size_t bytes);
+	void (*release)(void *user, void *pointer);
+	void *user;
+} lshard_allocator;
+
+typedef enum lshard_purpose { LSHARD_FOR_SHARE = 1, LSHARD_FOR_WINDOWS = 2 } lshard_purpose;
+
+/**
+ * The caller's own memory for shares and windows, where the transport can use it (lshard_transport_info says so;
+ * NOT_SUPPORTED otherwise). One call per purpose and series; the memory is given back when the series is destroyed
+ * and, for shares, no other rank reads them any more. NULL members: the transport's own memory.
+ */
+typedef struct lshard_memory_source {
+	void *(*allocate)(void *user, lshard_purpose purpose, size_t bytes, size_t alignment);
+	void (*release)(void *user, lshard_purpose purpose, void *pointer);
+	void *user;
+} lshard_memory_source;
+
+/**
+ * The caller's all-gather, used only inside lshard_group_create: every rank gives @p bytes at @p send and gets those
+ * of all ranks, in rank order, at @p receive. Returns 0, or anything else to make creation fail.
+ */
+typedef struct lshard_bootstrap {
+	int (*allgather)(void *user, const void *send, void *receive, size_t bytes);
+	void *user;
+} lshard_bootstrap;
+
+typedef enum lshard_log_level {
+	LSHARD_LOG_ERROR = 0,
+	LSHARD_LOG_WARN = 1,
+	LSHARD_LOG_INFO = 2,
+	LSHARD_LOG_DEBUG = 3
+} lshard_log_level;
+
+/** One line without a newline; @p text lives during the call only. Any thread. Must not call the library. */
+typedef void (*lshard_log_function)(void *user, lshard_log_level level, const char *text);
+
+/* ---- Group ----------------------------------------------------------------------------------------------------- */
+
+typedef struct lshard_group lshard_group;
+typedef struct lshard_series lshard_series;
+struct lshard_transport_ops; /* layershard/transport.h */
+
+/* DLPack's device numbers. */
+typedef enum lshard_memory { LSHARD_MEMORY_HOST = 1, LSHARD_MEMORY_CUDA = 2 } lshard_memory;
+
+typedef struct lshard_group_options {
+	size_t struct_size; /* set by LSHARD_GROUP_OPTIONS_INIT */
+	int32_t rank;       /* 0..size-1; both -1: discovered (LAYERSHARD_*, torchrun, Open MPI, PMIx, PMI, Slurm) */
+	int32_t size;       /* 1..65536 */
+	/* "auto", a transport's name, or wrappers in front of one, outermost first:
+	 * "trace=run.json,throttle=1e9,shm:copy". NULL: LAYERSHARD_TRANSPORT, else "auto". */
+	const char *transport;
+	const struct lshard_transport_ops *custom_transport; /* one of the caller's own instead; outlives the group */
+	const char *job;      /* name under which separately started ranks meet; NULL: LAYERSHARD_JOB */
+	uint32_t timeout_ms;  /* longest wait of any blocking call; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
+	lshard_memory memory; /* where layers live */
+	int32_t device;       /* device ordinal; ignored for host memory */
+	lshard_bootstrap bootstrap;
+	lshard_allocator allocator;
+	lshard_log_function log; /* NULL: silent */
+	void *log_user;
+	lshard_log_level log_level; /* lines above it are not made; default INFO */
+	char *error;                /* where a failing lshard_group_create writes its text; may be NULL */
+	size_t error_bytes;
+} lshard_group_options;
+
+#define LSHARD_GROUP_OPTIONS_INIT                                                                                      \
+	{                                                                                                              \
+		sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, {NULL, NULL},        \
+			{NULL, NULL, NULL}, NULL, NULL, LSHARD_LOG_INFO, NULL, 0                                       \
+	}
+
+/**
+ * Join the group: agree on a transport with the other ranks and connect to them.
+ *
+ * Ranks meet through options->bootstrap if it is given, else by options->job on this host (an abstract socket that only
+ * the same user can reach), else alone (size 1).
+ *
+ * Scope: collective.  Blocks: until all ranks came, at most timeout_ms.
+ * State: on failure nothing is left behind on this rank.
+ * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size or transport; TIMEOUT naming
+ *         who is missing; NOT_SUPPORTED when the transport cannot connect these ranks, with the reason;
+ *         TRANSPORT; PEER_FAILED; NO_MEMORY; SYSTEM.
+ */
+LSHARD_API lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group);
+
+/**
+ * Leave the group. NULL is allowed.
+ * Scope: local.  Blocks: never on a peer.
+ * @return OK; BUSY while the group still has series.
+ */
+LSHARD_API lshard_status lshard_group_destroy(lshard_group *group);
+
+/**
+ * Make every blocked call of this rank return ABORTED, now and from now on. Only destroy is left after it. Other ranks
+ * see this rank as gone in their next collective call.
+ * Threads: any.
+ */
+LSHARD_API void lshard_group_abort(lshard_group *group);
+
+LSHARD_API int32_t lshard_group_rank(const lshard_group *group);
+LSHARD_API int32_t lshard_group_size(const lshard_group *group);
+/**
+ * Name of the transport in use and why it was chosen: "shm (auto: all ranks on one host)". Lives as long as the group.
+ */
+LSHARD_API const char *lshard_group_transport(const lshard_group *group);
+/** Text of the last failed call on the group itself; "" if none. Lives until the next failing call. */
+LSHARD_API const char *lshard_group_error(const lshard_group *group);
+
+/* ---- Series ---------------------------------------------------------------------------------------------------- */
+
+typedef enum lshard_placement {
+	LSHARD_OWNER = 0,  /* layer i lives whole on rank i % n */
+	LSHARD_STRIPED = 1 /* every rank keeps 1/n of each layer */
+} lshard_placement;
+
+typedef enum lshard_stripe {
+	LSHARD_STRIPE_BYTES = 0,  /* anywhere */
+	LSHARD_STRIPE_ROWS = 1,   /* rank r keeps rows [rows*r/n, rows*(r+1)/n): column-parallel for [out, in] */
+	LSHARD_STRIPE_COLUMNS = 2 /* rank r keeps a slice of every row: a row-parallel shard */
+} lshard_stripe;
+
+/** One stored tensor of a layer, the same in every layer of the series: what is there after post-processing. */
+typedef struct lshard_tensor {
+	const char *name;      /* 1..63 characters, unique in the layer */
+	uint64_t bytes;        /* > 0 */
+	uint32_t alignment;    /* power of two up to 4096; 0 and anything below 256 give 256 */
+	lshard_stripe stripe;  /* how STRIPED divides it; ignored by OWNER */
+	uint64_t rows;         /* for ROWS and COLUMNS: divides bytes; else 0 */
+	uint32_t column_bytes; /* for COLUMNS: bytes of one column's element; divides bytes / rows; else 0 */
+} lshard_tensor;
+
+typedef struct lshard_series_options {
+	size_t struct_size;
+	const char *name;     /* 1..63 characters; messages and mappings carry it */
+	uint32_t first_layer; /* any; need not divide by anything */
+	uint32_t layer_count; /* 1..2^20 */
+	const lshard_tensor *tensors;
+	uint32_t tensor_count; /* 1..4096 */
+	uint32_t prefetch;     /* k; any; windows = at most min(k + 1, layers not stored here) */
+	lshard_placement placement;
+	uint64_t resident_bytes; /* memory to spend on keeping further layers: 0 none, UINT64_MAX all */
+	lshard_memory_source memory_source;
+} lshard_series_options;
+
+#define LSHARD_SERIES_OPTIONS_INIT                                                                                     \
+	{                                                                                                              \
+		sizeof(lshard_series_options), NULL, 0, 0, NULL, 0, 1, LSHARD_OWNER, 0,                                \
+		{                                                                                                      \
+			NULL, NULL, NULL                                                                               \
+		}                                                                                                      \
+	}
+
+/**
+ * Create a series: lay it out, allocate this rank's share and windows, map what can be mapped of the others' shares.
+ * Addresses (lshard_series_address) are final from here on; bytes are there after commit.
+ *
+ * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms.
+ * State: on failure nothing is left behind on this rank.
+ * @return OK; INVALID; MISMATCH naming the first difference and the rank; NO_MEMORY; NOT_SUPPORTED; TIMEOUT;
+ *         PEER_FAILED; ABORTED; SYSTEM. The text is lshard_group_error(group).
+ */
+LSHARD_API lshard_status lshard_series_create(lshard_group *group, const lshard_series_options *options,
+					      lshard_series **series);
+
+/**
+ * Free the series. NULL is allowed. Other ranks that still read this rank's share go on reading it: the memory goes
+ * when the last of them lets go.
+ * Scope: local.  Blocks: for this rank's own transfers and streams only, at most timeout_ms.
+ * @return OK; TIMEOUT when work on a stream may still read the windows: nothing was freed, call again.
+ */
+LSHARD_API lshard_status lshard_series_destroy(lshard_series *series);
+
+/** 1 if this rank is the source of @p layer, 0 if not or if there is no such layer. */
+LSHARD_API int lshard_series_is_source(const lshard_series *series, uint32_t layer);
+
+/**
+ * Where @p tensor of @p layer is found after wait. Fixed for the life of the series. Read-only unless between
+ * update_begin and update_end on the source.
+ * @return OK; RANGE.
+ */
+LSHARD_API lshard_status lshard_series_address(lshard_series *series, uint32_t layer, uint32_t tensor, void **address);
+
+/**
+ * Where the source may put processed bytes before commit, or between update_begin and update_end (OWNER only).
+ * @return OK; RANGE; STATE after commit; NOT_SUPPORTED for STRIPED or when this rank is not the source.
+ */
+LSHARD_API lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint32_t tensor, void **address);
+
+typedef struct lshard_range {
+	uint64_t begin; /* byte (BYTES), row (ROWS) or byte in each row (COLUMNS) */
+	uint64_t end;
+	uint64_t row_bytes; /* bytes from one row of the stripe to the next; 0 for BYTES */
+} lshard_range;
+
+/**
+ * With STRIPED, this rank's own slice of a tensor with a stripe dimension, usable as a tensor-parallel shard. Its bytes
+ * stay where they are, whatever the windows do; they are aligned to 256 bytes. A rank alone has the whole tensor; one
+ * for which no row or column is left gets NULL and an empty range.
+ * @return OK; RANGE; NOT_SUPPORTED for OWNER or a tensor striped by BYTES.
+ */
+LSHARD_API lshard_status lshard_series_stripe(lshard_series *series, uint32_t layer, uint32_t tensor, void **address,
+					      lshard_range *range);
+
+/**
+ * Writes the processed bytes of one layer. @p tensors has tensor_count pointers to write to, in the order of the
+ * options. Called once per layer, on its source only, one layer at a time. Returns 0, or anything else to make commit
+ * fail.
+ */
+typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tensors);
+
+/**
+ * Fill the series: post_process runs once per layer on its source, stripes and residents are brought, every window is
+ * preloaded with its first layer. With OWNER post_process may be NULL: the bytes are then in lshard_series_storage
+ * already.
+ *
+ * Scope: collective.  Blocks: post_process, and for the ranks at most timeout_ms each time they meet. A rank still busy
+ *        in post_process counts as late: choose timeout_ms above the longest load.
+ * State: on failure the series stays uncommitted; commit may be called again by all ranks, or the series destroyed.
+ * @return OK; CALLBACK (naming the rank, on every rank); INVALID when STRIPED has no post_process; MISMATCH when a rank
+ *         is in another call; TIMEOUT; PEER_FAILED; ABORTED; STATE; NO_MEMORY; as the transport's reads.
+ */
+LSHARD_API lshard_status lshard_series_commit(lshard_series *series, lshard_post_process post_process, void *user);
+
+/* ---- The pass -------------------------------------------------------------------------------------------------- */
+
+/**
+ * Say that the program has arrived at @p layer, and start bringing what it will need next.
+ *
+ * Every window now wants its first layer at or after @p layer, circularly; what is there or on its way is left alone.
+ * Calling it twice, skipping layers and jumping back are allowed and cost at most transfers.
+ *
+ * Scope:    local on one-sided transports; on collective ones every rank makes the same calls in the same order.
+ * Blocks:   never on a peer.
+ * Capture:  allowed (see lshard_series_prepare).
+ * State:    needs a committed series. Ends the view of every other layer: work enqueued on any stream after this call
+ *           must not use them.
+ * @param stream  stream on which the work on the previous layers was enqueued; NULL for host memory.
+ * @return OK; RANGE; STATE before commit, during an update or after abort (ABORTED). NOT_SUPPORTED for
+ *         more than 8 different streams. A transfer that cannot be started is reported by the wait for its layer.
+ * Cost:     O(k), no allocation; a sequential step starts at most two transfers.
+ */
+LSHARD_API lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream);
+
+/**
+ * Make @p layer usable: host memory blocks until it is there; a device orders @p stream after its arrival.
+ *
+ * Starts a view. A layer that is neither there nor coming is fetched on demand (one-sided; counted as a miss).
+ *
+ * Blocks:   host memory: at most timeout_ms; streams: never.   Capture: allowed.
+ * @return OK; RANGE; BUSY naming both layers when the window this layer needs has a live view; TIMEOUT; PEER_FAILED,
+ *         TRANSPORT: the fetch failed (the next reach or wait tries again; after TIMEOUT wait goes on waiting);
+ *                    OUT_OF_STEP on collective transports;
+ *         NOT_SUPPORTED for more than 8 different streams; STATE; ABORTED.
+ */
+LSHARD_API lshard_status lshard_wait(lshard_series *series, uint32_t layer, void *stream);
+
+/**
+ * End the view of @p layer before the next reach, so that its window can be filled again at once. Optional.
+ * @return OK, also when there was no view; RANGE; NOT_SUPPORTED as reach; STATE; ABORTED.
+ */
+LSHARD_API lshard_status lshard_release(lshard_series *series, uint32_t layer, void *stream);
+
+/**
+ * Put the ring into start-of-pass state, as if a pass had just ended, and order @p stream after everything in flight.
+ * Call it before a capture and before each replay, on the stream of the replay, and once more on another stream if the
+ * program goes on there; further streams of a replay follow that one by the program's own events. Nothing to do in
+ * steady use. Ends every view.  Blocks: host memory: at most timeout_ms.
+ * Capture: not allowed (STATE).
+ * @return OK; STATE; TIMEOUT; NOT_SUPPORTED as reach; the status of a window that cannot be filled; ABORTED.
+ */
+LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stream);
+
+/**
+ * End every view, that of the present layer too, and order what follows on @p stream after everything in flight. Last
+ * call of a captured region, whose windows must then hold what they held at its beginning.
+ * Blocks: host memory: at most timeout_ms.
+ * @return OK; NOT_PERIODIC naming the layer; TIMEOUT; STATE; ABORTED.
+ */
+LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream);
+
+/**
+ * Bring all ranks back to the start of a pass, whatever each of them did before: the cure for OUT_OF_STEP.
+ * Scope: collective on collective transports, local on one-sided ones.  Ends every view.
+ * @return OK; TIMEOUT; PEER_FAILED; STATE; ABORTED.
+ */
+LSHARD_API lshard_status lshard_series_rewind(lshard_series *series);
+
+/* ---- New weights ----------------------------------------------------------------------------------------------- */
+
+/**
+ * Begin an update. Ranks that have not called it yet go on reading the old bytes. On return every living rank has
+ * called it and has read for the last time: sources may write (lshard_series_storage, or the callback of update_end).
+ *
+ * Scope: collective over the living ranks.  Blocks: at most timeout_ms.  Ends every view.
+ * @return OK; TIMEOUT naming who is missing, PEER_FAILED naming the layers whose source is gone, with nothing changed;
+ *         STATE; ABORTED.
+ */
+LSHARD_API lshard_status lshard_series_update_begin(lshard_series *series);
+
+/**
+ * End an update: as commit, for the layers this rank is source of; generation + 1. The next pass reads the new bytes.
+ * Scope: collective over the living ranks.
+ * @return as lshard_series_commit; on failure the series stays in update and update_end may be called again. After
+ *         PEER_FAILED only destroy is left: the layers it names may be half written.
+ */
+LSHARD_API lshard_status lshard_series_update_end(lshard_series *series, lshard_post_process post_process, void *user);
+
+/* ---- Seeing it work -------------------------------------------------------------------------------------------- */
+
+#define LSHARD_LATE_NAMED 16
+
+typedef struct lshard_stats {
+	size_t struct_size;
+	/* what was built */
+	uint64_t layer_bytes;    /* one layer, packed */
+	uint64_t share_bytes;    /* stored here for good */
+	uint64_t window_bytes;   /* all windows */
+	uint64_t resident_bytes; /* further layers kept */
+	uint32_t windows;
+	uint32_t residents;
+	uint32_t fetched_layers; /* layers brought per steady pass */
+	uint32_t late_count;     /* layers that start less than k layers ahead */
+	uint32_t late[LSHARD_LATE_NAMED];
+	/* what happened since commit */
+	uint64_t generation;
+	uint64_t reaches;
+	uint64_t waits;
+	uint64_t stalls;        /* waits that blocked (host memory) */
+	uint64_t misses;        /* waits that had to fetch on demand */
+	uint64_t fetches;       /* transfers started or captured; replays are not seen */
+	uint64_t fetched_bytes; /* from other ranks */
+	uint64_t blocked_ns;    /* time in wait (host memory) */
+	uint64_t max_blocked_ns;
+	uint64_t link_busy_ns; /* time the link carried bytes, where the transport knows it */
+} lshard_stats;
+
+#define LSHARD_STATS_INIT                                                                                              \
+	{                                                                                                              \
+		sizeof(lshard_stats), 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0                        \
+	}
+
+/** Threads: any.  @return OK; INVALID. */
+LSHARD_API lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *stats);
+
+/** Text of the last failed call on the series; "" if none. Lives until the next failing call. */
+LSHARD_API const char *lshard_series_error(const lshard_series *series);
+
+/**
+ * Check every layer as this rank sees it against hashes made by the ranks that store it.
+ * Scope: collective.  Blocks: reads the whole series.  Ends every view; host memory only.
+ * @param hash  of the whole series as this rank sees it, the same on all ranks and for all placements; may be NULL.
+ * @return OK; CORRUPT naming layer and rank; as wait otherwise.
+ */
+LSHARD_API lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash);
+
+/* ---- Planning: pure arithmetic, no group needed ---------------------------------------------------------------- */
+
+typedef struct lshard_plan_input {
+	size_t struct_size;
+	int32_t rank; /* 0..size-1 */
+	int32_t size;
+	int32_t collective;        /* 1: as on a collective transport */
+	int32_t direct;            /* 1: ranks share memory; nothing moves */
+	uint64_t granule_bytes;    /* allocation granule of the transport; 0: 1 */
+	uint64_t compute_ns;       /* per layer; 0: no exposure is predicted */
+	uint64_t link_bytes_per_s; /* into one rank; 0: no exposure is predicted */
+} lshard_plan_input;
+
+#define LSHARD_PLAN_INPUT_INIT                                                                                         \
+	{                                                                                                              \
+		sizeof(lshard_plan_input), 0, 1, 0, 0, 0, 0, 0                                                         \
+	}
+
+typedef struct lshard_plan_result {
+	size_t struct_size;
+	uint64_t layer_bytes;
+	uint64_t replicated_bytes; /* the whole series */
+	uint64_t share_bytes;
+	uint64_t window_bytes;
+	uint64_t resident_bytes;
+	uint32_t windows;
+	uint32_t residents;
+	uint32_t fetched_layers;
+	uint32_t shortest_lead; /* layers between the start of a fetch and its use; 0 is fully exposed */
+	uint32_t late_count;    /* layers whose lead is below k */
+	uint32_t late[LSHARD_LATE_NAMED];
+	uint64_t pass_ns;     /* a steady pass: compute plus what could not be hidden */
+	uint64_t exposed_ns;  /* pass_ns - layers * compute_ns */
+	uint64_t transfer_ns; /* the link's own time per pass */
+} lshard_plan_result;
+
+#define LSHARD_PLAN_RESULT_INIT                                                                                        \
+	{                                                                                                              \
+		sizeof(lshard_plan_result), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0                                 \
+	}
+
+/**
+ * What a series would cost and gain on one rank, by the same slot map and rule as at run time. exposed_ns is found by
+ * running the ring over steady passes in virtual time: one link in order, which carries what a layer needs from other
+ * ranks. Allocates and frees host memory (malloc).  @return OK; INVALID; NO_MEMORY.
+ */
+LSHARD_API lshard_status lshard_plan(const lshard_series_options *options, const lshard_plan_input *input,
+				     lshard_plan_result *result);
+
+/* ---- About this build ------------------------------------------------------------------------------------------ */
+
+typedef struct lshard_transport_information {
+	const char *name;
+	const char *summary;
+	int available;     /* 1: can be used on this machine */
+	char reason[160];  /* why not; "" if available */
+	int collective;    /* 1: needs all ranks in step */
+	int caller_memory; /* 1: takes the caller's memory for shares and windows */
+} lshard_transport_information;
+
+/** Transport number @p index, in the order in which "auto" prefers them.  @return OK; RANGE past the last. */
+LSHARD_API lshard_status lshard_transport_info(uint32_t index, lshard_transport_information *information);
+
+typedef struct lshard_variable {
+	const char *name;
+	const char *value; /* its default where unset; as set otherwise; "" if none */
+	const char *default_value;
+	const char *help;
+} lshard_variable;
+
+/** Environment variable number @p index that the library reads.  @return OK; RANGE past the last. */
+LSHARD_API lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable);
+
+/** Rank, size and the source they were found in ("torchrun"), as lshard_group_create would find them. */
+typedef struct lshard_discovered {
+	int32_t rank;
+	int32_t size;
+	int32_t local_rank; /* -1: the source does not say */
+	const char *source;
+} lshard_discovered;
+
+/**
+ * @return OK; STATE when no source is set; MISMATCH when a source is incomplete or inconsistent in itself, with the
+ *         text in @p error.
+ */
+LSHARD_API lshard_status lshard_discover(lshard_discovered *found, char *error, size_t error_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

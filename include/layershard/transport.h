@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a transport fills in. A transport moves bytes between ranks and lets ranks meet; it knows ranks, cells and byte
+ * ranges. It never sees what a layer means, the ring's states or another series. docs/writing-a-transport.md is the
+ * guide.
+ *
+ * A transport is a const table of functions. open() makes an lshard_transport (one per group and rank), store_open()
+ * makes an lshard_store (one per series and rank); both are the first member of the transport's own struct.
+ *
+ *   share    the bytes this rank keeps for good and the others read
+ *   cell     layer-sized memory of this rank for bytes that come from others: cells 0..windows-1 are windows, the
+ *            residents follow
+ *   position 0..layers-1: a layer's place in its series
+ *
+ * Unless a comment says otherwise: functions return an lshard_status and, on failure, have put a text into the `error`
+ * of their object with lshard_fail and changed nothing; calls on one object come from one thread at a time; calls on
+ * different stores of a one-sided transport may come from different threads; nothing allocates outside open, store_open
+ * and their closing counterparts.
+ */
+#ifndef LAYERSHARD_TRANSPORT_H
+#define LAYERSHARD_TRANSPORT_H
+
+#include <layershard/layershard.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LSHARD_TRANSPORT_ABI 1
+
+typedef enum lshard_capability {
+	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
+	LSHARD_CAP_STREAMS = 1 << 1,    /* fetch, retire, wait are ordered on streams; else host memory */
+	LSHARD_CAP_CAPTURE = 1 << 2,    /* streams can be captured: capture() is there */
+	LSHARD_CAP_DIRECT =
+		1 << 3, /* ranks compute from each other's shares in place: peer() is there, windows are not used */
+	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shares and windows may come from lshard_memory_source */
+	LSHARD_CAP_OUTLIVES = 1 << 5       /* a share stays readable after its rank died or destroyed the series */
+} lshard_capability;
+
+/** A text of bounded length; where errors are told. */
+typedef struct lshard_error {
+	char text[512];
+} lshard_error;
+
+/**
+ * Write a text (printf) into @p error, which may be NULL, and return @p status: `return lshard_fail(&s->error, ...)`.
+ * Any thread.
+ */
+LSHARD_API lshard_status lshard_fail(lshard_error *error, lshard_status status, const char *format, ...)
+#if defined(__GNUC__)
+	__attribute__((format(printf, 3, 4)))
+#endif
+	;
+
+/** What the group gives a transport; lives as long as the group. */
+typedef struct lshard_context {
+	size_t struct_size;
+	int32_t rank;
+	int32_t size;
+	uint32_t timeout_ms;
+	lshard_memory memory;
+	int32_t device;
+	const char *options;        /* what stood after the transport's name and ':' or '='; "" if nothing */
+	lshard_bootstrap bootstrap; /* during open() only; always there, also for one rank */
+	void *(*allocate)(const struct lshard_context *context, size_t bytes); /* zeroed; NULL when there is none */
+	void (*release)(const struct lshard_context *context, void *pointer);
+	void (*log)(const struct lshard_context *context, lshard_log_level level, const char *format, ...);
+	void *group;
+} lshard_context;
+
+typedef struct lshard_transport {
+	const struct lshard_transport_ops *ops;
+	const lshard_context *context;
+	lshard_error error;
+} lshard_transport;
+
+/** A range of a layer that one rank keeps: `rows` runs of `width` bytes; contiguous where rows is 1. */
+typedef struct lshard_piece {
+	int32_t rank;          /* whose share it is in */
+	uint64_t share_offset; /* in that rank's share */
+	uint64_t share_pitch;  /* from one run to the next there */
+	uint64_t layer_offset; /* in the packed layer */
+	uint64_t layer_pitch;
+	uint64_t width;
+	uint64_t rows;
+} lshard_piece;
+
+/** What a store is made of; the same on every rank but for what says otherwise. Lives as long as the store. */
+typedef struct lshard_store_plan {
+	const char *name; /* the series' name: mappings and messages carry it */
+	uint32_t layers;
+	uint64_t layer_bytes;           /* one cell */
+	uint64_t share_bytes;           /* this rank's own share; 0 is allowed */
+	const uint64_t *share_bytes_of; /* every rank's */
+	uint32_t cells;                 /* windows and residents of this rank; 0 is allowed */
+	uint32_t windows;               /* the first of them */
+	int direct;                     /* 1: peer() will be asked for every layer that is not in the share */
+	const lshard_piece *pieces;
+	const uint32_t
+		*first_piece; /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
+	lshard_memory_source memory_source;
+} lshard_store_plan;
+
+typedef struct lshard_store {
+	lshard_transport *transport;
+	const lshard_store_plan *plan;
+	lshard_error error;
+} lshard_store;
+
+/** What wait() tells about a transfer; all 0 where the transport does not know. Nanoseconds of CLOCK_MONOTONIC. */
+typedef struct lshard_arrival {
+	uint64_t blocked_ns;  /* how long this call blocked */
+	uint64_t started_ns;  /* when the bytes began to move */
+	uint64_t finished_ns; /* when the last one was there */
+	uint64_t busy_ns;     /* how long the link worked for it */
+} lshard_arrival;
+
+typedef struct lshard_transport_ops {
+	size_t struct_size;
+	uint32_t abi; /* LSHARD_TRANSPORT_ABI */
+	const char *name;
+	const char *summary; /* one line for `layershard info` */
+	uint32_t capabilities;
+	uint64_t granule_bytes; /* what shares, stripes and cells are rounded up to; a power of two */
+
+	/* 1 if this machine can do it; else 0 and why in @p error. Needs no group. */
+	int (*available)(lshard_error *error);
+
+	/*
+	 * Connect the ranks. Collective; blocks at most timeout_ms. On failure the text goes to @p error.
+	 * A wrapper (see inner) opens nothing itself but gets the transport it wraps in @p inner; for others it is
+	 * NULL.
+	 */
+	lshard_status (*open)(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
+			      lshard_error *error);
+	/* Local; never blocks on a peer. All stores are closed. A wrapper closes its inner one. */
+	void (*close)(lshard_transport *transport);
+
+	/*
+	 * The control channel: an all-gather among living ranks. Every living rank gives @p bytes and gets everyone's,
+	 * in rank order (those of ranks that are gone are zero); alive[r] says who took part, the same on every rank.
+	 * Either it happens for all living ranks or, on TIMEOUT, for none: then alive[r] is 0 for the ranks that did
+	 * not come. A rank that dies while others wait ends their waiting for it at once. Blocks at most timeout_ms.
+	 * @p bytes <= LSHARD_EXCHANGE_BYTES, the same on every rank.
+	 */
+	lshard_status (*exchange)(lshard_transport *transport, const void *send, void *receive, size_t bytes,
+				  uint8_t *alive);
+
+	/*
+	 * Make every blocked call return ABORTED, now and later, and let the others see this rank as gone. Any thread.
+	 */
+	void (*abort)(lshard_transport *transport);
+
+	/*
+	 * Allocate this rank's share and cells and get at the others' shares. Collective. plan->direct is only set if
+	 * CAP_DIRECT. Text of a failure: transport->error.
+	 */
+	lshard_status (*store_open)(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
+	/*
+	 * Local. Waits for this rank's own transfers (cancels what it can), never for a peer: others may go on reading
+	 * the share.
+	 */
+	void (*store_close)(lshard_store *store);
+
+	/* Addresses, fixed for the life of the store. */
+	void *(*share)(lshard_store *store);                                  /* NULL if share_bytes is 0 */
+	void *(*cell)(lshard_store *store, uint32_t cell, uint32_t position); /* the layer as one range */
+	void *(*peer)(lshard_store *store, uint32_t position); /* CAP_DIRECT: the layer as one range, in place */
+
+	/*
+	 * Start bringing the layer at @p position into @p cell. Never blocks on a peer. Fetches of a store happen in
+	 * order; one that has not begun when the next one for its cell comes is dropped. With streams, the copy waits
+	 * for all that was retired on this cell.
+	 * @p cell: LSHARD_NO_CELL on collective transports where this rank only gives the layer. @p sequence:
+	 * collective transports compare it and what is fetched between ranks; wait reports OUT_OF_STEP.
+	 */
+	lshard_status (*fetch)(lshard_store *store, uint32_t position, uint32_t cell, void *stream, uint64_t sequence);
+
+	/*
+	 * The last fetch into @p cell is done (host memory: blocks at most timeout_ms), or will be before what follows
+	 * on @p stream. Returns OK at once where nothing was ever fetched or it was waited for already. Inside a
+	 * capture, fetches from before it are taken as done.
+	 * A wait that fails fills blocked_ns too; after TIMEOUT the transfer goes on and can be waited for again.
+	 */
+	lshard_status (*wait)(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
+
+	/*
+	 * CAP_STREAMS: what was enqueued on @p stream so far may read @p cell; the next fetch into it waits for that.
+	 *              LSHARD_NO_CELL:
+	 * may read anything of this store; drain waits for that.
+	 */
+	lshard_status (*retire)(lshard_store *store, uint32_t cell, void *stream);
+
+	/*
+	 * Order what follows on @p stream (host: this call) after everything in flight and after all that was retired.
+	 * Ends this store's part in a capture.
+	 */
+	lshard_status (*join)(lshard_store *store, void *stream);
+
+	/* CAP_CAPTURE: *capture is 0 if @p stream is not being captured, else a number that this capture has alone. */
+	lshard_status (*capture)(lshard_store *store, void *stream, uint64_t *capture);
+
+	/*
+	 * Finish or drop every transfer, and wait (timeout_ms) for all that was retired: afterwards nothing of this
+	 * rank reads or writes.
+	 */
+	lshard_status (*drain)(lshard_store *store);
+
+	/*
+	 * Bring the layer at @p position to @p destination, memory of this rank, and return when it is there. Only
+	 * outside passes (commit, update, verify). Collective transports: collective, same order on all ranks. Pieces
+	 * of this rank itself are copied too.
+	 * @p destination NULL: this rank only gives the layer (collective transports).
+	 */
+	lshard_status (*read)(lshard_store *store, uint32_t position, void *destination);
+} lshard_transport_ops;
+
+#define LSHARD_EXCHANGE_BYTES 1024
+#define LSHARD_NO_CELL        UINT32_MAX
+
+#ifdef __cplusplus
+}
+#endif
+#endif

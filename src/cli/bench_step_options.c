@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * bench_step_options.c - the options of `bench step` and their help.
+ */
+#include "bench_step.h"
+#include "cli.h"
+
+#include <getopt.h>
+#include <string.h>
+
+#define COMMAND      "bench step"
+#define ROUNDS_LEAST 9u
+#define LAYERS_MOST  4096u
+
+enum {
+	OPTION_LAYERS = 256,
+	OPTION_LAYER_BYTES,
+	OPTION_COMPUTE_US,
+	OPTION_RANKS,
+	OPTION_PREFETCH,
+	OPTION_PLACEMENT,
+	OPTION_RESIDENT,
+	OPTION_TRANSPORT,
+	OPTION_LINK,
+	OPTION_RATIO,
+	OPTION_PASSES,
+	OPTION_ROUNDS,
+	OPTION_SLOW,
+	OPTION_ALL_COMPUTE,
+	OPTION_MARGIN,
+	OPTION_MAX_OFF,
+	OPTION_JSON
+};
+
+static const struct option long_options[] = {{"layers", required_argument, NULL, OPTION_LAYERS},
+					     {"layer-bytes", required_argument, NULL, OPTION_LAYER_BYTES},
+					     {"compute-us", required_argument, NULL, OPTION_COMPUTE_US},
+					     {"ranks", required_argument, NULL, OPTION_RANKS},
+					     {"prefetch", required_argument, NULL, OPTION_PREFETCH},
+					     {"placement", required_argument, NULL, OPTION_PLACEMENT},
+					     {"resident", required_argument, NULL, OPTION_RESIDENT},
+					     {"transport", required_argument, NULL, OPTION_TRANSPORT},
+					     {"link-bytes-per-s", required_argument, NULL, OPTION_LINK},
+					     {"ratio", required_argument, NULL, OPTION_RATIO},
+					     {"passes", required_argument, NULL, OPTION_PASSES},
+					     {"rounds", required_argument, NULL, OPTION_ROUNDS},
+					     {"slow-rank-percent", required_argument, NULL, OPTION_SLOW},
+					     {"all-compute", no_argument, NULL, OPTION_ALL_COMPUTE},
+					     {"margin", required_argument, NULL, OPTION_MARGIN},
+					     {"max-off", required_argument, NULL, OPTION_MAX_OFF},
+					     {"json", no_argument, NULL, OPTION_JSON},
+					     {"help", no_argument, NULL, 'h'},
+					     {NULL, 0, NULL, 0}};
+
+/* clang-format off: one line of text per line */
+static const char help_text[] =
+	"Usage: layershard bench step [OPTION]...\n"
+	"\n"
+	"Passes over a synthetic stack of layers whose bytes come over a link of limited speed, beside\n"
+	"what the planner predicts. Ranks are threads of this process; rank 0 computes, the others hold\n"
+	"their shares. A layer's compute is modelled by letting a fixed time pass: what is measured is how\n"
+	"transfers hide behind it, not a kernel.\n"
+	"\n"
+	"The stack\n"
+	"  --layers N             layers (default 16)\n"
+	"  --layer-bytes B        bytes of a layer, a multiple of 64 (default 64K; suffix K, M or G)\n"
+	"  --compute-us C         compute of a layer in microseconds (default 2000)\n"
+	"  --ranks N              ranks that share the layers (default 2)\n"
+	"  --placement P          owner (default) or striped\n"
+	"  --prefetch K[,K]...    prefetch steps (default 0,1,2)\n"
+	"  --resident A[,A]...    memory for further layers: bytes, or a percentage of the layers that a\n"
+	"                         rank does not store (default 0)\n"
+	"The link\n"
+	"  --transport SPEC       as in lshard_group_options (default local); the throttle is put in front\n"
+	"  --ratio X[,X]...       speed of the link, as compute : transfer of a pass: layers * C, divided\n"
+	"                         by the time that the layers a rank does not store take on the link\n"
+	"                         without residents (default 2.6,1.2,0.6)\n"
+	"  --link-bytes-per-s X   speed of the link into a rank, instead of --ratio\n"
+	"The measurement\n"
+	"  --passes P             passes of a sample, after three that are not timed (default 4)\n"
+	"  --rounds R             samples of each arm, at least 9 (default 9)\n"
+	"  --all-compute          every rank runs passes; times are those of the slowest rank. Collective\n"
+	"                         transports need it\n"
+	"  --slow-rank-percent S  also: all ranks compute, and the last one loses S % of a step in every\n"
+	"                         pass; the transport given, and local:lockstep beside it, with the first\n"
+	"                         ratio, prefetch step and amount of the lists\n"
+	"  --margin P             inconclusive when A first and A last differ by more than P % (default 1)\n"
+	"  --max-off P            exit status 1 when an exposed time is off the predicted one by more than\n"
+	"                         P % of a step\n"
+	"  --json                 one JSON object instead of the table\n"
+	"  -h, --help             this text\n"
+	"\n" CLI_EXIT_HELP;
+/* clang-format on */
+
+static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)
+{
+	uint64_t number;
+
+	if (!cli_parse_count(text, least, most, &number))
+		return cli_usage(COMMAND, "--%s is '%s'; it must be a whole number from %llu to %llu", name, text,
+				 (unsigned long long)least, (unsigned long long)most);
+	*value = (uint32_t)number;
+	return CLI_DONE;
+}
+
+static int take_positive(const char *name, const char *text, double most, double *value)
+{
+	double number;
+
+	if (!cli_parse_positive(text, &number) || number > most)
+		return cli_usage(COMMAND, "--%s is '%s'; it must be a number above 0 and at most %g", name, text, most);
+	*value = number;
+	return CLI_DONE;
+}
+
+/* ---- Lists: items separated by commas ------------------------------------------------------------------------ */
+
+static int take_ratio(struct step_options *options, const char *item)
+{
+	return take_positive("ratio", item, 1000, &options->ratios[options->ratio_count++]);
+}
+
+static int take_prefetch(struct step_options *options, const char *item)
+{
+	return take_number("prefetch", item, 0, UINT32_MAX, &options->prefetches[options->prefetch_count++]);
+}
+
+static int take_resident(struct step_options *options, const char *item)
+{
+	struct step_resident *resident = &options->residents[options->resident_count++];
+
+	resident->is_percent = cli_parse_percent(item, &resident->percent);
+	if (!resident->is_percent && !cli_parse_bytes(item, &resident->bytes))
+		return cli_usage(COMMAND, "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%)",
+				 item);
+	snprintf(resident->text, sizeof resident->text, "%s", item);
+	return CLI_DONE;
+}
+
+/* A list given again replaces the one before. */
+static int take_list(struct step_options *options, const char *name, const char *text, uint32_t *counted,
+		     int (*take)(struct step_options *options, const char *item))
+{
+	char copy[256];
+	char *rest = copy;
+	char *item;
+	int result = CLI_DONE;
+
+	if (strlen(text) >= sizeof copy)
+		return cli_usage(COMMAND, "--%s is too long (at most %zu characters)", name, sizeof copy - 1);
+	memcpy(copy, text, strlen(text) + 1);
+	*counted = 0;
+	while (result == CLI_DONE && (item = strsep(&rest, ",")) != NULL) {
+		if (*counted == STEP_LIST_MOST)
+			return cli_usage(COMMAND, "--%s has more than %u values", name, STEP_LIST_MOST);
+		result = take(options, item);
+	}
+	return result;
+}
+
+/* ---- One option ---------------------------------------------------------------------------------------------- */
+
+static int take_transport(struct step_options *options, const char *text)
+{
+	char known[256];
+
+	if (!cli_transport_is_known(text, known, sizeof known))
+		return cli_usage(COMMAND, "--transport is '%s'; this build has %s", text, known);
+	if (strlen(text) >= STEP_SPEC_BYTES - 64)
+		return cli_usage(COMMAND, "--transport is too long (at most %u characters)", STEP_SPEC_BYTES - 65);
+	options->transport = text;
+	return CLI_DONE;
+}
+
+static int take_layer_bytes(struct step_options *options, const char *text)
+{
+	if (!cli_parse_bytes(text, &options->layer_bytes) || options->layer_bytes == 0 ||
+	    options->layer_bytes % BENCH_LINE_BYTES != 0)
+		return cli_usage(COMMAND, "--layer-bytes is '%s'; it must be a multiple of %u bytes", text,
+				 BENCH_LINE_BYTES);
+	return CLI_DONE;
+}
+
+static int take_compute(struct step_options *options, const char *text)
+{
+	double microseconds = 0;
+	const int result = take_positive("compute-us", text, 1e9, &microseconds);
+
+	if (result == CLI_DONE)
+		options->compute_ns = (uint64_t)(microseconds * 1000 + 0.5);
+	if (result == CLI_DONE && options->compute_ns == 0)
+		return cli_usage(COMMAND, "--compute-us is '%s'; that is less than a nanosecond", text);
+	return result;
+}
+
+static int take_link(struct step_options *options, const char *text)
+{
+	if (!cli_parse_bytes(text, &options->link_bytes_per_s) || options->link_bytes_per_s == 0)
+		return cli_usage(COMMAND, "--link-bytes-per-s is '%s'; it must be a number of bytes above 0", text);
+	return CLI_DONE;
+}
+
+static int take_placement(struct step_options *options, const char *text)
+{
+	if (!cli_parse_placement(text, &options->placement))
+		return cli_usage(COMMAND, "--placement is '%s'; it may be owner or striped", text);
+	return CLI_DONE;
+}
+
+static int take_stack_option(struct step_options *options, int option, const char *text)
+{
+	uint32_t ranks = 0;
+	int result;
+
+	switch (option) {
+	case OPTION_LAYERS:
+		return take_number("layers", text, 1, LAYERS_MOST, &options->layers);
+	case OPTION_LAYER_BYTES:
+		return take_layer_bytes(options, text);
+	case OPTION_COMPUTE_US:
+		return take_compute(options, text);
+	case OPTION_RANKS:
+		result = take_number("ranks", text, 1, 1024, &ranks);
+		options->ranks = (int32_t)ranks;
+		return result;
+	case OPTION_PREFETCH:
+		return take_list(options, "prefetch", text, &options->prefetch_count, take_prefetch);
+	case OPTION_RESIDENT:
+		return take_list(options, "resident", text, &options->resident_count, take_resident);
+	case OPTION_PLACEMENT:
+		return take_placement(options, text);
+	default:
+		return cli_usage(COMMAND, "wrong option");
+	}
+}
+
+static int take_option(struct step_options *options, int option, const char *text)
+{
+	switch (option) {
+	case OPTION_TRANSPORT:
+		return take_transport(options, text);
+	case OPTION_LINK:
+		return take_link(options, text);
+	case OPTION_RATIO:
+		return take_list(options, "ratio", text, &options->ratio_count, take_ratio);
+	case OPTION_PASSES:
+		return take_number("passes", text, 1, 1000000, &options->passes);
+	case OPTION_ROUNDS:
+		return take_number("rounds", text, ROUNDS_LEAST, 10000, &options->rounds);
+	case OPTION_SLOW:
+		return take_positive("slow-rank-percent", text, 10000, &options->slow_percent);
+	case OPTION_MARGIN:
+		return take_positive("margin", text, 100, &options->margin_percent);
+	case OPTION_MAX_OFF:
+		return take_positive("max-off", text, 1000, &options->most_off_percent);
+	case OPTION_ALL_COMPUTE:
+		options->all_compute = true;
+		return CLI_DONE;
+	case OPTION_JSON:
+		options->json = true;
+		return CLI_DONE;
+	default:
+		return take_stack_option(options, option, text);
+	}
+}
+
+/* What was not given; and what does not go together. */
+static int complete(struct step_options *options)
+{
+	static const double ratios[] = {2.6, 1.2, 0.6};
+	static const uint32_t prefetches[] = {0, 1, 2};
+
+	if (options->link_bytes_per_s && options->ratio_count)
+		return cli_usage(COMMAND,
+				 "--ratio and --link-bytes-per-s both say how fast the link is; give one of them");
+	if (options->slow_percent > 0 && options->ranks < 2)
+		return cli_usage(COMMAND, "--slow-rank-percent needs at least 2 ranks");
+	if (!options->ratio_count && !options->link_bytes_per_s) {
+		memcpy(options->ratios, ratios, sizeof ratios);
+		options->ratio_count = sizeof ratios / sizeof *ratios;
+	}
+	if (!options->prefetch_count) {
+		memcpy(options->prefetches, prefetches, sizeof prefetches);
+		options->prefetch_count = sizeof prefetches / sizeof *prefetches;
+	}
+	return options->resident_count ? CLI_DONE : take_resident(options, "0");
+}
+
+int step_options_parse(int argc, char **argv, struct step_options *options, bool *help)
+{
+	int result = CLI_DONE;
+	int option;
+
+	*options = (struct step_options){.layers = 16,
+					 .layer_bytes = 64 * 1024,
+					 .compute_ns = 2000000,
+					 .ranks = 2,
+					 .transport = "local",
+					 .passes = 4,
+					 .rounds = ROUNDS_LEAST,
+					 .margin_percent = 1};
+	*help = false;
+	while (result == CLI_DONE && (option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
+		if (option == 'h') {
+			*help = true;
+			fputs(help_text, stdout);
+			return cli_flush_output() ? CLI_DONE : CLI_FAILED;
+		}
+		result = option == '?' || option == ':' ? cli_bad_option(COMMAND, option, argv)
+							: take_option(options, option, optarg);
+	}
+	if (result == CLI_DONE && optind < argc)
+		return cli_usage(COMMAND, "'%s' is not expected here", argv[optind]);
+	return result == CLI_DONE ? complete(options) : result;
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * info.c - `layershard info`: what this build is, what it can do here, and what it reads from the environment.
+ */
+#include <dlfcn.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include "cli.h"
+#include "engine.h"
+
+static const char help[] =
+	"Usage: layershard info [-h | --help | --json]\n\n"
+	"Shows version, build, transports (with the reason where one is missing) and every environment variable\n"
+	"with its value.\n\n" CLI_EXIT_HELP;
+
+/* ---- The build --------------------------------------------------------------------------------------------------- */
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZER "address sanitizer"
+#elif defined(__SANITIZE_THREAD__)
+#define SANITIZER "thread sanitizer"
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZER "address sanitizer"
+#elif __has_feature(thread_sanitizer)
+#define SANITIZER "thread sanitizer"
+#endif
+#endif
+#ifndef SANITIZER
+#define SANITIZER "no sanitizer"
+#endif
+
+#ifdef __clang__
+#define COMPILER "clang " __clang_version__
+#else
+#define COMPILER "gcc " __VERSION__
+#endif
+
+#ifdef __OPTIMIZE__
+#define OPTIMIZED "optimised"
+#else
+#define OPTIMIZED "not optimised"
+#endif
+
+#ifdef NDEBUG
+#define ASSERTIONS "no assertions"
+#else
+#define ASSERTIONS "assertions"
+#endif
+
+/* Any CBLAS will do; OpenBLAS is the one that can tell about itself. */
+static const char *blas_text(void)
+{
+	char *(*config)(void);
+	void *symbol = dlsym(RTLD_DEFAULT, "openblas_get_config");
+
+	if (!symbol)
+		return "a CBLAS that is not OpenBLAS";
+	memcpy(&config, &symbol, sizeof config); /* C has no cast from an object's to a function's address */
+	return config();
+}
+
+static json_t *json_of_build(void)
+{
+	char pcre2[64] = "unknown";
+
+	(void)pcre2_config(PCRE2_CONFIG_VERSION, pcre2);
+	return json_pack("{s:s,s:s,s:s,s:s,s:s}", "compiler", COMPILER, "flags",
+			 OPTIMIZED ", " ASSERTIONS ", " SANITIZER, "blas", blas_text(), "jansson",
+			 jansson_version_str(), "pcre2", pcre2);
+}
+
+/* ---- Transports -------------------------------------------------------------------------------------------------- */
+
+static json_t *json_of_transports(void)
+{
+	json_t *array = json_array();
+	lshard_transport_information found;
+
+	for (uint32_t i = 0; array && lshard_transport_info(i, &found) == LSHARD_OK; i++) {
+		json_t *item = json_pack("{s:s,s:s,s:b,s:s,s:b,s:b}", "name", found.name, "summary", found.summary,
+					 "available", found.available, "reason", found.reason, "collective",
+					 found.collective, "caller_memory", found.caller_memory);
+
+		if (json_array_append_new(array, item) != 0) {
+			json_decref(array);
+			array = NULL;
+		}
+	}
+	return array;
+}
+
+/* ---- Environment ------------------------------------------------------------------------------------------------- */
+
+static bool add_variable(json_t *array, const char *name, const char *value, const char *default_value,
+			 const char *text)
+{
+	return json_array_append_new(array,
+				     json_pack("{s:s,s:o,s:o,s:s}", "name", name, "value",
+					       cli_json_text(value, strlen(value)), "default",
+					       cli_json_text(default_value, strlen(default_value)), "help", text)) == 0;
+}
+
+/* What the program reads itself; the library and the engine know nothing of these. */
+static bool add_own_variable(json_t *array, const char *name, const char *default_value, const char *text)
+{
+	const char *value = getenv(name);
+
+	return add_variable(array, name, value && *value ? value : default_value, default_value, text);
+}
+
+static json_t *json_of_variables(void)
+{
+	json_t *array = json_array();
+	lshard_variable variable;
+	engine_error error;
+	char model[4096] = "";
+	bool added = array != NULL;
+
+	for (uint32_t i = 0; added && lshard_variable_info(i, &variable) == LSHARD_OK; i++)
+		added = add_variable(array, variable.name, variable.value, variable.default_value, variable.help);
+	if (engine_default_model(model, sizeof model, &error) < 0)
+		*model = '\0';
+	added = added &&
+		add_own_variable(array, "LAYERSHARD_MODEL", model, "model of run and verify without --model") &&
+		add_own_variable(array, "LAYERSHARD_CACHE", "", "folder of the model that 'make demo' fetches") &&
+		add_own_variable(array, "XDG_CACHE_HOME", "",
+				 "without LAYERSHARD_CACHE, that folder is 'layershard' in this one") &&
+		add_own_variable(array, "HOME", "", "without both, that folder is '.cache/layershard' in this one") &&
+		add_own_variable(array, "LAYERSHARD_LOG", "",
+				 "the library's log on stderr: error, warn, info or debug") &&
+		add_own_variable(array, "OPENBLAS_NUM_THREADS", "1", "threads per rank for the products");
+	if (added)
+		return array;
+	json_decref(array);
+	return NULL;
+}
+
+/* ---- Output ------------------------------------------------------------------------------------------------------ */
+
+static const char *member(const json_t *object, const char *key)
+{
+	return json_string_value(json_object_get(object, key));
+}
+
+static void print_build(json_t *build)
+{
+	const char *key;
+	json_t *value;
+
+	printf("Build\n");
+	json_object_foreach(build, key, value)
+	{
+		printf("  %-9s %s\n", key, json_string_value(value));
+	}
+}
+
+static void print_transports(const json_t *transports)
+{
+	const json_t *item;
+	size_t i;
+
+	printf("\nTransports, in the order in which 'auto' prefers them\n");
+	json_array_foreach(transports, i, item)
+	{
+		const bool available = json_is_true(json_object_get(item, "available"));
+
+		printf("  %-9s %s%s%s\n", member(item, "name"), member(item, "summary"),
+		       available ? "" : "; not available here: ", available ? "" : member(item, "reason"));
+	}
+}
+
+static void print_variables(const json_t *variables)
+{
+	const json_t *item;
+	size_t i;
+
+	printf("\nEnvironment variables\n");
+	json_array_foreach(variables, i, item)
+	{
+		const char *value = member(item, "value");
+		const char *default_value = member(item, "default");
+
+		printf("  %s=%s\n", member(item, "name"), value);
+		printf("      %s", member(item, "help"));
+		if (*default_value && strcmp(value, default_value) != 0)
+			printf(" (default: %s)", default_value);
+		printf("\n");
+	}
+}
+
+static int print_text(json_t *root)
+{
+	if (!root) {
+		cli_message("out of memory");
+		return CLI_FAILED;
+	}
+	printf("layershard %s\n\n", member(root, "version"));
+	print_build(json_object_get(root, "build"));
+	print_transports(json_object_get(root, "transports"));
+	print_variables(json_object_get(root, "variables"));
+	json_decref(root);
+	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
+}
+
+static json_t *json_of_all(void)
+{
+	return json_pack("{s:s,s:o,s:o,s:o}", "version", lshard_version(), "build", json_of_build(), "transports",
+			 json_of_transports(), "variables", json_of_variables());
+}
+
+enum { OPTION_JSON = 256 };
+
+int command_info(int argc, char **argv)
+{
+	static const struct option long_options[] = {
+		{"json", no_argument, NULL, OPTION_JSON},
+		{"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0},
+	};
+	bool json = false;
+	int option;
+
+	while ((option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
+		if (option == 'h') {
+			fputs(help, stdout);
+			return cli_flush_output() ? CLI_DONE : CLI_FAILED;
+		}
+		if (option != OPTION_JSON)
+			return cli_bad_option("info", option, argv);
+		json = true;
+	}
+	if (optind < argc)
+		return cli_usage("info", "'%s' is no option", argv[optind]);
+	return json ? cli_json_print(json_of_all()) : print_text(json_of_all());
+}

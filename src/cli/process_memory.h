@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * process_memory.h - the memory of this process as the kernel counts it.
+ */
+#ifndef PROCESS_MEMORY_H
+#define PROCESS_MEMORY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct process_memory {
+	uint64_t private_bytes; /* pages nobody else maps */
+	uint64_t pss_bytes;     /* proportional: those, and of each shared page its part */
+};
+
+/** Reads /proc/self/smaps_rollup. False when it is not there or not understood; *memory is written on success only. */
+bool process_memory_read(struct process_memory *memory);
+
+#endif

@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * group.c - life of a group, its memory and log hooks, and how ranks meet in collective calls.
+ * Knows: options, the transport's control channel. Does not know: layers, windows.
+ */
+#include "internal.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_TIMEOUT_MS 30000u
+#define MAX_RANKS          65536
+
+/* ---- The caller's hooks ---- */
+
+static void *default_allocate(void *user, size_t bytes)
+{
+	(void)user;
+	return malloc(bytes);
+}
+
+static void default_release(void *user, void *pointer)
+{
+	(void)user;
+	free(pointer);
+}
+
+void *group_allocate(lshard_group *group, size_t bytes)
+{
+	void *pointer = group->allocator.allocate(group->allocator.user, bytes ? bytes : 1);
+
+	if (pointer)
+		memset(pointer, 0, bytes);
+	return pointer;
+}
+
+void group_release(lshard_group *group, void *pointer)
+{
+	if (pointer)
+		group->allocator.release(group->allocator.user, pointer);
+}
+
+static void *memory_allocate(void *user, size_t bytes)
+{
+	return group_allocate(user, bytes);
+}
+
+static void memory_release(void *user, void *pointer)
+{
+	group_release(user, pointer);
+}
+
+struct layout_memory group_memory(lshard_group *group)
+{
+	return (struct layout_memory){memory_allocate, memory_release, group};
+}
+
+static void *context_allocate(const lshard_context *context, size_t bytes)
+{
+	return group_allocate(context->group, bytes);
+}
+
+static void context_release(const lshard_context *context, void *pointer)
+{
+	group_release(context->group, pointer);
+}
+
+static void context_log(const lshard_context *context, lshard_log_level level, const char *format, ...)
+{
+	const lshard_group *group = context->group;
+	char text[512];
+	va_list arguments;
+
+	if (!group->log || level > group->log_level)
+		return;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof text, format, arguments);
+	va_end(arguments);
+	group->log(group->log_user, level, text);
+}
+
+/* ---- Creation ---- */
+
+static int alone_allgather(void *user, const void *send, void *receive, size_t bytes)
+{
+	(void)user;
+	memcpy(receive, send, bytes);
+	return 0;
+}
+
+static lshard_status find_rank(lshard_context *context, const lshard_group_options *options, lshard_error *error)
+{
+	lshard_discovered found;
+	lshard_status status;
+
+	context->rank = options->rank;
+	context->size = options->size;
+	if (options->rank == -1 && options->size == -1) {
+		status = lshard_discover(&found, error->text, sizeof error->text);
+		if (status == LSHARD_ERR_STATE)
+			found = (lshard_discovered){.rank = 0, .size = 1, .source = "nothing is set: alone"};
+		else if (status < 0)
+			return status;
+		context->rank = found.rank;
+		context->size = found.size;
+		context->log(context, LSHARD_LOG_INFO, "rank %d of %d (%s)", found.rank, found.size, found.source);
+	}
+	if ((options->rank == -1) != (options->size == -1))
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "rank %d of size %d: give both, or -1 for both to have them found", options->rank,
+				   options->size);
+	if (context->size < 1 || context->size > MAX_RANKS || context->rank < 0 || context->rank >= context->size)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "rank %d of %d: the size must be in 1..%d and the rank below it", context->rank,
+				   context->size, MAX_RANKS);
+	return LSHARD_OK;
+}
+
+static lshard_status find_timeout(lshard_context *context, const lshard_group_options *options, lshard_error *error)
+{
+	const char *text = lshard__variable("LAYERSHARD_TIMEOUT_MS");
+	unsigned long long value;
+	char *end;
+
+	context->timeout_ms = options->timeout_ms ? options->timeout_ms : DEFAULT_TIMEOUT_MS;
+	if (options->timeout_ms || !text)
+		return LSHARD_OK;
+	value = strtoull(text, &end, 10);
+	if (*end || end == text || *text == '-' || value == 0 || value > UINT32_MAX)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "LAYERSHARD_TIMEOUT_MS='%s' is no number of milliseconds in 1..%u", text,
+				   UINT32_MAX);
+	context->timeout_ms = (uint32_t)value;
+	return LSHARD_OK;
+}
+
+/* Fills the context but for the bootstrap. */
+static lshard_status fill_context(lshard_group *group, const lshard_group_options *options, lshard_error *error)
+{
+	lshard_context *context = &group->context;
+	lshard_status status;
+
+	*context = (lshard_context){.struct_size = sizeof *context,
+				    .memory = options->memory,
+				    .device = options->device,
+				    .options = "",
+				    .allocate = context_allocate,
+				    .release = context_release,
+				    .log = context_log,
+				    .group = group};
+	status = find_rank(context, options, error);
+	if (status >= 0)
+		status = find_timeout(context, options, error);
+	if (status < 0)
+		return status;
+	group->cards = group_allocate(group, (size_t)context->size * sizeof *group->cards);
+	group->alive = group_allocate(group, (size_t)context->size);
+	if (!group->cards || !group->alive)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "rank %d: no memory for a group of %d", context->rank,
+				   context->size);
+	return LSHARD_OK;
+}
+
+/* Opens the transport over whichever bootstrap there is; a rendezvous of ours is closed again. */
+static lshard_status connect_ranks(lshard_group *group, const lshard_group_options *options, lshard_error *error)
+{
+	lshard_context *context = &group->context;
+	const char *job = options->job ? options->job : lshard__variable("LAYERSHARD_JOB");
+	const char *spec = options->transport;
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_status status;
+
+	context->bootstrap = options->bootstrap;
+	if (!context->bootstrap.allgather && context->size == 1)
+		context->bootstrap.allgather = alone_allgather;
+	if (!context->bootstrap.allgather && !job)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "rank %d of %d has no way to meet the others: give a bootstrap, a job name, or set "
+				   "LAYERSHARD_JOB",
+				   context->rank, context->size);
+	if (!context->bootstrap.allgather) {
+		status = lshard__rendezvous_open(context, job, &rendezvous, &context->bootstrap, error);
+		if (status < 0)
+			return status;
+	}
+	if (!spec && !options->custom_transport)
+		spec = lshard__variable("LAYERSHARD_TRANSPORT");
+	if (!spec && !options->custom_transport)
+		spec = "auto";
+	status = lshard__stack_open(context, spec, options->custom_transport, &group->stack, error);
+	if (status < 0 && rendezvous &&
+	    lshard__rendezvous_failure(rendezvous) < 0) { /* the transport knows only that it failed */
+		status = lshard__rendezvous_failure(rendezvous);
+		*error = *lshard__rendezvous_error(rendezvous);
+	}
+	lshard__rendezvous_close(rendezvous);
+	context->bootstrap = (lshard_bootstrap){0};
+	if (status >= 0)
+		group->transport = lshard__stack_top(group->stack);
+	return status;
+}
+
+static void group_free(lshard_group *group)
+{
+	const lshard_allocator allocator = group->allocator;
+
+	lshard__stack_close(group->stack);
+	group_release(group, group->alive);
+	group_release(group, group->cards);
+	allocator.release(allocator.user, group);
+}
+
+static lshard_status allocate_group(const lshard_group_options *options, lshard_group **out)
+{
+	lshard_allocator allocator = options->allocator;
+	lshard_group *group;
+
+	if (!allocator.allocate != !allocator.release)
+		return LSHARD_ERR_INVALID;
+	if (!allocator.allocate)
+		allocator = (lshard_allocator){default_allocate, default_release, NULL};
+	group = allocator.allocate(allocator.user, sizeof *group);
+	if (!group)
+		return LSHARD_ERR_NO_MEMORY;
+	memset(group, 0, sizeof *group);
+	group->allocator = allocator;
+	group->log = options->log;
+	group->log_user = options->log_user;
+	group->log_level = options->log_level;
+	atomic_init(&group->aborted, false);
+	atomic_init(&group->n_series, 0);
+	*out = group;
+	return LSHARD_OK;
+}
+
+static lshard_status create(const lshard_group_options *options, lshard_group **out, lshard_error *error)
+{
+	lshard_group *group;
+	lshard_status status = allocate_group(options, &group);
+
+	if (status < 0)
+		return lshard_fail(error, status,
+				   status == LSHARD_ERR_INVALID ? "an allocator needs both allocate and release"
+								: "no memory for a group");
+	status = fill_context(group, options, error);
+	if (status >= 0)
+		status = connect_ranks(group, options, error);
+	if (status < 0) {
+		group->context.log(&group->context, LSHARD_LOG_ERROR, "%s: %s", lshard_status_name(status),
+				   error->text);
+		group_free(group);
+		return status;
+	}
+	*out = group;
+	return LSHARD_OK;
+}
+
+lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group)
+{
+	lshard_error error = {""};
+	lshard_status status;
+
+	if (!options || !group)
+		return LSHARD_ERR_INVALID;
+	if (options->struct_size != sizeof *options)
+		status = lshard_fail(&error, LSHARD_ERR_INVALID,
+				     "struct_size %zu is not %zu: use LSHARD_GROUP_OPTIONS_INIT", options->struct_size,
+				     sizeof *options);
+	else
+		status = create(options, group, &error);
+	if (status < 0 && options->error && options->error_bytes)
+		snprintf(options->error, options->error_bytes, "%s", error.text);
+	return status;
+}
+
+lshard_status lshard_group_destroy(lshard_group *group)
+{
+	if (!group)
+		return LSHARD_OK;
+	if (atomic_load(&group->n_series))
+		return lshard_fail(&group->error, LSHARD_ERR_BUSY,
+				   "rank %d: the group still has %u series: destroy them first", group->context.rank,
+				   atomic_load(&group->n_series));
+	group_free(group);
+	return LSHARD_OK;
+}
+
+void lshard_group_abort(lshard_group *group)
+{
+	if (!group)
+		return;
+	atomic_store(&group->aborted, true);
+	group->transport->ops->abort(group->transport);
+}
+
+int32_t lshard_group_rank(const lshard_group *group)
+{
+	return group->context.rank;
+}
+
+int32_t lshard_group_size(const lshard_group *group)
+{
+	return group->context.size;
+}
+
+const char *lshard_group_transport(const lshard_group *group)
+{
+	return lshard__stack_description(group->stack);
+}
+
+const char *lshard_group_error(const lshard_group *group)
+{
+	return group->error.text;
+}
+
+/* ---- Meeting ---- */
+
+static const char *meeting_name(int32_t meeting)
+{
+	switch (meeting) {
+	case MEET_CREATE:
+	case MEET_OPENED:
+		return "lshard_series_create";
+	case MEET_COMMIT:
+		return "lshard_series_commit";
+	case MEET_ROUND:
+	case MEET_READY:
+		return "the loading of lshard_series_commit or _update_end";
+	case MEET_UPDATE_BEGIN:
+	case MEET_UPDATE_READY:
+		return "lshard_series_update_begin";
+	case MEET_UPDATE_END:
+		return "lshard_series_update_end";
+	case MEET_REWIND:
+		return "lshard_series_rewind";
+	case MEET_VERIFY:
+		return "lshard_series_verify";
+	default:
+		return "an unknown call";
+	}
+}
+
+void group_name_missing(const lshard_group *group, char *text, size_t bytes)
+{
+	int missing = 0, named = 0;
+	size_t used;
+
+	for (int32_t rank = 0; rank < group->context.size; rank++)
+		missing += !group->alive[rank];
+	used = (size_t)snprintf(text, bytes, "%s", missing > 1 ? "ranks" : "rank");
+	for (int32_t rank = 0; rank < group->context.size && used + 16 < bytes; rank++)
+		if (!group->alive[rank])
+			used += (size_t)snprintf(text + used, bytes - used, "%s %d", named++ ? "," : "", rank);
+}
+
+/* The first rank that is in another call than this one, or that fared badly. */
+static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, lshard_error *error)
+{
+	for (int32_t rank = 0; rank < group->context.size; rank++) {
+		const struct meeting_card *card = &group->cards[rank];
+
+		if (!group->alive[rank] || (card->meeting == mine->meeting && card->number == mine->number &&
+					    strcmp(card->series, mine->series) == 0))
+			continue;
+		return lshard_fail(error, LSHARD_ERR_MISMATCH,
+				   "rank %d is in %s of series '%s' while rank %d is in %s of series '%s': all ranks "
+				   "make the same "
+				   "collective calls in the same order",
+				   group->context.rank, meeting_name(mine->meeting), mine->series, rank,
+				   meeting_name(card->meeting), card->series);
+	}
+	for (int32_t rank = 0; rank < group->context.size; rank++) {
+		const lshard_status status = (lshard_status)group->cards[rank].status;
+
+		if (group->alive[rank] && status < 0 && rank != group->context.rank)
+			return lshard_fail(error, status, "rank %d, series '%s': rank %d failed in %s: %s",
+					   group->context.rank, mine->series, rank, meeting_name(mine->meeting),
+					   lshard_status_text(status));
+	}
+	return LSHARD_OK;
+}
+
+lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error)
+{
+	lshard_transport *transport = group->transport;
+	const lshard_status status =
+		transport->ops->exchange(transport, &card, group->cards, sizeof card, group->alive);
+
+	if (card.status < 0)
+		return (lshard_status)card.status; /* the text is there already */
+	if (status < 0)
+		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, card.series,
+				   meeting_name(card.meeting), transport->error.text);
+	return judge_cards(group, &card, error);
+}
+
+lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lshard_error *error)
+{
+	const lshard_status status = group_meet(group, card, error);
+	char missing[128];
+
+	if (status < 0)
+		return status;
+	if (!memchr(group->alive, 0, (size_t)group->context.size))
+		return LSHARD_OK;
+	group_name_missing(group, missing, sizeof missing);
+	return lshard_fail(error, LSHARD_ERR_PEER_FAILED, "rank %d, series '%s': %s gone, needed in %s",
+			   group->context.rank, card.series, missing, meeting_name(card.meeting));
+}

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * internal.h - the private structs of group and series, shared by the files of src/core that implement the public
+ * calls. Never included outside src/core.
+ */
+#ifndef LAYERSHARD_INTERNAL_H
+#define LAYERSHARD_INTERNAL_H
+
+#include "outside.h"
+#include "ring.h"
+#include "scheme.h"
+
+#include <stdatomic.h>
+
+/* What every collective call tells the others first, so that ranks in different calls are found out. */
+enum meeting {
+	MEET_CREATE = 1,
+	MEET_OPENED,
+	MEET_COMMIT,
+	MEET_ROUND,
+	MEET_READY,
+	MEET_UPDATE_BEGIN,
+	MEET_UPDATE_READY,
+	MEET_UPDATE_END,
+	MEET_REWIND,
+	MEET_VERIFY
+};
+
+#define CARD_VALUES 6
+
+struct meeting_card {
+	int32_t meeting;
+	int32_t status;  /* how the rank fared so far */
+	uint64_t number; /* of the series in the group */
+	char series[64];
+	uint64_t values[CARD_VALUES]; /* of the meeting: a sequence number, a hash, the fields of a series */
+};
+
+struct lshard_group {
+	lshard_context context; /* given to the transport */
+	lshard_allocator allocator;
+	lshard_log_function log;
+	void *log_user;
+	lshard_log_level log_level;
+	lshard__stack *stack;
+	lshard_transport *transport;
+	atomic_uint n_series;
+	uint64_t n_created;         /* series so far; the same on all ranks */
+	uint64_t sequence;          /* next fetch on a collective transport, group-wide */
+	struct meeting_card *cards; /* [size] of the last meeting */
+	uint8_t *alive;             /* [size] who took part in it */
+	atomic_bool aborted;
+	lshard_error error;
+};
+
+enum series_state { SERIES_CREATED, SERIES_COMMITTED, SERIES_UPDATING };
+
+/* Written by the series' thread, read by any. */
+struct counters {
+	atomic_uint_least64_t generation, reaches, waits, stalls, misses, fetches, fetched_bytes, blocked_ns,
+		max_blocked_ns, link_busy_ns;
+};
+
+/* What the ring was before a capture began. */
+struct capture {
+	uint64_t number; /* 0: no capture */
+	uint32_t position;
+	bool passed;
+	struct ring_slot *slots; /* [n_slots] */
+	lshard_status *status;   /* [n_slots] */
+};
+
+struct lshard_series {
+	lshard_group *group;
+	uint64_t number; /* in the group */
+	char name[64];
+	enum series_state state;
+	struct scheme scheme;
+	lshard_store_plan store_plan;
+	lshard_store *store;
+	uint8_t **address; /* [N] first byte of each layer here */
+	struct ring ring;
+	struct ring_slot *slots;    /* the ring's */
+	lshard_status *slot_status; /* [n_slots] of the fetch on its way: a failure is kept for its wait */
+	bool *slot_landed;          /* [n_slots] host memory: waited for already */
+	void *streams[RING_STREAMS];
+	unsigned n_streams;
+	struct capture capture;
+	void **tensors; /* [n_tensors] for post_process */
+	struct counters counters;
+	lshard_error error;
+};
+
+/* ---- group.c ---- */
+
+void *group_allocate(lshard_group *group, size_t bytes); /* zeroed */
+void group_release(lshard_group *group, void *pointer);
+struct layout_memory group_memory(lshard_group *group);
+
+/*
+ * Meet the living ranks with a card and learn how each fared: group->cards, group->alive. Fails with a text in @p error
+ * when they are late, in another call, or when one of them fared badly (its status).
+ */
+lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error);
+/* The same, and PEER_FAILED naming the ranks that are gone unless all took part. */
+lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lshard_error *error);
+/* "rank 2" or "ranks 2, 5" of those whose alive[] is 0. */
+void group_name_missing(const lshard_group *group, char *text, size_t bytes);
+
+static inline bool group_aborted(const lshard_group *group)
+{
+	return atomic_load_explicit(&group->aborted, memory_order_relaxed);
+}
+
+static inline bool group_collective(const lshard_group *group)
+{
+	return group->transport->ops->capabilities & LSHARD_CAP_COLLECTIVE;
+}
+
+/* ---- series.c ---- */
+
+/* Prefix of every text: "rank 1, series 'blocks'". */
+#define SERIES_FORMAT        "rank %d, series '%s'"
+#define SERIES_NAMES(series) (series)->group->context.rank, (series)->name
+
+static inline uint32_t series_layer(const lshard_series *series, uint32_t position)
+{
+	return series->scheme.layout.first_layer + position;
+}
+
+/* A card for a meeting about the series. */
+struct meeting_card series_card(const lshard_series *series, enum meeting meeting, lshard_status status);
+/* The state a call needs, or the error. */
+lshard_status series_require(lshard_series *series, enum series_state state, const char *call);
+/* Position of a layer of the caller's, or RANGE. */
+lshard_status series_position(lshard_series *series, uint32_t layer, uint32_t *position);
+
+static inline void count(atomic_uint_least64_t *counter, uint64_t amount)
+{
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + amount,
+			      memory_order_relaxed);
+}
+
+/* ---- agree.c ---- */
+
+/* Compare the description of a series field by field with the other ranks'. @p mine: how this rank fared before. */
+lshard_status agree_on_series(lshard_group *group, const lshard_series_options *options, lshard_status mine,
+			      lshard_error *error);
+
+/* ---- pass.c ---- */
+
+/* Forget every window, and start filling each with its first layer. */
+void pass_restart(lshard_series *series);
+/* Nothing of this rank reads or writes any more. */
+lshard_status pass_drain(lshard_series *series);
+
+#endif

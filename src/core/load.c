@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * load.c - how bytes get into a series: commit, and updates of a committed one.
+ * Knows: the source's callback, shares, staging of stripes, residents. The pass itself is pass.c.
+ */
+#include "internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static bool is_mine(const lshard_series *series, uint32_t position)
+{
+	return layout_source(&series->scheme.layout, position) == series->scheme.link.rank;
+}
+
+/* Names the layers that nobody can write any more. */
+static lshard_status refuse_dead_sources(lshard_series *series);
+
+/* All ranks; in an update, all that live, if the others were source of nothing. */
+static lshard_status meet(lshard_series *series, enum meeting meeting, lshard_status mine)
+{
+	const struct meeting_card card = series_card(series, meeting, mine);
+	lshard_status status;
+
+	if (series->state == SERIES_CREATED)
+		return group_meet_all(series->group, card, &series->error);
+	status = group_meet(series->group, card, &series->error);
+	return status < 0 ? status : refuse_dead_sources(series);
+}
+
+/* Lets the caller write one processed layer at @p base. */
+static lshard_status process_layer(lshard_series *series, uint32_t position, uint8_t *base,
+				   lshard_post_process post_process, void *user)
+{
+	const struct layout *layout = &series->scheme.layout;
+	int result;
+
+	for (uint32_t tensor = 0; tensor < layout->n_tensors; tensor++)
+		series->tensors[tensor] = base + layout->tensors[tensor].offset;
+	result = post_process(user, series_layer(series, position), series->tensors);
+	if (result == 0)
+		return LSHARD_OK;
+	return lshard_fail(&series->error, LSHARD_ERR_CALLBACK,
+			   SERIES_FORMAT ": post-processing layer %u failed with %d", SERIES_NAMES(series),
+			   series_layer(series, position), result);
+}
+
+/* ---- OWNER: processed in place ---- */
+
+static lshard_status load_owned(lshard_series *series, lshard_post_process post_process, void *user)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t position = 0; position < series->scheme.layout.layers && status >= 0; position++) {
+		if (post_process && is_mine(series, position))
+			status = process_layer(series, position, series->address[position], post_process, user);
+		if (group_aborted(series->group) && status >= 0)
+			status = series_require(series, series->state, "loading");
+	}
+	return status;
+}
+
+/* ---- STRIPED: processed in a staging layer, from which every rank takes its stripe ---- */
+
+/* A store of one layer per rank, seen by all. */
+struct staging {
+	lshard_store_plan plan;
+	lshard_store *store;
+	uint64_t *share_bytes_of;
+	lshard_piece *pieces;
+	uint32_t *first_piece;
+};
+
+static void staging_close(lshard_series *series, struct staging *staging)
+{
+	if (staging->store)
+		series->group->transport->ops->store_close(staging->store);
+	group_release(series->group, staging->first_piece);
+	group_release(series->group, staging->pieces);
+	group_release(series->group, staging->share_bytes_of);
+}
+
+static lshard_status staging_plan(lshard_series *series, struct staging *staging)
+{
+	lshard_group *group = series->group;
+	const uint32_t size = (uint32_t)group->context.size;
+	const uint64_t bytes = series->scheme.layout.layer_bytes;
+
+	staging->share_bytes_of = group_allocate(group, size * sizeof *staging->share_bytes_of);
+	staging->pieces = group_allocate(group, size * sizeof *staging->pieces);
+	staging->first_piece = group_allocate(group, (size + 1) * sizeof *staging->first_piece);
+	if (!staging->share_bytes_of || !staging->pieces || !staging->first_piece)
+		return lshard_fail(&series->error, LSHARD_ERR_NO_MEMORY, SERIES_FORMAT ": no memory to load stripes",
+				   SERIES_NAMES(series));
+	for (uint32_t rank = 0; rank < size; rank++) {
+		staging->share_bytes_of[rank] = bytes;
+		staging->first_piece[rank] = rank;
+		staging->pieces[rank] = (lshard_piece){
+			.rank = (int32_t)rank, .width = bytes, .rows = 1, .share_pitch = bytes, .layer_pitch = bytes};
+	}
+	staging->first_piece[size] = size;
+	staging->plan = (lshard_store_plan){.name = series->name,
+					    .layers = size,
+					    .layer_bytes = bytes,
+					    .share_bytes = bytes,
+					    .share_bytes_of = staging->share_bytes_of,
+					    .direct = series->scheme.direct,
+					    .pieces = staging->pieces,
+					    .first_piece = staging->first_piece};
+	return LSHARD_OK;
+}
+
+static lshard_status staging_open(lshard_series *series, struct staging *staging)
+{
+	lshard_group *group = series->group;
+	lshard_status status;
+
+	*staging = (struct staging){.store = NULL};
+	status = staging_plan(series, staging);
+	status = meet(series, MEET_ROUND, status);
+	if (status < 0)
+		goto close_staging;
+	status = group->transport->ops->store_open(group->transport, &staging->plan, &staging->store);
+	if (status < 0)
+		lshard_fail(&series->error, status, SERIES_FORMAT ": staging: %s", SERIES_NAMES(series),
+			    group->transport->error.text);
+	status = meet(series, MEET_ROUND, status);
+	if (status >= 0)
+		return status;
+close_staging:
+	staging_close(series, staging);
+	return status;
+}
+
+/* This rank's pieces of the layer at @p position, from the whole layer into the share. */
+static void keep_stripe(lshard_series *series, uint32_t position, const uint8_t *layer)
+{
+	const struct layout *layout = &series->scheme.layout;
+	uint8_t *share = series->group->transport->ops->share(series->store);
+
+	for (uint32_t index = layout->first_piece[position]; index < layout->first_piece[position + 1]; index++) {
+		const lshard_piece *piece = &layout->pieces[index];
+
+		if (piece->rank != series->scheme.link.rank)
+			continue;
+		for (uint64_t row = 0; row < piece->rows; row++)
+			memcpy(share + piece->share_offset + row * piece->share_pitch,
+			       layer + piece->layer_offset + row * piece->layer_pitch, piece->width);
+	}
+}
+
+/* The layer that rank @p source has staged: where it lies, or brought into a cell, which nobody uses while loading. */
+static lshard_status take_stripe(lshard_series *series, struct staging *staging, uint32_t position, int32_t source)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	const uint8_t *layer;
+	lshard_status status = LSHARD_OK;
+
+	if (series->scheme.direct) {
+		layer = ops->peer(staging->store, (uint32_t)source);
+	} else {
+		uint8_t *cell = ops->cell(series->store, 0, position);
+
+		status = ops->read(staging->store, (uint32_t)source, cell);
+		layer = cell;
+	}
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u, staged by rank %d: %s",
+				   SERIES_NAMES(series), series_layer(series, position), source,
+				   staging->store->error.text);
+	keep_stripe(series, position, layer);
+	return LSHARD_OK;
+}
+
+/* n layers, one of each rank: process, meet, take, meet. */
+static lshard_status load_round(lshard_series *series, struct staging *staging, uint32_t begin,
+				lshard_post_process post_process, void *user)
+{
+	const struct layout *layout = &series->scheme.layout;
+	const uint32_t end =
+		layout->layers - begin < (uint32_t)layout->size ? layout->layers : begin + (uint32_t)layout->size;
+	uint8_t *staged = series->group->transport->ops->share(staging->store);
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t position = begin; position < end && status >= 0; position++)
+		if (is_mine(series, position))
+			status = process_layer(series, position, staged, post_process, user);
+	status = meet(series, MEET_ROUND, status);
+	if (status < 0)
+		return status; /* on every rank */
+	for (uint32_t position = begin; position < end && status >= 0; position++)
+		status = take_stripe(series, staging, position, layout_source(layout, position));
+	return meet(series, MEET_ROUND, status);
+}
+
+static lshard_status load_striped(lshard_series *series, lshard_post_process post_process, void *user)
+{
+	struct staging staging;
+	lshard_status status = staging_open(series, &staging);
+
+	if (status < 0)
+		return status;
+	for (uint32_t begin = 0; begin < series->scheme.layout.layers && status >= 0;
+	     begin += (uint32_t)series->scheme.layout.size)
+		status = load_round(series, &staging, begin, post_process, user);
+	staging_close(series, &staging);
+	return status;
+}
+
+/* ---- Both ---- */
+
+/* On collective transports every rank takes part in bringing each resident, also its source. */
+static lshard_status bring_residents(lshard_series *series)
+{
+	const struct scheme *scheme = &series->scheme;
+	lshard_group *group = series->group;
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t position = 0; position < scheme->layout.layers && status >= 0; position++) {
+		const bool resident = scheme->place[position] == PLACE_RESIDENT;
+		const bool in_ring = scheme->map.slot_of[position] != SLOT_NONE;
+
+		if (!resident && (!group_collective(group) || in_ring || scheme->link.size == 1))
+			continue;
+		status = group->transport->ops->read(series->store, position,
+						     resident ? series->address[position] : NULL);
+		if (status < 0)
+			lshard_fail(&series->error, status, SERIES_FORMAT ": resident layer %u: %s",
+				    SERIES_NAMES(series), series_layer(series, position), series->store->error.text);
+	}
+	return status;
+}
+
+/* Fills shares, residents and windows. All ranks return with the same success. */
+static lshard_status load(lshard_series *series, lshard_post_process post_process, void *user)
+{
+	lshard_status status;
+
+	if (series->scheme.layout.placement == LSHARD_STRIPED)
+		status = load_striped(series, post_process, user);
+	else
+		status = meet(series, MEET_ROUND, load_owned(series, post_process, user));
+	if (status < 0)
+		return status;
+	status = meet(series, MEET_READY, bring_residents(series));
+	if (status >= 0)
+		pass_restart(series);
+	return status;
+}
+
+static lshard_status check_callback(lshard_series *series, lshard_post_process post_process)
+{
+	if (post_process || series->scheme.layout.placement == LSHARD_OWNER)
+		return LSHARD_OK;
+	return lshard_fail(&series->error, LSHARD_ERR_INVALID,
+			   SERIES_FORMAT ": STRIPED needs a post_process to get at the layers", SERIES_NAMES(series));
+}
+
+static void log_commit(const lshard_series *series)
+{
+	const struct scheme *scheme = &series->scheme;
+	const lshard_context *context = &series->group->context;
+	const double mib = 1024.0 * 1024.0;
+	struct scheme_leads leads;
+
+	scheme_leads(scheme, &leads);
+	context->log(context, LSHARD_LOG_INFO,
+		     SERIES_FORMAT ": layers %u..%u of %.1f MiB; stored here %.1f MiB, %u windows, %u residents; "
+				   "%u layers come each pass, %u of them late; transport %s",
+		     SERIES_NAMES(series), scheme->layout.first_layer,
+		     scheme->layout.first_layer + (scheme->layout.layers - 1), (double)scheme->layout.layer_bytes / mib,
+		     (double)series->store_plan.share_bytes / mib, scheme->windows, scheme->residents, leads.fetched,
+		     leads.late, series->group->transport->ops->name);
+}
+
+lshard_status lshard_series_commit(lshard_series *series, lshard_post_process post_process, void *user)
+{
+	lshard_status status = series_require(series, SERIES_CREATED, "lshard_series_commit");
+
+	if (status < 0)
+		return status;
+	status = meet(series, MEET_COMMIT, check_callback(series, post_process));
+	if (status >= 0)
+		status = load(series, post_process, user);
+	if (status < 0)
+		return status;
+	series->state = SERIES_COMMITTED;
+	log_commit(series);
+	return LSHARD_OK;
+}
+
+/* ---- Updates ---- */
+
+static lshard_status refuse_dead_sources(lshard_series *series)
+{
+	const struct layout *layout = &series->scheme.layout;
+	const uint8_t *alive = series->group->alive;
+	const bool striped = layout->placement == LSHARD_STRIPED && memchr(alive, 0, (size_t)layout->size);
+	char layers[160] = "";
+	char gone[128];
+	size_t used = 0;
+	uint32_t lost = 0;
+
+	for (uint32_t position = 0; position < layout->layers; position++) {
+		if (alive[layout_source(layout, position)] && !striped)
+			continue;
+		lost++;
+		if (used + 16 < sizeof layers)
+			used += (size_t)snprintf(layers + used, sizeof layers - used, " %u",
+						 series_layer(series, position));
+	}
+	if (lost == 0)
+		return LSHARD_OK;
+	group_name_missing(series->group, gone, sizeof gone);
+	return lshard_fail(&series->error, LSHARD_ERR_PEER_FAILED,
+			   SERIES_FORMAT ": %s gone; %u layers can have no new weights:%s%s; %s", SERIES_NAMES(series),
+			   gone, lost, layers, used + 16 < sizeof layers ? "" : " ...",
+			   series->state == SERIES_UPDATING ? "destroy the series" : "nothing was changed");
+}
+
+/*
+ * Two meetings: before the first nothing has changed, so a rank that waits in vain goes on as it was; the second
+ * follows the last read of every rank.
+ */
+lshard_status lshard_series_update_begin(lshard_series *series)
+{
+	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_update_begin");
+
+	if (status < 0)
+		return status;
+	status = group_meet(series->group, series_card(series, MEET_UPDATE_BEGIN, LSHARD_OK), &series->error);
+	if (status >= 0)
+		status = refuse_dead_sources(series);
+	if (status < 0)
+		return status;
+	status = pass_drain(series);
+	status = group_meet(series->group, series_card(series, MEET_UPDATE_READY, status), &series->error);
+	if (status >= 0)
+		status = refuse_dead_sources(series);
+	if (status < 0)
+		pass_restart(series); /* drained windows are filled again with the old bytes */
+	else
+		series->state = SERIES_UPDATING;
+	return status;
+}
+
+lshard_status lshard_series_update_end(lshard_series *series, lshard_post_process post_process, void *user)
+{
+	lshard_status status = series_require(series, SERIES_UPDATING, "lshard_series_update_end");
+
+	if (status < 0)
+		return status;
+	status = meet(series, MEET_UPDATE_END, check_callback(series, post_process));
+	if (status >= 0)
+		status = load(series, post_process, user);
+	if (status < 0)
+		return status;
+	series->state = SERIES_COMMITTED;
+	count(&series->counters.generation, 1);
+	return LSHARD_OK;
+}

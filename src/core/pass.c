@@ -1,0 +1,474 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * pass.c - reach, wait, release and their kin: what a program calls while it computes.
+ * The ring decides; this file asks it, starts what it says on the transport, and counts. Nothing here allocates or
+ * loops over layers.
+ */
+#include "internal.h"
+
+#include <string.h>
+
+static bool has_streams(const lshard_series *series)
+{
+	return series->group->transport->ops->capabilities & LSHARD_CAP_STREAMS;
+}
+
+/* ---- Streams ---- */
+
+/* Number of a stream of the caller's in this series; its bit in the ring's masks. */
+static lshard_status note_stream(lshard_series *series, void *stream, unsigned *number)
+{
+	*number = 0;
+	while (*number < series->n_streams && series->streams[*number] != stream)
+		++*number;
+	if (*number < series->n_streams)
+		return LSHARD_OK;
+	if (series->n_streams == RING_STREAMS)
+		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
+				   SERIES_FORMAT ": more than %d different streams", SERIES_NAMES(series),
+				   RING_STREAMS);
+	series->streams[series->n_streams++] = stream;
+	return LSHARD_OK;
+}
+
+/* The work on the layers viewed so far was enqueued on @p stream, whichever stream waited for them. */
+static lshard_status note_readers(lshard_series *series, void *stream)
+{
+	unsigned number;
+	lshard_status status;
+
+	if (!has_streams(series))
+		return LSHARD_OK;
+	status = note_stream(series, stream, &number);
+	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++)
+		if (series->slots[slot].viewed)
+			series->slots[slot].streams |= (uint8_t)(1u << number);
+	return status;
+}
+
+/* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
+static lshard_status retire_readers(lshard_series *series, uint32_t slot, uint32_t cell)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
+		if (series->slots[slot].streams & (1u << number))
+			status = series->group->transport->ops->retire(series->store, cell, series->streams[number]);
+	series->slots[slot].streams = 0;
+	return status;
+}
+
+/* ---- Captures ---- */
+
+/* Nothing to do outside one. */
+static void leave_capture(lshard_series *series)
+{
+	if (!series->capture.number)
+		return;
+	memcpy(series->slots, series->capture.slots, series->scheme.map.n_slots * sizeof *series->slots);
+	memcpy(series->slot_status, series->capture.status, series->scheme.map.n_slots * sizeof *series->slot_status);
+	series->ring.position = series->capture.position;
+	series->ring.passed = series->capture.passed;
+	series->capture.number = 0;
+}
+
+static void enter_capture(lshard_series *series, uint64_t number)
+{
+	memcpy(series->capture.slots, series->slots, series->scheme.map.n_slots * sizeof *series->slots);
+	memcpy(series->capture.status, series->slot_status, series->scheme.map.n_slots * sizeof *series->slot_status);
+	series->capture.position = series->ring.position;
+	series->capture.passed = series->ring.passed;
+	series->capture.number = number;
+}
+
+/*
+ * While a stream is captured nothing really happens: the ring's state is a copy, dropped at join or when the capture is
+ * found gone.
+ */
+static lshard_status follow_capture(lshard_series *series, void *stream)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	uint64_t number = 0;
+	lshard_status status;
+
+	if (!(ops->capabilities & LSHARD_CAP_CAPTURE))
+		return LSHARD_OK;
+	status = ops->capture(series->store, stream, &number);
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+				   series->store->error.text);
+	if (number == series->capture.number)
+		return LSHARD_OK;
+	leave_capture(series);
+	if (number)
+		enter_capture(series, number);
+	return LSHARD_OK;
+}
+
+/* ---- Transfers ---- */
+
+static lshard_status start_fetch(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	const bool comes_here = series->scheme.place[position] == PLACE_WINDOW;
+	const uint32_t cell = comes_here ? scheme_window(&series->scheme, position) : LSHARD_NO_CELL;
+	lshard_status status = LSHARD_OK;
+
+	if (comes_here && has_streams(series))
+		status = retire_readers(series, slot, cell);
+	if (status >= 0)
+		status = ops->fetch(series->store, position, cell, stream,
+				    group_collective(series->group) ? series->group->sequence++ : 0);
+	series->slot_status[slot] = status;
+	series->slot_landed[slot] = false;
+	if (status < 0) {
+		series->group->context.log(&series->group->context, LSHARD_LOG_WARN,
+					   SERIES_FORMAT ": layer %u cannot be fetched: %s", SERIES_NAMES(series),
+					   series_layer(series, position), series->store->error.text);
+		return status;
+	}
+	count(&series->counters.fetches, comes_here);
+	count(&series->counters.fetched_bytes, comes_here ? series->scheme.incoming_bytes : 0);
+	return LSHARD_OK;
+}
+
+/* A fetch that cannot be started is reported by the wait for its layer: the slot keeps the status. */
+static void start_fetches(lshard_series *series, void *stream)
+{
+	struct ring_fetch fetch;
+
+	while (ring_next_fetch(&series->ring, &fetch))
+		start_fetch(series, fetch.position, fetch.slot, stream);
+}
+
+/* Each window gets what it wants, however far ahead: a state that is the same wherever the ring comes from. */
+static void start_all_fetches(lshard_series *series, void *stream)
+{
+	series->ring.horizon = UINT32_MAX;
+	start_fetches(series, stream);
+	series->ring.horizon = series->scheme.horizon;
+}
+
+/* The first fetch that could not be started, or OK. */
+static lshard_status failed_fetch(const lshard_series *series)
+{
+	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++)
+		if (series->slot_status[slot] < 0)
+			return series->slot_status[slot];
+	return LSHARD_OK;
+}
+
+static void count_arrival(lshard_series *series, const lshard_arrival *arrival)
+{
+	struct counters *counters = &series->counters;
+
+	count(&counters->link_busy_ns, arrival->busy_ns);
+	if (!arrival->blocked_ns)
+		return;
+	count(&counters->stalls, 1);
+	count(&counters->blocked_ns, arrival->blocked_ns);
+	if (arrival->blocked_ns > atomic_load_explicit(&counters->max_blocked_ns, memory_order_relaxed))
+		atomic_store_explicit(&counters->max_blocked_ns, arrival->blocked_ns, memory_order_relaxed);
+}
+
+static lshard_status await_slot(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+{
+	lshard_status status = series->slot_status[slot];
+	lshard_arrival arrival = {0, 0, 0, 0};
+
+	if (series->slot_landed[slot])
+		return LSHARD_OK;
+	if (status >= 0) {
+		status = series->group->transport->ops->wait(series->store, scheme_window(&series->scheme, position),
+							     stream, &arrival);
+		count_arrival(series, &arrival);
+	}
+	if (status >= 0) {
+		series->slot_landed[slot] = !has_streams(series);
+		return LSHARD_OK;
+	}
+	lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u (source: rank %d) did not come: %s",
+		    SERIES_NAMES(series), series_layer(series, position),
+		    layout_source(&series->scheme.layout, position), series->store->error.text);
+	if (status == LSHARD_ERR_TIMEOUT &&
+	    series->slot_status[slot] >= 0) { /* it may still come: wait can be called again */
+		series->slots[slot].viewed = false;
+		return status;
+	}
+	ring_fail(&series->ring, slot);
+	series->slot_status[slot] = LSHARD_OK;
+	return status;
+}
+
+/* ---- The public calls ---- */
+
+/* What reach, wait and release have in common. */
+static inline lshard_status enter(lshard_series *series, uint32_t layer, void *stream, const char *call,
+				  uint32_t *position)
+{
+	lshard_status status;
+
+	if (series->state != SERIES_COMMITTED || group_aborted(series->group)) {
+		status = series_require(series, SERIES_COMMITTED, call);
+		if (status < 0)
+			return status;
+	}
+	status = series_position(series, layer, position);
+	if (status < 0)
+		return status;
+	return follow_capture(series, stream);
+}
+
+lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream)
+{
+	uint32_t position;
+	lshard_status status = enter(series, layer, stream, "lshard_reach", &position);
+
+	if (status >= 0)
+		status = note_readers(series, stream);
+	if (status < 0)
+		return status;
+	count(&series->counters.reaches, 1);
+	ring_reach(&series->ring, position);
+	start_fetches(series, stream);
+	return LSHARD_OK;
+}
+
+static lshard_status wait_window(lshard_series *series, uint32_t position, void *stream, unsigned number)
+{
+	uint32_t slot, other = 0;
+
+	slot = series->scheme.map.slot_of[position];
+	if (group_collective(series->group) && series->slots[slot].holds != position && !series->slots[slot].viewed)
+		return lshard_fail(
+			&series->error, LSHARD_ERR_OUT_OF_STEP,
+			SERIES_FORMAT
+			": layer %u was not sent: on a collective transport all ranks reach a layer before they wait "
+			"for it",
+			SERIES_NAMES(series), series_layer(series, position));
+	switch (ring_wait(&series->ring, position, number, &slot, &other)) {
+	case RING_BUSY:
+		return lshard_fail(
+			&series->error, LSHARD_ERR_BUSY,
+			SERIES_FORMAT
+			": layer %u needs the window in which layer %u is still viewed: release or reach first",
+			SERIES_NAMES(series), series_layer(series, position), series_layer(series, other));
+	case RING_MISS:
+		count(&series->counters.misses, 1);
+		start_fetch(series, position, slot, stream);
+		series->slots[slot].streams |=
+			(uint8_t)(1u << number); /* it came after the readers that were retired */
+		break;
+	case RING_HELD:
+	case RING_STORED:
+		break;
+	}
+	return await_slot(series, position, slot, stream);
+}
+
+lshard_status lshard_wait(lshard_series *series, uint32_t layer, void *stream)
+{
+	uint32_t position;
+	unsigned number = 0;
+	lshard_status status = enter(series, layer, stream, "lshard_wait", &position);
+
+	if (status >= 0 && has_streams(series)) /* readers of stored layers matter too: to update and destroy */
+		status = note_stream(series, stream, &number);
+	if (status < 0)
+		return status;
+	count(&series->counters.waits, 1);
+	if (series->scheme.place[position] != PLACE_WINDOW)
+		return LSHARD_OK;
+	return wait_window(series, position, stream, number);
+}
+
+lshard_status lshard_release(lshard_series *series, uint32_t layer, void *stream)
+{
+	uint32_t position;
+	lshard_status status = enter(series, layer, stream, "lshard_release", &position);
+
+	if (status >= 0)
+		status = note_readers(series, stream);
+	if (status < 0)
+		return status;
+	ring_release(&series->ring, position);
+	if (!group_collective(series->group)) /* there, transfers start in step, at reach */
+		start_fetches(series, stream);
+	return LSHARD_OK;
+}
+
+/* Orders @p stream after all transfers and, with streams, after every reader so far. */
+static lshard_status join_transfers(lshard_series *series, void *stream)
+{
+	const lshard_status status = series->group->transport->ops->join(series->store, stream);
+
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+				   series->store->error.text);
+	return LSHARD_OK;
+}
+
+/*
+ * A graph replayed on @p stream may read and overwrite any window: all other readers come before it, and it before what
+ * follows.
+ */
+static lshard_status hand_to_stream(lshard_series *series, void *stream)
+{
+	unsigned number;
+	lshard_status status = note_stream(series, stream, &number);
+
+	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++)
+		if (series->scheme.cell_of_slot[slot] != SLOT_NONE)
+			status = retire_readers(series, slot, series->scheme.cell_of_slot[slot]);
+	if (status >= 0)
+		status = join_transfers(series, stream);
+	if (status >= 0)
+		ring_note_stream(&series->ring, number);
+	return status;
+}
+
+/* Slots whose fetch could not be started hold nothing again. */
+static void retry_failed(lshard_series *series)
+{
+	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++) {
+		if (series->slot_status[slot] >= 0)
+			continue;
+		ring_fail(&series->ring, slot);
+		series->slot_status[slot] = LSHARD_OK;
+	}
+}
+
+lshard_status lshard_series_prepare(lshard_series *series, void *stream)
+{
+	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_prepare");
+
+	if (status >= 0)
+		status = follow_capture(series, stream);
+	if (status < 0)
+		return status;
+	if (series->capture.number) {
+		leave_capture(series);
+		return lshard_fail(&series->error, LSHARD_ERR_STATE,
+				   SERIES_FORMAT ": prepare comes before a capture, not into it", SERIES_NAMES(series));
+	}
+	ring_prepare(&series->ring);
+	retry_failed(series);
+	start_all_fetches(series, stream);
+	status = has_streams(series) ? hand_to_stream(series, stream) : join_transfers(series, stream);
+	if (status >= 0 && failed_fetch(series) < 0)
+		status = lshard_fail(&series->error, failed_fetch(series),
+				     SERIES_FORMAT ": a window cannot be filled: %s", SERIES_NAMES(series),
+				     series->store->error.text);
+	return status;
+}
+
+/* For messages: -1 is nothing. */
+static long long held_layer(const lshard_series *series, uint32_t position)
+{
+	return position == SLOT_NONE ? -1 : (long long)series_layer(series, position);
+}
+
+/*
+ * A captured region must begin in start-of-pass state, which prepare makes before each replay, and end with the windows
+ * as it found them, which is what the ring believes after each replay.
+ */
+static lshard_status end_capture(lshard_series *series)
+{
+	const struct slotmap *map = &series->scheme.map;
+	const lshard_status failed = failed_fetch(series);
+	uint32_t first = 0, last = 0, slot;
+
+	for (slot = 0; slot < map->n_slots; slot++) {
+		first = series->capture.slots[slot].holds;
+		last = series->slots[slot].holds;
+		if (first != last || first != slotmap_next(map, slot, 0))
+			break;
+	}
+	leave_capture(series);
+	if (failed < 0)
+		return lshard_fail(&series->error, failed, SERIES_FORMAT ": a fetch could not be captured: %s",
+				   SERIES_NAMES(series), series->store->error.text);
+	if (slot == map->n_slots)
+		return LSHARD_OK;
+	return lshard_fail(
+		&series->error, LSHARD_ERR_NOT_PERIODIC,
+		SERIES_FORMAT
+		": window %u begins the captured region with layer %lld, ends it with layer %lld, and a pass begins "
+		"with layer %u: call lshard_series_prepare before a capture and capture whole passes",
+		SERIES_NAMES(series), slot, held_layer(series, first), held_layer(series, last),
+		series_layer(series, slotmap_next(map, slot, 0)));
+}
+
+lshard_status lshard_series_join(lshard_series *series, void *stream)
+{
+	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_join");
+
+	if (status >= 0)
+		status = follow_capture(series, stream);
+	if (status < 0)
+		return status;
+	ring_join(&series->ring);
+	start_all_fetches(series, stream);
+	status = join_transfers(series, stream);
+	if (!series->capture.number)
+		return status;
+	if (status < 0) {
+		leave_capture(series);
+		return status;
+	}
+	return end_capture(series);
+}
+
+/* ---- For load.c ---- */
+
+void pass_restart(lshard_series *series)
+{
+	leave_capture(series);
+	ring_reset(&series->ring);
+	memset(series->slot_status, 0, series->scheme.map.n_slots * sizeof *series->slot_status);
+	memset(series->slot_landed, 0, series->scheme.map.n_slots * sizeof *series->slot_landed);
+	start_all_fetches(series, NULL);
+}
+
+lshard_status pass_drain(lshard_series *series)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	lshard_status status = LSHARD_OK;
+
+	leave_capture(series);
+	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
+		status = ops->retire(series->store, LSHARD_NO_CELL, series->streams[number]);
+	if (status >= 0)
+		status = ops->drain(series->store);
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+				   series->store->error.text);
+	return LSHARD_OK;
+}
+
+lshard_status lshard_series_rewind(lshard_series *series)
+{
+	lshard_group *group = series->group;
+	struct meeting_card card;
+	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_rewind");
+
+	if (status < 0)
+		return status;
+	if (!group_collective(group)) {
+		leave_capture(series);
+		ring_prepare(&series->ring);
+		start_fetches(series, NULL);
+		return LSHARD_OK;
+	}
+	status = pass_drain(series);
+	card = series_card(series, MEET_REWIND, status);
+	card.values[0] = group->sequence;
+	status = group_meet_all(group, card, &series->error);
+	if (status < 0)
+		return status;
+	for (int32_t rank = 0; rank < group->context.size; rank++)
+		if (group->cards[rank].values[0] > group->sequence)
+			group->sequence = group->cards[rank].values[0];
+	pass_restart(series);
+	return LSHARD_OK;
+}

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * scheme.c - see scheme.h.
+ *
+ * On one-sided transports each rank arranges its own windows over the layers it lacks. On collective ones all ranks
+ * must start the same transfers in the same order, so the ring is laid over the layers that are not resident
+ * everywhere, the same on each rank.
+ */
+#include "scheme.h"
+
+#include <string.h>
+
+static bool is_mine(const struct scheme *scheme, uint32_t position)
+{
+	return scheme->layout.placement == LSHARD_OWNER &&
+	       layout_source(&scheme->layout, position) == scheme->link.rank;
+}
+
+/* Fills remote with the layers a ring could be needed for, and place for all others. */
+static void find_candidates(struct scheme *scheme)
+{
+	const bool everyone = scheme->link.collective && scheme->link.size > 1;
+
+	for (uint32_t position = 0; position < scheme->layout.layers; position++) {
+		const bool mine = is_mine(scheme, position);
+
+		scheme->cell_of[position] = SLOT_NONE;
+		scheme->place[position] = mine ? PLACE_SHARE : scheme->direct ? PLACE_PEER : PLACE_WINDOW;
+		if (!scheme->direct && (everyone || !mine))
+			scheme->remote[scheme->n_remote++] = position;
+	}
+}
+
+/* Layers among the candidates that the poorest rank would have to keep to have them all. */
+static uint64_t most_lacking(const struct scheme *scheme)
+{
+	const bool everyone = scheme->link.collective && scheme->layout.placement == LSHARD_OWNER;
+
+	return everyone ? scheme->n_remote - scheme->n_remote / (uint32_t)scheme->link.size : scheme->n_remote;
+}
+
+/* As many as fit, spread evenly round the circle; what is left stays in remote. */
+static void choose_residents(struct scheme *scheme, uint64_t resident_bytes)
+{
+	const uint64_t fit = resident_bytes / scheme->layout.layer_bytes;
+	const uint32_t candidates = scheme->n_remote;
+	const uint64_t kept = fit >= most_lacking(scheme) ? candidates : fit;
+	uint32_t left = 0;
+
+	for (uint32_t index = 0; index < candidates; index++) {
+		const uint32_t position = scheme->remote[index];
+		const bool keep = (index + 1) * kept / candidates > index * kept / candidates;
+
+		if (!keep)
+			scheme->remote[left++] = position;
+		else if (scheme->place[position] == PLACE_WINDOW)
+			scheme->place[position] = PLACE_RESIDENT;
+	}
+	scheme->n_remote = left;
+}
+
+static uint64_t count_incoming(const struct scheme *scheme)
+{
+	const struct layout *layout = &scheme->layout;
+	uint64_t bytes = 0;
+
+	if (layout->placement == LSHARD_OWNER)
+		return layout->layer_bytes;
+	for (uint32_t index = layout->first_piece[0]; index < layout->first_piece[1]; index++)
+		if (layout->pieces[index].rank != scheme->link.rank)
+			bytes += layout->pieces[index].width * layout->pieces[index].rows;
+	return bytes;
+}
+
+/* Windows first, then residents; a slot in which nothing comes to this rank gets no memory. */
+static void number_cells(struct scheme *scheme)
+{
+	for (uint32_t slot = 0; slot < scheme->map.n_slots; slot++)
+		scheme->cell_of_slot[slot] = SLOT_NONE;
+	for (uint32_t position = 0; position < scheme->layout.layers; position++) {
+		const uint32_t slot = scheme->map.slot_of[position];
+
+		if (scheme->place[position] == PLACE_WINDOW && scheme->cell_of_slot[slot] == SLOT_NONE)
+			scheme->cell_of_slot[slot] = scheme->windows++;
+	}
+	for (uint32_t position = 0; position < scheme->layout.layers; position++)
+		if (scheme->place[position] == PLACE_RESIDENT)
+			scheme->cell_of[position] = scheme->windows + scheme->residents++;
+}
+
+static lshard_status allocate_scheme(struct scheme *scheme, const struct layout_memory *memory)
+{
+	const size_t layers = scheme->layout.layers;
+
+	scheme->remote = memory->allocate(memory->user, layers * sizeof(uint32_t));
+	scheme->slot_of = memory->allocate(memory->user, layers * sizeof(uint32_t));
+	scheme->remote_at_or_after = memory->allocate(memory->user, layers * sizeof(uint32_t));
+	scheme->cell_of = memory->allocate(memory->user, layers * sizeof(uint32_t));
+	scheme->place = memory->allocate(memory->user, layers);
+	if (!scheme->remote || !scheme->slot_of || !scheme->remote_at_or_after || !scheme->cell_of || !scheme->place)
+		return LSHARD_ERR_NO_MEMORY;
+	return LSHARD_OK;
+}
+
+static lshard_status arrange(struct scheme *scheme, const lshard_series_options *options,
+			     const struct layout_memory *memory)
+{
+	lshard_status status = allocate_scheme(scheme, memory);
+
+	if (status < 0)
+		return status;
+	find_candidates(scheme);
+	choose_residents(scheme, options->resident_bytes);
+	slotmap_build(&scheme->map, scheme->layout.layers, scheme->remote, scheme->n_remote, options->prefetch,
+		      scheme->slot_of, scheme->remote_at_or_after);
+	scheme->cell_of_slot = memory->allocate(memory->user, (scheme->map.n_slots + 1) * sizeof(uint32_t));
+	if (!scheme->cell_of_slot)
+		return LSHARD_ERR_NO_MEMORY;
+	number_cells(scheme);
+	scheme->incoming_bytes = count_incoming(scheme);
+	return LSHARD_OK;
+}
+
+lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *options, const struct scheme_link *link,
+			  const struct layout_memory *memory, lshard_error *error)
+{
+	lshard_status status;
+
+	*scheme = (struct scheme){.link = *link, .prefetch = options->prefetch};
+	status = layout_open(&scheme->layout, options, link->size, link->direct ? link->granule : 1, memory, error);
+	if (status < 0)
+		return status;
+	scheme->direct = link->direct && scheme->layout.composable && link->size > 1;
+	scheme->horizon = link->collective ? options->prefetch : UINT32_MAX;
+	status = arrange(scheme, options, memory);
+	if (status >= 0)
+		return status;
+	scheme_close(scheme, memory);
+	return lshard_fail(error, status, "series '%s': no memory for the tables of %u layers", options->name,
+			   options->layer_count);
+}
+
+void scheme_close(struct scheme *scheme, const struct layout_memory *memory)
+{
+	memory->release(memory->user, scheme->cell_of_slot);
+	memory->release(memory->user, scheme->place);
+	memory->release(memory->user, scheme->cell_of);
+	memory->release(memory->user, scheme->remote_at_or_after);
+	memory->release(memory->user, scheme->slot_of);
+	memory->release(memory->user, scheme->remote);
+	layout_close(&scheme->layout, memory);
+	*scheme = (struct scheme){0};
+}
+
+uint32_t scheme_window(const struct scheme *scheme, uint32_t position)
+{
+	return scheme->cell_of_slot[scheme->map.slot_of[position]];
+}
+
+void scheme_leads(const struct scheme *scheme, struct scheme_leads *leads)
+{
+	const uint32_t layers = scheme->layout.layers;
+
+	*leads = (struct scheme_leads){.shortest = layers};
+	for (uint32_t position = 0; position < layers; position++) {
+		uint32_t lead;
+
+		if (scheme->place[position] != PLACE_WINDOW)
+			continue;
+		lead = slotmap_lead(&scheme->map, position, scheme->horizon);
+		if (lead == layers)
+			continue; /* alone in its window: brought once */
+		leads->fetched++;
+		if (lead < leads->shortest)
+			leads->shortest = lead;
+		if (lead >= scheme->prefetch)
+			continue;
+		if (leads->late < LSHARD_LATE_NAMED)
+			leads->named[leads->late] = scheme->layout.first_layer + position;
+		leads->late++;
+	}
+}

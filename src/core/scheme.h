@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * scheme.h - what a series is on one rank: where each layer is found, which are resident, the windows and their slot
+ * map. Pure arithmetic over layout and slotmap; the planner and the running series use the same.
+ */
+#ifndef LAYERSHARD_SCHEME_H
+#define LAYERSHARD_SCHEME_H
+
+#include "layout.h"
+#include "slotmap.h"
+
+/* Where this rank's program finds a layer. */
+enum place {
+	PLACE_SHARE,    /* in the rank's own share, whole */
+	PLACE_PEER,     /* in place in the shares, by mapping; nothing moves */
+	PLACE_RESIDENT, /* in a cell of its own, for good */
+	PLACE_WINDOW    /* in the cell of its slot, when it is its turn */
+};
+
+/* How the ranks are connected, as far as the arithmetic cares. */
+struct scheme_link {
+	int32_t rank;
+	int32_t size;
+	bool collective;
+	bool direct; /* the transport can map peers' shares */
+	uint64_t granule;
+};
+
+struct scheme {
+	struct layout layout;
+	struct scheme_link link;
+	bool direct;      /* the layers not stored here are PLACE_PEER */
+	uint32_t *remote; /* positions in the ring, ascending */
+	uint32_t n_remote;
+	struct slotmap map;
+	uint32_t *slot_of; /* the map's arrays */
+	uint32_t *remote_at_or_after;
+	uint8_t *place;         /* [N] enum place */
+	uint32_t *cell_of;      /* [N] cell of a resident; SLOT_NONE else */
+	uint32_t *cell_of_slot; /* [n_slots] SLOT_NONE: no layer of the slot comes to this rank (it only sends) */
+	uint32_t windows;       /* cells 0..windows-1 */
+	uint32_t residents;     /* the cells after them */
+	uint32_t horizon;       /* how many layers ahead a fetch may start */
+	uint32_t prefetch;
+	uint64_t incoming_bytes; /* what other ranks send for one layer: all of it, or all but the own stripe */
+};
+
+/* How far ahead layers are brought, for plan and stats. */
+struct scheme_leads {
+	uint32_t fetched;                  /* layers brought to this rank per steady pass */
+	uint32_t shortest;                 /* lead; N when nothing is fetched */
+	uint32_t late;                     /* layers whose lead is below k */
+	uint32_t named[LSHARD_LATE_NAMED]; /* the first of them, as layers (not positions) */
+};
+
+lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *options, const struct scheme_link *link,
+			  const struct layout_memory *memory, lshard_error *error);
+void scheme_close(struct scheme *scheme, const struct layout_memory *memory);
+
+/* The cell into which the window layer at @p position comes. */
+uint32_t scheme_window(const struct scheme *scheme, uint32_t position);
+
+void scheme_leads(const struct scheme *scheme, struct scheme_leads *leads);
+
+#endif

@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * series.c - life of a series: creation, addresses, destruction, statistics.
+ * Knows: scheme and store. Filling it is load.c, running it pass.c.
+ */
+#include "internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- What other files ask ---- */
+
+static const char *state_name(enum series_state state)
+{
+	return state == SERIES_CREATED     ? "not committed yet"
+	       : state == SERIES_COMMITTED ? "committed"
+					   : "being updated";
+}
+
+struct meeting_card series_card(const lshard_series *series, enum meeting meeting, lshard_status status)
+{
+	struct meeting_card card = {.meeting = (int32_t)meeting, .status = status, .number = series->number};
+
+	strcpy(card.series, series->name);
+	return card;
+}
+
+lshard_status series_require(lshard_series *series, enum series_state state, const char *call)
+{
+	if (group_aborted(series->group))
+		return lshard_fail(&series->error, LSHARD_ERR_ABORTED, SERIES_FORMAT ": the group was aborted",
+				   SERIES_NAMES(series));
+	if (series->state == state)
+		return LSHARD_OK;
+	return lshard_fail(&series->error, LSHARD_ERR_STATE, SERIES_FORMAT ": %s needs a series that is %s; it is %s",
+			   SERIES_NAMES(series), call, state_name(state), state_name(series->state));
+}
+
+lshard_status series_position(lshard_series *series, uint32_t layer, uint32_t *position)
+{
+	const struct layout *layout = &series->scheme.layout;
+
+	if (layer - layout->first_layer >= layout->layers) /* wraps below the first */
+		return lshard_fail(&series->error, LSHARD_ERR_RANGE, SERIES_FORMAT ": layer %u is not in %u..%u",
+				   SERIES_NAMES(series), layer, layout->first_layer,
+				   layout->first_layer + (layout->layers - 1));
+	*position = layer - layout->first_layer;
+	return LSHARD_OK;
+}
+
+static lshard_status check_tensor(lshard_series *series, uint32_t layer, uint32_t tensor, uint32_t *position)
+{
+	const lshard_status status = series_position(series, layer, position);
+
+	if (status < 0)
+		return status;
+	if (tensor >= series->scheme.layout.n_tensors)
+		return lshard_fail(&series->error, LSHARD_ERR_RANGE,
+				   SERIES_FORMAT ": layer %u has %u tensors, no number %u", SERIES_NAMES(series), layer,
+				   series->scheme.layout.n_tensors, tensor);
+	return LSHARD_OK;
+}
+
+/* ---- Creation ---- */
+
+static void fill_store_plan(lshard_series *series, const lshard_series_options *options)
+{
+	const struct scheme *scheme = &series->scheme;
+
+	series->store_plan = (lshard_store_plan){
+		.name = series->name,
+		.layers = scheme->layout.layers,
+		.layer_bytes = scheme->layout.layer_bytes,
+		.share_bytes = scheme->layout.share_bytes_of[scheme->link.rank],
+		.share_bytes_of = scheme->layout.share_bytes_of,
+		.cells = scheme->windows + scheme->residents,
+		.windows = scheme->windows,
+		.direct = scheme->direct,
+		.pieces = scheme->layout.pieces,
+		.first_piece = scheme->layout.first_piece,
+		.memory_source = options->memory_source,
+	};
+}
+
+static lshard_status allocate_tables(lshard_series *series)
+{
+	const uint32_t layers = series->scheme.layout.layers;
+	const uint32_t slots = series->scheme.map.n_slots;
+	lshard_group *group = series->group;
+
+	series->address = group_allocate(group, layers * sizeof *series->address);
+	series->slots = group_allocate(group, slots * sizeof *series->slots);
+	series->slot_status = group_allocate(group, slots * sizeof *series->slot_status);
+	series->slot_landed = group_allocate(group, slots * sizeof *series->slot_landed);
+	series->capture.slots = group_allocate(group, slots * sizeof *series->capture.slots);
+	series->capture.status = group_allocate(group, slots * sizeof *series->capture.status);
+	series->tensors = group_allocate(group, series->scheme.layout.n_tensors * sizeof *series->tensors);
+	if (series->address && series->slots && series->slot_status && series->slot_landed && series->capture.slots &&
+	    series->capture.status && series->tensors)
+		return LSHARD_OK;
+	return lshard_fail(&group->error, LSHARD_ERR_NO_MEMORY, SERIES_FORMAT ": no memory for the tables of %u layers",
+			   SERIES_NAMES(series), layers);
+}
+
+/* Everything of a series that needs no other rank. */
+static lshard_status build_series(lshard_series *series, const lshard_series_options *options)
+{
+	lshard_group *group = series->group;
+	const lshard_transport_ops *ops = group->transport->ops;
+	const struct layout_memory memory = group_memory(group);
+	const struct scheme_link link = {.rank = group->context.rank,
+					 .size = group->context.size,
+					 .collective = group_collective(group),
+					 .direct = ops->capabilities & LSHARD_CAP_DIRECT,
+					 .granule = ops->granule_bytes};
+	lshard_status status;
+
+	if (!options->memory_source.allocate != !options->memory_source.release)
+		return lshard_fail(&group->error, LSHARD_ERR_INVALID,
+				   SERIES_FORMAT ": a memory source needs both allocate and release",
+				   SERIES_NAMES(series));
+	if (options->memory_source.allocate && !(ops->capabilities & LSHARD_CAP_CALLER_MEMORY))
+		return lshard_fail(&group->error, LSHARD_ERR_NOT_SUPPORTED,
+				   SERIES_FORMAT ": transport %s takes no caller's memory", SERIES_NAMES(series),
+				   ops->name);
+	status = scheme_open(&series->scheme, options, &link, &memory, &group->error);
+	if (status < 0)
+		return status;
+	fill_store_plan(series, options);
+	status = allocate_tables(series);
+	if (status >= 0)
+		ring_init(&series->ring, &series->scheme.map, series->slots, series->scheme.horizon);
+	return status;
+}
+
+static lshard_status open_store(lshard_series *series)
+{
+	lshard_group *group = series->group;
+	const lshard_status status =
+		group->transport->ops->store_open(group->transport, &series->store_plan, &series->store);
+
+	if (status < 0)
+		return lshard_fail(&group->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+				   group->transport->error.text);
+	return LSHARD_OK;
+}
+
+static void find_addresses(lshard_series *series)
+{
+	const struct scheme *scheme = &series->scheme;
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	uint8_t *share = ops->share(series->store);
+
+	for (uint32_t position = 0; position < scheme->layout.layers; position++) {
+		switch ((enum place)scheme->place[position]) {
+		case PLACE_SHARE:
+			series->address[position] =
+				share + scheme->layout.pieces[scheme->layout.first_piece[position]].share_offset;
+			break;
+		case PLACE_PEER:
+			series->address[position] = ops->peer(series->store, position);
+			break;
+		case PLACE_RESIDENT:
+			series->address[position] = ops->cell(series->store, scheme->cell_of[position], position);
+			break;
+		case PLACE_WINDOW:
+			series->address[position] = ops->cell(series->store, scheme_window(scheme, position), position);
+			break;
+		}
+	}
+}
+
+/* Frees what build_series and open_store made, as far as they came. */
+static void series_free(lshard_series *series)
+{
+	lshard_group *group = series->group;
+	const struct layout_memory memory = group_memory(group);
+
+	if (series->store)
+		group->transport->ops->store_close(series->store);
+	group_release(group, series->tensors);
+	group_release(group, series->capture.status);
+	group_release(group, series->capture.slots);
+	group_release(group, series->slot_landed);
+	group_release(group, series->slot_status);
+	group_release(group, series->slots);
+	group_release(group, series->address);
+	scheme_close(&series->scheme, &memory);
+	group_release(group, series);
+}
+
+static lshard_status create(lshard_group *group, const lshard_series_options *options, lshard_series **out)
+{
+	lshard_series *series = group_allocate(group, sizeof *series);
+	lshard_status status;
+
+	if (!series) { /* tell the others, who would wait */
+		status = lshard_fail(&group->error, LSHARD_ERR_NO_MEMORY, "rank %d, series '%s': no memory",
+				     group->context.rank, options->name);
+		return agree_on_series(group, options, status, &group->error);
+	}
+	series->group = group;
+	series->number = group->n_created;
+	strcpy(series->name, options->name);
+	status = build_series(series, options);
+	status = agree_on_series(group, options, status, &group->error);
+	if (status < 0)
+		goto free_series;
+	status = open_store(series);
+	status = group_meet_all(group, series_card(series, MEET_OPENED, status), &group->error);
+	if (status < 0)
+		goto free_series;
+	find_addresses(series);
+	group->n_created++;
+	atomic_fetch_add(&group->n_series, 1);
+	*out = series;
+	return LSHARD_OK;
+
+free_series:
+	series_free(series);
+	return status;
+}
+
+lshard_status lshard_series_create(lshard_group *group, const lshard_series_options *options, lshard_series **series)
+{
+	lshard_status status;
+
+	if (!group)
+		return LSHARD_ERR_INVALID;
+	if (!options || !series || options->struct_size != sizeof *options)
+		return lshard_fail(&group->error, LSHARD_ERR_INVALID,
+				   "rank %d: lshard_series_create needs options (LSHARD_SERIES_OPTIONS_INIT) and a "
+				   "place for the series",
+				   group->context.rank);
+	if (!options->name || !*options->name || strlen(options->name) > 63)
+		return lshard_fail(&group->error, LSHARD_ERR_INVALID,
+				   "rank %d: a series needs a name of 1..63 characters", group->context.rank);
+	if (group_aborted(group))
+		return lshard_fail(&group->error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted",
+				   group->context.rank);
+	status = create(group, options, series);
+	if (status < 0)
+		group->context.log(&group->context, LSHARD_LOG_ERROR, "%s: %s", lshard_status_name(status),
+				   group->error.text);
+	return status;
+}
+
+lshard_status lshard_series_destroy(lshard_series *series)
+{
+	if (!series)
+		return LSHARD_OK;
+	/*
+	 * Readers still on a stream come before the memory goes. What else can fail there changes nothing for the
+	 * worse.
+	 */
+	if (series->state == SERIES_COMMITTED && pass_drain(series) == LSHARD_ERR_TIMEOUT)
+		return LSHARD_ERR_TIMEOUT;
+	atomic_fetch_sub(&series->group->n_series, 1);
+	series_free(series);
+	return LSHARD_OK;
+}
+
+/* ---- Addresses ---- */
+
+int lshard_series_is_source(const lshard_series *series, uint32_t layer)
+{
+	const struct layout *layout = &series->scheme.layout;
+	const uint32_t position = layer - layout->first_layer;
+
+	return position < layout->layers && layout_source(layout, position) == series->scheme.link.rank;
+}
+
+lshard_status lshard_series_address(lshard_series *series, uint32_t layer, uint32_t tensor, void **address)
+{
+	uint32_t position = 0;
+	const lshard_status status = check_tensor(series, layer, tensor, &position);
+
+	if (status >= 0)
+		*address = series->address[position] + series->scheme.layout.tensors[tensor].offset;
+	return status;
+}
+
+lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint32_t tensor, void **address)
+{
+	uint32_t position = 0;
+	const lshard_status status = check_tensor(series, layer, tensor, &position);
+
+	if (status < 0)
+		return status;
+	if (series->state == SERIES_COMMITTED)
+		return lshard_fail(&series->error, LSHARD_ERR_STATE,
+				   SERIES_FORMAT ": committed weights change by lshard_series_update_begin",
+				   SERIES_NAMES(series));
+	if (series->scheme.place[position] != PLACE_SHARE)
+		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
+				   SERIES_FORMAT ": layer %u is not stored whole on this rank", SERIES_NAMES(series),
+				   layer);
+	*address = series->address[position] + series->scheme.layout.tensors[tensor].offset;
+	return LSHARD_OK;
+}
+
+lshard_status lshard_series_stripe(lshard_series *series, uint32_t layer, uint32_t tensor, void **address,
+				   lshard_range *range)
+{
+	const struct layout *layout = &series->scheme.layout;
+	const struct layout_tensor *of;
+	const lshard_piece *piece;
+	uint64_t inside, row_bytes;
+	uint32_t position = 0;
+	const lshard_status status = check_tensor(series, layer, tensor, &position);
+
+	if (status < 0)
+		return status;
+	of = &layout->tensors[tensor];
+	if ((layout->placement != LSHARD_STRIPED && layout->size > 1) || of->stripe == LSHARD_STRIPE_BYTES)
+		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
+				   SERIES_FORMAT
+				   ": tensor '%s' has no stripe: placement STRIPED and a stripe dimension give one",
+				   SERIES_NAMES(series), of->name);
+	row_bytes = of->bytes / of->rows;
+	if (layout->size == 1) { /* the stripe of a rank alone is everything */
+		*address = series->address[position] + of->offset;
+		*range = (lshard_range){0, of->stripe == LSHARD_STRIPE_ROWS ? of->rows : row_bytes, row_bytes};
+		return LSHARD_OK;
+	}
+	piece = layout_stripe(layout, position, tensor, series->scheme.link.rank);
+	if (!piece) { /* fewer rows or columns than ranks */
+		*address = NULL;
+		*range = (lshard_range){0, 0, 0};
+		return LSHARD_OK;
+	}
+	inside = piece->layer_offset - of->offset;
+	*address = (uint8_t *)series->group->transport->ops->share(series->store) + piece->share_offset;
+	if (of->stripe == LSHARD_STRIPE_ROWS)
+		*range = (lshard_range){inside / row_bytes, (inside + piece->width) / row_bytes, row_bytes};
+	else
+		*range = (lshard_range){inside, inside + piece->width, piece->share_pitch};
+	return LSHARD_OK;
+}
+
+/* ---- Statistics ---- */
+
+static uint64_t now(const atomic_uint_least64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *stats)
+{
+	const struct scheme *scheme;
+	const struct counters *counters;
+	struct scheme_leads leads;
+
+	if (!series || !stats || stats->struct_size != sizeof *stats)
+		return LSHARD_ERR_INVALID;
+	scheme = &series->scheme;
+	counters = &series->counters;
+	scheme_leads(scheme, &leads);
+	*stats = (lshard_stats){
+		.struct_size = sizeof *stats,
+		.layer_bytes = scheme->layout.layer_bytes,
+		.share_bytes = series->store_plan.share_bytes,
+		.window_bytes = scheme->windows * scheme->layout.layer_bytes,
+		.resident_bytes = scheme->residents * scheme->layout.layer_bytes,
+		.windows = scheme->windows,
+		.residents = scheme->residents,
+		.fetched_layers = leads.fetched,
+		.late_count = leads.late,
+		.generation = now(&counters->generation),
+		.reaches = now(&counters->reaches),
+		.waits = now(&counters->waits),
+		.stalls = now(&counters->stalls),
+		.misses = now(&counters->misses),
+		.fetches = now(&counters->fetches),
+		.fetched_bytes = now(&counters->fetched_bytes),
+		.blocked_ns = now(&counters->blocked_ns),
+		.max_blocked_ns = now(&counters->max_blocked_ns),
+		.link_busy_ns = now(&counters->link_busy_ns),
+	};
+	memcpy(stats->late, leads.named, sizeof stats->late);
+	return LSHARD_OK;
+}
+
+const char *lshard_series_error(const lshard_series *series)
+{
+	return series->error.text;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * environment.c - the one table of the environment variables this library reads.
+ * A variable that is not in the table cannot be read: what `layershard info` lists is all there is.
+ */
+#include "outside.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const struct {
+	const char *name;
+	const char *default_value;
+	const char *help;
+} variables[] = {
+	{"LAYERSHARD_RANK", "", "number of this rank, 0..LAYERSHARD_SIZE-1"},
+	{"LAYERSHARD_SIZE", "", "number of ranks"},
+	{"LAYERSHARD_LOCAL_RANK", "", "number of this rank among those of its host"},
+	{"LAYERSHARD_JOB", "", "name under which separately started ranks of one host and user meet"},
+	{"LAYERSHARD_TRANSPORT", "auto", "transport, with wrappers in front: trace=FILE,throttle=BYTES_PER_S,shm:copy"},
+	{"LAYERSHARD_TIMEOUT_MS", "30000", "longest wait of any blocking call, in milliseconds"},
+	{"RANK", "", "rank as set by torchrun"},
+	{"WORLD_SIZE", "", "number of ranks as set by torchrun"},
+	{"LOCAL_RANK", "", "rank on its host as set by torchrun"},
+	{"OMPI_COMM_WORLD_RANK", "", "rank as set by Open MPI"},
+	{"OMPI_COMM_WORLD_SIZE", "", "number of ranks as set by Open MPI"},
+	{"OMPI_COMM_WORLD_LOCAL_RANK", "", "rank on its host as set by Open MPI"},
+	{"PMIX_RANK", "", "rank as set by a PMIx launcher"},
+	{"PMIX_SIZE", "", "number of ranks, from PMIx launchers that set it"},
+	{"PMIX_LOCAL_RANK", "", "rank on its host, from PMIx launchers that set it"},
+	{"PMI_RANK", "", "rank as set by a PMI launcher (MPICH, Intel MPI)"},
+	{"PMI_SIZE", "", "number of ranks as set by a PMI launcher"},
+	{"MPI_LOCALRANKID", "", "rank on its host as set by MPICH and Intel MPI"},
+	{"SLURM_PROCID", "", "rank as set by Slurm for each task of srun"},
+	{"SLURM_NTASKS", "", "number of ranks as set by Slurm; no source without SLURM_PROCID"},
+	{"SLURM_LOCALID", "", "rank on its host as set by Slurm"},
+};
+
+#define N_VARIABLES (sizeof variables / sizeof variables[0])
+
+static const char *set_value(const char *name)
+{
+	const char *value = getenv(name);
+
+	return value && value[0] ? value : NULL;
+}
+
+const char *lshard__variable(const char *name)
+{
+	for (size_t i = 0; i < N_VARIABLES; i++)
+		if (!strcmp(variables[i].name, name))
+			return set_value(name);
+	return NULL;
+}
+
+lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable)
+{
+	const char *value;
+
+	if (index >= N_VARIABLES)
+		return LSHARD_ERR_RANGE;
+	if (!variable)
+		return LSHARD_ERR_INVALID;
+	value = set_value(variables[index].name);
+	variable->name = variables[index].name;
+	variable->value = value ? value : variables[index].default_value;
+	variable->default_value = variables[index].default_value;
+	variable->help = variables[index].help;
+	return LSHARD_OK;
+}

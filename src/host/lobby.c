@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * lobby.c - see lobby.h. Every rank connects once, so a full lobby is full of strangers: the first of them must go.
+ */
+#include "lobby.h"
+#include "sockets.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define STRANGERS 16u
+
+static size_t room_for(int32_t size)
+{
+	return (size_t)size + STRANGERS;
+}
+
+bool lshard__lobby_open(struct lshard__lobby *lobby, const lshard_context *context)
+{
+	lobby->context = context;
+	lobby->count = 0;
+	lobby->newcomers = context->allocate(context, room_for(context->size) * sizeof lobby->newcomers[0]);
+	return lobby->newcomers != NULL;
+}
+
+void lshard__lobby_close(struct lshard__lobby *lobby)
+{
+	if (!lobby->newcomers)
+		return;
+	for (size_t i = 0; i < lobby->count; i++)
+		close(lobby->newcomers[i].fd);
+	lobby->context->release(lobby->context, lobby->newcomers);
+	lobby->newcomers = NULL;
+	lobby->count = 0;
+}
+
+size_t lshard__lobby_polls(int32_t size)
+{
+	return room_for(size) + 1;
+}
+
+size_t lshard__lobby_poll(const struct lshard__lobby *lobby, int listener, struct pollfd *polled)
+{
+	polled[0] = (struct pollfd){.fd = listener, .events = POLLIN};
+	for (size_t i = 0; i < lobby->count; i++)
+		polled[i + 1] = (struct pollfd){.fd = lobby->newcomers[i].fd, .events = POLLIN};
+	return lobby->count + 1;
+}
+
+static void take_out(struct lshard__lobby *lobby, size_t index)
+{
+	struct lshard__newcomer *newcomer = &lobby->newcomers[index];
+
+	lobby->count--;
+	memmove(newcomer, newcomer + 1, (lobby->count - index) * sizeof *newcomer);
+}
+
+/* False: it has gone. */
+static bool hear_one(struct lshard__newcomer *newcomer)
+{
+	size_t missing = sizeof newcomer->hello - newcomer->got;
+	ssize_t got = recv(newcomer->fd, newcomer->hello + newcomer->got, missing, 0);
+
+	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+		return true;
+	if (got > 0)
+		newcomer->got += (size_t)got;
+	return got > 0;
+}
+
+static lshard_status accept_one(struct lshard__lobby *lobby, int listener)
+{
+	struct lshard__newcomer newcomer = {.fd = lshard__socket_accept(listener)};
+	uid_t uid;
+
+	if (newcomer.fd < 0)
+		return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ? LSHARD_OK : LSHARD_ERR_SYSTEM;
+	if (lshard__socket_peer(newcomer.fd, &newcomer.pid, &uid) || uid != geteuid()) {
+		close(newcomer.fd);
+		return LSHARD_OK;
+	}
+	if (lobby->count == room_for(lobby->context->size)) {
+		close(lobby->newcomers[0].fd);
+		take_out(lobby, 0);
+	}
+	lobby->newcomers[lobby->count++] = newcomer;
+	return LSHARD_OK;
+}
+
+lshard_status lshard__lobby_hear(struct lshard__lobby *lobby, const struct pollfd *polled)
+{
+	for (size_t i = lobby->count; i-- > 0;) {
+		if (!polled[i + 1].revents || hear_one(&lobby->newcomers[i]))
+			continue;
+		close(lobby->newcomers[i].fd);
+		take_out(lobby, i);
+	}
+	return polled[0].revents & POLLIN ? accept_one(lobby, polled[0].fd) : LSHARD_OK;
+}
+
+bool lshard__lobby_next(struct lshard__lobby *lobby, struct lshard__newcomer *newcomer)
+{
+	for (size_t i = 0; i < lobby->count; i++) {
+		if (lobby->newcomers[i].got < sizeof newcomer->hello)
+			continue;
+		*newcomer = lobby->newcomers[i];
+		take_out(lobby, i);
+		return true;
+	}
+	return false;
+}

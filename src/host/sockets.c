@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sockets.c - see sockets.h. The only file that speaks of sockaddr_un.
+ */
+#include "sockets.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NS_PER_MS 1000000u
+#define RETRY_MS  5 /* between two tries to connect to somebody who is not there yet */
+
+uint64_t lshard__deadline_ns(uint32_t timeout_ms)
+{
+	return lshard__now_ns() + (uint64_t)timeout_ms * NS_PER_MS;
+}
+
+int lshard__left_ms(uint64_t deadline_ns)
+{
+	uint64_t now = lshard__now_ns();
+	uint64_t left = deadline_ns > now ? (deadline_ns - now + NS_PER_MS - 1) / NS_PER_MS : 0;
+
+	return left > INT32_MAX ? INT32_MAX : (int)left;
+}
+
+/* Abstract: it lives in the network namespace, not in a file system, and goes with the last descriptor. */
+static socklen_t abstract_address(const char *name, struct sockaddr_un *address)
+{
+	size_t length = strnlen(name, sizeof address->sun_path - 1);
+
+	memset(address, 0, sizeof *address);
+	address->sun_family = AF_UNIX;
+	memcpy(address->sun_path + 1, name, length);
+	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length);
+}
+
+static int new_socket(int type)
+{
+	return socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+}
+
+static int close_keeping_errno(int fd)
+{
+	int saved = errno;
+
+	close(fd);
+	errno = saved;
+	return -1;
+}
+
+int lshard__socket_listen(const char *name, int type)
+{
+	struct sockaddr_un address;
+	socklen_t length = abstract_address(name, &address);
+	int fd = new_socket(type);
+
+	if (fd < 0)
+		return -1;
+	if (bind(fd, (struct sockaddr *)&address, length) || listen(fd, SOMAXCONN))
+		return close_keeping_errno(fd);
+	return fd;
+}
+
+lshard_status lshard__socket_connect(const char *name, int type, uint64_t deadline_ns, int *fd)
+{
+	struct sockaddr_un address;
+	socklen_t length = abstract_address(name, &address);
+	int tried = new_socket(type);
+
+	if (tried < 0)
+		return LSHARD_ERR_SYSTEM;
+	while (connect(tried, (struct sockaddr *)&address, length)) {
+		int left = lshard__left_ms(deadline_ns);
+
+		/* EAGAIN: the listener's queue is full. */
+		if ((errno != ECONNREFUSED && errno != EAGAIN && errno != EINTR) || !left) {
+			lshard_status status = left ? LSHARD_ERR_SYSTEM : LSHARD_ERR_TIMEOUT;
+
+			close_keeping_errno(tried);
+			return status;
+		}
+		poll(NULL, 0, left < RETRY_MS ? left : RETRY_MS);
+	}
+	*fd = tried;
+	return LSHARD_OK;
+}
+
+int lshard__socket_accept(int listener)
+{
+	return accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+}
+
+int lshard__socket_peer(int fd, pid_t *pid, uid_t *uid)
+{
+	struct ucred credentials;
+	socklen_t length = sizeof credentials;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length))
+		return -1;
+	*pid = credentials.pid;
+	*uid = credentials.uid;
+	return 0;
+}
+
+lshard_status lshard__socket_wait(int fd, short events, uint64_t deadline_ns)
+{
+	struct pollfd poll_fd = {.fd = fd, .events = events};
+	int ready;
+
+	do
+		ready = poll(&poll_fd, 1, lshard__left_ms(deadline_ns));
+	while (ready < 0 && errno == EINTR);
+	if (ready < 0)
+		return LSHARD_ERR_SYSTEM;
+	return ready ? LSHARD_OK : LSHARD_ERR_TIMEOUT;
+}
+
+/* What a failed send or receive means; OK: try again. */
+static lshard_status after_failure(int fd, short events, uint64_t deadline_ns)
+{
+	if (errno == EINTR)
+		return LSHARD_OK;
+	if (errno == EAGAIN || errno == EWOULDBLOCK)
+		return lshard__socket_wait(fd, events, deadline_ns);
+	return errno == EPIPE || errno == ECONNRESET ? LSHARD_ERR_PEER_FAILED : LSHARD_ERR_SYSTEM;
+}
+
+lshard_status lshard__socket_send(int fd, const void *bytes, size_t count, uint64_t deadline_ns)
+{
+	const char *next = bytes;
+
+	while (count) {
+		ssize_t sent = send(fd, next, count, MSG_NOSIGNAL);
+
+		if (sent < 0) {
+			lshard_status status = after_failure(fd, POLLOUT, deadline_ns);
+
+			if (status != LSHARD_OK)
+				return status;
+			continue;
+		}
+		next += sent;
+		count -= (size_t)sent;
+	}
+	return LSHARD_OK;
+}
+
+lshard_status lshard__socket_receive(int fd, void *bytes, size_t count, uint64_t deadline_ns)
+{
+	char *next = bytes;
+
+	while (count) {
+		ssize_t got = recv(fd, next, count, 0);
+
+		if (got == 0)
+			return LSHARD_ERR_PEER_FAILED;
+		if (got < 0) {
+			lshard_status status = after_failure(fd, POLLIN, deadline_ns);
+
+			if (status != LSHARD_OK)
+				return status;
+			continue;
+		}
+		next += got;
+		count -= (size_t)got;
+	}
+	return LSHARD_OK;
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sockets.h - local sockets with deadlines: abstract names, nobody but the same user, never a signal.
+ * Knows the operating system; knows no rank, no group.
+ *
+ * All sockets are non-blocking and closed on exec. Statuses: TIMEOUT when the deadline passed, PEER_FAILED when the
+ * other end is gone, SYSTEM else; only those functions that take an error write a text.
+ */
+#ifndef LAYERSHARD_SOCKETS_H
+#define LAYERSHARD_SOCKETS_H
+
+#include "clock.h"
+
+#include <layershard/transport.h>
+
+#include <sys/types.h>
+
+uint64_t lshard__deadline_ns(uint32_t timeout_ms);
+/* For poll(): milliseconds to the deadline, rounded up; 0 once it has passed. */
+int lshard__left_ms(uint64_t deadline_ns);
+
+/* @p type: SOCK_STREAM or SOCK_SEQPACKET. Returns the descriptor, or -1 and errno (EADDRINUSE: somebody has the name).
+ */
+int lshard__socket_listen(const char *name, int type);
+/* Tries until the deadline: the listener may not be there yet. TIMEOUT leaves errno as the last try did. */
+lshard_status lshard__socket_connect(const char *name, int type, uint64_t deadline_ns, int *fd);
+/* A connection that waits to be accepted, or -1 and errno. */
+int lshard__socket_accept(int listener);
+/* Who is at the other end. Returns 0, or -1 and errno. */
+int lshard__socket_peer(int fd, pid_t *pid, uid_t *uid);
+
+/* Wait for one descriptor to be readable (POLLIN) or writable (POLLOUT). */
+lshard_status lshard__socket_wait(int fd, short events, uint64_t deadline_ns);
+lshard_status lshard__socket_send(int fd, const void *bytes, size_t count, uint64_t deadline_ns);
+lshard_status lshard__socket_receive(int fd, void *bytes, size_t count, uint64_t deadline_ns);
+
+#endif

@@ -1,0 +1,535 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * hub.c - where the threads of one process that are ranks of one group meet.
+ * One mutex and one condition per group, no globals. The hub is made by rank 0, found by the others through the
+ * bootstrap, and freed by whoever leaves last; as it may outlive the group that made it, it comes from libc and not
+ * from the group's allocator.
+ */
+#include "hub.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RANKS_NAMED 8
+
+/* What a rank that never posted is said to have reached. */
+#define NOTHING UINT64_MAX
+
+/* GAVE_UP: came, but its deadline passed before the others were there. */
+enum presence { ABSENT, ARRIVED, SERVED, GAVE_UP };
+
+struct member {
+	bool gone;
+	enum presence presence;
+	struct lshard__hub_offer offer; /* buffers of the rank that is blocked; filled by the rank that comes last */
+	lshard_status result;
+	char why[sizeof(((lshard_error *)NULL)->text)];
+	uint64_t last;  /* highest sequence posted */
+	uint64_t ahead; /* posts it may have outstanding: the sum of what it reserved */
+};
+
+struct lshard__hub {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	uint32_t users; /* members that have not left, plus rank 0 while ranks join */
+	int32_t size;
+	uint32_t timeout_ms;
+	struct lshard__hub_post *books; /* [size][pages], by sequence; NULL until somebody reserves */
+	uint64_t pages;                 /* of each rank */
+	struct member members[];
+};
+
+/* ---- Joining --------------------------------------------------------------------------------------------------- */
+
+/* Told by each rank at the bootstrap; the same bytes are judged by all, so that all come to the same end. */
+struct card {
+	uint64_t process;
+	unsigned char process_random[16]; /* the kernel's, drawn at exec: tells processes of different hosts apart */
+	uint64_t ready;                   /* as wide as its neighbours: no padding whose bytes would travel unset */
+	char tag[LSHARD__HUB_TAG_BYTES];
+	struct lshard__hub *hub; /* rank 0's */
+};
+
+static struct timespec deadline_in(uint32_t milliseconds)
+{
+	uint64_t at = lshard__now_ns() + (uint64_t)milliseconds * 1000000u;
+
+	return (struct timespec){.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+}
+
+static void hub_free(struct lshard__hub *hub)
+{
+	if (!hub)
+		return;
+	pthread_cond_destroy(&hub->changed);
+	pthread_mutex_destroy(&hub->lock);
+	free(hub->books);
+	free(hub);
+}
+
+static bool condition_open(pthread_cond_t *condition)
+{
+	pthread_condattr_t attributes;
+	bool done;
+
+	if (pthread_condattr_init(&attributes) != 0)
+		return false;
+	done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
+	       pthread_cond_init(condition, &attributes) == 0;
+	pthread_condattr_destroy(&attributes);
+	return done;
+}
+
+static struct lshard__hub *hub_new(const lshard_context *context)
+{
+	size_t size = (size_t)context->size;
+	struct lshard__hub *hub = calloc(1, sizeof *hub + size * sizeof hub->members[0]);
+
+	if (!hub)
+		return NULL;
+	hub->size = context->size;
+	hub->timeout_ms = context->timeout_ms;
+	if (pthread_mutex_init(&hub->lock, NULL) != 0)
+		goto free_hub;
+	if (!condition_open(&hub->changed))
+		goto destroy_lock;
+	for (size_t rank = 0; rank < size; rank++)
+		hub->members[rank].last = NOTHING;
+	hub->users = 1; /* rank 0, from the beginning, so that nobody can be the last before all have joined */
+	return hub;
+
+destroy_lock:
+	pthread_mutex_destroy(&hub->lock);
+free_hub:
+	free(hub);
+	return NULL;
+}
+
+static void card_write(struct card *card, const char *tag, bool ready, struct lshard__hub *hub)
+{
+	const void *random = (const void *)getauxval(AT_RANDOM);
+
+	memset(card, 0, sizeof *card);
+	card->process = (uint64_t)getpid();
+	if (random)
+		memcpy(card->process_random, random, sizeof card->process_random);
+	card->ready = ready;
+	snprintf(card->tag, sizeof card->tag, "%s", tag);
+	card->hub = hub;
+}
+
+/* Judge everyone's card against rank 0's. */
+static lshard_status cards_check(const struct card *cards, int32_t size, lshard_error *error)
+{
+	for (int32_t rank = 0; rank < size; rank++) {
+		const struct card *card = &cards[rank];
+
+		if (card->process != cards[0].process ||
+		    memcmp(card->process_random, cards[0].process_random, sizeof card->process_random) != 0)
+			return lshard_fail(
+				error, LSHARD_ERR_NOT_SUPPORTED,
+				"local: rank %d (process %llu) is not in the process of rank 0 (process %llu); "
+				"this transport connects threads of one process",
+				(int)rank, (unsigned long long)card->process, (unsigned long long)cards[0].process);
+		if (strncmp(card->tag, cards[0].tag, sizeof card->tag) != 0)
+			return lshard_fail(error, LSHARD_ERR_MISMATCH,
+					   "local: rank %d has options '%s', rank 0 has '%s'", (int)rank, card->tag,
+					   cards[0].tag);
+		if (!card->ready)
+			return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "local: rank %d has no memory to join",
+					   (int)rank);
+	}
+	return LSHARD_OK;
+}
+
+static void count_in(struct lshard__hub *hub)
+{
+	pthread_mutex_lock(&hub->lock);
+	hub->users++;
+	pthread_mutex_unlock(&hub->lock);
+}
+
+static lshard_status gather_failed(const lshard_context *context, lshard_error *error)
+{
+	return lshard_fail(error, LSHARD_ERR_TRANSPORT, "local: rank %d: the bootstrap's all-gather failed",
+			   (int)context->rank);
+}
+
+/*
+ * Two gathers: the first tells where the hub is, the second that everyone who read it has joined. Rank 0 holds the hub
+ * until the second is over, so a rank on which only the first one failed leaves nothing behind.
+ */
+lshard_status lshard__hub_join(const lshard_context *context, const char *tag, bool ready, struct lshard__hub **joined,
+			       lshard_error *error)
+{
+	const lshard_bootstrap *bootstrap = &context->bootstrap;
+	struct card *cards = context->allocate(context, ((size_t)context->size + 1) * sizeof *cards);
+	struct card *mine = cards ? cards + context->size : NULL;
+	struct lshard__hub *own = context->rank == 0 ? hub_new(context) : NULL;
+	struct lshard__hub *hub;
+	lshard_status status;
+
+	if (!cards) { /* cannot even hear the others: they see the all-gather fail */
+		hub_free(own);
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "local: rank %d has no memory to join",
+				   (int)context->rank);
+	}
+	card_write(mine, tag, ready && (own || context->rank != 0), own);
+	if (bootstrap->allgather(bootstrap->user, mine, cards, sizeof *cards) != 0)
+		status = gather_failed(context, error);
+	else
+		status = cards_check(cards, context->size, error);
+	if (status < 0) {
+		hub_free(own);
+		goto free_cards;
+	}
+	hub = cards[0].hub;
+	if (context->rank != 0)
+		count_in(hub);
+	if (bootstrap->allgather(bootstrap->user, mine, cards, sizeof *cards) == 0) {
+		*joined = hub;
+	} else {
+		lshard__hub_leave(hub, context->rank);
+		status = gather_failed(context, error);
+	}
+
+free_cards:
+	context->release(context, cards);
+	return status;
+}
+
+/* ---- Exchange -------------------------------------------------------------------------------------------------- */
+
+/* Ranks for a message: "1, 4"; no more than a line can hold. */
+struct names {
+	char text[RANKS_NAMED * 12 + 8];
+	int32_t count;
+};
+
+static void names_add(struct names *names, int32_t rank)
+{
+	size_t length = strlen(names->text);
+
+	if (names->count < RANKS_NAMED)
+		snprintf(names->text + length, sizeof names->text - length, "%s%d", names->count > 0 ? ", " : "",
+			 (int)rank);
+	else if (names->count == RANKS_NAMED)
+		snprintf(names->text + length, sizeof names->text - length, ", ...");
+	names->count++;
+}
+
+static const char *plural(const struct names *names)
+{
+	return names->count == 1 ? "rank" : "ranks";
+}
+
+/* Two members that stand at different calls, so that nothing can be exchanged. */
+static bool offers_differ(const struct lshard__hub *hub, int32_t *one, int32_t *other)
+{
+	*one = -1;
+	for (int32_t rank = 0; rank < hub->size; rank++) {
+		const struct member *member = &hub->members[rank];
+
+		if (member->presence != ARRIVED)
+			continue;
+		if (*one < 0) {
+			*one = rank;
+		} else if (member->offer.kind != hub->members[*one].offer.kind ||
+			   member->offer.bytes != hub->members[*one].offer.bytes) {
+			*other = rank;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Into the buffers of a blocked member: what every other one brought. */
+static void serve(struct lshard__hub *hub, struct member *member)
+{
+	for (int32_t rank = 0; rank < hub->size; rank++) {
+		const struct member *from = &hub->members[rank];
+		unsigned char *to = (unsigned char *)member->offer.receive + (size_t)rank * member->offer.bytes;
+
+		member->offer.alive[rank] = !from->gone;
+		if (from->gone)
+			memset(to, 0, member->offer.bytes);
+		else
+			memcpy(to, from->offer.send, member->offer.bytes);
+	}
+	member->result = LSHARD_OK;
+}
+
+/* If every living member has arrived, the exchange happens: here, at once and for all. */
+static void complete(struct lshard__hub *hub)
+{
+	int32_t one, other = -1;
+	bool differ;
+
+	for (int32_t rank = 0; rank < hub->size; rank++)
+		if (!hub->members[rank].gone && hub->members[rank].presence != ARRIVED)
+			return;
+	differ = offers_differ(hub, &one, &other);
+	for (int32_t rank = 0; rank < hub->size; rank++) {
+		struct member *member = &hub->members[rank];
+
+		if (member->gone)
+			continue;
+		if (differ) {
+			member->result = LSHARD_ERR_OUT_OF_STEP;
+			snprintf(member->why, sizeof member->why, "ranks %d and %d are in different collective calls",
+				 (int)one, (int)other);
+		} else {
+			serve(hub, member);
+		}
+	}
+	for (int32_t rank = 0; rank < hub->size; rank++)
+		if (!hub->members[rank].gone)
+			hub->members[rank].presence = SERVED;
+	pthread_cond_broadcast(&hub->changed);
+}
+
+/* The living ranks that never came; if all did at some time, those that are not here any more. */
+static struct names who_is_missing(const struct lshard__hub *hub)
+{
+	struct names absent = {"", 0}, gave_up = {"", 0};
+
+	for (int32_t rank = 0; rank < hub->size; rank++) {
+		const struct member *member = &hub->members[rank];
+
+		if (!member->gone && member->presence == GAVE_UP)
+			names_add(&gave_up, rank);
+		else if (!member->gone && member->presence != ARRIVED)
+			names_add(&absent, rank);
+	}
+	return absent.count > 0 ? absent : gave_up;
+}
+
+static lshard_status late(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_offer *offer,
+			  lshard_error *error)
+{
+	struct names missing = who_is_missing(hub);
+
+	for (int32_t other = 0; other < hub->size; other++) {
+		enum presence presence = hub->members[other].presence;
+
+		offer->alive[other] = !hub->members[other].gone && (presence == ARRIVED || presence == GAVE_UP);
+	}
+	hub->members[rank].presence = GAVE_UP;
+	return lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s %s", (int)rank,
+			   (unsigned)hub->timeout_ms, plural(&missing), missing.text);
+}
+
+static lshard_status aborted(int32_t rank, lshard_error *error)
+{
+	return lshard_fail(error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted", (int)rank);
+}
+
+lshard_status lshard__hub_exchange(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_offer *offer,
+				   lshard_error *error)
+{
+	struct member *member = &hub->members[rank];
+	struct timespec deadline = deadline_in(hub->timeout_ms);
+	lshard_status status;
+	int waited = 0;
+
+	pthread_mutex_lock(&hub->lock);
+	if (!member->gone) {
+		member->offer = *offer;
+		member->presence = ARRIVED;
+		complete(hub);
+	}
+	while (member->presence == ARRIVED && waited == 0)
+		waited = pthread_cond_timedwait(&hub->changed, &hub->lock, &deadline);
+
+	if (member->presence == ARRIVED) {
+		status = late(hub, rank, offer, error);
+	} else if (member->presence == SERVED) { /* it happened for the others, so it did for an aborted rank too */
+		member->presence = ABSENT;
+		status = member->result;
+		if (status < 0)
+			lshard_fail(error, status, "%s", member->why);
+	} else {
+		status = aborted(rank, error);
+	}
+	pthread_mutex_unlock(&hub->lock);
+	return status;
+}
+
+/* ---- The book of transfers ------------------------------------------------------------------------------------- */
+
+/*
+ * Two ranks are apart by what one has posted and not waited for, and by what the other has not waited for either. The
+ * rest is for posts that only give a layer.
+ */
+static uint64_t pages_for(uint64_t ahead)
+{
+	return 2 * ahead + 256;
+}
+
+static struct lshard__hub_post *page_of(const struct lshard__hub *hub, int32_t rank, uint64_t sequence)
+{
+	return &hub->books[(uint64_t)rank * hub->pages + sequence % hub->pages];
+}
+
+/* With the lock. Larger books, with what stood in the old ones; of two posts on one page the later stays. */
+static bool rebind(struct lshard__hub *hub, uint64_t pages)
+{
+	struct lshard__hub_post *old = hub->books;
+	uint64_t old_pages = hub->pages;
+	struct lshard__hub_post *books = calloc((size_t)hub->size * pages, sizeof *books);
+
+	if (!books)
+		return false;
+	for (uint64_t page = 0; page < (uint64_t)hub->size * pages; page++)
+		books[page].sequence = NOTHING;
+	hub->books = books;
+	hub->pages = pages;
+	for (uint64_t at = 0; at < (uint64_t)hub->size * old_pages; at++) {
+		struct lshard__hub_post *page = page_of(hub, (int32_t)(at / old_pages), old[at].sequence);
+
+		if (old[at].sequence != NOTHING && (page->sequence == NOTHING || page->sequence < old[at].sequence))
+			*page = old[at];
+	}
+	free(old);
+	return true;
+}
+
+bool lshard__hub_reserve(struct lshard__hub *hub, int32_t rank, uint32_t posts)
+{
+	uint64_t ahead;
+	bool done;
+
+	pthread_mutex_lock(&hub->lock);
+	ahead = hub->members[rank].ahead + posts;
+	done = pages_for(ahead) <= hub->pages || rebind(hub, pages_for(ahead));
+	if (done)
+		hub->members[rank].ahead = ahead;
+	pthread_mutex_unlock(&hub->lock);
+	return done;
+}
+
+void lshard__hub_unreserve(struct lshard__hub *hub, int32_t rank, uint32_t posts)
+{
+	pthread_mutex_lock(&hub->lock);
+	hub->members[rank].ahead -= posts;
+	pthread_mutex_unlock(&hub->lock);
+}
+
+void lshard__hub_post(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post)
+{
+	struct member *member = &hub->members[rank];
+	struct lshard__hub_post *page;
+
+	pthread_mutex_lock(&hub->lock);
+	page = page_of(hub, rank, post->sequence);
+	*page = *post;
+	page->posted_ns = lshard__now_ns();
+	member->last = post->sequence;
+	pthread_cond_broadcast(&hub->changed);
+	pthread_mutex_unlock(&hub->lock);
+}
+
+/*
+ * One look at everyone's book: OK, IN_PROGRESS with those that are missing, or why it can never be. A rank that waited
+ * for none of its last posts may be so far ahead that the page was used again: it is past this one, and what exactly it
+ * asked for is not known any more.
+ */
+static lshard_status look(const struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
+			  struct names *missing, uint64_t *started_ns, lshard_error *error)
+{
+	*started_ns = 0;
+	for (int32_t other = 0; other < hub->size; other++) {
+		const struct member *member = &hub->members[other];
+		const struct lshard__hub_post *page = page_of(hub, other, post->sequence);
+
+		if (member->last == NOTHING || member->last < post->sequence) {
+			if (member->gone)
+				return lshard_fail(error, LSHARD_ERR_PEER_FAILED,
+						   "rank %d is gone before transfer %llu", (int)other,
+						   (unsigned long long)post->sequence);
+			names_add(missing, other);
+		} else if (page->sequence != NOTHING && page->sequence > post->sequence) {
+			continue;
+		} else if (page->sequence != post->sequence) {
+			return lshard_fail(error, LSHARD_ERR_OUT_OF_STEP,
+					   "transfer %llu of rank %d is past on rank %d, which is at transfer %llu",
+					   (unsigned long long)post->sequence, (int)rank, (int)other,
+					   (unsigned long long)member->last);
+		} else if (page->store != post->store || page->position != post->position) {
+			return lshard_fail(
+				error, LSHARD_ERR_OUT_OF_STEP,
+				"transfer %llu is position %u of series %u on rank %d but position %u of series %u "
+				"on rank %d",
+				(unsigned long long)post->sequence, post->position, post->store, (int)rank,
+				page->position, page->store, (int)other);
+		} else if (page->posted_ns > *started_ns) {
+			*started_ns = page->posted_ns;
+		}
+	}
+	return missing->count == 0 ? LSHARD_OK : LSHARD_IN_PROGRESS;
+}
+
+lshard_status lshard__hub_meet(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
+			       uint64_t *started_ns, lshard_error *error)
+{
+	struct timespec deadline = deadline_in(hub->timeout_ms);
+	struct names missing;
+	lshard_status status;
+	int waited = 0;
+
+	pthread_mutex_lock(&hub->lock);
+	for (;;) {
+		missing = (struct names){"", 0};
+		status = hub->members[rank].gone ? aborted(rank, error)
+						 : look(hub, rank, post, &missing, started_ns, error);
+		if (status != LSHARD_IN_PROGRESS || waited != 0)
+			break;
+		waited = pthread_cond_timedwait(&hub->changed, &hub->lock, &deadline);
+	}
+	if (*started_ns == 0) /* so long ago that nobody's page is left */
+		*started_ns = lshard__now_ns();
+	if (status == LSHARD_IN_PROGRESS)
+		status = lshard_fail(error, LSHARD_ERR_TIMEOUT,
+				     "rank %d waited %u ms for transfer %llu: %s %s did not ask for it", (int)rank,
+				     (unsigned)hub->timeout_ms, (unsigned long long)post->sequence, plural(&missing),
+				     missing.text);
+	pthread_mutex_unlock(&hub->lock);
+	return status;
+}
+
+/* ---- Leaving --------------------------------------------------------------------------------------------------- */
+
+static void member_goes(struct lshard__hub *hub, int32_t rank)
+{
+	struct member *member = &hub->members[rank];
+
+	member->gone = true;
+	if (member->presence != SERVED)
+		member->presence = ABSENT;
+	complete(hub);
+	pthread_cond_broadcast(&hub->changed);
+}
+
+void lshard__hub_abort(struct lshard__hub *hub, int32_t rank)
+{
+	pthread_mutex_lock(&hub->lock);
+	member_goes(hub, rank);
+	pthread_mutex_unlock(&hub->lock);
+}
+
+void lshard__hub_leave(struct lshard__hub *hub, int32_t rank)
+{
+	bool last;
+
+	pthread_mutex_lock(&hub->lock);
+	member_goes(hub, rank);
+	last = --hub->users == 0;
+	pthread_mutex_unlock(&hub->lock);
+	if (last)
+		hub_free(hub);
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * hub.h - where the threads of one process that are ranks of one group meet: an all-gather among the living, and the
+ * book of what each rank has asked for where all of them must ask for the same. Knows ranks and time; knows no bytes of
+ * layers.
+ */
+#ifndef LAYERSHARD_HUB_H
+#define LAYERSHARD_HUB_H
+
+#include "clock.h"
+
+#include <layershard/transport.h>
+#include <stdbool.h>
+
+#define LSHARD__HUB_TAG_BYTES 64
+
+struct lshard__hub;
+
+/*
+ * Meet the others through context->bootstrap. Collective. @p tag is a text that must be the same on all ranks (MISMATCH
+ * names who has another one); @p ready is 0 if this rank must give up: then all do.
+ */
+lshard_status lshard__hub_join(const lshard_context *context, const char *tag, bool ready, struct lshard__hub **hub,
+			       lshard_error *error);
+/* This rank is gone; the last one frees the hub. */
+void lshard__hub_leave(struct lshard__hub *hub, int32_t rank);
+/* This rank is gone for the others, and all its calls return ABORTED. Any thread. */
+void lshard__hub_abort(struct lshard__hub *hub, int32_t rank);
+
+/* What one rank brings to an exchange, as lshard_transport_ops.exchange says. Ranks with another kind or size:
+ * OUT_OF_STEP for all. */
+struct lshard__hub_offer {
+	uint32_t kind;
+	const void *send;
+	void *receive;
+	size_t bytes;
+	uint8_t *alive;
+};
+
+lshard_status lshard__hub_exchange(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_offer *offer,
+				   lshard_error *error);
+
+/* A transfer that all ranks take part in: number @p sequence in the order of the group. Sequences of a rank only grow.
+ */
+struct lshard__hub_post {
+	uint64_t sequence;
+	uint32_t store;
+	uint32_t position;
+	uint64_t posted_ns;
+};
+
+/*
+ * Make room in the book for @p posts more of this rank that it has not waited for yet. Before the first post. False:
+ * there is no memory; nothing has changed.
+ */
+bool lshard__hub_reserve(struct lshard__hub *hub, int32_t rank, uint32_t posts);
+/* They will not be made any more. */
+void lshard__hub_unreserve(struct lshard__hub *hub, int32_t rank, uint32_t posts);
+
+/* Write down that this rank takes part; posted_ns is filled in. Allocates nothing. */
+void lshard__hub_post(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post);
+
+/*
+ * Block until every rank has posted @p post->sequence; *started_ns: when the last one did. TIMEOUT names those who have
+ * not, PEER_FAILED those that are gone, OUT_OF_STEP a rank that posted something else.
+ */
+lshard_status lshard__hub_meet(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
+			       uint64_t *started_ns, lshard_error *error);
+
+#endif

@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * local.c - `local`: the ranks are threads of one process, or there is one rank. The reference for right behaviour:
+ * every share is host memory that all ranks see, a transfer is a memcpy by the rank that wants it. Options let the same
+ * series run with copies as early as possible, as late as possible, at drawn moments in between, or in lockstep as on a
+ * collective transport. Knows: pieces, cells and shares. Does not know: windows' states, layers' meaning. Ranks meet in
+ * hub.c.
+ */
+#include "clock.h"
+#include "host_copy.h"
+#include "local.h"
+#include "transports.h"
+
+#include <string.h>
+
+/* For a transfer's calls_left: it is copied by its wait only. */
+#define NEVER_EARLY UINT32_MAX
+
+/* ---- The transport --------------------------------------------------------------------------------------------- */
+
+static int local_available(lshard_error *error)
+{
+	(void)error;
+	return 1;
+}
+
+static void local_free(const lshard_context *context, struct local *local)
+{
+	if (!local)
+		return;
+	context->release(context, local->announcements);
+	context->release(context, local->alive);
+	context->release(context, local);
+}
+
+static struct local *local_new(const lshard_context *context)
+{
+	struct local *local = context->allocate(context, sizeof *local);
+	size_t size = (size_t)context->size;
+
+	if (!local)
+		return NULL;
+	local->base.context = context;
+	local->base.ops = &local->ops;
+	local->ops = lshard__local;
+	local->announcements = context->allocate(context, size * sizeof local->announcements[0]);
+	local->alive = context->allocate(context, size);
+	if (local->announcements && local->alive)
+		return local;
+	local_free(context, local);
+	return NULL;
+}
+
+static lshard_status local_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
+				lshard_error *error)
+{
+	struct local *local = local_new(context);
+	struct local unheard = {.moment = AT_REACH}; /* without memory the others are still met, to tell them */
+	lshard_status status = local_read_options(local ? local : &unheard, context->options, error);
+
+	(void)inner;
+	if (status < 0)
+		goto free_local;
+	if (context->memory != LSHARD_MEMORY_HOST) {
+		status = lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "local: layers live in host memory only");
+		goto free_local;
+	}
+	status = lshard__hub_join(context, context->options, local != NULL, local ? &local->hub : &unheard.hub, error);
+	if (status < 0)
+		goto free_local;
+	if (local->moment == IN_LOCKSTEP)
+		local->ops.capabilities |= LSHARD_CAP_COLLECTIVE;
+	*transport = &local->base;
+	return LSHARD_OK;
+
+free_local:
+	local_free(context, local);
+	return status;
+}
+
+static void local_close(lshard_transport *transport)
+{
+	struct local *local = local_of(transport);
+
+	lshard__hub_leave(local->hub, transport->context->rank);
+	local_free(transport->context, local);
+}
+
+static lshard_status local_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
+				    uint8_t *alive)
+{
+	struct lshard__hub_offer offer = {MEET_EXCHANGE, send, receive, bytes, alive};
+
+	return lshard__hub_exchange(local_of(transport)->hub, transport->context->rank, &offer, &transport->error);
+}
+
+static void local_abort(lshard_transport *transport)
+{
+	lshard__hub_abort(local_of(transport)->hub, transport->context->rank);
+}
+
+/* ---- Transfers ------------------------------------------------------------------------------------------------- */
+
+/* xorshift64: small, and the same everywhere. */
+static uint64_t draw(struct local_store *store)
+{
+	store->random ^= store->random << 13;
+	store->random ^= store->random >> 7;
+	store->random ^= store->random << 17;
+	return store->random;
+}
+
+static void copy(struct local_store *store, uint32_t cell, uint64_t started_ns)
+{
+	struct transfer *transfer = &store->transfers[cell];
+
+	lshard__host_copy_layer(store->base.plan, transfer->position, store->bases,
+				local_cell(&store->base, cell, transfer->position));
+	transfer->pending = false;
+	transfer->arrival.started_ns = started_ns;
+	transfer->arrival.finished_ns = lshard__now_ns();
+	transfer->arrival.busy_ns = transfer->arrival.finished_ns - started_ns;
+}
+
+static void queue_remove(struct local_store *store, uint32_t index)
+{
+	store->queued--;
+	memmove(&store->queue[index], &store->queue[index + 1], (store->queued - index) * sizeof store->queue[0]);
+}
+
+static uint32_t queue_find(const struct local_store *store, uint32_t cell)
+{
+	uint32_t index = 0;
+
+	while (index < store->queued && store->queue[index] != cell)
+		index++;
+	return index;
+}
+
+/* Copy the first @p count of the queue, in order. */
+static void queue_run(struct local_store *store, uint32_t count)
+{
+	for (uint32_t index = 0; index < count; index++)
+		copy(store, store->queue[index], lshard__now_ns());
+	store->queued -= count;
+	memmove(store->queue, store->queue + count, store->queued * sizeof store->queue[0]);
+}
+
+/* One more call on this store: transfers whose moment has come are copied, with those fetched before them. */
+static void pass_a_call(struct local_store *store)
+{
+	uint32_t due = 0;
+
+	for (uint32_t index = 0; index < store->queued; index++) {
+		struct transfer *transfer = &store->transfers[store->queue[index]];
+
+		if (transfer->calls_left == NEVER_EARLY)
+			continue;
+		if (transfer->calls_left == 0 || --transfer->calls_left == 0)
+			due = index + 1;
+	}
+	queue_run(store, due);
+}
+
+/* In how many calls from now a new transfer copies. */
+static uint32_t moment_of(struct local_store *store, enum moment moment)
+{
+	if (moment == AT_REACH)
+		return 1; /* the fetch itself is the first call */
+	if (moment != AT_DRAWN)
+		return NEVER_EARLY;
+	switch (draw(store) >> 32 & 3) {
+	case 0:
+		return 1;
+	case 1:
+		return NEVER_EARLY;
+	default:
+		return 2 + (uint32_t)(draw(store) >> 32 & 7);
+	}
+}
+
+static lshard_status local_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
+{
+	struct local_store *store = store_of(base);
+	struct local *local = local_of(base->transport);
+	struct lshard__hub_post post = {sequence, store->number, position, 0};
+	struct transfer *transfer;
+
+	(void)stream;
+	if (local->moment == IN_LOCKSTEP)
+		lshard__hub_post(local->hub, base->transport->context->rank, &post);
+	if (cell == LSHARD_NO_CELL)
+		return LSHARD_OK; /* only gives the layer: nothing to copy here */
+	transfer = &store->transfers[cell];
+	if (transfer->pending) /* has not begun: dropped */
+		queue_remove(store, queue_find(store, cell));
+	*transfer = (struct transfer){.pending = true, .unwaited = true, .position = position, .sequence = sequence};
+	transfer->calls_left = moment_of(store, local->moment);
+	store->queue[store->queued++] = cell;
+	pass_a_call(store);
+	return LSHARD_OK;
+}
+
+/* All ranks asked for the same: only then are there bytes to copy. */
+static lshard_status lockstep_finish(struct local_store *store, uint32_t cell)
+{
+	lshard_transport *transport = store->base.transport;
+	struct transfer *transfer = &store->transfers[cell];
+	struct lshard__hub_post post = {transfer->sequence, store->number, transfer->position, 0};
+	lshard_error why = {""};
+	uint64_t started_ns;
+	lshard_status status =
+		lshard__hub_meet(local_of(transport)->hub, transport->context->rank, &post, &started_ns, &why);
+
+	if (status == LSHARD_OK)
+		copy(store, cell, started_ns);
+	else
+		lshard_fail(&store->base.error, status, "series '%s': %s", store->base.plan->name, why.text);
+	if (status == LSHARD_ERR_TIMEOUT)
+		return status; /* can be waited for again */
+	transfer->pending = false;
+	queue_remove(store, queue_find(store, cell));
+	return status;
+}
+
+static lshard_status finish(struct local_store *store, uint32_t cell)
+{
+	if (!store->transfers[cell].pending)
+		return LSHARD_OK;
+	if (local_of(store->base.transport)->moment == IN_LOCKSTEP)
+		return lockstep_finish(store, cell);
+	queue_run(store, queue_find(store, cell) + 1);
+	return LSHARD_OK;
+}
+
+static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+{
+	struct local_store *store = store_of(base);
+	struct transfer *transfer = &store->transfers[cell];
+	uint64_t began_ns, blocked_ns = 0;
+	lshard_status status = LSHARD_OK;
+
+	(void)stream;
+	*arrival = (lshard_arrival){0, 0, 0, 0};
+	if (!transfer->unwaited)
+		return LSHARD_OK;
+	pass_a_call(store);
+	if (transfer->pending) {
+		began_ns = lshard__now_ns();
+		status = finish(store, cell);
+		blocked_ns = lshard__now_ns() - began_ns;
+	}
+	transfer->unwaited = status == LSHARD_ERR_TIMEOUT; /* as it was: the next wait goes on */
+	if (status == LSHARD_OK)
+		*arrival = transfer->arrival;
+	arrival->blocked_ns = blocked_ns;
+	return status;
+}
+
+static lshard_status local_retire(lshard_store *base, uint32_t cell, void *stream)
+{
+	(void)base;
+	(void)cell;
+	(void)stream;
+	return LSHARD_OK; /* host memory: what read the cell has returned */
+}
+
+static lshard_status local_join(lshard_store *base, void *stream)
+{
+	struct local_store *store = store_of(base);
+	lshard_status status = LSHARD_OK;
+
+	(void)stream;
+	while (status == LSHARD_OK && store->queued > 0)
+		status = finish(store, store->queue[0]);
+	return status;
+}
+
+/* Nothing runs behind this rank's back, so what is pending can all be dropped. */
+static lshard_status local_drain(lshard_store *base)
+{
+	struct local_store *store = store_of(base);
+
+	for (uint32_t cell = 0; cell < base->plan->cells; cell++)
+		store->transfers[cell] = (struct transfer){.pending = false};
+	store->queued = 0;
+	return LSHARD_OK;
+}
+
+/* ---- Reads ----------------------------------------------------------------------------------------------------- */
+
+struct reading {
+	uint32_t store;
+	uint32_t position;
+};
+
+/* In lockstep a read is collective: all ranks come, for the same layer, or nobody gets it. */
+static lshard_status lockstep_read(struct local_store *store, uint32_t position)
+{
+	lshard_transport *transport = store->base.transport;
+	const lshard_context *context = transport->context;
+	struct local *local = local_of(transport);
+	struct reading mine = {store->number, position};
+	struct reading *all = (struct reading *)local->announcements;
+	struct lshard__hub_offer offer = {MEET_READ, &mine, all, sizeof mine, local->alive};
+	lshard_status status = lshard__hub_exchange(local->hub, context->rank, &offer, &store->base.error);
+
+	for (int32_t rank = 0; status == LSHARD_OK && rank < context->size; rank++) {
+		if (!local->alive[rank])
+			status = lshard_fail(&store->base.error, LSHARD_ERR_PEER_FAILED, "series '%s': rank %d is gone",
+					     store->base.plan->name, (int)rank);
+		else if (all[rank].store != mine.store || all[rank].position != position)
+			status = lshard_fail(&store->base.error, LSHARD_ERR_OUT_OF_STEP,
+					     "series '%s': rank %d reads position %u, rank %d position %u%s",
+					     store->base.plan->name, (int)context->rank, position, (int)rank,
+					     all[rank].position,
+					     all[rank].store == mine.store ? "" : " of another series");
+	}
+	return status;
+}
+
+static lshard_status local_read(lshard_store *base, uint32_t position, void *destination)
+{
+	struct local_store *store = store_of(base);
+	lshard_status status;
+
+	if (local_of(base->transport)->moment == IN_LOCKSTEP && (status = lockstep_read(store, position)) < 0)
+		return status;
+	if (destination) /* else this rank only gives the layer */
+		lshard__host_copy_layer(base->plan, position, store->bases, destination);
+	return LSHARD_OK;
+}
+
+const lshard_transport_ops lshard__local = {
+	.struct_size = sizeof(lshard_transport_ops),
+	.abi = LSHARD_TRANSPORT_ABI,
+	.name = "local",
+	.summary = "threads of one process; options at=reach, at=wait, seed=N (when transfers copy), lockstep "
+		   "(collective)",
+	.capabilities = LSHARD_CAP_CALLER_MEMORY | LSHARD_CAP_OUTLIVES,
+	.granule_bytes = 256,
+	.available = local_available,
+	.open = local_open,
+	.close = local_close,
+	.exchange = local_exchange,
+	.abort = local_abort,
+	.store_open = local_store_open,
+	.store_close = local_store_close,
+	.share = local_share,
+	.cell = local_cell,
+	.fetch = local_fetch,
+	.wait = local_wait,
+	.retire = local_retire,
+	.join = local_join,
+	.drain = local_drain,
+	.read = local_read,
+};

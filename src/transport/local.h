@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * local.h - what the files of the local transport share: local.c (table, transfers, reads), local_options.c, and
+ * local_store.c (shares and cells). hub.h connects the ranks.
+ */
+#ifndef LAYERSHARD_LOCAL_H
+#define LAYERSHARD_LOCAL_H
+
+#include "hub.h"
+
+/* Kinds of hub exchanges: ranks in different ones are out of step. */
+enum meeting { MEET_EXCHANGE, MEET_OPEN, MEET_READ };
+
+/* When a transfer copies. */
+enum moment { AT_REACH, AT_WAIT, AT_DRAWN, IN_LOCKSTEP };
+
+struct local {
+	lshard_transport base;
+	lshard_transport_ops ops; /* of this instance: lockstep has other capabilities */
+	struct lshard__hub *hub;
+	enum moment moment;
+	uint64_t seed;
+	uint32_t stores_opened;             /* the same on all ranks, so it numbers them */
+	struct announcement *announcements; /* [size] */
+	uint8_t *alive;                     /* [size] */
+};
+
+/* What store_open tells the others. */
+struct announcement {
+	int64_t status;
+	struct share *share;
+};
+
+/* The last fetch into one cell. */
+struct transfer {
+	bool pending;  /* asked for, not copied yet */
+	bool unwaited; /* nobody waited since */
+	uint32_t position;
+	uint32_t calls_left; /* AT_DRAWN: calls until the copy */
+	uint64_t sequence;
+	lshard_arrival arrival;
+};
+
+struct local_store {
+	lshard_store base;
+	uint32_t number;
+	uint64_t random;
+	struct share **shares; /* [size] */
+	const void **bases;    /* [size] their memory */
+	void *cells_block;     /* as allocated */
+	unsigned char *cells;
+	uint64_t cell_pitch;
+	struct transfer *transfers; /* [cells] */
+	uint32_t *queue;            /* cells with a pending transfer, in the order of fetch */
+	uint32_t queued;
+	bool reserved; /* its cells have room in the hub's book */
+};
+
+static inline struct local *local_of(const lshard_transport *transport)
+{
+	return (struct local *)transport;
+}
+
+static inline struct local_store *store_of(lshard_store *store)
+{
+	return (struct local_store *)store;
+}
+
+/* ---- local_options.c ---- */
+
+/* Words joined by '+'. All of them say when transfers copy, so there is at most one. */
+lshard_status local_read_options(struct local *local, const char *options, lshard_error *error);
+
+/* ---- local_store.c ---- */
+
+lshard_status local_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
+void local_store_close(lshard_store *store);
+void *local_share(lshard_store *store);
+void *local_cell(lshard_store *store, uint32_t cell, uint32_t position);
+
+#endif

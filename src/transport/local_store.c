@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * local_store.c - a series of the local transport: this rank's share, which all ranks see, and its cells. Knows memory;
+ * does not know when what is copied.
+ */
+#include "local.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 4096u
+
+/* Bytes of one rank and who still maps them. From libc: they may outlive the group that made them. */
+struct share {
+	atomic_uint users;
+	void *memory;
+	lshard_memory_source source; /* .release is NULL for libc's memory */
+};
+
+static uint64_t round_up(uint64_t bytes, uint64_t unit)
+{
+	return (bytes + unit - 1) / unit * unit;
+}
+
+static void share_drop(struct share *share, unsigned users)
+{
+	if (!share || users == 0 || atomic_fetch_sub(&share->users, users) != users)
+		return;
+	if (share->source.release)
+		share->source.release(share->source.user, LSHARD_FOR_SHARE, share->memory);
+	else
+		free(share->memory);
+	free(share);
+}
+
+/* Zeroed memory from the caller's source if there is one, else from libc. */
+static void *shared_memory(const lshard_memory_source *source, uint64_t bytes)
+{
+	void *memory = NULL;
+
+	if (source->allocate)
+		memory = source->allocate(source->user, LSHARD_FOR_SHARE, bytes, ALIGNMENT);
+	else if (posix_memalign(&memory, ALIGNMENT, bytes) != 0)
+		memory = NULL;
+	if (memory)
+		memset(memory, 0, bytes);
+	return memory;
+}
+
+static struct share *share_new(const lshard_store_plan *plan, unsigned users)
+{
+	struct share *share = calloc(1, sizeof *share);
+
+	if (!share)
+		return NULL;
+	atomic_init(&share->users, users);
+	if (plan->share_bytes == 0)
+		return share;
+	share->memory = shared_memory(&plan->memory_source, plan->share_bytes);
+	if (!share->memory) {
+		free(share);
+		return NULL;
+	}
+	if (plan->memory_source.allocate)
+		share->source = plan->memory_source;
+	return share;
+}
+
+/* One block for all cells, each at a multiple of ALIGNMENT. */
+static bool cells_open(struct local_store *store, const lshard_context *context)
+{
+	const lshard_store_plan *plan = store->base.plan;
+	const lshard_memory_source *source = &plan->memory_source;
+	uint64_t bytes;
+
+	store->cell_pitch = round_up(plan->layer_bytes, ALIGNMENT);
+	bytes = store->cell_pitch * plan->cells;
+	if (bytes == 0)
+		return true;
+	if (source->allocate) {
+		store->cells_block = source->allocate(source->user, LSHARD_FOR_WINDOWS, bytes, ALIGNMENT);
+		store->cells = store->cells_block;
+		if (store->cells)
+			memset(store->cells, 0, bytes);
+	} else {
+		store->cells_block = context->allocate(context, bytes + ALIGNMENT - 1);
+		store->cells = (unsigned char *)(uintptr_t)round_up((uintptr_t)store->cells_block, ALIGNMENT);
+	}
+	return store->cells_block != NULL;
+}
+
+static void cells_close(struct local_store *store, const lshard_context *context)
+{
+	const lshard_memory_source *source = &store->base.plan->memory_source;
+
+	if (source->allocate && store->cells_block)
+		source->release(source->user, LSHARD_FOR_WINDOWS, store->cells_block);
+	else
+		context->release(context, store->cells_block);
+}
+
+static void store_free(struct local_store *store, const lshard_context *context)
+{
+	if (!store)
+		return;
+	if (store->reserved)
+		lshard__hub_unreserve(local_of(store->base.transport)->hub, context->rank, store->base.plan->cells);
+	cells_close(store, context);
+	context->release(context, store->queue);
+	context->release(context, store->transfers);
+	context->release(context, store->bases);
+	context->release(context, store->shares);
+	context->release(context, store);
+}
+
+static struct local_store *store_new(struct local *local, const lshard_store_plan *plan)
+{
+	const lshard_context *context = local->base.context;
+	struct local_store *store = context->allocate(context, sizeof *store);
+	size_t size = (size_t)context->size;
+	size_t cells = plan->cells > 0 ? plan->cells : 1;
+
+	if (!store)
+		return NULL;
+	store->base.transport = &local->base;
+	store->base.plan = plan;
+	store->random = local->seed * 2 + 1; /* any odd number but its own for each seed */
+	store->shares = context->allocate(context, size * sizeof store->shares[0]);
+	store->bases = context->allocate(context, size * sizeof store->bases[0]);
+	store->transfers = context->allocate(context, cells * sizeof store->transfers[0]);
+	store->queue = context->allocate(context, cells * sizeof store->queue[0]);
+	if (local->moment == IN_LOCKSTEP)
+		store->reserved = lshard__hub_reserve(local->hub, context->rank, plan->cells);
+	if (cells_open(store, context) && store->shares && store->bases && store->transfers && store->queue &&
+	    store->reserved == (local->moment == IN_LOCKSTEP))
+		return store;
+	store_free(store, context);
+	return NULL;
+}
+
+/* After the exchange every rank that took part has one use of every share. Take them, or give them back if a rank
+ * failed. */
+static lshard_status shares_attach(struct local *local, struct local_store *store)
+{
+	const lshard_context *context = local->base.context;
+
+	for (int32_t rank = 0; rank < context->size; rank++) {
+		const struct announcement *announcement = &local->announcements[rank];
+
+		if (!local->alive[rank])
+			return lshard_fail(&local->base.error, LSHARD_ERR_PEER_FAILED, "local: rank %d is gone",
+					   (int)rank);
+		if (announcement->status < 0)
+			return lshard_fail(&local->base.error, (lshard_status)announcement->status,
+					   "local: rank %d has no memory for its part of the series", (int)rank);
+		store->shares[rank] = announcement->share;
+		store->bases[rank] = announcement->share->memory;
+	}
+	return LSHARD_OK;
+}
+
+static void shares_give_back(struct local *local)
+{
+	for (int32_t rank = 0; rank < local->base.context->size; rank++)
+		if (local->alive[rank])
+			share_drop(local->announcements[rank].share, 1);
+}
+
+lshard_status local_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened)
+{
+	struct local *local = local_of(transport);
+	const lshard_context *context = transport->context;
+	struct local_store *store = store_new(local, plan);
+	struct share *share = store ? share_new(plan, (unsigned)context->size) : NULL;
+	struct announcement mine = {share ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, share};
+	struct lshard__hub_offer offer = {MEET_OPEN, &mine, local->announcements, sizeof mine, local->alive};
+	lshard_status status = lshard__hub_exchange(local->hub, context->rank, &offer, &transport->error);
+	unsigned gone = 0;
+
+	if (status < 0) { /* nobody saw this rank's share */
+		share_drop(share, (unsigned)context->size);
+		goto free_store;
+	}
+	for (int32_t rank = 0; rank < context->size; rank++)
+		gone += !local->alive[rank];
+	share_drop(share, gone);
+	status =
+		share ? shares_attach(local, store)
+		      : lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
+				    "local: rank %d has no memory for series '%s' (share %llu bytes, %u cells of %llu)",
+				    (int)context->rank, plan->name, (unsigned long long)plan->share_bytes, plan->cells,
+				    (unsigned long long)plan->layer_bytes);
+	if (status < 0) {
+		shares_give_back(local);
+		goto free_store;
+	}
+	store->number = local->stores_opened++;
+	*opened = &store->base;
+	return LSHARD_OK;
+
+free_store:
+	store_free(store, context);
+	return status;
+}
+
+void local_store_close(lshard_store *base)
+{
+	struct local_store *store = store_of(base);
+	const lshard_context *context = base->transport->context;
+
+	for (int32_t rank = 0; rank < context->size; rank++)
+		share_drop(store->shares[rank], 1);
+	store_free(store, context);
+}
+
+void *local_share(lshard_store *base)
+{
+	return store_of(base)->shares[base->transport->context->rank]->memory;
+}
+
+void *local_cell(lshard_store *base, uint32_t cell, uint32_t position)
+{
+	(void)position;
+	return store_of(base)->cells + cell * store_of(base)->cell_pitch;
+}

@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * mesh.c - see mesh.h. A packet is one byte (a nudge) or a struct packet with at most one descriptor.
+ */
+#include "mesh.h"
+#include "lobby.h"
+#include "sockets.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* What every rank tells all others through the bootstrap. */
+struct card {
+	int32_t failed; /* errno, if it cannot listen */
+	int32_t pid;
+	uint64_t token; /* whoever knows it belongs to the group */
+	char name[64];
+};
+
+struct hello {
+	uint64_t token;
+	int32_t rank;
+	int32_t unused;
+};
+
+_Static_assert(sizeof(struct hello) == LSHARD__HELLO_BYTES, "the lobby waits for a whole hello");
+
+struct packet {
+	uint64_t tag;
+	uint64_t has_fd;
+};
+
+/* ---- connecting ---- */
+
+static int listen_somewhere(struct card *card)
+{
+	uint64_t random[2] = {0, 0};
+	int listener;
+
+	card->pid = (int32_t)getpid();
+	if (getrandom(random, sizeof random, 0) != sizeof random)
+		card->failed = errno;
+	card->token = random[1];
+	snprintf(card->name, sizeof card->name, "layershard/%lu/%d/%016llx", (unsigned long)geteuid(), (int)getpid(),
+		 (unsigned long long)random[0]);
+	listener = lshard__socket_listen(card->name, SOCK_SEQPACKET);
+	if (listener < 0)
+		card->failed = errno;
+	return listener;
+}
+
+/* Every rank listens before the cards are dealt: one that refuses is gone. */
+static lshard_status reach_peer(struct mesh *mesh, int32_t rank, const struct card *card, uint64_t deadline)
+{
+	lshard_status status;
+
+	for (;;) {
+		status = lshard__socket_connect(card->name, SOCK_SEQPACKET, lshard__now_ns(), &mesh->peers[rank].fd);
+		if (status != LSHARD_ERR_TIMEOUT || errno == ECONNREFUSED || !lshard__left_ms(deadline))
+			break;
+		poll(NULL, 0, 1);
+	}
+	if (status == LSHARD_OK)
+		return LSHARD_OK;
+	if (errno == ECONNREFUSED)
+		return lshard_fail(mesh->error, LSHARD_ERR_PEER_FAILED, "rank %d (process %d) is gone", (int)rank,
+				   (int)card->pid);
+	return lshard_fail(mesh->error, status, "connecting to rank %d (process %d): %s", (int)rank, (int)card->pid,
+			   strerror(errno));
+}
+
+static lshard_status check_user(struct mesh *mesh, int32_t rank)
+{
+	pid_t pid;
+	uid_t uid;
+
+	if (lshard__socket_peer(mesh->peers[rank].fd, &pid, &uid))
+		return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d: its user cannot be told: %s", (int)rank,
+				   strerror(errno));
+	if (uid != geteuid())
+		return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d (process %d) belongs to user %lu, not %lu",
+				   (int)rank, (int)pid, (unsigned long)uid, (unsigned long)geteuid());
+	return LSHARD_OK;
+}
+
+static lshard_status connect_lower(struct mesh *mesh, const struct card *cards, uint64_t deadline)
+{
+	for (int32_t rank = 0; rank < mesh->context->rank; rank++) {
+		struct hello hello = {cards[rank].token, mesh->context->rank, 0};
+		lshard_status status = reach_peer(mesh, rank, &cards[rank], deadline);
+
+		if (status == LSHARD_OK)
+			status = check_user(mesh, rank);
+		if (status != LSHARD_OK)
+			return status;
+		status = lshard__socket_send(mesh->peers[rank].fd, &hello, sizeof hello, deadline);
+		if (status != LSHARD_OK)
+			return lshard_fail(mesh->error, status, "rank %d (process %d) does not listen", (int)rank,
+					   (int)cards[rank].pid);
+	}
+	return LSHARD_OK;
+}
+
+/* Which rank it is; -1 for a stranger. */
+static int32_t identify(const struct mesh *mesh, const struct lshard__newcomer *newcomer, const struct card *cards)
+{
+	const lshard_context *context = mesh->context;
+	struct hello hello;
+
+	memcpy(&hello, newcomer->hello, sizeof hello);
+	if (hello.token != cards[context->rank].token || hello.rank <= context->rank || hello.rank >= context->size ||
+	    mesh->peers[hello.rank].fd >= 0)
+		return -1;
+	return hello.rank;
+}
+
+static lshard_status late(struct mesh *mesh, const struct card *cards)
+{
+	for (int32_t rank = mesh->context->rank + 1; rank < mesh->context->size; rank++)
+		if (mesh->peers[rank].fd < 0)
+			return lshard_fail(mesh->error, LSHARD_ERR_TIMEOUT,
+					   "rank %d waited %u ms for rank %d (process %d) to connect",
+					   (int)mesh->context->rank, (unsigned)mesh->context->timeout_ms, (int)rank,
+					   (int)cards[rank].pid);
+	return LSHARD_OK;
+}
+
+/* Take in those of the lobby that have said who they are. Returns how many ranks came. */
+static int32_t take_in(struct mesh *mesh, struct lshard__lobby *lobby, const struct card *cards)
+{
+	struct lshard__newcomer newcomer;
+	int32_t came = 0;
+
+	while (lshard__lobby_next(lobby, &newcomer)) {
+		int32_t rank = identify(mesh, &newcomer, cards);
+
+		if (rank < 0) {
+			close(newcomer.fd);
+			continue;
+		}
+		mesh->peers[rank].fd = newcomer.fd;
+		came++;
+	}
+	return came;
+}
+
+static lshard_status accept_higher(struct mesh *mesh, int listener, struct lshard__lobby *lobby,
+				   const struct card *cards, uint64_t deadline)
+{
+	int32_t wanted = mesh->context->size - 1 - mesh->context->rank;
+
+	while (wanted > 0) {
+		size_t count = lshard__lobby_poll(lobby, listener, mesh->polled);
+		int ready = poll(mesh->polled, count, lshard__left_ms(deadline));
+
+		if (ready == 0)
+			return late(mesh, cards);
+		if (ready < 0 && errno == EINTR)
+			continue;
+		if (ready < 0 || lshard__lobby_hear(lobby, mesh->polled) < 0)
+			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "waiting for ranks: %s", strerror(errno));
+		wanted -= take_in(mesh, lobby, cards);
+	}
+	return LSHARD_OK;
+}
+
+/* Also called where this rank cannot listen: the others learn it by the card instead of waiting for it. */
+static lshard_status deal_cards(struct mesh *mesh, const struct card *mine, struct card *cards)
+{
+	const lshard_bootstrap *bootstrap = &mesh->context->bootstrap;
+	int failed = bootstrap->allgather(bootstrap->user, mine, cards, sizeof *mine);
+
+	if (failed)
+		return lshard_fail(mesh->error, LSHARD_ERR_TRANSPORT,
+				   "the bootstrap's all-gather of addresses returned %d", failed);
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
+		if (cards[rank].failed)
+			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d (process %d) cannot listen: %s",
+					   (int)rank, (int)cards[rank].pid, strerror(cards[rank].failed));
+		mesh->peers[rank].pid = cards[rank].pid;
+	}
+	return LSHARD_OK;
+}
+
+static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby, struct card *cards, uint64_t deadline)
+{
+	struct card mine = {0};
+	int listener = listen_somewhere(&mine);
+	lshard_status status = deal_cards(mesh, &mine, cards);
+
+	if (status == LSHARD_OK)
+		status = connect_lower(mesh, cards, deadline);
+	if (status == LSHARD_OK)
+		status = accept_higher(mesh, listener, lobby, cards, deadline);
+	if (listener >= 0)
+		close(listener);
+	return status;
+}
+
+lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns)
+{
+	size_t size = (size_t)context->size;
+	struct card *cards = context->allocate(context, size * sizeof *cards);
+	struct lshard__lobby lobby = {.newcomers = NULL};
+	lshard_status status = LSHARD_ERR_NO_MEMORY;
+
+	memset(mesh, 0, sizeof *mesh);
+	mesh->context = context;
+	mesh->error = error;
+	mesh->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	mesh->peers = context->allocate(context, size * sizeof *mesh->peers);
+	/* The lobby's is the longer one: [size + 1] are needed later. */
+	mesh->polled = context->allocate(context, lshard__lobby_polls(context->size) * sizeof *mesh->polled);
+	for (size_t i = 0; mesh->peers && i < size; i++)
+		mesh->peers[i].fd = mesh->peers[i].inbox_fd = -1;
+	if (mesh->wake < 0)
+		status = lshard_fail(error, LSHARD_ERR_SYSTEM, "eventfd: %s", strerror(errno));
+	else if (!lshard__lobby_open(&lobby, context) || !cards || !mesh->peers || !mesh->polled)
+		(void)lshard_fail(error, status, "no memory to connect %d ranks", (int)context->size);
+	else
+		status = connect_all(mesh, &lobby, cards, deadline_ns);
+	lshard__lobby_close(&lobby);
+	if (cards)
+		context->release(context, cards);
+	if (status != LSHARD_OK)
+		mesh_close(mesh);
+	return status;
+}
+
+/* Shut down first: a child that the program forked may hold a copy of the descriptor. */
+void mesh_close(struct mesh *mesh)
+{
+	const lshard_context *context = mesh->context;
+
+	for (int32_t rank = 0; mesh->peers && rank < context->size; rank++) {
+		struct mesh_peer *peer = &mesh->peers[rank];
+
+		if (peer->inbox_fd >= 0)
+			close(peer->inbox_fd);
+		if (peer->fd >= 0) {
+			shutdown(peer->fd, SHUT_RDWR);
+			close(peer->fd);
+		}
+	}
+	if (mesh->polled)
+		context->release(context, mesh->polled);
+	if (mesh->peers)
+		context->release(context, mesh->peers);
+	if (mesh->wake >= 0)
+		close(mesh->wake);
+	mesh->polled = NULL;
+	mesh->peers = NULL;
+	mesh->wake = -1;
+}
+
+void mesh_abort(struct mesh *mesh)
+{
+	uint64_t one = 1;
+	ssize_t written;
+
+	atomic_store(&mesh->aborted, 1);
+	written = write(mesh->wake, &one, sizeof one);
+	(void)written; /* it fails only where it is set already */
+	for (int32_t rank = 0; rank < mesh->context->size; rank++)
+		if (mesh->peers[rank].fd >= 0)
+			shutdown(mesh->peers[rank].fd, SHUT_RDWR);
+}
+
+/* ---- talking ---- */
+
+void mesh_nudge(struct mesh *mesh)
+{
+	char nudge = 0;
+
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
+		struct mesh_peer *peer = &mesh->peers[rank];
+
+		if (peer->fd >= 0 && !peer->gone)
+			(void)send(peer->fd, &nudge, sizeof nudge, MSG_DONTWAIT | MSG_NOSIGNAL);
+	}
+}
+
+/* Put a packet into the peer's inbox. One that lies there still belongs to a round its sender has given up. */
+static void deliver(struct mesh_peer *peer, const struct packet *packet, int fd)
+{
+	if (peer->inbox_fd >= 0)
+		close(peer->inbox_fd);
+	peer->inbox = 1;
+	peer->inbox_tag = packet->tag;
+	peer->inbox_fd = fd;
+	peer->inbox_lost = packet->has_fd && fd < 0;
+}
+
+static int descriptor_of(struct msghdr *message)
+{
+	struct cmsghdr *header = CMSG_FIRSTHDR(message);
+	int fd = -1;
+
+	if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+		memcpy(&fd, CMSG_DATA(header), sizeof fd);
+	return fd;
+}
+
+/* Take one packet. Returns 0 when there is none for now. */
+static int take_packet(struct mesh_peer *peer)
+{
+	struct packet packet = {0, 0};
+	_Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof(int))];
+	struct iovec part = {&packet, sizeof packet};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+	ssize_t got = recvmsg(peer->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+		return 0;
+	if (got <= 0) {
+		peer->gone = 1;
+		return 0;
+	}
+	if (got == (ssize_t)sizeof packet)
+		deliver(peer, &packet, descriptor_of(&message));
+	return 1;
+}
+
+static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
+{
+	int32_t size = mesh->context->size;
+	int ready;
+
+	for (int32_t rank = 0; rank < size; rank++) {
+		const struct mesh_peer *peer = &mesh->peers[rank];
+
+		mesh->polled[rank] = (struct pollfd){.fd = peer->gone ? -1 : peer->fd,
+						     .events = peer->owed ? POLLIN | POLLOUT : POLLIN};
+	}
+	mesh->polled[size] = (struct pollfd){.fd = mesh->wake, .events = POLLIN};
+	ready = poll(mesh->polled, (nfds_t)size + 1, lshard__left_ms(deadline));
+	if (atomic_load(&mesh->aborted))
+		return lshard_fail(mesh->error, LSHARD_ERR_ABORTED, "rank %d was aborted", (int)mesh->context->rank);
+	if (ready < 0 && errno != EINTR)
+		return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "poll: %s", strerror(errno));
+	return ready ? LSHARD_OK : LSHARD_ERR_TIMEOUT;
+}
+
+lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns)
+{
+	lshard_status status = poll_peers(mesh, deadline_ns);
+
+	for (int32_t rank = 0; rank < mesh->context->size && status == LSHARD_OK; rank++)
+		if (mesh->polled[rank].fd >= 0 && mesh->polled[rank].revents)
+			while (take_packet(&mesh->peers[rank]))
+				;
+	return status;
+}
+
+/* ---- descriptors ---- */
+
+/* Try to send; a full queue is no failure: mesh_wait says when there is room. */
+static void pay(struct mesh_peer *peer, uint64_t tag, int fd)
+{
+	struct packet packet = {tag, fd >= 0};
+	_Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof fd)] = {0};
+	struct iovec part = {&packet, sizeof packet};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	if (fd >= 0) {
+		struct cmsghdr *header = (struct cmsghdr *)room;
+
+		message.msg_control = room;
+		message.msg_controllen = sizeof room;
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof fd);
+		memcpy(CMSG_DATA(header), &fd, sizeof fd);
+	}
+	if (sendmsg(peer->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+		peer->owed = 0;
+	else if (errno == EPIPE || errno == ECONNRESET)
+		peer->gone = 1;
+}
+
+static int has_answered(const struct mesh_peer *peer, uint64_t tag)
+{
+	return peer->inbox && peer->inbox_tag == tag;
+}
+
+/* 1: every peer has answered and has been paid. -1: one is gone that has not answered. */
+static int settled(struct mesh *mesh, uint64_t tag, int32_t *who)
+{
+	int all = 1;
+
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
+		const struct mesh_peer *peer = &mesh->peers[rank];
+
+		if (peer->fd < 0 || (has_answered(peer, tag) && (peer->gone || !peer->owed)))
+			continue;
+		*who = rank;
+		if (peer->gone)
+			return -1;
+		all = 0;
+	}
+	return all;
+}
+
+static lshard_status settle(struct mesh *mesh, uint64_t tag, int fd, uint64_t deadline)
+{
+	for (;;) {
+		lshard_status status;
+		int32_t who = 0;
+		int done;
+
+		for (int32_t rank = 0; rank < mesh->context->size; rank++)
+			if (mesh->peers[rank].owed && !mesh->peers[rank].gone)
+				pay(&mesh->peers[rank], tag, fd);
+		done = settled(mesh, tag, &who);
+		if (done > 0)
+			return LSHARD_OK;
+		if (done < 0)
+			return lshard_fail(mesh->error, LSHARD_ERR_PEER_FAILED, "rank %d (process %d) is gone",
+					   (int)who, (int)mesh->peers[who].pid);
+		status = mesh_wait(mesh, deadline);
+		if (status == LSHARD_ERR_TIMEOUT)
+			return lshard_fail(mesh->error, status, "rank %d waited %u ms for rank %d (process %d)",
+					   (int)mesh->context->rank, (unsigned)mesh->context->timeout_ms, (int)who,
+					   (int)mesh->peers[who].pid);
+		if (status != LSHARD_OK)
+			return status;
+	}
+}
+
+/* Where this process may open no more, the kernel delivers the packet without its descriptor. */
+static lshard_status no_room(struct mesh *mesh, int32_t from)
+{
+	struct rlimit limit = {0, 0};
+
+	(void)getrlimit(RLIMIT_NOFILE, &limit);
+	return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM,
+			   "no room for the descriptor that rank %d shares: rank %d may have %llu open files "
+			   "(RLIMIT_NOFILE)",
+			   (int)from, (int)mesh->context->rank, (unsigned long long)limit.rlim_cur);
+}
+
+/* Empty the inboxes, to which every peer has sent its packet of this round. */
+static lshard_status collect(struct mesh *mesh, int *fds)
+{
+	int32_t size = mesh->context->size;
+	lshard_status status = LSHARD_OK;
+
+	for (int32_t rank = 0; rank < size; rank++) {
+		struct mesh_peer *peer = &mesh->peers[rank];
+
+		if (peer->inbox_lost && status == LSHARD_OK)
+			status = no_room(mesh, rank);
+		fds[rank] = peer->inbox_fd;
+		peer->inbox = peer->inbox_lost = 0;
+		peer->inbox_fd = -1;
+	}
+	for (int32_t rank = 0; rank < size && status != LSHARD_OK; rank++) {
+		if (fds[rank] >= 0)
+			close(fds[rank]);
+		fds[rank] = -1;
+	}
+	return status;
+}
+
+lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint64_t deadline_ns)
+{
+	lshard_status status;
+
+	for (int32_t rank = 0; rank < mesh->context->size; rank++)
+		mesh->peers[rank].owed = mesh->peers[rank].fd >= 0;
+	status = settle(mesh, tag, fd, deadline_ns);
+	for (int32_t rank = 0; rank < mesh->context->size; rank++)
+		mesh->peers[rank].owed = 0;
+	return status == LSHARD_OK ? collect(mesh, fds) : status;
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * mesh.h - a socket between every two ranks of a host: wake-ups, descriptors, and the death of a peer seen at once.
+ * Knows ranks and descriptors; does not know what a descriptor holds, nor what ranks agree on.
+ *
+ * One thread uses a mesh at a time, except mesh_abort.
+ */
+#ifndef LAYERSHARD_MESH_H
+#define LAYERSHARD_MESH_H
+
+#include <layershard/transport.h>
+
+#include <poll.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+struct mesh_peer {
+	int fd; /* -1: none (this rank itself) */
+	pid_t pid;
+	int gone;       /* its end is closed */
+	int owed;       /* mesh_swap has not sent it its packet yet */
+	int inbox;      /* 1: a packet lies here that nobody has asked for yet */
+	int inbox_fd;   /* its descriptor, or -1 */
+	int inbox_lost; /* 1: it had one, for which this process had no room */
+	uint64_t inbox_tag;
+};
+
+struct mesh {
+	const lshard_context *context;
+	lshard_error *error;
+	struct mesh_peer *peers; /* [size] */
+	struct pollfd *polled;   /* [size + 1] in use; [size] is wake */
+	int wake;                /* eventfd: written to by mesh_abort */
+	atomic_int aborted;
+};
+
+/*
+ * Connect all ranks of the group; collective, uses the bootstrap once. Texts of failures go to @p error, now and later.
+ * On failure nothing is left open.
+ */
+lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns);
+void mesh_close(struct mesh *mesh);
+
+/* Make every wait return ABORTED, now and later; the others see this rank as gone. Any thread. */
+void mesh_abort(struct mesh *mesh);
+
+/* Wake every peer that waits. Never blocks; a peer that cannot take it has something to read anyway. */
+void mesh_nudge(struct mesh *mesh);
+
+/* Wait until a peer nudges, sends or goes. OK: look again at what was waited for, and at peers[].gone. */
+lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns);
+
+/*
+ * Give @p fd (-1: none) to every peer and get theirs, in rank order, -1 for none and for this rank; the caller closes
+ * them. @p tag: a number that all ranks know this round by, larger than any before. Collective; fails when a peer is
+ * gone, and with SYSTEM where this process has no room for a descriptor. On failure there are none to close.
+ */
+lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint64_t deadline_ns);
+
+#endif

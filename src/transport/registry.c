@@ -1,0 +1,516 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * registry.c - which transports there are, which one a group takes, and how it is opened with what stands in front.
+ * The only file that names them. Knows hosts and processes; knows nothing of layers.
+ *
+ * Every rank deals one card through the bootstrap and reads all others', so all come to the same choice or the same
+ * refusal. Once the transport is open they tell each other by its own control channel whether all have got that far.
+ */
+#include "outside.h"
+#include "host_identity.h"
+#include "stack_spec.h"
+#include "text_hash.h"
+#include "transports.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- what there is ---- */
+
+enum reach { SAME_PROCESS, SAME_HOST };
+
+/* In the order in which "auto" prefers them. */
+static const struct {
+	const lshard_transport_ops *ops;
+	enum reach reach;
+	lshard_memory memory;
+} transports[] = {
+	{&lshard__local, SAME_PROCESS, LSHARD_MEMORY_HOST},
+	{&lshard__shm, SAME_HOST, LSHARD_MEMORY_HOST},
+};
+
+static const lshard_transport_ops *const wrappers[] = {&lshard__trace, &lshard__throttle, &lshard__faults};
+
+#define N_TRANSPORTS ((int)(sizeof transports / sizeof transports[0]))
+#define N_WRAPPERS   (sizeof wrappers / sizeof wrappers[0])
+
+static const lshard_transport_ops *find_wrapper(const char *name)
+{
+	for (size_t i = 0; i < N_WRAPPERS; i++)
+		if (!strcmp(wrappers[i]->name, name))
+			return wrappers[i];
+	return NULL;
+}
+
+static int is_wrapper(const char *name)
+{
+	return find_wrapper(name) != NULL;
+}
+
+static int find_transport(const char *name)
+{
+	int found = N_TRANSPORTS - 1;
+
+	while (found >= 0 && strcmp(transports[found].ops->name, name) != 0)
+		found--;
+	return found;
+}
+
+lshard_status lshard_transport_info(uint32_t index, lshard_transport_information *information)
+{
+	const lshard_transport_ops *ops;
+	lshard_error reason = {{0}};
+
+	if (index >= (uint32_t)N_TRANSPORTS)
+		return LSHARD_ERR_RANGE;
+	if (!information)
+		return LSHARD_ERR_INVALID;
+	ops = transports[index].ops;
+	memset(information, 0, sizeof *information);
+	information->name = ops->name;
+	information->summary = ops->summary;
+	information->available = ops->available(&reason);
+	if (!information->available)
+		snprintf(information->reason, sizeof information->reason, "%.*s", (int)sizeof information->reason - 1,
+			 reason.text);
+	information->collective = !!(ops->capabilities & LSHARD_CAP_COLLECTIVE);
+	information->caller_memory = !!(ops->capabilities & LSHARD_CAP_CALLER_MEMORY);
+	return LSHARD_OK;
+}
+
+/* ---- the card ---- */
+
+#define CARD_MAGIC 0x6c736361u
+#define WHY_BYTES  96
+
+struct card {
+	uint32_t magic;
+	uint32_t version;
+	int32_t size;
+	int32_t failed; /* status: this rank cannot take part, and `text` says why */
+	int32_t memory;
+	uint32_t available; /* bit i: transports[i] */
+	uint64_t spec_hash;
+	char spec[96];
+	char custom[32];
+	char text[256];
+	char why[2][WHY_BYTES]; /* why transports[i] is not available */
+	struct host_identity host;
+};
+
+_Static_assert(sizeof transports / sizeof transports[0] <= 2, "a card has room for the reasons of every transport");
+
+struct lshard__stack {
+	const lshard_context *base;
+	struct stack_spec spec;
+	const lshard_transport_ops *custom;
+	lshard_context contexts[SPEC_WRAPPERS + 1]; /* the transport's first, then the wrappers', inside out */
+	lshard_transport *bottom;
+	lshard_transport *top;
+	const lshard_transport_ops *chosen;
+	char because[64];
+	char description[256];
+};
+
+static void fill_available(struct card *card)
+{
+	for (int i = 0; i < N_TRANSPORTS; i++) {
+		lshard_error reason = {{0}};
+
+		if (transports[i].ops->available(&reason))
+			card->available |= 1u << i;
+		else
+			snprintf(card->why[i], WHY_BYTES, "%.*s", WHY_BYTES - 1, reason.text);
+	}
+}
+
+/* @p failed: why this rank cannot take part; the others must hear it rather than wait. */
+static void fill_card(struct card *card, const lshard__stack *stack, const char *spec, lshard_status failed,
+		      const lshard_error *error)
+{
+	memset(card, 0, sizeof *card);
+	card->magic = CARD_MAGIC;
+	card->version = LSHARD_VERSION_MAJOR << 16 | LSHARD_VERSION_MINOR << 8 | LSHARD_VERSION_PATCH;
+	card->size = stack->base->size;
+	card->memory = (int32_t)stack->base->memory;
+	card->failed = failed;
+	card->spec_hash = lshard__text_hash(spec);
+	snprintf(card->spec, sizeof card->spec, "%.*s", (int)sizeof card->spec - 1, spec);
+	if (stack->custom && !failed)
+		snprintf(card->custom, sizeof card->custom, "%.*s", (int)sizeof card->custom - 1, stack->custom->name);
+	if (failed)
+		snprintf(card->text, sizeof card->text, "%.*s", (int)sizeof card->text - 1, error->text);
+	fill_available(card);
+	lshard__host_identify(&card->host);
+}
+
+/* Compare rank @p rank with rank 0: all ranks find the same first difference. */
+static lshard_status compare(const struct card *first, const struct card *other, int rank, lshard_error *error)
+{
+	if (other->magic != first->magic || other->version != first->version)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 runs version %u.%u.%u, rank %d %u.%u.%u",
+				   first->version >> 16, first->version >> 8 & 255, first->version & 255, rank,
+				   other->version >> 16, other->version >> 8 & 255, other->version & 255);
+	if (other->size != first->size)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 was started for %d ranks, rank %d for %d",
+				   (int)first->size, rank, (int)other->size);
+	if (other->memory != first->memory)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH,
+				   "rank 0 keeps layers in memory of kind %d, rank %d of kind %d", (int)first->memory,
+				   rank, (int)other->memory);
+	if (other->spec_hash != first->spec_hash)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 asks for transport '%s', rank %d for '%s'",
+				   first->spec, rank, other->spec);
+	if (strcmp(other->custom, first->custom) != 0)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH,
+				   "rank 0 brings transport '%s' of its own, rank %d '%s' ('': none)", first->custom,
+				   rank, other->custom);
+	return LSHARD_OK;
+}
+
+static lshard_status compare_all(const struct card *cards, int32_t size, lshard_error *error)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (int32_t rank = 0; rank < size; rank++)
+		if (cards[rank].failed)
+			return lshard_fail(error, (lshard_status)cards[rank].failed, "rank %d: %s", (int)rank,
+					   cards[rank].text);
+	for (int32_t rank = 1; rank < size && status == LSHARD_OK; rank++)
+		status = compare(&cards[0], &cards[rank], (int)rank, error);
+	return status;
+}
+
+/* ---- the choice ---- */
+
+/* Why transports[i] cannot connect these ranks; 1 if it can. */
+static int connects(int i, const struct card *cards, int32_t size, char *why, size_t bytes)
+{
+	const char *name = transports[i].ops->name;
+	const struct host_identity *first = &cards[0].host;
+
+	if (cards[0].memory != (int32_t)transports[i].memory) {
+		snprintf(why, bytes, "%s carries host memory only", name);
+		return 0;
+	}
+	for (int32_t rank = 0; rank < size; rank++) {
+		const struct host_identity *other = &cards[rank].host;
+
+		why[0] = 0;
+		if (!(cards[rank].available & 1u << i))
+			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank, cards[rank].why[i]);
+		else if (transports[i].reach == SAME_PROCESS && !lshard__same_process(first, other))
+			snprintf(why, bytes, "%s connects threads of one process, and ranks 0 and %d are two processes",
+				 name, (int)rank);
+		else if (!lshard__same_host(first, other))
+			snprintf(why, bytes, "%s connects ranks of one host, and ranks 0 and %d are on two", name,
+				 (int)rank);
+		else if (first->network != other->network)
+			snprintf(why, bytes, "%s needs one network namespace, and ranks 0 and %d are in two", name,
+				 (int)rank);
+		else if (first->user != other->user)
+			snprintf(why, bytes, "%s connects ranks of one user, and ranks 0 and %d have two", name,
+				 (int)rank);
+		if (why[0])
+			return 0;
+	}
+	return 1;
+}
+
+static const char *auto_reason(int i, int32_t size)
+{
+	if (size == 1)
+		return "auto: one rank";
+	return transports[i].reach == SAME_PROCESS ? "auto: threads of one process" : "auto: all ranks on one host";
+}
+
+static lshard_status choose_auto(lshard__stack *stack, const struct card *cards, lshard_error *error)
+{
+	int32_t size = stack->base->size;
+	char reasons[400] = "";
+	char why[200];
+
+	for (int i = 0; i < N_TRANSPORTS; i++) {
+		size_t used = strlen(reasons);
+
+		if (connects(i, cards, size, why, sizeof why)) {
+			stack->chosen = transports[i].ops;
+			snprintf(stack->because, sizeof stack->because, "%s", auto_reason(i, size));
+			return LSHARD_OK;
+		}
+		snprintf(reasons + used, sizeof reasons - used, "%s%s", used ? "; " : "", why);
+	}
+	return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "no transport connects these %d ranks: %s", (int)size,
+			   reasons);
+}
+
+static lshard_status choose(lshard__stack *stack, const struct card *cards, lshard_error *error)
+{
+	char why[200];
+	int i;
+
+	snprintf(stack->because, sizeof stack->because, "as asked");
+	if (stack->custom) {
+		stack->chosen = stack->custom;
+		snprintf(stack->because, sizeof stack->because, "the caller's own");
+		return LSHARD_OK;
+	}
+	if (!strcmp(stack->spec.name, "auto"))
+		return choose_auto(stack, cards, error);
+	i = find_transport(stack->spec.name);
+	if (!connects(i, cards, stack->base->size, why, sizeof why))
+		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s", why);
+	stack->chosen = transports[i].ops;
+	return LSHARD_OK;
+}
+
+/* ---- checks before anybody meets ---- */
+
+static lshard_status check_name(const struct stack_spec *spec, lshard_error *error)
+{
+	char known[256] = "auto";
+
+	if (!spec->name || find_transport(spec->name) >= 0)
+		return LSHARD_OK;
+	if (!strcmp(spec->name, "auto"))
+		return spec->options[0]
+			       ? lshard_fail(error, LSHARD_ERR_INVALID, "auto takes no options ('%s')", spec->options)
+			       : LSHARD_OK;
+	for (int i = 0; i < N_TRANSPORTS; i++)
+		snprintf(known + strlen(known), sizeof known - strlen(known), ", %s", transports[i].ops->name);
+	for (size_t i = 0; i < N_WRAPPERS; i++)
+		snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s=", i ? ", " : "; in front of it ",
+			 wrappers[i]->name);
+	return lshard_fail(error, LSHARD_ERR_INVALID, "there is no transport '%s'; known are %s", spec->name, known);
+}
+
+static const char *missing_function(const lshard_transport_ops *ops)
+{
+	const struct {
+		const char *name;
+		int there;
+	} needed[] = {
+		{"open", ops->open != NULL},
+		{"close", ops->close != NULL},
+		{"exchange", ops->exchange != NULL},
+		{"abort", ops->abort != NULL},
+		{"store_open", ops->store_open != NULL},
+		{"store_close", ops->store_close != NULL},
+		{"share", ops->share != NULL},
+		{"cell", ops->cell != NULL},
+		{"peer", ops->peer || !(ops->capabilities & LSHARD_CAP_DIRECT)},
+		{"fetch", ops->fetch != NULL},
+		{"wait", ops->wait != NULL},
+		{"retire", ops->retire || !(ops->capabilities & LSHARD_CAP_STREAMS)},
+		{"join", ops->join != NULL},
+		{"capture", ops->capture || !(ops->capabilities & LSHARD_CAP_CAPTURE)},
+		{"drain", ops->drain != NULL},
+		{"read", ops->read != NULL},
+	};
+
+	for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++)
+		if (!needed[i].there)
+			return needed[i].name;
+	return NULL;
+}
+
+/* A table that somebody else wrote: look before calling through it. */
+static lshard_status check_custom(const lshard_transport_ops *ops, lshard_error *error)
+{
+	const char *missing;
+
+	if (ops->struct_size < sizeof *ops || ops->abi != LSHARD_TRANSPORT_ABI)
+		return lshard_fail(
+			error, LSHARD_ERR_INVALID,
+			"the transport of the caller has ABI %u and %zu bytes; this library needs %u and %zu",
+			(unsigned)ops->abi, ops->struct_size, LSHARD_TRANSPORT_ABI, sizeof *ops);
+	if (!ops->name || !ops->name[0])
+		return lshard_fail(error, LSHARD_ERR_INVALID, "the transport of the caller has no name");
+	missing = missing_function(ops);
+	if (missing)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "transport '%s' of the caller has no function %s",
+				   ops->name, missing);
+	if (ops->granule_bytes == 0 || (ops->granule_bytes & (ops->granule_bytes - 1)))
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "transport '%s' of the caller: granule_bytes %llu is no power of two", ops->name,
+				   (unsigned long long)ops->granule_bytes);
+	if (ops->available && !ops->available(error))
+		return LSHARD_ERR_NOT_SUPPORTED;
+	return LSHARD_OK;
+}
+
+static lshard_status check_spec(lshard__stack *stack, const char *text, lshard_error *error)
+{
+	lshard_status status = lshard__stack_spec_parse(&stack->spec, text, stack->custom != NULL, is_wrapper, error);
+
+	if (status == LSHARD_OK)
+		status = check_name(&stack->spec, error);
+	if (status == LSHARD_OK && stack->custom)
+		status = check_custom(stack->custom, error);
+	return status;
+}
+
+static lshard_status agree(lshard__stack *stack, const char *text, lshard_status checked, lshard_error *error)
+{
+	const lshard_context *base = stack->base;
+	size_t size = (size_t)base->size;
+	struct card *cards = base->allocate(base, (size + 1) * sizeof *cards);
+	lshard_status status;
+	int failed;
+
+	if (!cards)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the cards of %d ranks", (int)base->size);
+	fill_card(&cards[size], stack, text ? text : "", checked, error);
+	failed = base->bootstrap.allgather(base->bootstrap.user, &cards[size], cards, sizeof *cards);
+	if (checked != LSHARD_OK)
+		status = checked; /* with its own text, whatever the others have */
+	else if (failed)
+		status = lshard_fail(error, LSHARD_ERR_TRANSPORT, "the bootstrap's all-gather returned %d", failed);
+	else
+		status = compare_all(cards, base->size, error);
+	if (status == LSHARD_OK)
+		status = choose(stack, cards, error);
+	base->release(base, cards);
+	return status;
+}
+
+/* ---- opening ---- */
+
+static lshard_context *context_for(lshard__stack *stack, int i, const char *options)
+{
+	stack->contexts[i] = *stack->base;
+	stack->contexts[i].options = options;
+	return &stack->contexts[i];
+}
+
+static lshard_status open_wrappers(lshard__stack *stack, lshard_error *error)
+{
+	int n = stack->spec.n_wrappers;
+
+	for (int i = n - 1; i >= 0; i--) {
+		const lshard_transport_ops *ops = find_wrapper(stack->spec.wrappers[i].name);
+		const lshard_context *context = context_for(stack, n - i, stack->spec.wrappers[i].options);
+		lshard_status status = ops->open(context, stack->top, &stack->top, error);
+
+		if (status != LSHARD_OK)
+			return status;
+	}
+	return LSHARD_OK;
+}
+
+/* What a rank says once it has opened everything, or could not. */
+struct verdict {
+	int32_t status;
+	char text[252];
+};
+
+static lshard_status judge(const lshard__stack *stack, const struct verdict *verdicts, const uint8_t *alive,
+			   lshard_error *error)
+{
+	for (int32_t rank = 0; rank < stack->base->size; rank++) {
+		if (!alive[rank])
+			return lshard_fail(error, LSHARD_ERR_PEER_FAILED,
+					   "rank %d could not open transport '%s' or is gone", (int)rank,
+					   stack->chosen->name);
+		if (verdicts[rank].status != LSHARD_OK)
+			return lshard_fail(error, (lshard_status)verdicts[rank].status, "rank %d: %s", (int)rank,
+					   verdicts[rank].text);
+	}
+	return LSHARD_OK;
+}
+
+/* All ranks have a group, or none: a wrapper may have failed on one of them alone. */
+static lshard_status conclude(lshard__stack *stack, lshard_status opened, lshard_error *error)
+{
+	const lshard_context *base = stack->base;
+	size_t size = (size_t)base->size;
+	struct verdict *verdicts = base->allocate(base, size * (sizeof *verdicts + 1));
+	struct verdict mine = {opened, {0}};
+	uint8_t *alive;
+	lshard_status status;
+
+	if (!verdicts)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the verdicts of %d ranks",
+				   (int)base->size);
+	alive = (uint8_t *)(verdicts + size);
+	if (opened != LSHARD_OK)
+		snprintf(mine.text, sizeof mine.text, "%.*s", (int)sizeof mine.text - 1, error->text);
+	status = stack->bottom->ops->exchange(stack->bottom, &mine, verdicts, sizeof mine, alive);
+	if (status != LSHARD_OK)
+		status = lshard_fail(error, status, "%s", stack->bottom->error.text);
+	else
+		status = judge(stack, verdicts, alive, error);
+	base->release(base, verdicts);
+	return opened != LSHARD_OK ? opened : status;
+}
+
+static void describe(lshard__stack *stack)
+{
+	const struct stack_spec *spec = &stack->spec;
+	char *text = stack->description;
+	size_t room = sizeof stack->description;
+
+	for (int i = 0; i < spec->n_wrappers; i++)
+		snprintf(text + strlen(text), room - strlen(text), "%s%s%s,", spec->wrappers[i].name,
+			 spec->wrappers[i].options[0] ? "=" : "", spec->wrappers[i].options);
+	snprintf(text + strlen(text), room - strlen(text), "%s%s%s (%s)", stack->chosen->name,
+		 spec->options[0] ? ":" : "", spec->options, stack->because);
+	stack->base->log(stack->base, LSHARD_LOG_INFO, "transport: %s", text);
+}
+
+static lshard_status open_all(lshard__stack *stack, lshard_error *error)
+{
+	const lshard_context *context = context_for(stack, 0, stack->spec.options);
+	lshard_status status = stack->chosen->open(context, NULL, &stack->bottom, error);
+
+	if (status != LSHARD_OK)
+		return status;
+	stack->top = stack->bottom;
+	status = conclude(stack, open_wrappers(stack, error), error);
+	if (status == LSHARD_OK)
+		describe(stack);
+	return status;
+}
+
+lshard_status lshard__stack_open(const lshard_context *base, const char *spec, const lshard_transport_ops *custom,
+				 lshard__stack **stack, lshard_error *error)
+{
+	lshard__stack *made = base->allocate(base, sizeof *made);
+	lshard_error unheard = {{0}};
+	lshard_status status;
+
+	error = error ? error : &unheard;
+	if (!made)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for a transport");
+	made->base = base;
+	made->custom = custom;
+	status = agree(made, spec, check_spec(made, spec, error), error);
+	if (status == LSHARD_OK)
+		status = open_all(made, error);
+	if (status != LSHARD_OK) {
+		lshard__stack_close(made);
+		return status;
+	}
+	*stack = made;
+	return LSHARD_OK;
+}
+
+lshard_transport *lshard__stack_top(lshard__stack *stack)
+{
+	return stack->top;
+}
+
+const char *lshard__stack_description(const lshard__stack *stack)
+{
+	return stack->description;
+}
+
+/* Closing the outermost wrapper closes all it stands in front of. */
+void lshard__stack_close(lshard__stack *stack)
+{
+	if (!stack)
+		return;
+	if (stack->top)
+		stack->top->ops->close(stack->top);
+	stack->base->release(stack->base, stack);
+}

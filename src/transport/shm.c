@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * shm.c - the transport between processes of a host. Its table, and a group's life.
+ *
+ * By default nothing moves: every rank computes from the pages of the rank that loaded them. As "shm:copy" it brings
+ * layers into windows by a thread of its own, for machines where memory is nearer to some processors than to others.
+ */
+#include "shm.h"
+#include "sockets.h"
+#include "transports.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static int can_seal(lshard_error *error)
+{
+	int fd = memfd_create("layershard:probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int sealed;
+
+	if (fd < 0) {
+		(void)lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "memfd_create: %s", strerror(errno));
+		return 0;
+	}
+	sealed = !fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+	if (!sealed)
+		(void)lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "F_SEAL_FUTURE_WRITE (Linux 5.1): %s",
+				  strerror(errno));
+	close(fd);
+	return sealed;
+}
+
+static int shm_available(lshard_error *error)
+{
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd < 0) {
+		(void)lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "local sockets: %s", strerror(errno));
+		return 0;
+	}
+	close(fd);
+	return can_seal(error);
+}
+
+static void shm_close(lshard_transport *transport)
+{
+	struct shm *shm = (struct shm *)transport;
+	const lshard_context *context = transport->context;
+
+	shm_copier_close(&shm->copier);
+	control_close(&shm->control);
+	mesh_close(&shm->mesh);
+	context->release(context, shm->reports);
+	context->release(context, shm);
+}
+
+static lshard_status take_options(struct shm *shm, const lshard_context *context, lshard_error *error)
+{
+	shm->ops = lshard__shm;
+	shm->ops.granule_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+	if (!strcmp(context->options, "copy"))
+		shm->ops.capabilities &= ~(uint32_t)LSHARD_CAP_DIRECT;
+	else if (context->options[0])
+		return lshard_fail(error, LSHARD_ERR_INVALID, "shm has no option '%s': it has 'copy'",
+				   context->options);
+	return LSHARD_OK;
+}
+
+/* The copier comes after the page: what fails on one rank alone is seen by the others as a rank that is gone. */
+static lshard_status connect_group(struct shm *shm, const lshard_context *context)
+{
+	uint64_t deadline = lshard__deadline_ns(context->timeout_ms);
+	lshard_error *error = &shm->base.error;
+	lshard_status status = mesh_open(&shm->mesh, context, error, deadline);
+
+	if (status != LSHARD_OK)
+		return status;
+	status = control_open(&shm->control, &shm->mesh, error, deadline);
+	if (status != LSHARD_OK)
+		goto close_mesh;
+	status = shm_copier_make(&shm->copier, error);
+	if (status != LSHARD_OK)
+		goto close_control;
+	return LSHARD_OK;
+
+close_control:
+	control_close(&shm->control);
+close_mesh:
+	mesh_close(&shm->mesh);
+	return status;
+}
+
+static lshard_status shm_open_group(const lshard_context *context, lshard_transport *inner,
+				    lshard_transport **transport, lshard_error *error)
+{
+	struct shm *shm = context->allocate(context, sizeof *shm);
+	lshard_status status;
+
+	(void)inner;
+	if (!shm)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the shm transport");
+	status = take_options(shm, context, &shm->base.error);
+	shm->base.ops = &shm->ops;
+	shm->base.context = context;
+	shm->reports = context->allocate(context, shm_reports_bytes(context->size));
+	if (status == LSHARD_OK && !shm->reports)
+		status = lshard_fail(&shm->base.error, LSHARD_ERR_NO_MEMORY, "no memory for the reports of %d ranks",
+				     (int)context->size);
+	if (status == LSHARD_OK)
+		status = connect_group(shm, context);
+	if (status == LSHARD_OK) {
+		*transport = &shm->base;
+		return LSHARD_OK;
+	}
+	if (error)
+		*error = shm->base.error;
+	if (shm->reports)
+		context->release(context, shm->reports);
+	context->release(context, shm);
+	return status;
+}
+
+static lshard_status shm_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
+				  uint8_t *alive)
+{
+	struct shm *shm = (struct shm *)transport;
+
+	return control_exchange(&shm->control, send, receive, bytes, alive, NULL,
+				lshard__deadline_ns(transport->context->timeout_ms));
+}
+
+static void shm_abort(lshard_transport *transport)
+{
+	struct shm *shm = (struct shm *)transport;
+
+	mesh_abort(&shm->mesh);
+	shm_copier_abort(&shm->copier);
+}
+
+const lshard_transport_ops lshard__shm = {
+	.struct_size = sizeof(lshard_transport_ops),
+	.abi = LSHARD_TRANSPORT_ABI,
+	.name = "shm",
+	.summary = "processes of a host share pages and copy nothing, unless stripes are not whole pages; shm:copy "
+		   "brings layers into windows",
+	.capabilities = LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES,
+	.granule_bytes = 4096, /* of most machines; a group's own table has the machine's */
+	.available = shm_available,
+	.open = shm_open_group,
+	.close = shm_close,
+	.exchange = shm_exchange,
+	.abort = shm_abort,
+	.store_open = shm_store_open,
+	.store_close = shm_store_close,
+	.share = shm_share,
+	.cell = shm_cell,
+	.peer = shm_peer,
+	.fetch = shm_fetch,
+	.wait = shm_wait,
+	.join = shm_join,
+	.drain = shm_drain,
+	.read = shm_read,
+};

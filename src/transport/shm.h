@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * shm.h - what the files of the shm transport share: shm.c (table, group), shm_store.c (memory), shm_copy.c (the
+ * copying thread). shm_control.h and mesh.h connect the ranks.
+ */
+#ifndef LAYERSHARD_SHM_H
+#define LAYERSHARD_SHM_H
+
+#include "mesh.h"
+#include "shm_control.h"
+
+#include <pthread.h>
+
+struct shm_store;
+
+/* The last fetch into one cell. `pending` is the only member read without the copier's lock while a copy may run. */
+struct shm_request {
+	struct shm_store *store;
+	struct shm_request *next;
+	struct shm_request *previous;
+	atomic_int pending; /* fetched and not there yet */
+	int queued;
+	int untold; /* no wait has reported its times; the store's thread only */
+	uint32_t cell;
+	uint32_t position;
+	uint64_t generation; /* counts the fetches into this cell */
+	uint64_t started_ns;
+	uint64_t finished_ns;
+};
+
+/* One thread per rank copies for all stores of its transport, in the order of the fetches. */
+struct shm_copier {
+	pthread_mutex_t lock;
+	pthread_cond_t work;
+	pthread_cond_t done; /* CLOCK_MONOTONIC */
+	pthread_t thread;
+	int made;    /* the three above but thread */
+	int started; /* thread */
+	int stop;
+	int aborted;
+	struct shm_request *first;
+	struct shm_request *last;
+	const struct shm_store *running; /* whose copy runs now */
+};
+
+struct shm {
+	lshard_transport base;
+	lshard_transport_ops ops; /* without CAP_DIRECT in copying mode; granule is this machine's page */
+	struct mesh mesh;
+	struct control control;
+	struct shm_copier copier;
+	void *reports; /* room for what ranks say when a series opens: there even when there is no memory for the series
+			*/
+};
+
+struct shm_mapping {
+	void *address; /* NULL: none */
+	size_t bytes;
+};
+
+struct shm_store {
+	lshard_store base;
+	struct shm_mapping *shares; /* [size]; this rank's own is writable, the others' are not */
+	const void **bases;         /* [size] their addresses, as host_copy wants them */
+	struct shm_mapping cells;
+	struct shm_mapping composed;  /* layers put together from several shares */
+	void **layers;                /* direct: [layers] */
+	struct shm_request *requests; /* not direct: [cells] */
+	size_t n_queued;              /* with the copier's lock */
+};
+
+/* ---- shm_store.c ---- */
+
+/* Bytes at shm.reports. */
+size_t shm_reports_bytes(int32_t size);
+
+lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
+void shm_store_close(lshard_store *store);
+void *shm_share(lshard_store *store);
+void *shm_cell(lshard_store *store, uint32_t cell, uint32_t position);
+void *shm_peer(lshard_store *store, uint32_t position);
+lshard_status shm_read(lshard_store *store, uint32_t position, void *destination);
+
+/* ---- shm_copy.c ---- */
+
+lshard_status shm_copier_make(struct shm_copier *copier, lshard_error *error);
+/* Start the thread unless it runs. */
+lshard_status shm_copier_start(struct shm_copier *copier, lshard_error *error);
+void shm_copier_abort(struct shm_copier *copier);
+void shm_copier_close(struct shm_copier *copier);
+/* Drop what waits, and wait for the copy that runs, of one store. */
+void shm_copier_forget(struct shm_copier *copier, struct shm_store *store);
+
+lshard_status shm_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream, uint64_t sequence);
+lshard_status shm_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
+lshard_status shm_join(lshard_store *store, void *stream);
+lshard_status shm_drain(lshard_store *store);
+
+#endif

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * shm_control.c - see shm_control.h.
+ *
+ * Everything that decides an exchange is in one shared block under one robust mutex; sockets only wake the waiting and
+ * show deaths. A rank arrives by writing its bytes and then the number of the round. Whoever finds that all ranks that
+ * are not gone have arrived decides the round: writes down who took part and counts the round up, as its last and only
+ * deciding step. So a rank that dies with the lock held leaves a round undecided, never half decided.
+ *
+ * Bytes and decisions are kept for two rounds, by parity: round r + 2 cannot begin to be written before every living
+ * rank has arrived in round r + 1 and so has read round r.
+ */
+#include "shm_control.h"
+#include "sockets.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct control_rank {
+	uint64_t arrived;  /* in this round; 0: in none */
+	uint64_t withdrew; /* from this round, when its deadline passed */
+	uint32_t gone;
+	uint8_t took_part[2]; /* in the decided round of that parity */
+	uint8_t unused[2];
+	uint8_t bytes[2][LSHARD_EXCHANGE_BYTES];
+};
+
+struct control_block {
+	pthread_mutex_t lock;
+	uint64_t round; /* the one being gathered; all below are decided */
+	int32_t size;
+	struct control_rank ranks[];
+};
+
+/* ---- making ---- */
+
+static lshard_status refused(struct control *control, const char *what)
+{
+	return lshard_fail(control->error, LSHARD_ERR_SYSTEM, "control page: %s: %s", what, strerror(errno));
+}
+
+static lshard_status map_block(struct control *control, int fd)
+{
+	void *mapped = mmap(NULL, control->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (mapped == MAP_FAILED)
+		return refused(control, "mmap");
+	control->block = mapped;
+	return LSHARD_OK;
+}
+
+static lshard_status fill_block(struct control *control)
+{
+	struct control_block *block = control->block;
+	pthread_mutexattr_t attributes;
+	int failed = pthread_mutexattr_init(&attributes);
+
+	if (!failed)
+		failed = pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+	if (!failed)
+		failed = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+	if (!failed)
+		failed = pthread_mutex_init(&block->lock, &attributes);
+	block->round = 1;
+	block->size = control->mesh->context->size;
+	if (!failed)
+		return LSHARD_OK;
+	errno = failed;
+	return refused(control, "mutex");
+}
+
+/* The mutex goes with the page: destroying it would take a rank that knows to be the last. */
+static lshard_status make_block(struct control *control, int *fd)
+{
+	lshard_status status = LSHARD_OK;
+
+	*fd = memfd_create("layershard:control", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (*fd < 0)
+		return refused(control, "memfd_create");
+	if (ftruncate(*fd, (off_t)control->bytes) || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+		status = refused(control, "size");
+	if (status == LSHARD_OK)
+		status = map_block(control, *fd);
+	if (status == LSHARD_OK)
+		status = fill_block(control);
+	if (status == LSHARD_OK)
+		return LSHARD_OK;
+	close(*fd);
+	*fd = -1;
+	return status;
+}
+
+/* Every rank makes the swap, also when rank 0 has no page to give: nobody waits for what will not come. */
+static lshard_status share_block(struct control *control, int fd, int *fds, uint64_t deadline)
+{
+	const lshard_context *context = control->mesh->context;
+	lshard_status status = mesh_swap(control->mesh, 0, fd, fds, deadline);
+
+	if (status != LSHARD_OK || context->rank == 0)
+		return status;
+	status = fds[0] >= 0 ? map_block(control, fds[0])
+			     : lshard_fail(control->error, LSHARD_ERR_SYSTEM, "rank 0 has no control page to share");
+	for (int32_t rank = 0; rank < context->size; rank++)
+		if (fds[rank] >= 0)
+			close(fds[rank]);
+	return status;
+}
+
+lshard_status control_open(struct control *control, struct mesh *mesh, lshard_error *error, uint64_t deadline_ns)
+{
+	const lshard_context *context = mesh->context;
+	size_t size = (size_t)context->size;
+	int *fds = context->allocate(context, size * sizeof *fds);
+	lshard_status made = LSHARD_OK;
+	lshard_status status;
+	int fd = -1;
+
+	control->mesh = mesh;
+	control->error = error;
+	control->block = NULL;
+	control->bytes = sizeof *control->block + size * sizeof control->block->ranks[0];
+	if (!fds)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
+	if (context->rank == 0)
+		made = make_block(control, &fd);
+	status = share_block(control, fd, fds, deadline_ns);
+	if (fd >= 0)
+		close(fd);
+	context->release(context, fds);
+	if (made == LSHARD_OK && status == LSHARD_OK)
+		return LSHARD_OK;
+	control_close(control);
+	return made != LSHARD_OK ? made : status;
+}
+
+void control_close(struct control *control)
+{
+	if (control->block)
+		munmap(control->block, control->bytes);
+	control->block = NULL;
+}
+
+/* ---- exchanging ---- */
+
+#define YIELDS 200
+
+/*
+ * The lock is held for a few copies at most, unless its holder is stopped: trying again is as good as waiting, and
+ * keeps to the monotonic clock. A holder that died left nothing half done.
+ */
+static lshard_status take_lock(struct control *control, uint64_t deadline)
+{
+	int failed = pthread_mutex_trylock(&control->block->lock);
+
+	for (int tries = 0; failed == EBUSY && (tries < YIELDS || lshard__left_ms(deadline)); tries++) {
+		if (tries < YIELDS)
+			sched_yield();
+		else
+			poll(NULL, 0, 1);
+		failed = pthread_mutex_trylock(&control->block->lock);
+	}
+	if (failed == EOWNERDEAD)
+		failed = pthread_mutex_consistent(&control->block->lock);
+	if (!failed)
+		return LSHARD_OK;
+	if (failed == EBUSY)
+		return lshard_fail(control->error, LSHARD_ERR_TIMEOUT,
+				   "rank %d waited %u ms for the control page: the rank that holds it is stopped",
+				   (int)control->mesh->context->rank, (unsigned)control->mesh->context->timeout_ms);
+	return lshard_fail(control->error, LSHARD_ERR_SYSTEM, "control page: lock: %s", strerror(failed));
+}
+
+static void drop_lock(struct control *control)
+{
+	pthread_mutex_unlock(&control->block->lock);
+}
+
+/* With the lock. What this rank's sockets have shown becomes what all ranks know. */
+static void note_gone(struct control *control)
+{
+	for (int32_t rank = 0; rank < control->block->size; rank++)
+		if (control->mesh->peers[rank].gone)
+			control->block->ranks[rank].gone = 1;
+}
+
+/* With the lock. Returns 1 if this call decided the round. */
+static int decide(struct control_block *block)
+{
+	unsigned parity = block->round & 1;
+
+	for (int32_t rank = 0; rank < block->size; rank++)
+		if (!block->ranks[rank].gone && block->ranks[rank].arrived != block->round)
+			return 0;
+	for (int32_t rank = 0; rank < block->size; rank++)
+		block->ranks[rank].took_part[parity] = !block->ranks[rank].gone;
+	block->round++;
+	return 1;
+}
+
+static lshard_status arrive(struct control *control, const void *send, size_t bytes, uint64_t *round, uint64_t deadline)
+{
+	struct control_rank *mine = &control->block->ranks[control->mesh->context->rank];
+	lshard_status status = take_lock(control, deadline);
+	unsigned parity;
+	int decided;
+
+	if (status != LSHARD_OK)
+		return status;
+	if (mine->gone) {
+		drop_lock(control);
+		return lshard_fail(control->error, LSHARD_ERR_ABORTED, "rank %d has left the group",
+				   (int)control->mesh->context->rank);
+	}
+	*round = control->block->round;
+	parity = *round & 1;
+	memcpy(mine->bytes[parity], send, bytes);
+	memset(mine->bytes[parity] + bytes, 0, LSHARD_EXCHANGE_BYTES - bytes);
+	mine->arrived = *round;
+	note_gone(control);
+	decided = decide(control->block);
+	drop_lock(control);
+	if (decided)
+		mesh_nudge(control->mesh);
+	return LSHARD_OK;
+}
+
+/* Decided yet? OK or IN_PROGRESS. Deaths that were seen meanwhile may decide it. */
+static lshard_status look(struct control *control, uint64_t round, uint64_t deadline)
+{
+	lshard_status status = take_lock(control, deadline);
+	int decided_here;
+	int decided;
+
+	if (status != LSHARD_OK)
+		return status;
+	note_gone(control);
+	decided_here = control->block->round == round && decide(control->block);
+	decided = control->block->round > round;
+	drop_lock(control);
+	if (decided_here)
+		mesh_nudge(control->mesh);
+	return decided ? LSHARD_OK : LSHARD_IN_PROGRESS;
+}
+
+/* With the lock. Of those who are not gone; @p strict: also those that came and went again when their time was up. */
+static int is_missing(const struct control_block *block, int32_t rank, int strict)
+{
+	const struct control_rank *state = &block->ranks[rank];
+
+	return !state->gone && state->arrived != block->round && (strict || state->withdrew != block->round);
+}
+
+/*
+ * With the lock: "1, 3" and, in @p alive, 0 for them and for those that are gone. Ranks whose deadline came a little
+ * earlier are not to blame, unless there is nobody else.
+ */
+static void name_missing(const struct control_block *block, uint8_t *alive, char *text, size_t room)
+{
+	size_t length = 0;
+	int strict = 1;
+	int missing = 0;
+
+	for (int32_t rank = 0; rank < block->size; rank++)
+		strict &= !is_missing(block, rank, 0);
+	text[0] = 0;
+	for (int32_t rank = 0; rank < block->size; rank++) {
+		alive[rank] = !block->ranks[rank].gone && !is_missing(block, rank, strict);
+		if (!is_missing(block, rank, strict) || ++missing > 16)
+			continue;
+		length += (size_t)snprintf(text + length, room - length, "%s%d", missing > 1 ? ", " : "", (int)rank);
+	}
+	if (missing > 16)
+		snprintf(text + length, room - length, " and %d more", missing - 16);
+}
+
+/*
+ * The deadline passed or this rank was aborted: take the arrival back, so that nothing has happened, unless it was
+ * decided in the last moment. One more second for the lock: it must not be left standing because the deadline is over.
+ */
+static lshard_status withdraw(struct control *control, uint64_t round, lshard_status cause, uint8_t *alive)
+{
+	const lshard_context *context = control->mesh->context;
+	lshard_status status = take_lock(control, lshard__deadline_ns(1000));
+	char missing[160];
+
+	if (status != LSHARD_OK)
+		return status;
+	if (control->block->round > round) {
+		drop_lock(control);
+		return cause == LSHARD_ERR_TIMEOUT ? LSHARD_OK : cause;
+	}
+	name_missing(control->block, alive, missing, sizeof missing);
+	control->block->ranks[context->rank].arrived = 0;
+	control->block->ranks[context->rank].withdrew = round;
+	drop_lock(control);
+	if (cause != LSHARD_ERR_TIMEOUT)
+		return cause;
+	return lshard_fail(control->error, cause, "rank %d waited %u ms for rank%s %s", (int)context->rank,
+			   (unsigned)context->timeout_ms, strchr(missing, ',') ? "s" : "", missing);
+}
+
+/* Stays unchanged until this rank arrives in the next round: no lock is needed. */
+static void read_round(const struct control_block *block, uint64_t round, char *receive, size_t bytes, uint8_t *alive)
+{
+	unsigned parity = round & 1;
+
+	for (int32_t rank = 0; rank < block->size; rank++) {
+		alive[rank] = block->ranks[rank].took_part[parity];
+		if (alive[rank])
+			memcpy(receive + (size_t)rank * bytes, block->ranks[rank].bytes[parity], bytes);
+		else
+			memset(receive + (size_t)rank * bytes, 0, bytes);
+	}
+}
+
+lshard_status control_exchange(struct control *control, const void *send, void *receive, size_t bytes, uint8_t *alive,
+			       uint64_t *round, uint64_t deadline_ns)
+{
+	uint64_t number = 0;
+	lshard_status status;
+
+	if (bytes > LSHARD_EXCHANGE_BYTES)
+		return lshard_fail(control->error, LSHARD_ERR_INVALID, "an exchange of %zu bytes: %d at most", bytes,
+				   LSHARD_EXCHANGE_BYTES);
+	if (atomic_load(&control->mesh->aborted))
+		return lshard_fail(control->error, LSHARD_ERR_ABORTED, "rank %d was aborted",
+				   (int)control->mesh->context->rank);
+	status = arrive(control, send, bytes, &number, deadline_ns);
+	if (status != LSHARD_OK)
+		return status;
+	for (status = look(control, number, deadline_ns); status == LSHARD_IN_PROGRESS;) {
+		status = mesh_wait(control->mesh, deadline_ns);
+		if (status == LSHARD_OK)
+			status = look(control, number, deadline_ns);
+	}
+	if (status != LSHARD_OK)
+		status = withdraw(control, number, status, alive);
+	if (status != LSHARD_OK)
+		return status;
+	read_round(control->block, number, receive, bytes, alive);
+	if (round)
+		*round = number;
+	return LSHARD_OK;
+}

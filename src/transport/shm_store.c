@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * shm_store.c - a series in shared memory: this rank's share, its cells, and the others' shares mapped read-only.
+ * Knows pieces and pages; knows nothing of windows' turns or of who waits.
+ *
+ * A share is a sealed memfd: its size is fixed, and the owner's mapping, made before the seal, is the only writable one
+ * there can ever be. Descriptors are closed once mapped; the pages live as long as anybody maps them, also when their
+ * owner has died.
+ */
+#include "shm.h"
+#include "host_copy.h"
+#include "sockets.h"
+#include "text_hash.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SHARE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
+
+/* What every rank says twice: after it made its own memory, and after it mapped the others'. */
+struct report {
+	uint64_t magic;
+	uint64_t series; /* hash of the name: ranks open series in the same order */
+	int32_t step;
+	int32_t status;
+	char text[480];
+};
+
+#define REPORT_MAGIC 0x6c73686d72707431u
+
+/* While a store is opened. */
+struct opening {
+	struct shm *shm;
+	struct shm_store *store;
+	const lshard_store_plan *plan;
+	lshard_error *error;
+	int *fds; /* [size] shares to be mapped, this rank's own among them */
+	uint64_t deadline;
+};
+
+static size_t page_bytes(void)
+{
+	return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static size_t whole_pages(uint64_t bytes)
+{
+	return ((size_t)bytes + page_bytes() - 1) & ~(page_bytes() - 1);
+}
+
+/* ---- own memory ---- */
+
+static lshard_status refused(struct opening *opening, const char *what, uint64_t bytes)
+{
+	lshard_status status = errno == ENOMEM || errno == ENOSPC ? LSHARD_ERR_NO_MEMORY : LSHARD_ERR_SYSTEM;
+
+	return lshard_fail(opening->error, status, "series '%s': %s of %llu bytes: %s", opening->plan->name, what,
+			   (unsigned long long)bytes, strerror(errno));
+}
+
+static lshard_status make_memory(struct opening *opening, const char *what, uint64_t bytes, struct shm_mapping *mapping,
+				 int *fd)
+{
+	size_t size = whole_pages(bytes);
+	char name[128];
+	void *mapped;
+
+	snprintf(name, sizeof name, "layershard:%s:%s", opening->plan->name, what);
+	*fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (*fd < 0 || ftruncate(*fd, (off_t)size))
+		return refused(opening, what, bytes);
+	mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+	if (mapped == MAP_FAILED)
+		return refused(opening, what, bytes);
+	mapping->address = mapped;
+	mapping->bytes = size;
+	return LSHARD_OK;
+}
+
+static lshard_status make_share(struct opening *opening)
+{
+	int32_t rank = opening->shm->base.context->rank;
+	uint64_t bytes = opening->plan->share_bytes;
+	lshard_status status;
+
+	if (bytes == 0)
+		return LSHARD_OK; /* more ranks than layers: a reader only */
+	status = make_memory(opening, "share", bytes, &opening->store->shares[rank], &opening->fds[rank]);
+	if (status == LSHARD_OK && fcntl(opening->fds[rank], F_ADD_SEALS, SHARE_SEALS))
+		status = refused(opening, "sealing a share", bytes);
+	return status;
+}
+
+static lshard_status make_cells(struct opening *opening)
+{
+	uint64_t bytes = opening->plan->cells * opening->plan->layer_bytes;
+	lshard_status status;
+	int fd = -1;
+
+	if (bytes == 0)
+		return LSHARD_OK;
+	status = make_memory(opening, "windows", bytes, &opening->store->cells, &fd);
+	if (fd >= 0)
+		close(fd);
+	return status;
+}
+
+static lshard_status make_requests(struct opening *opening)
+{
+	const lshard_context *context = opening->shm->base.context;
+	struct shm_store *store = opening->store;
+	uint32_t cells = opening->plan->cells;
+
+	if (opening->plan->direct || cells == 0)
+		return LSHARD_OK;
+	store->requests = context->allocate(context, cells * sizeof *store->requests);
+	if (!store->requests)
+		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u cells",
+				   opening->plan->name, (unsigned)cells);
+	for (uint32_t cell = 0; cell < cells; cell++) {
+		store->requests[cell].store = store;
+		store->requests[cell].cell = cell;
+	}
+	return shm_copier_start(&opening->shm->copier, opening->error);
+}
+
+static lshard_status make_own(struct opening *opening)
+{
+	lshard_status status = make_share(opening);
+
+	if (status == LSHARD_OK)
+		status = make_cells(opening);
+	if (status == LSHARD_OK)
+		status = make_requests(opening);
+	return status;
+}
+
+/* ---- all or none ---- */
+
+/* The first rank that is gone, does something else, or failed, makes all fail alike. */
+static lshard_status judge(struct opening *opening, const struct report *mine, const struct report *reports,
+			   const uint8_t *alive)
+{
+	const lshard_context *context = opening->shm->base.context;
+
+	for (int32_t rank = 0; rank < context->size; rank++) {
+		const struct report *report = &reports[rank];
+
+		if (!alive[rank])
+			return lshard_fail(opening->error, LSHARD_ERR_PEER_FAILED,
+					   "series '%s': rank %d (process %d) is gone", opening->plan->name, (int)rank,
+					   (int)opening->shm->mesh.peers[rank].pid);
+		if (report->magic != mine->magic || report->series != mine->series || report->step != mine->step)
+			return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
+					   "series '%s': rank %d makes another call than rank %d", opening->plan->name,
+					   (int)rank, (int)context->rank);
+		if (report->status != LSHARD_OK)
+			return lshard_fail(opening->error, (lshard_status)report->status, "rank %d: %.*s", (int)rank,
+					   (int)sizeof report->text, report->text);
+	}
+	return LSHARD_OK;
+}
+
+size_t shm_reports_bytes(int32_t size)
+{
+	return (size_t)size * (sizeof(struct report) + 1);
+}
+
+static lshard_status agree(struct opening *opening, int step, lshard_status status, uint64_t *round)
+{
+	struct shm *shm = opening->shm;
+	struct report *reports = shm->reports;
+	struct report mine = {REPORT_MAGIC, lshard__text_hash(opening->plan->name), step, status, {0}};
+	uint8_t *alive = (uint8_t *)(reports + shm->base.context->size);
+
+	if (status != LSHARD_OK)
+		snprintf(mine.text, sizeof mine.text, "%.479s", opening->error->text);
+	status = control_exchange(&shm->control, &mine, reports, sizeof mine, alive, round, opening->deadline);
+	return status == LSHARD_OK ? judge(opening, &mine, reports, alive) : status;
+}
+
+/* ---- the others' shares ---- */
+
+/* A share that could shrink under its readers would kill them: take only what cannot. */
+static lshard_status map_share(struct opening *opening, int32_t rank)
+{
+	uint64_t bytes = opening->plan->share_bytes_of[rank];
+	struct shm_mapping *mapping = &opening->store->shares[rank];
+	struct stat found;
+	void *mapped;
+	int seals;
+
+	if (bytes == 0 || rank == opening->shm->base.context->rank)
+		return LSHARD_OK;
+	if (opening->fds[rank] < 0 || fstat(opening->fds[rank], &found))
+		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
+				   "series '%s': rank %d shares nothing instead of %llu bytes", opening->plan->name,
+				   (int)rank, (unsigned long long)bytes);
+	seals = fcntl(opening->fds[rank], F_GET_SEALS);
+	if ((uint64_t)found.st_size < bytes || seals < 0 || !(seals & F_SEAL_SHRINK))
+		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
+				   "series '%s': rank %d shares %lld bytes (seals %#x) instead of %llu sealed ones",
+				   opening->plan->name, (int)rank, (long long)found.st_size, (unsigned)seals,
+				   (unsigned long long)bytes);
+	mapped = mmap(NULL, whole_pages(bytes), PROT_READ, MAP_SHARED, opening->fds[rank], 0);
+	if (mapped == MAP_FAILED)
+		return refused(opening, "mapping a share", bytes);
+	mapping->address = mapped;
+	mapping->bytes = whole_pages(bytes);
+	return LSHARD_OK;
+}
+
+static lshard_status map_shares(struct opening *opening)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (int32_t rank = 0; rank < opening->shm->base.context->size && status == LSHARD_OK; rank++) {
+		status = map_share(opening, rank);
+		opening->store->bases[rank] = opening->store->shares[rank].address;
+	}
+	return status;
+}
+
+/* ---- layers in place ---- */
+
+/* Where the layer lies as one range in one share, or NULL: it is spread. */
+static void *in_one_share(const struct opening *opening, uint32_t position)
+{
+	const lshard_store_plan *plan = opening->plan;
+	const lshard_piece *first = &plan->pieces[plan->first_piece[position]];
+	uint64_t start = first->share_offset - first->layer_offset;
+
+	for (uint32_t i = plan->first_piece[position]; i < plan->first_piece[position + 1]; i++) {
+		const lshard_piece *piece = &plan->pieces[i];
+
+		if (piece->rank != first->rank || piece->share_offset - piece->layer_offset != start ||
+		    (piece->rows > 1 && piece->share_pitch != piece->layer_pitch))
+			return NULL;
+	}
+	return (char *)opening->store->shares[first->rank].address + start;
+}
+
+static int on_pages(const lshard_piece *piece)
+{
+	uint64_t low = piece->layer_offset | piece->share_offset | piece->width;
+
+	return piece->rows == 1 && !(low & (page_bytes() - 1));
+}
+
+/* Put a layer together at @p to, over pages that read as zero. */
+static lshard_status compose(struct opening *opening, uint32_t position, char *to)
+{
+	const lshard_store_plan *plan = opening->plan;
+
+	for (uint32_t i = plan->first_piece[position]; i < plan->first_piece[position + 1]; i++) {
+		const lshard_piece *piece = &plan->pieces[i];
+
+		if (!on_pages(piece))
+			return lshard_fail(opening->error, LSHARD_ERR_NOT_SUPPORTED,
+					   "series '%s': the part of rank %d of position %u is not made of whole pages",
+					   plan->name, (int)piece->rank, (unsigned)position);
+		if (mmap(to + piece->layer_offset, (size_t)piece->width, PROT_READ, MAP_SHARED | MAP_FIXED,
+			 opening->fds[piece->rank], (off_t)piece->share_offset) == MAP_FAILED)
+			return refused(opening, "composing a layer", plan->layer_bytes);
+	}
+	return LSHARD_OK;
+}
+
+static lshard_status reserve(struct opening *opening, uint64_t layers, uint64_t stride)
+{
+	struct shm_mapping *composed = &opening->store->composed;
+	void *mapped;
+
+	if (layers == 0)
+		return LSHARD_OK;
+	composed->bytes = (size_t)(layers * stride);
+	mapped = mmap(NULL, composed->bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (mapped == MAP_FAILED)
+		return refused(opening, "address range", composed->bytes);
+	composed->address = mapped;
+	return LSHARD_OK;
+}
+
+static lshard_status place_layers(struct opening *opening)
+{
+	const lshard_context *context = opening->shm->base.context;
+	const lshard_store_plan *plan = opening->plan;
+	struct shm_store *store = opening->store;
+	uint64_t stride = whole_pages(plan->layer_bytes);
+	uint64_t spread = 0;
+	lshard_status status;
+	char *next;
+
+	store->layers = context->allocate(context, plan->layers * sizeof *store->layers);
+	if (!store->layers)
+		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u addresses",
+				   plan->name, (unsigned)plan->layers);
+	for (uint32_t position = 0; position < plan->layers; position++) {
+		store->layers[position] = in_one_share(opening, position);
+		spread += !store->layers[position];
+	}
+	status = reserve(opening, spread, stride);
+	next = store->composed.address;
+	for (uint32_t position = 0; position < plan->layers && status == LSHARD_OK; position++) {
+		if (store->layers[position])
+			continue;
+		status = compose(opening, position, next);
+		store->layers[position] = next;
+		next += stride;
+	}
+	return status;
+}
+
+/* ---- opening ---- */
+
+static lshard_status get_shares(struct opening *opening, uint64_t round)
+{
+	const lshard_context *context = opening->shm->base.context;
+	int own = opening->fds[context->rank];
+	lshard_status status = mesh_swap(&opening->shm->mesh, round, own, opening->fds, opening->deadline);
+
+	opening->fds[context->rank] = own; /* the swap has none of this rank */
+	if (status == LSHARD_OK)
+		status = map_shares(opening);
+	if (status == LSHARD_OK && opening->plan->direct)
+		status = place_layers(opening);
+	return status;
+}
+
+static lshard_status open_together(struct opening *opening)
+{
+	uint64_t round = 0;
+	lshard_status status = agree(opening, 1, make_own(opening), &round);
+
+	if (status != LSHARD_OK)
+		return status;
+	status = get_shares(opening, round);
+	if (status == LSHARD_ERR_ABORTED)
+		return status;
+	/* The time is up for one rank only: give it some to say so, or the others would wait for it. */
+	if (status == LSHARD_ERR_TIMEOUT)
+		opening->deadline += 1000000000u;
+	return agree(opening, 2, status, NULL);
+}
+
+static struct shm_store *allocate_store(struct shm *shm, const lshard_store_plan *plan)
+{
+	const lshard_context *context = shm->base.context;
+	size_t size = (size_t)context->size;
+	struct shm_store *store = context->allocate(context, sizeof *store);
+
+	if (!store)
+		return NULL;
+	store->base.transport = &shm->base;
+	store->base.plan = plan;
+	store->shares = context->allocate(context, size * sizeof *store->shares);
+	store->bases = context->allocate(context, size * sizeof *store->bases);
+	if (store->shares && store->bases)
+		return store;
+	shm_store_close(&store->base);
+	return NULL;
+}
+
+static void close_fds(int *fds, int32_t size)
+{
+	for (int32_t rank = 0; rank < size; rank++)
+		if (fds[rank] >= 0)
+			close(fds[rank]);
+}
+
+lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store)
+{
+	struct shm *shm = (struct shm *)transport;
+	const lshard_context *context = transport->context;
+	struct opening opening = {shm, NULL, plan, &transport->error, NULL, 0};
+	lshard_status status = LSHARD_ERR_NO_MEMORY;
+
+	opening.deadline = lshard__deadline_ns(context->timeout_ms);
+	opening.store = allocate_store(shm, plan);
+	opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
+	for (int32_t rank = 0; opening.fds && rank < context->size; rank++)
+		opening.fds[rank] = -1;
+	if (opening.store && opening.fds) {
+		status = open_together(&opening);
+	} else {
+		(void)lshard_fail(&transport->error, status, "series '%s': no memory for its tables", plan->name);
+		status = agree(&opening, 1, status, NULL);
+	}
+	if (opening.fds) {
+		close_fds(opening.fds, context->size);
+		context->release(context, opening.fds);
+	}
+	if (status == LSHARD_OK)
+		*store = &opening.store->base;
+	else if (opening.store)
+		shm_store_close(&opening.store->base);
+	return status;
+}
+
+static void unmap(const struct shm_mapping *mapping)
+{
+	if (mapping->address)
+		munmap(mapping->address, mapping->bytes);
+}
+
+void shm_store_close(lshard_store *base)
+{
+	struct shm_store *store = (struct shm_store *)base;
+	const lshard_context *context = base->transport->context;
+
+	shm_copier_forget(&((struct shm *)base->transport)->copier, store);
+	if (store->requests)
+		context->release(context, store->requests);
+	if (store->layers)
+		context->release(context, store->layers);
+	unmap(&store->composed);
+	unmap(&store->cells);
+	for (int32_t rank = 0; store->shares && rank < context->size; rank++)
+		unmap(&store->shares[rank]);
+	if (store->bases)
+		context->release(context, store->bases);
+	if (store->shares)
+		context->release(context, store->shares);
+	context->release(context, store);
+}
+
+/* ---- the table's functions ---- */
+
+void *shm_share(lshard_store *base)
+{
+	return ((struct shm_store *)base)->shares[base->transport->context->rank].address;
+}
+
+void *shm_cell(lshard_store *base, uint32_t cell, uint32_t position)
+{
+	(void)position; /* every layer comes to the beginning of its cell */
+	return (char *)((struct shm_store *)base)->cells.address + cell * base->plan->layer_bytes;
+}
+
+void *shm_peer(lshard_store *base, uint32_t position)
+{
+	return ((struct shm_store *)base)->layers[position];
+}
+
+lshard_status shm_read(lshard_store *base, uint32_t position, void *destination)
+{
+	lshard__host_copy_layer(base->plan, position, ((struct shm_store *)base)->bases, destination);
+	return LSHARD_OK;
+}

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * trace.c - `trace=FILE`: writes what the link and the program did as Chrome trace events, to be looked at in Perfetto
+ * or chrome://tracing. With more than one rank, FILE gets ".<rank>" before its extension. One track shows the
+ * transfers, one the waits that blocked and the reads; a rank is a process. Nothing is allocated per event, and a full
+ * disk never stops the program: it is logged once.
+ */
+#include "clock.h"
+#include "transports.h"
+#include "wrapper.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#define BUFFER_BYTES 65536u
+#define PATH_BYTES   4096u
+
+/* Tracks ("threads" of the format). */
+enum track { PROGRAM = 1, LINK = 2 };
+
+/* The last fetch into one cell, until it is waited for. */
+struct journey {
+	uint64_t asked_ns; /* 0: none */
+	uint32_t position;
+};
+
+struct trace {
+	struct lshard__wrapper wrapper;
+	FILE *file;
+	char *buffer; /* of the file */
+	atomic_bool broken;
+};
+
+struct trace_store {
+	struct lshard__wrapper_store wrapper;
+	char name[64 * 6 + 1];    /* of the series, as a JSON string's inside */
+	struct journey *journeys; /* [cells] */
+};
+
+static struct trace *trace_of(lshard_transport *transport)
+{
+	return (struct trace *)transport;
+}
+
+static struct trace_store *store_of(lshard_store *store)
+{
+	return (struct trace_store *)store;
+}
+
+/* ---- Writing --------------------------------------------------------------------------------------------------- */
+
+/* Time of the trace: microseconds with three decimals, whole numbers only so that no locale can spoil them. */
+#define US_FORMAT     "%" PRIu64 ".%03" PRIu64
+#define US_VALUES(ns) (uint64_t)(ns) / 1000u, (uint64_t)(ns) % 1000u
+
+static void check_written(struct trace *trace, int written)
+{
+	const lshard_context *context = trace->wrapper.base.context;
+
+	if (written >= 0 || atomic_exchange(&trace->broken, true))
+		return;
+	context->log(context, LSHARD_LOG_WARN, "rank %d: the trace cannot be written and ends here: %s",
+		     (int)context->rank, strerror(errno));
+}
+
+/* The file is one line per event; stdio keeps events of different threads apart. */
+static void write_transfer(lshard_store *base, uint32_t cell, const struct journey *journey, uint64_t from_ns,
+			   uint64_t to_ns)
+{
+	struct trace *trace = trace_of(base->transport);
+
+	check_written(trace, fprintf(trace->file,
+				     ",\n{\"ph\":\"X\",\"cat\":\"transfer\",\"pid\":%d,\"tid\":%d,\"ts\":" US_FORMAT
+				     ",\"dur\":" US_FORMAT ",\"name\":\"position %u -> window %u\",\"args\":{"
+				     "\"series\":\"%s\",\"position\":%u,\"window\":%u,\"bytes\":%" PRIu64 "}}",
+				     (int)base->transport->context->rank, LINK, US_VALUES(from_ns),
+				     US_VALUES(to_ns - from_ns), journey->position, cell, store_of(base)->name,
+				     journey->position, cell, lshard__wrapper_bytes_in(base, journey->position)));
+}
+
+static void write_call(lshard_store *base, const char *call, uint32_t position, uint64_t from_ns, uint64_t takes_ns)
+{
+	struct trace *trace = trace_of(base->transport);
+
+	check_written(trace, fprintf(trace->file,
+				     ",\n{\"ph\":\"X\",\"cat\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":" US_FORMAT
+				     ",\"dur\":" US_FORMAT ",\"name\":\"%s for position %u\",\"args\":{"
+				     "\"series\":\"%s\",\"position\":%u}}",
+				     call, (int)base->transport->context->rank, PROGRAM, US_VALUES(from_ns),
+				     US_VALUES(takes_ns), call, position, store_of(base)->name, position));
+}
+
+static int write_name(FILE *file, int rank, int track, const char *kind, const char *name)
+{
+	return fprintf(file, "%s{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":\"%s\"}}",
+		       track == 0 ? "" : ",\n", rank, track, kind, name);
+}
+
+static void write_head(struct trace *trace)
+{
+	int rank = (int)trace->wrapper.base.context->rank;
+	char name[32];
+
+	snprintf(name, sizeof name, "rank %d", rank);
+	check_written(trace, fprintf(trace->file, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n"));
+	check_written(trace, write_name(trace->file, rank, 0, "process_name", name));
+	check_written(trace, write_name(trace->file, rank, PROGRAM, "thread_name", "program"));
+	check_written(trace, write_name(trace->file, rank, LINK, "thread_name", "link"));
+}
+
+/* ---- Opening --------------------------------------------------------------------------------------------------- */
+
+static int trace_available(lshard_error *error)
+{
+	(void)error;
+	return 1;
+}
+
+/* "runs/a.json" of rank 2 is "runs/a.2.json"; without an extension, "runs/a" is "runs/a.2". */
+static lshard_status path_of_rank(const lshard_context *context, char *path, lshard_error *error)
+{
+	const char *file = context->options;
+	const char *slash = strrchr(file, '/');
+	const char *dot = strrchr(slash ? slash + 1 : file, '.');
+	const char *begin = slash ? slash + 1 : file;
+	int stem = (int)(dot && dot != begin ? dot - file : (ptrdiff_t)strlen(file));
+
+	if (begin[0] == '\0')
+		return lshard_fail(error, LSHARD_ERR_INVALID, "trace: no file is named; write trace=run.json");
+	if (strlen(file) + 16 > PATH_BYTES)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "trace: the file's name is longer than %u characters",
+				   PATH_BYTES - 16);
+	if (context->size == 1)
+		snprintf(path, PATH_BYTES, "%s", file);
+	else
+		snprintf(path, PATH_BYTES, "%.*s.%d%s", stem, file, (int)context->rank, file + stem);
+	return LSHARD_OK;
+}
+
+static lshard_status file_open(struct trace *trace, lshard_error *error)
+{
+	const lshard_context *context = trace->wrapper.base.context;
+	char path[PATH_BYTES];
+	lshard_status status = path_of_rank(context, path, error);
+
+	if (status < 0)
+		return status;
+	trace->file = fopen(path, "we");
+	if (!trace->file)
+		return lshard_fail(error, LSHARD_ERR_SYSTEM, "trace: rank %d cannot write '%.300s': %s",
+				   (int)context->rank, path, strerror(errno));
+	trace->buffer = context->allocate(context, BUFFER_BYTES);
+	if (!trace->buffer) {
+		fclose(trace->file);
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "trace: rank %d has no memory for its buffer",
+				   (int)context->rank);
+	}
+	setvbuf(trace->file, trace->buffer, _IOFBF, BUFFER_BYTES);
+	return LSHARD_OK;
+}
+
+static lshard_status trace_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
+				lshard_error *error)
+{
+	struct trace *trace = lshard__wrapper_new(context, inner, &lshard__trace, sizeof *trace, error);
+	lshard_status status;
+
+	if (!trace)
+		return LSHARD_ERR_NO_MEMORY;
+	status = file_open(trace, error);
+	if (status < 0) {
+		lshard__wrapper_free(trace);
+		return status;
+	}
+	write_head(trace);
+	*transport = &trace->wrapper.base;
+	return LSHARD_OK;
+}
+
+static void trace_close(lshard_transport *transport)
+{
+	struct trace *trace = trace_of(transport);
+
+	check_written(trace, fprintf(trace->file, "\n]}\n"));
+	check_written(trace, fclose(trace->file) == 0 ? 0 : -1);
+	transport->context->release(transport->context, trace->buffer);
+	lshard__wrapper_close(transport);
+}
+
+/* A series' name may hold anything. */
+static void escape(char *to, size_t bytes, const char *from)
+{
+	size_t used = 0;
+
+	for (; *from && used + 7 <= bytes; from++) {
+		unsigned char character = (unsigned char)*from;
+
+		if (character < 0x20 || character == '"' || character == '\\' || character == 0x7f)
+			used += (size_t)snprintf(to + used, bytes - used, "\\u%04x", (unsigned)character);
+		else
+			to[used++] = *from;
+	}
+	to[used] = '\0';
+}
+
+static lshard_status trace_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened)
+{
+	const lshard_context *context = transport->context;
+	struct trace_store *store;
+	lshard_status status = lshard__wrapper_store_new(transport, plan, sizeof *store, &store);
+
+	if (status < 0)
+		return status;
+	store->journeys = context->allocate(context, (plan->cells + (size_t)1) * sizeof store->journeys[0]);
+	if (!store->journeys) {
+		lshard__wrapper_store_close(&store->wrapper.base);
+		return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY, "trace: no memory for series '%s'",
+				   plan->name);
+	}
+	escape(store->name, sizeof store->name, plan->name);
+	*opened = &store->wrapper.base;
+	return LSHARD_OK;
+}
+
+static void trace_store_close(lshard_store *base)
+{
+	base->transport->context->release(base->transport->context, store_of(base)->journeys);
+	lshard__wrapper_store_close(base);
+}
+
+/* ---- What is traced -------------------------------------------------------------------------------------------- */
+
+static lshard_status trace_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
+{
+	uint64_t asked_ns = lshard__now_ns();
+	lshard_status status = lshard__wrapper_fetch(base, position, cell, stream, sequence);
+
+	if (status >= 0 && cell != LSHARD_NO_CELL)
+		store_of(base)->journeys[cell] = (struct journey){asked_ns, position};
+	return status;
+}
+
+/* A transport that knows no times: from the call of fetch to the end of the wait. */
+static lshard_status trace_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+{
+	struct journey *journey = &store_of(base)->journeys[cell];
+	uint64_t began_ns = lshard__now_ns();
+	lshard_status status = lshard__wrapper_wait(base, cell, stream, arrival);
+	uint64_t from_ns = journey->asked_ns;
+	uint64_t to_ns = lshard__now_ns();
+
+	if (journey->asked_ns == 0)
+		return status;
+	if (status < 0 || arrival->blocked_ns > 0)
+		write_call(base, "wait", journey->position, began_ns, to_ns - began_ns);
+	if (status < 0)
+		return status;
+	if (arrival->finished_ns > 0 && arrival->finished_ns >= arrival->started_ns) {
+		from_ns = arrival->started_ns;
+		to_ns = arrival->finished_ns;
+	}
+	write_transfer(base, cell, journey, from_ns, to_ns);
+	journey->asked_ns = 0;
+	return status;
+}
+
+static lshard_status trace_drain(lshard_store *base)
+{
+	lshard_status status = lshard__wrapper_drain(base);
+
+	memset(store_of(base)->journeys, 0, base->plan->cells * sizeof store_of(base)->journeys[0]);
+	return status;
+}
+
+static lshard_status trace_read(lshard_store *base, uint32_t position, void *destination)
+{
+	uint64_t began_ns = lshard__now_ns();
+	lshard_status status = lshard__wrapper_read(base, position, destination);
+
+	write_call(base, "read", position, began_ns, lshard__now_ns() - began_ns);
+	return status;
+}
+
+const lshard_transport_ops lshard__trace = {
+	.struct_size = sizeof(lshard_transport_ops),
+	.abi = LSHARD_TRANSPORT_ABI,
+	.name = "trace",
+	.summary = "trace=FILE: write transfers and waits as Chrome trace events; FILE.json of rank 2 of many is "
+		   "FILE.2.json",
+	.available = trace_available,
+	.open = trace_open,
+	.close = trace_close,
+	.store_open = trace_store_open,
+	.store_close = trace_store_close,
+	.fetch = trace_fetch,
+	.wait = trace_wait,
+	.drain = trace_drain,
+	.read = trace_read,
+};

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong commands, options, models and companions: a message that names what is wrong, the documented exit status."""
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import struct
+import subprocess
+
+import pytest
+
+from conftest import clean_environment, cpu_ticks, shard_mappings, tokens_of, wait_until
+
+FAILED, USAGE, BAD_MODEL = 1, 2, 4
+
+
+def refused(done, code, *words):
+    assert done.returncode == code, (done.args, done.stdout, done.stderr)
+    assert done.stderr.startswith("layershard: "), done.stderr
+    for word in words:
+        assert word in done.stderr, done.args
+
+
+# ---- Commands and options --------------------------------------------------------------------------------------------
+
+
+def test_unknown_commands_are_told_the_known_ones(program):
+    refused(program.run("serve"), USAGE, "'serve'", "run", "info", "bench", "verify", "--help")
+    refused(program.run(), USAGE, "run", "info", "bench", "verify")
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--ranks", "0"], ["--ranks", "'0'", "1 to"]),
+        (["--ranks", "-1"], ["--ranks", "'-1'"]),
+        (["--ranks", "four"], ["--ranks", "'four'"]),
+        (["--ranks", "3x"], ["--ranks", "'3x'"]),
+        (["--ranks", "99999999999999999999"], ["--ranks"]),
+        (["--ranks"], ["'--ranks'", "value"]),
+        (["--max-tokens", "0"], ["--max-tokens"]),
+        (["--prefetch", "-1"], ["--prefetch", "'-1'"]),
+        (["--prefetch", "4294967296"], ["--prefetch"]),
+        (["--placement", "scattered"], ["--placement", "'scattered'", "owner", "striped"]),
+        (["--resident", "101%"], ["--resident", "'101%'"]),
+        (["--resident", "lots"], ["--resident", "'lots'"]),
+        (["--resident", "-5M"], ["--resident"]),
+        (["--transport", "carrier-pigeon"], ["--transport", "'carrier-pigeon'", "auto", "shm", "local"]),
+        (["--transport", "local", "--shm-copy"], ["--shm-copy", "'local'"]),
+        (["--link-gbits", "10"], ["--link-gbits", "--shm-copy"]),
+        (["--shm-copy", "--link-gbits", "0"], ["--link-gbits", "'0'"]),
+        (["--shm-copy", "--link-gbits", "nan"], ["--link-gbits", "'nan'"]),
+        (["--prompt", ""], ["--prompt"]),
+        (["--prompts", "/no/such/file"], ["/no/such/file", "No such file"]),
+        (["--shm-copy", "--link-gbits", "1e-9"], ["--link-gbits", "'1e-9'"]),
+        (["--shm-copy", "--link-gbits", "1e200"], ["--link-gbits", "'1e200'"]),
+        (["--shm-copy", "--transport", "shm:bogus"], ["--shm-copy", "'shm:bogus'"]),
+        (["--transport", "shm:bogus"], ["'bogus'"]),
+        (["--transport", "throttle=abc,shm:copy"], ["throttle", "'abc'"]),
+        (["--transport", "local:lockstep"], ["'local:lockstep'", "in step"]),
+        (["--frobnicate"], ["'--frobnicate'"]),
+        (["--ranks", "2", "-abc"], ["'-a'"]),
+        (["--json=3"], ["'--json=3'", "no value"]),
+        (["Hello"], ["'Hello'", "--prompt"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_wrong_options_are_named(program, tiny, options, words):
+    refused(program.run("run", "--model", tiny, *options), USAGE, *words)
+
+
+def test_wrong_environment_is_named(program, tiny):
+    run = ["run", "--model", tiny]
+    refused(program.run(*run, env={"LAYERSHARD_TRANSPORT": "pigeon"}), USAGE, "LAYERSHARD_TRANSPORT", "'pigeon'")
+    refused(program.run(*run, env={"LAYERSHARD_LOG": "loud"}), USAGE, "LAYERSHARD_LOG", "'loud'", "debug")
+    refused(program.run(*run, env={"LAYERSHARD_RANK": "1"}), USAGE, "LAYERSHARD_SIZE", "--ranks")
+    refused(program.run(*run, env={"LAYERSHARD_TIMEOUT_MS": "abc"}), USAGE, "LAYERSHARD_TIMEOUT_MS", "'abc'")
+    refused(program.run(*run, env={"LAYERSHARD_TRANSPORT": "local:lockstep"}), USAGE, "'local:lockstep'")
+
+
+def test_one_failure_of_all_ranks_is_told_once(program, tiny):
+    done = program.run("verify", "--model", tiny, "--ranks", 3, "--transport", "throttle=abc,shm:copy")
+    refused(done, USAGE, "throttle")
+    assert done.stderr.count("throttle: 'abc'") == 1 and "rank 1: rank 0" not in done.stderr
+
+
+def test_prompts_that_hold_nothing(program, tiny, tmp_path):
+    (tmp_path / "empty").write_text("\n\n")
+    refused(program.run("run", "--model", tiny, "--prompts", tmp_path / "empty"), USAGE, str(tmp_path / "empty"))
+    (tmp_path / "zero").write_bytes(b"a\0b\n")
+    done = program.run("run", "--model", tiny, "--prompts", tmp_path / "zero")
+    refused(done, USAGE, str(tmp_path / "zero"), "zero byte")
+
+
+def test_one_bad_prompt_spares_the_others(program, tiny):
+    good = program.json("run", "--model", tiny, "--ranks", 2, "--max-tokens", 4, "--prompt", "a", "--prompt", "b")
+    done = program.run(
+        "run", "--model", tiny, "--ranks", 2, "--max-tokens", 4,
+        "--prompt", "a", "--prompt", "x" * 5000, "--prompt", "b",
+    )
+    refused(done, FAILED, "prompt 1 was not finished", "context")
+    assert good["prompts"][0]["text"] in done.stdout
+    assert "[prompt 2, rank 0] b" in done.stdout
+
+
+def test_a_prompt_too_long_for_a_message_is_a_failure(program, tiny, tmp_path):
+    (tmp_path / "prompts").write_text("z " * 2_200_000 + "\nshort\n")
+    done = program.run("run", "--model", tiny, "--ranks", 2, "--prompts", tmp_path / "prompts", "--max-tokens", 2)
+    refused(done, FAILED, "prompt 0 was not finished: 4400000 prompt tokens", "context of 512")
+    assert "[prompt 1, rank 1] short" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "--max-tokens", "1", "--model"], ["info"], ["--version"]], ids=lambda command: command[0]
+)
+def test_closed_descriptors(program, tiny, command):
+    """Nothing of the program's own may take their numbers; an output that nobody gets is a failure."""
+
+    def close(*descriptors):
+        arguments = command + [tiny] if command[0] == "run" else command
+        line = 'exec "$0" "$@" ' + " ".join(f"{descriptor}>&-" for descriptor in descriptors)
+        return subprocess.run(
+            ["sh", "-c", line, program.path, *arguments], capture_output=True, env=clean_environment(None), timeout=100
+        )
+
+    done = close(1)
+    assert done.returncode == FAILED and b"standard output is closed" in done.stderr
+    assert close(1, 2).returncode == FAILED and close(0, 1, 2).returncode == FAILED
+    for descriptors in ((0,), (2,), (0, 2)):
+        done = close(*descriptors)
+        assert done.returncode == 0 and done.stdout and done.stderr == b""
+
+
+def test_output_that_cannot_be_written(program, tiny):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [program.path, "run", "--model", tiny, "--max-tokens", "1", "--json"], stdout=full, stderr=subprocess.PIPE,
+            env=clean_environment(None), timeout=100,
+        )  # fmt: skip
+    assert done.returncode == FAILED and b"could not be written" in done.stderr
+
+
+# ---- Models ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_model_says_how_to_get_one(program, tmp_path):
+    done = program.run("run", env={"LAYERSHARD_CACHE": str(tmp_path)})
+    refused(done, BAD_MODEL, str(tmp_path), "make demo", "scripts/fetch_model.sh", "--model")
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_model_that_is_no_model(program, tmp_path, command):
+    refused(program.run(command, "--model", "/no/such.gguf"), BAD_MODEL, "/no/such.gguf", "No such file")
+    refused(program.run(command, "--model", tmp_path), BAD_MODEL, str(tmp_path))
+    (tmp_path / "text").write_text("This is not a model.\n" * 1000)
+    refused(program.run(command, "--model", tmp_path / "text"), BAD_MODEL, str(tmp_path / "text"))
+    (tmp_path / "empty").touch()
+    refused(program.run(command, "--model", tmp_path / "empty"), BAD_MODEL, str(tmp_path / "empty"))
+
+
+def test_a_model_cut_short_at_every_percent(program, tiny, tmp_path):
+    whole = pathlib.Path(tiny).read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for percent in range(100):
+        cut.write_bytes(whole[: len(whole) * percent // 100])
+        refused(program.run("run", "--model", cut, "--ranks", 2, "--max-tokens", 1), BAD_MODEL, str(cut))
+
+
+def test_another_architecture(program, tiny, tmp_path):
+    changed = tmp_path / "gemma.gguf"
+    llama = b"\x05\0\0\0\0\0\0\0llama"
+    whole = pathlib.Path(tiny).read_bytes()
+    assert whole.count(llama) == 1
+    changed.write_bytes(whole.replace(llama, b"\x05\0\0\0\0\0\0\0gemma"))
+    refused(program.run("run", "--model", changed), BAD_MODEL, str(changed), "'gemma'", "'llama'")
+
+
+def test_a_model_whose_numbers_are_none_is_a_failure(program, tiny, tmp_path):
+    """The norm of the output is the last tensor of the file; a NaN in it makes every logit one."""
+    whole = pathlib.Path(tiny).read_bytes()
+    model = tmp_path / "nan.gguf"
+    model.write_bytes(whole[:-4] + struct.pack("<f", float("nan")))
+    done = program.run("run", "--model", model, "--ranks", 2, "--max-tokens", 3, "--prompt", "a", "--prompt", "bc d")
+    refused(done, FAILED, "prompt 0 was not finished: after 1 tokens", "prompt 1 was not finished: after ", "finite")
+    assert "after 1 tokens" not in done.stderr.split("prompt 1 ")[1]
+
+
+# ---- Verify ----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_finds_a_flipped_bit(program, tiny):
+    done = program.run("verify", "--model", tiny, "--ranks", 3, "--transport", "faults=r1.wait@*=flip,shm:copy")
+    refused(done, FAILED, "rank 1", "layer")
+    assert re.search("^rank 0 .* ok$", done.stdout, re.MULTILINE)
+    assert not re.search("^rank 1 .* ok$", done.stdout, re.MULTILINE)
+
+
+def test_verify_finds_a_flipped_bit_of_a_read(program, tiny):
+    """Residents and stripes come by reads."""
+    done = program.run(
+        "verify", "--model", tiny, "--ranks", 2, "--resident", "100%", "--transport", "faults=r1.read@*=flip,shm:copy"
+    )
+    refused(done, FAILED)
+    assert not re.search("^rank 1 .* ok$", done.stdout, re.MULTILINE)
+
+
+def test_a_rank_that_cannot_load_ends_the_run(program, tiny):
+    for place in ("open", "store_open"):
+        options = ["--ranks", 3, "--transport", f"faults=r1.{place}@1=fail,shm"]
+        done = program.run("run", "--model", tiny, *options, env={"LAYERSHARD_TIMEOUT_MS": "20000"})
+        refused(done, FAILED, "rank 1", "fault injected")
+
+
+# ---- Ranks that somebody else started --------------------------------------------------------------------------------
+
+
+def start_rank(program, rank, size, job, *options, **environment):
+    variables = {"LAYERSHARD_RANK": rank, "LAYERSHARD_SIZE": size, "LAYERSHARD_JOB": job}
+    variables.update({"LAYERSHARD_TIMEOUT_MS": 20000, **environment})
+    return program.start("run", *options, env={name: str(value) for name, value in variables.items()})
+
+
+@pytest.fixture
+def job(tmp_path):
+    return f"test-{os.getpid()}-{tmp_path.name}"
+
+
+def test_separate_ranks_work_together(program, tiny, job):
+    prompts = [word for text in ("one", "two", "three", "four", "five") for word in ("--prompt", text)]
+    alone = program.json("run", "--model", tiny, "--ranks", 1, "--max-tokens", 6, *prompts)
+    processes = [
+        start_rank(program, rank, 3, job, "--model", tiny, "--max-tokens", 6, *prompts, "--json") for rank in range(3)
+    ]
+    for rank, process in enumerate(processes):
+        done = program.finish(process)
+        assert done.returncode == 0 and done.stderr == ""
+        result = json.loads(done.stdout)
+        assert [r["rank"] for r in result["ranks"]] == [rank] and result["ranks"][0]["pid"] == process.pid
+        assert [p["index"] for p in result["prompts"]] == list(range(rank, 5, 3))
+        assert tokens_of(result) == tokens_of(alone)[rank::3]
+
+
+def test_ranks_option_is_above_the_environment(program, tiny):
+    environment = {"LAYERSHARD_RANK": "5", "LAYERSHARD_SIZE": "9", "LAYERSHARD_JOB": "of somebody else"}
+    environment.update({"RANK": "1", "WORLD_SIZE": "2"})
+    result = program.json("run", "--model", tiny, "--ranks", 2, "--max-tokens", 1, env=environment)
+    assert [rank["rank"] for rank in result["ranks"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "other,words",
+    [
+        (["--placement", "striped"], ["placement"]),
+        (["--transport", "shm:copy"], ["transport", "shm:copy"]),
+        (["--model", "other"], ["rank 0", "rank 1"]),
+    ],
+    ids=["placement", "transport", "model"],
+)
+def test_ranks_that_disagree_are_told_so(program, tiny, other_tiny, job, other, words):
+    options = [other_tiny if word == "other" else word for word in other]
+    processes = [
+        start_rank(program, 0, 2, job, "--model", tiny, "--max-tokens", 1),
+        start_rank(program, 1, 2, job, "--model", tiny, "--max-tokens", 1, *options),
+    ]
+    for process in processes:
+        refused(program.finish(process), FAILED, "rank 0", "rank 1", *words)
+
+
+def test_models_that_differ_in_their_layers_only_are_told_apart(program, tiny, job, tmp_path):
+    """Same size, head and norms: the time of change tells."""
+    whole = bytearray(pathlib.Path(tiny).read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (tmp_path / "other.gguf").write_bytes(whole)
+    processes = [
+        start_rank(program, rank, 2, job, "--model", model, "--max-tokens", 1)
+        for rank, model in enumerate((tiny, tmp_path / "other.gguf"))
+    ]
+    for process in processes:
+        refused(program.finish(process), FAILED, "rank 0", "rank 1", "model")
+
+
+def test_a_copy_with_its_time_stamps_is_the_same_model(program, tiny, job, tmp_path):
+    shutil.copy2(tiny, tmp_path / "copy.gguf")
+    processes = [
+        start_rank(program, rank, 2, job, "--model", model, "--max-tokens", 1)
+        for rank, model in enumerate((tiny, tmp_path / "copy.gguf"))
+    ]
+    for process in processes:
+        assert program.finish(process).returncode == 0
+
+
+def test_the_log_names_the_launcher(program, tiny, job):
+    environment = {"WORLD_SIZE": "2", "LAYERSHARD_JOB": job, "LAYERSHARD_LOG": "info"}
+    processes = [
+        program.start("run", "--model", tiny, "--max-tokens", 1, env={**environment, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(processes):
+        done = program.finish(process)
+        assert done.returncode == 0 and f"rank {rank} of 2 (torchrun)" in done.stderr
+
+
+def test_a_job_of_one_rank_is_one_rank(program, tiny):
+    result = program.json("run", "--model", tiny, "--max-tokens", 1, env={"RANK": "0", "WORLD_SIZE": "1"})
+    assert result["config"]["ranks"] == 1 and [rank["rank"] for rank in result["ranks"]] == [0]
+
+
+def test_ranks_that_disagree_on_the_size_are_told_so(program, tiny, job):
+    processes = [start_rank(program, rank, size, job, "--model", tiny) for rank, size in ((0, 2), (1, 3))]
+    ends = [program.finish(process) for process in processes]
+    assert all(done.returncode == FAILED for done in ends)
+    told = [done.stderr for done in ends]
+    assert any(re.search("rank 0 .* 2 ranks, rank 1 .* 3", text) for text in told), told
+
+
+def test_a_missing_rank_is_named(program, tiny, job):
+    done = program.finish(start_rank(program, 0, 2, job, "--model", tiny, LAYERSHARD_TIMEOUT_MS=1000))
+    refused(done, FAILED, "1000 ms", "1", job, "LAYERSHARD_TIMEOUT_MS")
+
+
+def test_a_separate_rank_goes_on_when_another_is_killed(program, tiny, job, tmp_path, sanitized):
+    count = 8 if sanitized else 30
+    (tmp_path / "prompts").write_text("".join(f"prompt number {j} is about\n" for j in range(count)))
+    work = ["--model", tiny, "--prompts", tmp_path / "prompts", "--max-tokens", 480, "--json"]
+    processes = [start_rank(program, rank, 2, job, *work) for rank in range(2)]
+    for process in processes:
+        wait_until(lambda: shard_mappings(process.pid), "the rank maps its layers")
+    before = cpu_ticks(processes[1].pid)
+    wait_until(lambda: cpu_ticks(processes[1].pid) > before + 5, "the rank computes")
+    processes[1].send_signal(signal.SIGKILL)
+    program.finish(processes[1])
+    done = program.finish(processes[0], timeout=200)
+    assert done.returncode == 0, done.stderr
+    right = program.json("run", "--ranks", 1, *work[:-1], timeout=300)
+    assert tokens_of(json.loads(done.stdout)) == tokens_of(right)[0::2]

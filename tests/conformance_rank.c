@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * conformance_rank.c - a rank of a test: its group, its series of foretold bytes, and the checks of what it sees.
+ * Every byte of a layer follows from (generation, layer, tensor, offset), so each rank checks without asking anyone.
+ */
+#include "conformance.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define LONG_MS 20000u
+
+struct subject subject;
+
+/* ---- Bytes that can be foretold -------------------------------------------------------------------------------- */
+
+uint64_t random_next(uint64_t *state)
+{
+	uint64_t mixed = *state += 0x9e3779b97f4a7c15u;
+
+	mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9u;
+	mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebu;
+	return mixed ^ mixed >> 31;
+}
+
+static uint64_t word_of(uint64_t generation, uint32_t layer, uint32_t tensor, uint64_t word)
+{
+	uint64_t state = generation << 56 ^ (uint64_t)layer << 40 ^ (uint64_t)tensor << 32 ^ word;
+
+	return random_next(&state);
+}
+
+void foretell(unsigned char *bytes, uint64_t n, uint64_t generation, uint32_t layer, uint32_t tensor)
+{
+	for (uint64_t offset = 0; offset < n; offset += 8) {
+		uint64_t word = word_of(generation, layer, tensor, offset / 8);
+
+		memcpy(bytes + offset, &word, n - offset < 8 ? n - offset : 8);
+	}
+}
+
+static bool is_foretold(const unsigned char *bytes, uint64_t n, uint64_t generation, uint32_t layer, uint32_t tensor)
+{
+	for (uint64_t offset = 0; offset < n; offset += 8) {
+		uint64_t word = word_of(generation, layer, tensor, offset / 8);
+
+		if (memcmp(bytes + offset, &word, n - offset < 8 ? n - offset : 8) != 0)
+			return false;
+	}
+	return true;
+}
+
+int fill_layer(void *user, uint32_t layer, void *const *tensors)
+{
+	struct rank *rank = user;
+
+	if (rank->fail_at == (int)layer)
+		return 7;
+	rank->calls[layer - rank->setting->first_layer]++;
+	for (uint32_t tensor = 0; tensor < rank->setting->n_tensors; tensor++)
+		foretell(tensors[tensor], rank->setting->tensors[tensor].bytes, rank->generation, layer, tensor);
+	return 0;
+}
+
+/* ---- A rank ---------------------------------------------------------------------------------------------------- */
+
+void setting_tensors(struct setting *setting, uint32_t n, lshard_stripe stripe)
+{
+	static const lshard_tensor rows[MAX_TENSORS] = {
+		{"weight", 37 * 26, 0, LSHARD_STRIPE_ROWS, 37, 0},
+		{"scales", 333, 512, LSHARD_STRIPE_BYTES, 0, 0},
+		{"down", 5 * 21 * 2, 0, LSHARD_STRIPE_ROWS, 5, 0},
+	};
+	static const lshard_tensor columns[MAX_TENSORS] = {
+		{"weight", 11 * 46, 0, LSHARD_STRIPE_COLUMNS, 11, 2},
+		{"scales", 333, 512, LSHARD_STRIPE_BYTES, 0, 0},
+		{"down", 3 * 36, 1024, LSHARD_STRIPE_COLUMNS, 3, 4},
+	};
+	static const lshard_tensor bytes[MAX_TENSORS] = {
+		{"weight", 1511, 0, LSHARD_STRIPE_BYTES, 0, 0},
+		{"scales", 1, 4096, LSHARD_STRIPE_BYTES, 0, 0},
+		{"down", 4099, 64, LSHARD_STRIPE_BYTES, 0, 0},
+	};
+	const lshard_tensor *chosen = stripe == LSHARD_STRIPE_ROWS      ? rows
+				      : stripe == LSHARD_STRIPE_COLUMNS ? columns
+									: bytes;
+
+	setting->n_tensors = n;
+	memcpy(setting->tensors, chosen, n * sizeof *chosen);
+}
+
+static void log_nothing(void *user, lshard_log_level level, const char *text)
+{
+	(void)user;
+	(void)level;
+	(void)text;
+}
+
+bool rank_group(struct rank *rank, const struct member *member, const struct setting *setting)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	char error[512] = "";
+
+	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1};
+	options.rank = member->rank;
+	options.size = member->size;
+	options.transport = subject.spec;
+	options.job = member->job;
+	options.timeout_ms = setting->timeout_ms ? setting->timeout_ms : LONG_MS;
+	options.bootstrap = member->bootstrap;
+	options.log = log_nothing; /* lines are made, so that making them is tested */
+	options.log_level = LSHARD_LOG_DEBUG;
+	options.error = error;
+	options.error_bytes = sizeof error;
+	EXPECT(member, lshard_group_create(&options, &rank->group) == LSHARD_OK, "%s", error);
+	return true;
+failed:
+	rank->group = NULL;
+	return false;
+}
+
+lshard_series_options rank_series_options(const struct setting *setting)
+{
+	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+
+	options.name = "s";
+	options.first_layer = setting->first_layer;
+	options.layer_count = setting->layers;
+	options.tensors = setting->tensors;
+	options.tensor_count = setting->n_tensors;
+	options.prefetch = setting->prefetch;
+	options.placement = setting->placement;
+	options.resident_bytes = setting->resident_bytes;
+	return options;
+}
+
+bool rank_note_addresses(struct rank *rank)
+{
+	for (uint32_t position = 0; position < rank->setting->layers; position++)
+		for (uint32_t tensor = 0; tensor < rank->setting->n_tensors; tensor++) {
+			uint32_t alignment = rank->setting->tensors[tensor].alignment;
+			void **address = &rank->addresses[position][tensor];
+
+			OK_SERIES(rank, lshard_series_address(rank->series, rank->setting->first_layer + position,
+							      tensor, address));
+			EXPECT(rank->member, (uintptr_t)*address % (alignment < 256 ? 256 : alignment) == 0,
+			       "%p is not at %u", *address, alignment);
+		}
+	return true;
+failed:
+	return false;
+}
+
+bool rank_open(struct rank *rank, const struct member *member, const struct setting *setting)
+{
+	lshard_series_options options = rank_series_options(setting);
+
+	if (!rank_group(rank, member, setting))
+		return false;
+	EXPECT(member, lshard_series_create(rank->group, &options, &rank->series) == LSHARD_OK, "%s",
+	       lshard_group_error(rank->group));
+	if (!rank_note_addresses(rank))
+		goto failed;
+	OK_SERIES(rank, lshard_series_commit(rank->series, fill_layer, rank));
+	return true;
+failed:
+	rank_close(rank);
+	return false;
+}
+
+bool rank_close(struct rank *rank)
+{
+	bool right = lshard_series_destroy(rank->series) == LSHARD_OK;
+
+	right = lshard_group_destroy(rank->group) == LSHARD_OK && right;
+	rank->series = NULL;
+	rank->group = NULL;
+	return right;
+}
+
+bool layer_is_right(struct rank *rank, uint32_t position)
+{
+	const struct setting *setting = rank->setting;
+	uint32_t layer = setting->first_layer + position;
+
+	for (uint32_t tensor = 0; tensor < setting->n_tensors; tensor++) {
+		void *address = NULL;
+
+		OK_SERIES(rank, lshard_series_address(rank->series, layer, tensor, &address));
+		EXPECT(rank->member, address == rank->addresses[position][tensor], "layer %u moved", layer);
+		EXPECT(rank->member,
+		       is_foretold(address, setting->tensors[tensor].bytes, rank->generation, layer, tensor),
+		       "layer %u tensor %u has wrong bytes (k %u, layers %u, first %u, placement %d)", layer, tensor,
+		       setting->prefetch, setting->layers, setting->first_layer, (int)setting->placement);
+	}
+	return true;
+failed:
+	return false;
+}
+
+bool visit(struct rank *rank, uint32_t position)
+{
+	uint32_t layer = rank->setting->first_layer + position;
+
+	OK_SERIES(rank, lshard_reach(rank->series, layer, NULL));
+	OK_SERIES(rank, lshard_wait(rank->series, layer, NULL));
+	return layer_is_right(rank, position);
+failed:
+	return false;
+}
+
+bool one_pass(struct rank *rank)
+{
+	for (uint32_t position = 0; position < rank->setting->layers; position++)
+		if (!visit(rank, position))
+			return false;
+	return true;
+}
+
+/* ---- Memory of all ranks --------------------------------------------------------------------------------------- */
+
+void *shared_new(size_t bytes)
+{
+	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED)
+		abort();
+	return memory;
+}
+
+void shared_free(void *memory, size_t bytes)
+{
+	munmap(memory, bytes);
+}

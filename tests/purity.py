@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Hold the borders between the parts of the code that a compiler does not hold.
+
+    purity.py includes SOURCE_DIR            who includes whom; file names are unique; no file is left out of the build
+    purity.py core SOURCE_DIR OBJECT...      what the core's objects ask of the world
+    purity.py exports SOURCE_DIR SO ARCHIVE  both libraries show what the public headers declare, and nothing else
+
+Prints every violation and exits 1 if there is one.
+"""
+import collections
+import pathlib
+import re
+import subprocess
+import sys
+
+PUBLIC = {"layershard/layershard.h", "layershard/transport.h"}
+
+# Headers of C11 that need no operating system.
+FREESTANDING = {"inttypes.h", "limits.h", "stdarg.h", "stdatomic.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",
+                "stdlib.h", "string.h"}
+
+# Of a directory's files: the quoted headers they may include besides their own directory's, and the public ones.
+BORDERS = {
+    "core": (set(), PUBLIC),
+    "host": ({"outside.h"}, PUBLIC),
+    "transport": ({"outside.h", "host/*"}, PUBLIC),
+    "engine": (set(), {"layershard/layershard.h"}),
+    "cli": ({"engine/*"}, {"layershard/layershard.h"}),
+}
+
+# Bytes, text and the default allocator: all that the core may use of the C library.
+LIBC = {"memchr", "memcmp", "memcpy", "memmove", "memset", "strchr", "strcmp", "strcpy", "strlen", "strncmp", "strnlen",
+        "strtoull", "snprintf", "vsnprintf", "calloc", "free", "malloc"}
+
+# What compilers and linkers add of their own accord (stack protector, fortified variants of LIBC).
+COMPILER = re.compile(r"_GLOBAL_OFFSET_TABLE_|__stack_chk_fail|__(%s)_chk" % "|".join(LIBC))
+
+
+def names(path, *options):
+    output = subprocess.run(["nm", "-P", *options, str(path)], check=True, capture_output=True, text=True).stdout
+    return {line.split()[0].split("@")[0] for line in output.splitlines() if len(line.split()) > 1}
+
+
+def headers_of(source, part):
+    return {path.name for path in (source / "src" / part).glob("*.h")}
+
+
+def check_includes(source):
+    own = {part: headers_of(source, part) for part in BORDERS}
+    for part, (foreign, public) in BORDERS.items():
+        allowed = own[part] | {name for name in foreign if "/" not in name}
+        for pattern in foreign:
+            allowed |= own.get(pattern.split("/")[0], set()) if pattern.endswith("/*") else set()
+        files = sorted((source / "src" / part).glob("*.[ch]"))
+        if not files:
+            yield f"src/{part}: no files; is this the right directory?"
+        for path in files:
+            yield from check_file(path, path.relative_to(source), allowed, public, part == "core")
+    yield from check_unique(source)
+    yield from check_listed(source, "src")
+    yield from check_listed(source, "tests")
+
+
+def check_file(path, shown, quoted_allowed, public, pure):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        match = re.match(r'\s*#\s*include\s*(["<])([^">]+)[">]', line)
+        if not match:
+            continue
+        quoted, header = match[1] == '"', match[2]
+        if header.startswith("layershard/"):
+            if header not in public:
+                yield f"{shown}:{number}: <{header}> is not for this directory"
+        elif quoted and header not in quoted_allowed:
+            yield f'{shown}:{number}: "{header}" is not for this directory'
+        elif not quoted and pure and header not in FREESTANDING | public:
+            yield f"{shown}:{number}: <{header}>: the core uses no operating system"
+
+
+def check_unique(source):
+    places = collections.defaultdict(list)
+    for top in ("include", "src", "tests", "examples"):
+        for path in (source / top).rglob("*"):
+            if path.suffix in (".c", ".h", ".cc"):
+                places[path.name].append(str(path.relative_to(source)))
+    for name, paths in sorted(places.items()):
+        if len(paths) > 1:
+            yield f"{name}: more than one file has this name: {', '.join(sorted(paths))}"
+
+
+def check_listed(source, top):
+    listed = (source / top / "CMakeLists.txt").read_text()
+    for path in sorted((source / top).rglob("*.c")):
+        name = str(path.relative_to(source / top))
+        if not name.startswith("consumer/") and not re.search(r"(?<![\w/])" + re.escape(name), listed):
+            yield f"{top}/{name}: not in {top}/CMakeLists.txt"
+
+
+def check_core(source, *objects):
+    if not objects:
+        yield "no objects given"
+    defined, undefined = set(), {}
+    for path in objects:
+        defined |= names(path, "-g", "--defined-only")
+        for name in names(path, "-u"):
+            undefined.setdefault(name, pathlib.Path(path).name)
+    outside = set(re.findall(r"\b(lshard__\w+)\(", (source / "src/core/outside.h").read_text()))
+    for name in sorted(set(undefined) - defined - LIBC - outside - declared(source)):
+        if not COMPILER.fullmatch(name):
+            yield f"{undefined[name]}: needs {name}, which is not in the core, outside.h or what it may use of the C library"
+
+
+def declared(source):
+    found = set()
+    for header in PUBLIC:
+        text = (source / "include" / header).read_text()
+        found |= set(re.findall(r"^LSHARD_API\b[^;(]*?\b(\w+)\(", text, re.MULTILINE))
+    return found
+
+
+def check_exports(source, shared, archive):
+    expected = declared(source)
+    if len(expected) < 20:
+        yield f"only {len(expected)} declarations found in the public headers; has their form changed?"
+    for path, found in ((shared, names(shared, "-D", "--defined-only") - {"LAYERSHARD_0"}),
+                        (archive, names(archive, "-g", "--defined-only"))):
+        for name in sorted(expected - found):
+            yield f"{path}: {name} is declared LSHARD_API but not there"
+        for name in sorted(found - expected):
+            yield f"{path}: {name} is visible but not declared LSHARD_API in a public header"
+
+
+def main():
+    checks = {"includes": check_includes, "core": check_core, "exports": check_exports}
+    if len(sys.argv) < 3 or sys.argv[1] not in checks:
+        sys.exit(__doc__)
+    violations = list(checks[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:]))
+    for violation in violations:
+        print(violation)
+    sys.exit(1 if violations else 0)
+
+
+main()

@@ -1,0 +1,35 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# run_valgrind.sh BUILD - memory errors and leaks by valgrind: the quick unit tests, and the program with two ranks on the
+# tiny model.
+set -eu
+
+build=$1
+export LAYERSHARD_TEST_MODEL_TINY="$build/tests/tiny.gguf" OPENBLAS_NUM_THREADS=1
+log=$(mktemp -d)
+trap 'rm -rf "$log"' EXIT
+
+check() { # check NAME COMMAND...
+	name=$1
+	shift
+	echo "valgrind: $name"
+	valgrind --quiet --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect \
+		--show-leak-kinds=definite,indirect --trace-children=yes --log-file="$log/%p" \
+		"$@" >"$log/output" 2>&1 || {
+		status=$?
+		cat "$log/output"
+		find "$log" -type f ! -name output -size +0 -exec cat {} +
+		echo "valgrind: $name failed with exit status $status" >&2
+		exit 1
+	}
+}
+
+for test in test_status test_slotmap test_layout test_ring test_no_memory test_local test_shm test_shm_control \
+	test_wrappers test_gguf test_engine; do
+	check "$test" "$build/tests/$test"
+done
+for placement in owner striped; do
+	check "run, 2 ranks, $placement" "$build/layershard" run --model "$LAYERSHARD_TEST_MODEL_TINY" --ranks 2 \
+		--placement "$placement" --prompt a --prompt b --max-tokens 3 --json
+done

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sim_meet.c - where the ranks' threads meet: the control channel of the simulated machine, and the caller's bootstrap.
+ *
+ * Knows: who is here, who is gone, deadlines. Does not know: what the bytes mean.
+ */
+#include "sim_world.h"
+#include <string.h>
+#include <time.h>
+
+static struct timespec deadline_after(uint32_t ms)
+{
+	struct timespec at;
+
+	clock_gettime(CLOCK_MONOTONIC, &at);
+	at.tv_sec += ms / 1000;
+	at.tv_nsec += (long)(ms % 1000) * 1000000;
+	if (at.tv_nsec >= 1000000000) {
+		at.tv_sec++;
+		at.tv_nsec -= 1000000000;
+	}
+	return at;
+}
+
+static bool all_here(const struct sim_world *world, const struct sim_meeting *meeting)
+{
+	for (int32_t r = 0; r < world->size; r++)
+		if (!meeting->here[r] && !world->ranks[r].gone)
+			return false;
+	return true;
+}
+
+/* A collective read happens for all ranks at the moment the last one has come. */
+static void serve_reads(struct sim_world *world)
+{
+	for (int32_t r = 0; r < world->size; r++) {
+		struct sim_rank *rank = &world->ranks[r];
+
+		if (!rank->read_store)
+			continue;
+		if (rank->read_to)
+			sim_gather(rank->read_store, rank->read_position, rank->read_to, 0,
+				   rank->read_store->base.plan->layer_bytes);
+		rank->read_store = NULL;
+	}
+}
+
+static void conclude(struct sim_world *world, struct sim_meeting *meeting)
+{
+	for (int32_t r = 0; r < world->size; r++) {
+		unsigned char *result = meeting->result + (size_t)r * meeting->bytes;
+
+		meeting->alive[r] = meeting->here[r];
+		if (meeting->here[r])
+			memcpy(result, meeting->send[r], meeting->bytes);
+		else
+			memset(result, 0, meeting->bytes);
+		meeting->here[r] = false;
+	}
+	if (meeting == &world->read)
+		serve_reads(world);
+	meeting->generation++;
+	pthread_cond_broadcast(&world->changed);
+}
+
+static lshard_status wait_for_all(struct sim_rank *rank, struct sim_meeting *meeting, uint32_t timeout_ms)
+{
+	struct sim_world *world = rank->world;
+	struct timespec deadline = deadline_after(timeout_ms);
+	uint64_t generation = meeting->generation;
+
+	while (meeting->generation == generation) {
+		if (rank->aborted)
+			return LSHARD_ERR_ABORTED;
+		if (all_here(world, meeting))
+			conclude(world, meeting);
+		else if (pthread_cond_timedwait(&world->changed, &world->lock, &deadline) != 0 &&
+			 meeting->generation == generation && !all_here(world, meeting))
+			return LSHARD_ERR_TIMEOUT;
+	}
+	return LSHARD_OK;
+}
+
+/* Called with the world locked. */
+lshard_status sim_meet(struct sim_rank *rank, struct sim_meeting *meeting, const void *send, void *receive,
+		       size_t bytes, uint8_t *alive, uint32_t timeout_ms)
+{
+	struct sim_world *world = rank->world;
+	lshard_status status;
+
+	if (rank->aborted)
+		return LSHARD_ERR_ABORTED;
+	meeting->here[rank->rank] = true;
+	meeting->send[rank->rank] = send;
+	meeting->bytes = bytes;
+	status = wait_for_all(rank, meeting, timeout_ms);
+	if (status == LSHARD_OK) {
+		memcpy(receive, meeting->result, bytes * (size_t)world->size);
+		memcpy(alive, meeting->alive, (size_t)world->size);
+		return LSHARD_OK;
+	}
+	for (int32_t r = 0; r < world->size; r++)
+		alive[r] = meeting->here[r];
+	meeting->here[rank->rank] = false;
+	return status;
+}
+
+void sim_pause(struct sim_world *world, uint32_t ms)
+{
+	struct timespec until = deadline_after(ms);
+
+	pthread_cond_timedwait(&world->changed, &world->lock, &until);
+}
+
+void sim_leave(struct sim_rank *rank)
+{
+	pthread_mutex_lock(&rank->world->lock);
+	rank->gone = true;
+	pthread_cond_broadcast(&rank->world->changed);
+	pthread_mutex_unlock(&rank->world->lock);
+}
+
+/* ---- The caller's bootstrap ---- */
+
+#define BOOTSTRAP_MS 20000
+
+static int allgather(void *user, const void *send, void *receive, size_t bytes)
+{
+	struct sim_rank *rank = user;
+	uint8_t alive[SIM_RANKS];
+	lshard_status status;
+
+	if (bytes > LSHARD_EXCHANGE_BYTES)
+		return 1;
+	pthread_mutex_lock(&rank->world->lock);
+	status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive, BOOTSTRAP_MS);
+	pthread_mutex_unlock(&rank->world->lock);
+	return status == LSHARD_OK ? 0 : 1;
+}
+
+lshard_bootstrap sim_bootstrap(struct sim_world *world, int32_t rank)
+{
+	return (lshard_bootstrap){allgather, &world->ranks[rank]};
+}

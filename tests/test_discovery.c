@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_discovery.c - what every launcher leaves in the environment, whole, halved and broken, and what is made of it.
+ */
+#include "outside.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+struct scene {
+	const char *title;
+	const char *set[8]; /* NAME=VALUE */
+	lshard_status status;
+	int32_t rank;
+	int32_t size;
+	int32_t local_rank;
+	const char *says[4]; /* the source, or parts of the error's text */
+};
+
+static const struct scene scenes[] = {
+	{"nothing is set", {NULL}, LSHARD_ERR_STATE, 0, 0, 0, {"LAYERSHARD_RANK"}},
+	{"ours", {"LAYERSHARD_RANK=2", "LAYERSHARD_SIZE=4"}, LSHARD_OK, 2, 4, -1, {"LAYERSHARD_*"}},
+	{"ours with a local rank",
+	 {"LAYERSHARD_RANK=2", "LAYERSHARD_SIZE=4", "LAYERSHARD_LOCAL_RANK=0"},
+	 LSHARD_OK,
+	 2,
+	 4,
+	 0,
+	 {"LAYERSHARD_*"}},
+	{"torchrun", {"RANK=1", "WORLD_SIZE=2", "LOCAL_RANK=1"}, LSHARD_OK, 1, 2, 1, {"torchrun"}},
+	{"Open MPI",
+	 {"OMPI_COMM_WORLD_RANK=3", "OMPI_COMM_WORLD_SIZE=8", "OMPI_COMM_WORLD_LOCAL_RANK=1", "PMIX_RANK=3"},
+	 LSHARD_OK,
+	 3,
+	 8,
+	 1,
+	 {"Open MPI"}},
+	{"PMIx with a size", {"PMIX_RANK=1", "PMIX_SIZE=3"}, LSHARD_OK, 1, 3, -1, {"PMIx"}},
+	{"PMIx alone has no size", {"PMIX_RANK=1"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"PMIX_RANK=1", "PMIX_SIZE"}},
+	{"PMIx under srun: Slurm knows the size",
+	 {"PMIX_RANK=3", "SLURM_PROCID=3", "SLURM_NTASKS=4"},
+	 LSHARD_OK,
+	 3,
+	 4,
+	 -1,
+	 {"Slurm"}},
+	{"PMIx under a daemon that srun started: Slurm speaks of the daemon",
+	 {"PMIX_RANK=3", "SLURM_PROCID=0", "SLURM_NTASKS=1"},
+	 LSHARD_ERR_MISMATCH,
+	 0,
+	 0,
+	 0,
+	 {"PMIX_RANK=3", "SLURM_PROCID=0"}},
+	{"PMI", {"PMI_RANK=0", "PMI_SIZE=2", "MPI_LOCALRANKID=0"}, LSHARD_OK, 0, 2, 0, {"PMI"}},
+	{"Slurm", {"SLURM_PROCID=5", "SLURM_NTASKS=6", "SLURM_LOCALID=1"}, LSHARD_OK, 5, 6, 1, {"Slurm"}},
+	{"inside salloc, no task", {"SLURM_NTASKS=6"}, LSHARD_ERR_STATE, 0, 0, 0, {"LAYERSHARD_RANK"}},
+	{"salloc round torchrun", {"SLURM_NTASKS=6", "RANK=0", "WORLD_SIZE=2"}, LSHARD_OK, 0, 2, -1, {"torchrun"}},
+	{"the first complete source wins",
+	 {"LAYERSHARD_RANK=0", "LAYERSHARD_SIZE=3", "RANK=1", "WORLD_SIZE=2", "PMI_RANK=4", "PMI_SIZE=5"},
+	 LSHARD_OK,
+	 0,
+	 3,
+	 -1,
+	 {"LAYERSHARD_*"}},
+	{"a half source before a whole one is passed over",
+	 {"RANK=7", "PMI_RANK=1", "PMI_SIZE=2"},
+	 LSHARD_OK,
+	 1,
+	 2,
+	 -1,
+	 {"PMI"}},
+	{"but not if it is ours",
+	 {"LAYERSHARD_RANK=1", "RANK=0", "WORLD_SIZE=2"},
+	 LSHARD_ERR_MISMATCH,
+	 0,
+	 0,
+	 0,
+	 {"LAYERSHARD_RANK=1", "LAYERSHARD_SIZE"}},
+	{"a rank without a size",
+	 {"RANK=1"},
+	 LSHARD_ERR_MISMATCH,
+	 0,
+	 0,
+	 0,
+	 {"torchrun", "RANK=1", "WORLD_SIZE is not"}},
+	{"a size without a rank", {"PMI_SIZE=2"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"PMI_SIZE=2", "PMI_RANK is not"}},
+	{"a Slurm task without a size", {"SLURM_PROCID=0"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"SLURM_PROCID=0"}},
+	{"the rank is the size", {"RANK=2", "WORLD_SIZE=2"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"RANK=2", "WORLD_SIZE=2"}},
+	{"a negative rank",
+	 {"LAYERSHARD_RANK=-1", "LAYERSHARD_SIZE=2"},
+	 LSHARD_ERR_MISMATCH,
+	 0,
+	 0,
+	 0,
+	 {"LAYERSHARD_RANK=-1", "not a number"}},
+	{"a rank with a tail", {"RANK=1x", "WORLD_SIZE=2"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"RANK=1x", "WORLD_SIZE=2"}},
+	{"a rank with a space", {"RANK= 1", "WORLD_SIZE=2"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"RANK= 1"}},
+	{"no ranks", {"RANK=0", "WORLD_SIZE=0"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"WORLD_SIZE=0", "1..65536"}},
+	{"too many ranks", {"RANK=0", "WORLD_SIZE=65537"}, LSHARD_ERR_MISMATCH, 0, 0, 0, {"WORLD_SIZE=65537"}},
+	{"a size beyond numbers",
+	 {"RANK=0", "WORLD_SIZE=99999999999999999999"},
+	 LSHARD_ERR_MISMATCH,
+	 0,
+	 0,
+	 0,
+	 {"WORLD_SIZE=99999999999999999999", "not a number"}},
+	{"a local rank beyond the size",
+	 {"RANK=0", "WORLD_SIZE=2", "LOCAL_RANK=2"},
+	 LSHARD_ERR_MISMATCH,
+	 0,
+	 0,
+	 0,
+	 {"LOCAL_RANK=2"}},
+	{"an empty variable is not set", {"RANK=", "WORLD_SIZE="}, LSHARD_ERR_STATE, 0, 0, 0, {NULL}},
+};
+
+static void unset_all(void)
+{
+	lshard_variable variable;
+
+	for (uint32_t i = 0; lshard_variable_info(i, &variable) == LSHARD_OK; i++)
+		unsetenv(variable.name);
+}
+
+static void set_scene(const struct scene *scene)
+{
+	unset_all();
+	for (int i = 0; scene->set[i]; i++) {
+		char text[128];
+		char *mark;
+
+		snprintf(text, sizeof text, "%s", scene->set[i]);
+		mark = strchr(text, '=');
+		*mark = 0;
+		setenv(text, mark + 1, 1);
+	}
+}
+
+static int is_as_told(const struct scene *scene)
+{
+	lshard_discovered found = {-7, -7, -7, "untouched"};
+	char error[512] = "";
+	lshard_status status = lshard_discover(&found, error, sizeof error);
+	const char *said = status == LSHARD_OK ? found.source : error;
+	int right = status == scene->status;
+
+	if (status == LSHARD_OK)
+		right &=
+			found.rank == scene->rank && found.size == scene->size && found.local_rank == scene->local_rank;
+	else
+		right &= found.rank == -7 && !strcmp(found.source, "untouched");
+	for (int i = 0; i < 4 && scene->says[i]; i++)
+		right &= strstr(said, scene->says[i]) != NULL;
+	if (!right)
+		print_error("%s: status %d, rank %d of %d (local %d), '%s'\n", scene->title, (int)status,
+			    (int)found.rank, (int)found.size, (int)found.local_rank, said);
+	return right;
+}
+
+static void every_scene_is_as_told(void **state)
+{
+	int wrong = 0;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof scenes / sizeof scenes[0]; i++) {
+		set_scene(&scenes[i]);
+		wrong += !is_as_told(&scenes[i]);
+	}
+	unset_all();
+	assert_int_equal(wrong, 0);
+}
+
+static void a_short_buffer_gets_the_beginning(void **state)
+{
+	lshard_discovered found;
+	char error[8] = "";
+
+	(void)state;
+	unset_all();
+	assert_int_equal(lshard_discover(&found, error, sizeof error), LSHARD_ERR_STATE);
+	assert_int_equal(strlen(error), sizeof error - 1);
+	assert_int_equal(lshard_discover(&found, NULL, 0), LSHARD_ERR_STATE);
+	assert_int_equal(lshard_discover(NULL, error, sizeof error), LSHARD_ERR_INVALID);
+}
+
+static void variables_show_value_and_default(void **state)
+{
+	lshard_variable variable;
+	int seen = 0;
+
+	(void)state;
+	unset_all();
+	setenv("LAYERSHARD_TIMEOUT_MS", "1234", 1);
+	for (uint32_t i = 0; lshard_variable_info(i, &variable) == LSHARD_OK; i++) {
+		assert_true(variable.help[0] != 0);
+		if (!strcmp(variable.name, "LAYERSHARD_TIMEOUT_MS")) {
+			assert_string_equal(variable.value, "1234");
+			assert_string_equal(variable.default_value, "30000");
+			seen++;
+		} else {
+			assert_string_equal(variable.value, variable.default_value);
+		}
+	}
+	assert_int_equal(seen, 1);
+	unset_all();
+}
+
+/* What is read is listed: a variable outside the table cannot be read. */
+static void a_variable_that_is_not_listed_is_not_read(void **state)
+{
+	(void)state;
+	setenv("LAYERSHARD_UNLISTED", "1", 1);
+	assert_null(lshard__variable("LAYERSHARD_UNLISTED"));
+	setenv("LAYERSHARD_JOB", "", 1);
+	assert_null(lshard__variable("LAYERSHARD_JOB"));
+	setenv("LAYERSHARD_JOB", "x", 1);
+	assert_string_equal(lshard__variable("LAYERSHARD_JOB"), "x");
+	unset_all();
+	unsetenv("LAYERSHARD_UNLISTED");
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_scene_is_as_told),
+		cmocka_unit_test(a_short_buffer_gets_the_beginning),
+		cmocka_unit_test(variables_show_value_and_default),
+		cmocka_unit_test(a_variable_that_is_not_listed_is_not_read),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

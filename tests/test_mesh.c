@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_mesh.c - the sockets between the ranks of a host: who is let in, who is named when one does not come, and
+ * descriptors that nobody asked for any more.
+ */
+#include "contexts.h"
+#include "mesh.h"
+#include "outside.h"
+#include "sockets.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define LONG_MS  20000u /* nobody waits that long unless a test fails */
+#define SHORT_MS 500u
+#define NOBODY   65534u
+#define SILENT   24
+
+struct rank {
+	const struct member *member;
+	lshard_context context;
+	lshard_bootstrap inner; /* what the context's own goes through to */
+	lshard__rendezvous *rendezvous;
+	struct mesh mesh;
+	lshard_error error;
+	bool open;
+	int silent[SILENT]; /* connections to rank 0 that say nothing */
+};
+
+static int count_fds(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	int count = 0;
+
+	while (directory && readdir(directory))
+		count++;
+	if (directory)
+		closedir(directory);
+	return count;
+}
+
+/* Where rank @p rank listens, as the ranks tell each other. */
+static const char *address_of(const void *cards, size_t bytes, int32_t rank)
+{
+	static const char begins[] = "layershard/";
+
+	return memmem((const char *)cards + (size_t)rank * bytes, bytes, begins, sizeof begins - 1);
+}
+
+static lshard_status rank_open(struct rank *rank, const struct member *member, uint32_t timeout_ms,
+			       int (*allgather)(void *user, const void *send, void *receive, size_t bytes))
+{
+	lshard_status status;
+
+	*rank = (struct rank){.member = member, .context = context_for_member(member, "", LONG_MS)};
+	for (int i = 0; i < SILENT; i++)
+		rank->silent[i] = -1;
+	status = lshard__rendezvous_open(&rank->context, member->job, &rank->rendezvous, &rank->inner, &rank->error);
+	if (status != LSHARD_OK)
+		return status;
+	rank->context.bootstrap = allgather ? (lshard_bootstrap){allgather, rank} : rank->inner;
+	rank->context.timeout_ms = timeout_ms;
+	status = mesh_open(&rank->mesh, &rank->context, &rank->error, lshard__deadline_ns(timeout_ms));
+	rank->open = status == LSHARD_OK;
+	return status;
+}
+
+static void rank_close(struct rank *rank)
+{
+	if (rank->open)
+		mesh_close(&rank->mesh);
+	rank->open = false;
+	lshard__rendezvous_close(rank->rendezvous);
+	rank->rendezvous = NULL;
+	for (int i = 0; i < SILENT; i++)
+		if (rank->silent[i] >= 0)
+			close(rank->silent[i]);
+}
+
+/* ---- Coming ---------------------------------------------------------------------------------------------------- */
+
+static bool say_nothing(struct rank *rank, const char *address, int count)
+{
+	for (int i = 0; i < count; i++)
+		if (lshard__socket_connect(address, SOCK_SEQPACKET, lshard__deadline_ns(LONG_MS), &rank->silent[i]) !=
+		    LSHARD_OK)
+			return false;
+	return true;
+}
+
+/* The addresses are known: before rank 1 says hello to rank 0, it connects many times and says nothing. */
+static int crowd_first(void *user, const void *send, void *receive, size_t bytes)
+{
+	struct rank *rank = user;
+	int failed = rank->inner.allgather(rank->inner.user, send, receive, bytes);
+
+	if (failed || rank->member->rank != 1)
+		return failed;
+	return say_nothing(rank, address_of(receive, bytes, 0), SILENT) ? 0 : 1;
+}
+
+static int comes_in_a_crowd(const struct member *member)
+{
+	uint64_t began_ns = lshard__now_ns();
+	struct rank rank;
+
+	EXPECT(member, rank_open(&rank, member, LONG_MS, crowd_first) == LSHARD_OK, "%s", rank.error.text);
+	EXPECT(member, lshard__now_ns() - began_ns < LONG_MS * UINT64_C(1000000), "the silent ones were waited for");
+	EXPECT(member, team_barrier(member), "another rank failed"); /* until then the silent ones stay */
+	rank_close(&rank);
+	return 0;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void silent_connections_stop_nobody(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, comes_in_a_crowd, NULL), 0);
+}
+
+/* Rank 2 connects first, and stops before it says who it is. */
+static int stop_before_hello(void *user, const void *send, void *receive, size_t bytes)
+{
+	struct rank *rank = user;
+	int failed = rank->inner.allgather(rank->inner.user, send, receive, bytes);
+
+	if (!failed && rank->member->rank == 2)
+		failed = !say_nothing(rank, address_of(receive, bytes, 0), 1);
+	if (!team_barrier(rank->member) || failed)
+		return 1;
+	return rank->member->rank == 2;
+}
+
+static int one_stops(const struct member *member)
+{
+	struct rank rank;
+	lshard_status status = rank_open(&rank, member, SHORT_MS, stop_before_hello);
+
+	if (member->rank < 2) {
+		EXPECT(member, status == LSHARD_ERR_TIMEOUT, "status %d: %s", (int)status, rank.error.text);
+		EXPECT(member, strstr(rank.error.text, "500 ms for rank 2 (process "), "%s", rank.error.text);
+	}
+	EXPECT(member, team_barrier(member), "another rank failed");
+	rank_close(&rank);
+	return 0;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void only_a_rank_that_does_not_come_is_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, one_stops, NULL), 0);
+}
+
+/* ---- Another user ---------------------------------------------------------------------------------------------- */
+
+/* Listens at an address of its own until it is killed. */
+static pid_t other_user(const char *address)
+{
+	int ready[2];
+	pid_t child;
+	char byte = 0;
+
+	if (pipe(ready) != 0)
+		return -1;
+	child = fork();
+	if (child == 0) {
+		byte = setuid(NOBODY) == 0 && lshard__socket_listen(address, SOCK_SEQPACKET) >= 0;
+		if (write(ready[1], &byte, 1) == 1)
+			pause();
+		_exit(1);
+	}
+	close(ready[1]);
+	if (read(ready[0], &byte, 1) != 1)
+		byte = 0;
+	close(ready[0]);
+	if (byte || child <= 0)
+		return child;
+	waitpid(child, NULL, 0);
+	return -1;
+}
+
+/* Tell rank 1 that rank 0 listens where the other user does. */
+static int dealt_falsely(void *user, const void *send, void *receive, size_t bytes)
+{
+	memcpy(receive, send, bytes);
+	memcpy((char *)receive + bytes, send, bytes);
+	strcpy((char *)(uintptr_t)address_of(receive, bytes, 0), user);
+	return 0;
+}
+
+static void another_user_is_no_rank(void **state)
+{
+	struct member second = {.rank = 1, .size = 2};
+	char address[32];
+	lshard_context context = context_for_member(&second, "", LONG_MS);
+	lshard_error error = {""};
+	struct mesh mesh;
+	lshard_status status;
+	pid_t child;
+
+	(void)state;
+	if (geteuid() != 0) {
+		printf("skipped: only root can start a process of another user\n");
+		skip();
+	}
+	snprintf(address, sizeof address, "layershard/test/%d", (int)getpid());
+	child = other_user(address);
+	assert_true(child > 0);
+	context.bootstrap = (lshard_bootstrap){dealt_falsely, address};
+	status = mesh_open(&mesh, &context, &error, lshard__deadline_ns(LONG_MS));
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	assert_int_equal(status, LSHARD_ERR_SYSTEM);
+	assert_non_null(strstr(error.text, "belongs to user 65534"));
+	assert_int_equal(contexts_outstanding(), 0);
+}
+
+/* ---- Leaving --------------------------------------------------------------------------------------------------- */
+
+/* Rank 1 closes while a child that it forked has its descriptors: it is gone all the same. */
+static int leaves_a_child(const struct member *member)
+{
+	struct rank rank;
+	pid_t child = -1;
+
+	EXPECT(member, rank_open(&rank, member, LONG_MS, NULL) == LSHARD_OK, "%s", rank.error.text);
+	if (member->rank == 1) {
+		child = fork();
+		if (child == 0) {
+			pause();
+			_exit(0);
+		}
+		rank_close(&rank);
+	} else {
+		EXPECT(member, mesh_wait(&rank.mesh, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%s", rank.error.text);
+		EXPECT(member, rank.mesh.peers[1].gone, "rank 1 seems to be there");
+	}
+	EXPECT(member, team_barrier(member), "another rank failed");
+	if (child > 0) {
+		kill(child, SIGKILL);
+		waitpid(child, NULL, 0);
+	}
+	rank_close(&rank);
+	return 0;
+failed:
+	if (child > 0)
+		kill(child, SIGKILL);
+	rank_close(&rank);
+	return 1;
+}
+
+static void a_child_does_not_keep_its_parent_in_the_group(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, leaves_a_child, NULL), 0);
+}
+
+/* ---- Descriptors ----------------------------------------------------------------------------------------------- */
+
+/* Rank 0 gives up two rounds in which it had sent a descriptor; in the third both have one, and only that. */
+static int gives_up_rounds(const struct member *member)
+{
+	struct rank rank;
+	int fds[2] = {-1, -1};
+	int before;
+
+	EXPECT(member, rank_open(&rank, member, SHORT_MS, NULL) == LSHARD_OK, "%s", rank.error.text);
+	before = count_fds();
+	for (uint64_t tag = 1; tag <= 2 && member->rank == 0; tag++)
+		EXPECT(member,
+		       mesh_swap(&rank.mesh, tag, STDERR_FILENO, fds, lshard__deadline_ns(20)) == LSHARD_ERR_TIMEOUT,
+		       "%s", rank.error.text);
+	EXPECT(member, team_barrier(member), "another rank failed");
+	EXPECT(member, mesh_swap(&rank.mesh, 3, STDERR_FILENO, fds, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%s",
+	       rank.error.text);
+	EXPECT(member, fds[member->rank] == -1 && fds[1 - member->rank] >= 0, "%d and %d", fds[0], fds[1]);
+	close(fds[1 - member->rank]);
+	EXPECT(member, count_fds() == before, "%d descriptors left", count_fds() - before);
+	rank_close(&rank);
+	return 0;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void a_round_that_was_given_up_leaves_no_descriptor(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, gives_up_rounds, NULL), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(silent_connections_stop_nobody),
+		cmocka_unit_test(only_a_rank_that_does_not_come_is_named),
+		cmocka_unit_test(another_user_is_no_rank),
+		cmocka_unit_test(a_child_does_not_keep_its_parent_in_the_group),
+		cmocka_unit_test(a_round_that_was_given_up_leaves_no_descriptor),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

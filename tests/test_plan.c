@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_plan.c - lshard_plan: what it predicts is compared with what follows on paper, and sizes that no machine has are
+ * refused or capped, not wrapped round.
+ *
+ * Knows: the public header.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <layershard/layershard.h>
+
+#include <cmocka.h>
+
+#define LAYERS      16u
+#define LAYER_BYTES 665600u           /* a multiple of the alignment: packed as it is */
+#define LINK        256000000u        /* bytes per second: a layer takes TRANSFER ns exactly */
+#define COMPUTE     UINT64_C(1000000) /* ns */
+#define TRANSFER    UINT64_C(2600000)
+
+static lshard_series_options series_of(const lshard_tensor *tensor, uint32_t prefetch)
+{
+	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+
+	options.name = "blocks";
+	options.layer_count = LAYERS;
+	options.tensors = tensor;
+	options.tensor_count = 1;
+	options.prefetch = prefetch;
+	return options;
+}
+
+static lshard_plan_input input_of(int32_t rank, int32_t size, int32_t collective)
+{
+	lshard_plan_input input = LSHARD_PLAN_INPUT_INIT;
+
+	input.rank = rank;
+	input.size = size;
+	input.collective = collective;
+	input.compute_ns = COMPUTE;
+	input.link_bytes_per_s = LINK;
+	return input;
+}
+
+static lshard_plan_result plan(const lshard_series_options *options, const lshard_plan_input *input)
+{
+	lshard_plan_result result = LSHARD_PLAN_RESULT_INIT;
+
+	assert_int_equal(lshard_plan(options, input, &result), LSHARD_OK);
+	return result;
+}
+
+static const lshard_tensor whole_layer = {.name = "w", .bytes = LAYER_BYTES};
+
+/*
+ * One-sided, k = 0: the one window is free from the layer before, one of this rank's own, on; so each of the layers of
+ * the other rank hides one layer's computing.
+ */
+static void one_rank_alone_hides_what_its_own_layers_give(void **state)
+{
+	const lshard_series_options options = series_of(&whole_layer, 0);
+	const lshard_plan_input input = input_of(0, 2, 0);
+	const lshard_plan_result result = plan(&options, &input);
+
+	(void)state;
+	assert_int_equal(result.transfer_ns, LAYERS / 2 * TRANSFER);
+	assert_int_equal(result.exposed_ns, LAYERS / 2 * (TRANSFER - COMPUTE));
+	assert_int_equal(result.pass_ns, LAYERS * COMPUTE + result.exposed_ns);
+}
+
+/*
+ * In step, k = 0: a transfer begins when the last rank arrives at the layer, which is the one that received the layer
+ * before. So every layer is exposed in full, although a rank receives only some of them.
+ */
+static void ranks_in_step_wait_for_each_other(void **state)
+{
+	const lshard_series_options options = series_of(&whole_layer, 0);
+
+	(void)state;
+	for (int32_t size = 2; size <= 4; size += 2)
+		for (int32_t rank = 0; rank < size; rank++) {
+			const lshard_plan_input input = input_of(rank, size, 1);
+			const lshard_plan_result result = plan(&options, &input);
+			const uint64_t received = LAYERS - LAYERS / (uint32_t)size;
+
+			assert_int_equal(result.transfer_ns, received * TRANSFER);
+			assert_int_equal(result.exposed_ns, LAYERS * TRANSFER);
+			assert_int_equal(result.pass_ns, LAYERS * (TRANSFER + COMPUTE));
+		}
+}
+
+/* Of the 8 layers of the other rank 4 are kept. Every second one: the others then have 3 layers to come in. */
+static void residents_lie_evenly_on_the_circle(void **state)
+{
+	lshard_series_options options = series_of(&whole_layer, 0);
+	lshard_plan_input input = input_of(0, 2, 0);
+	lshard_plan_result result;
+
+	(void)state;
+	options.resident_bytes = 4 * (uint64_t)LAYER_BYTES;
+	result = plan(&options, &input);
+	assert_int_equal(result.residents, 4);
+	assert_int_equal(result.resident_bytes, 4 * (uint64_t)LAYER_BYTES);
+	assert_int_equal(result.fetched_layers, 4);
+	assert_int_equal(result.shortest_lead, 3);
+	assert_int_equal(result.exposed_ns, 0); /* TRANSFER < 3 COMPUTE */
+}
+
+/* 6 rows over 3 ranks: two of them are here already, whichever rank this is. */
+static void stripes_of_this_rank_do_not_travel(void **state)
+{
+	const lshard_tensor rows = {.name = "w", .bytes = LAYER_BYTES / 4 * 6, .stripe = LSHARD_STRIPE_ROWS, .rows = 6};
+	lshard_series_options options = series_of(&rows, 1);
+
+	(void)state;
+	options.placement = LSHARD_STRIPED;
+	for (int32_t rank = 0; rank < 3; rank++) {
+		const lshard_plan_input input = input_of(rank, 3, 0);
+		const lshard_plan_result result = plan(&options, &input);
+
+		assert_int_equal(result.share_bytes, LAYERS * (uint64_t)LAYER_BYTES / 2);
+		assert_int_equal(result.transfer_ns, LAYERS * TRANSFER);
+	}
+}
+
+/* ---- Sizes that no machine has ---- */
+
+static void refused(const lshard_series_options *options, const lshard_plan_input *input)
+{
+	lshard_plan_result result = LSHARD_PLAN_RESULT_INIT;
+
+	assert_int_equal(lshard_plan(options, input, &result), LSHARD_ERR_INVALID);
+	assert_int_equal(result.layer_bytes, 0); /* written on success only */
+}
+
+static void a_granule_is_a_power_of_two(void **state)
+{
+	static const uint64_t wrong[] = {3, 4095, 3 << 20, UINT64_MAX};
+	const lshard_series_options options = series_of(&whole_layer, 1);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+		lshard_plan_input input = input_of(0, 2, 0);
+
+		input.direct = 1; /* granules are those of pages that are mapped */
+		input.granule_bytes = wrong[i];
+		refused(&options, &input);
+	}
+}
+
+static void a_series_of_2_to_the_64_bytes_is_refused(void **state)
+{
+	const lshard_tensor huge = {.name = "w", .bytes = UINT64_C(1) << 44};
+	lshard_series_options options = series_of(&huge, 1);
+
+	(void)state;
+	options.layer_count = UINT32_C(1) << 20;
+	for (int striped = 0; striped < 2; striped++)
+		for (int32_t size = 1; size <= 2; size++) {
+			const lshard_plan_input input = input_of(0, size, 0);
+
+			options.placement = striped ? LSHARD_STRIPED : LSHARD_OWNER;
+			refused(&options, &input);
+		}
+}
+
+static void a_group_can_create_no_such_series(void **state)
+{
+	const lshard_tensor huge = {.name = "w", .bytes = UINT64_C(1) << 44};
+	lshard_group_options group_options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_series_options options = series_of(&huge, 1);
+	lshard_group *group = NULL;
+	lshard_series *series = NULL;
+
+	(void)state;
+	group_options.rank = 0;
+	group_options.size = 1;
+	group_options.transport = "local";
+	options.layer_count = UINT32_C(1) << 20;
+	assert_int_equal(lshard_group_create(&group_options, &group), LSHARD_OK);
+	assert_int_equal(lshard_series_create(group, &options, &series), LSHARD_ERR_INVALID);
+	assert_string_not_equal(lshard_group_error(group), "");
+	assert_null(series);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+}
+
+static void times_that_do_not_fit_are_the_greatest(void **state)
+{
+	const lshard_tensor big = {.name = "w", .bytes = UINT64_C(1) << 40};
+	const lshard_series_options options = series_of(&big, 1);
+	lshard_plan_input input = input_of(0, 2, 0);
+	lshard_plan_result result;
+
+	(void)state;
+	input.link_bytes_per_s = 1; /* 2^40 s are 10^21 ns */
+	result = plan(&options, &input);
+	assert_true(result.transfer_ns == UINT64_MAX);
+	assert_true(result.exposed_ns == UINT64_MAX);
+	assert_true(result.pass_ns == UINT64_MAX);
+
+	input = input_of(0, 2, 0);
+	input.compute_ns = UINT64_MAX;
+	result = plan(&options, &input);
+	assert_true(result.pass_ns == UINT64_MAX);
+	assert_true(result.transfer_ns < UINT64_MAX);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(one_rank_alone_hides_what_its_own_layers_give),
+		cmocka_unit_test(ranks_in_step_wait_for_each_other),
+		cmocka_unit_test(residents_lie_evenly_on_the_circle),
+		cmocka_unit_test(stripes_of_this_rank_do_not_travel),
+		cmocka_unit_test(a_granule_is_a_power_of_two),
+		cmocka_unit_test(a_series_of_2_to_the_64_bytes_is_refused),
+		cmocka_unit_test(a_group_can_create_no_such_series),
+		cmocka_unit_test(times_that_do_not_fit_are_the_greatest),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_registry.c - how ranks come to one transport: what is asked for, what can be had, and what each refusal says.
+ */
+#include "contexts.h"
+#include "outside.h"
+#include "transports.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#define LONG_MS 20000u
+
+/* What the ranks ask for (the last entry for all further ranks), and what comes of it for all of them. */
+struct wish {
+	const char *specs[3];
+	lshard_status status;
+	const char *says[3]; /* in the description, or in the error */
+	const lshard_transport_ops *custom;
+};
+
+static lshard_status open_stack(const struct member *member, lshard_context *context, const struct wish *wish,
+				lshard__stack **stack, lshard_error *error)
+{
+	const char *spec = wish->specs[0];
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_status status = LSHARD_OK;
+
+	for (int i = 1; i <= member->rank && i < 3 && wish->specs[i]; i++)
+		spec = wish->specs[i];
+	*context = context_for_member(member, "", LONG_MS);
+	if (member->job)
+		status = lshard__rendezvous_open(context, member->job, &rendezvous, &context->bootstrap, error);
+	if (status == LSHARD_OK)
+		status = lshard__stack_open(context, spec, wish->custom, stack, error);
+	lshard__rendezvous_close(rendezvous);
+	return status;
+}
+
+static int wishes(const struct member *member)
+{
+	const struct wish *wish = member->user;
+	lshard__stack *stack = NULL;
+	lshard_error error = {""};
+	lshard_context context;
+	lshard_status status = open_stack(member, &context, wish, &stack, &error);
+	const char *said = stack ? lshard__stack_description(stack) : error.text;
+	int32_t all[4];
+	uint8_t alive[4];
+
+	EXPECT(member, status == wish->status, "%s: status %d, '%s'", wish->specs[0] ? wish->specs[0] : "", (int)status,
+	       said);
+	for (int i = 0; i < 3 && wish->says[i]; i++)
+		EXPECT(member, strstr(said, wish->says[i]), "'%s' lacks '%s'", said, wish->says[i]);
+	EXPECT(member, !stack == (status != LSHARD_OK), "a stack with a failure, or none without");
+	if (stack) {
+		lshard_transport *top = lshard__stack_top(stack);
+
+		EXPECT(member, top->ops->exchange(top, &member->rank, all, sizeof all[0], alive) == LSHARD_OK, "%s",
+		       top->error.text);
+		EXPECT(member, all[member->size - 1] == member->size - 1, "exchange");
+	}
+	lshard__stack_close(stack);
+	EXPECT(member, !member->job || contexts_outstanding() == 0, "%d blocks left", contexts_outstanding());
+	return 0;
+failed:
+	lshard__stack_close(stack);
+	return 1;
+}
+
+static void check(const char *kind, int32_t size, struct wish *list, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		assert_int_equal(team_run(kind, size, wishes, &list[i]), 0);
+	assert_int_equal(contexts_outstanding(), 0);
+}
+
+static void threads_come_to_one_transport(void **state)
+{
+	struct wish list[] = {
+		{{"auto"}, LSHARD_OK, {"local (auto: threads of one process)"}, NULL},
+		{{""}, LSHARD_OK, {"local (auto"}, NULL},
+		{{"local"}, LSHARD_OK, {"local (as asked)"}, NULL},
+		{{"shm"}, LSHARD_OK, {"shm (as asked)"}, NULL},
+		{{"shm:copy"}, LSHARD_OK, {"shm:copy (as asked)"}, NULL},
+		{{"throttle=1e9,auto"}, LSHARD_OK, {"throttle=1e9,local (auto"}, NULL},
+		{{"throttle=1e9"}, LSHARD_OK, {"throttle=1e9,local (auto"}, NULL},
+		{{"throttle=2e9,throttle=1e9,shm:copy"}, LSHARD_OK, {"throttle=2e9,throttle=1e9,shm:copy"}, NULL},
+	};
+
+	(void)state;
+	check("threads", 2, list, sizeof list / sizeof list[0]);
+	check("threads", 3, list, 1);
+}
+
+static void one_rank_gets_the_plain_transport(void **state)
+{
+	struct wish list[] = {{{"auto"}, LSHARD_OK, {"local (auto: one rank)"}, NULL}};
+
+	(void)state;
+	check("threads", 1, list, 1);
+	check("forks", 1, list, 1);
+}
+
+static void processes_come_to_one_transport(void **state)
+{
+	struct wish list[] = {
+		{{"auto"}, LSHARD_OK, {"shm (auto: all ranks on one host)"}, NULL},
+		{{"throttle=1e9,shm:copy"}, LSHARD_OK, {"throttle=1e9,shm:copy (as asked)"}, NULL},
+		{{"local"}, LSHARD_ERR_NOT_SUPPORTED, {"local connects threads of one process", "ranks 0 and 1"}, NULL},
+	};
+
+	(void)state;
+	check("forks", 3, list, sizeof list / sizeof list[0]);
+}
+
+static void what_is_not_there_is_named(void **state)
+{
+	struct wish list[] = {
+		{{"cuda2"}, LSHARD_ERR_INVALID, {"no transport 'cuda2'", "auto, local, shm", "throttle="}, NULL},
+		{{"shm:fast"}, LSHARD_ERR_INVALID, {"shm has no option 'fast'"}, NULL},
+		{{"auto:copy"}, LSHARD_ERR_INVALID, {"auto takes no options"}, NULL},
+		{{"shm,throttle=1"}, LSHARD_ERR_INVALID, {"'shm' is no wrapper"}, NULL},
+		{{"throttle=1e9,,shm"}, LSHARD_ERR_INVALID, {"empty"}, NULL},
+		{{"throttle=1e9,shm:"}, LSHARD_ERR_NOT_SUPPORTED, {"throttle", "in place"}, NULL},
+		{{"throttle=nothing,shm"}, LSHARD_ERR_INVALID, {"nothing"}, NULL},
+	};
+
+	(void)state;
+	check("threads", 2, list, sizeof list / sizeof list[0]);
+}
+
+/* All ranks hear it, also those that asked for something sensible, and nobody waits for a deadline. */
+static void ranks_that_differ_are_told_how(void **state)
+{
+	struct wish list[] = {
+		{{"shm", "shm", "shm:copy"},
+		 LSHARD_ERR_MISMATCH,
+		 {"rank 0 asks for transport 'shm', rank 2 for 'shm:copy'"},
+		 NULL},
+		{{"shm", "auto"}, LSHARD_ERR_MISMATCH, {"'shm', rank 1 for 'auto'"}, NULL},
+		{{"shm", "sham"}, LSHARD_ERR_INVALID, {"no transport 'sham'"}, NULL},
+	};
+
+	(void)state;
+	check("forks", 3, list, sizeof list / sizeof list[0]);
+}
+
+/* A wrapper that one rank cannot open, as all were connected already: all fail, and that rank's words are heard. */
+static void a_wrapper_that_fails_on_one_rank_fails_all(void **state)
+{
+	struct wish list[] = {{{"trace=/nowhere/at/all/%d.json,shm"}, LSHARD_ERR_SYSTEM, {"/nowhere/at/all"}, NULL}};
+
+	(void)state;
+	check("forks", 2, list, 1);
+}
+
+/* ---- The caller's own ------------------------------------------------------------------------------------------ */
+
+static void a_table_with_a_hole_is_refused(void **state)
+{
+	lshard_transport_ops old = lshard__shm;
+	lshard_transport_ops hole = lshard__shm;
+	lshard_transport_ops granule = lshard__shm;
+	lshard_transport_ops whole = lshard__local;
+	struct wish list[] = {
+		{{NULL}, LSHARD_ERR_INVALID, {"ABI 7"}, &old},
+		{{NULL}, LSHARD_ERR_INVALID, {"'mine' of the caller has no function drain"}, &hole},
+		{{NULL}, LSHARD_ERR_INVALID, {"granule_bytes 3000"}, &granule},
+		{{"shm"}, LSHARD_ERR_INVALID, {"only wrappers"}, &whole},
+		{{"throttle=1e9"}, LSHARD_OK, {"throttle=1e9,mine (the caller's own)"}, &whole},
+	};
+
+	(void)state;
+	old.abi = 7;
+	hole.drain = NULL;
+	granule.granule_bytes = 3000;
+	hole.name = granule.name = whole.name = "mine";
+	check("threads", 2, list, sizeof list / sizeof list[0]);
+}
+
+static void transports_are_listed(void **state)
+{
+	lshard_transport_information information;
+
+	(void)state;
+	assert_int_equal(lshard_transport_info(0, NULL), LSHARD_ERR_INVALID);
+	assert_int_equal(lshard_transport_info(0, &information), LSHARD_OK);
+	assert_string_equal(information.name, "local");
+	assert_true(information.available);
+	assert_int_equal(lshard_transport_info(1, &information), LSHARD_OK);
+	assert_string_equal(information.name, "shm");
+	assert_true(information.available || information.reason[0]);
+	assert_int_equal(lshard_transport_info(2, &information), LSHARD_ERR_RANGE);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(threads_come_to_one_transport),
+		cmocka_unit_test(one_rank_gets_the_plain_transport),
+		cmocka_unit_test(processes_come_to_one_transport),
+		cmocka_unit_test(what_is_not_there_is_named),
+		cmocka_unit_test(ranks_that_differ_are_told_how),
+		cmocka_unit_test(a_wrapper_that_fails_on_one_rank_fails_all),
+		cmocka_unit_test(a_table_with_a_hole_is_refused),
+		cmocka_unit_test(transports_are_listed),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,533 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_rendezvous.c - separately started ranks that meet by a job's name, and all the ways in which they do not.
+ */
+#include "contexts.h"
+#include "outside.h"
+#include "sockets.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <dirent.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define LONG_MS  20000u /* nobody waits that long unless the test fails */
+#define SHORT_MS 1000u
+
+/* Threads have no job of their own: one name for the process's test. */
+static const char *job_of(const struct member *member)
+{
+	return member->job ? member->job : member->user;
+}
+
+static int count_fds(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	int count = 0;
+
+	while (directory && readdir(directory))
+		count++;
+	if (directory)
+		closedir(directory);
+	return count;
+}
+
+static int meet_and_gather(const struct member *member)
+{
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	uint32_t mine[5];
+	uint32_t all[8][5];
+
+	EXPECT(member, lshard__rendezvous_open(&context, job_of(member), &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	for (uint32_t round = 0; round < 200; round++) {
+		for (uint32_t i = 0; i < 5; i++)
+			mine[i] = round * 1000 + (uint32_t)member->rank * 10 + i;
+		EXPECT(member, bootstrap.allgather(bootstrap.user, mine, all, sizeof mine) == 0, "%s",
+		       lshard__rendezvous_error(rendezvous)->text);
+		for (uint32_t i = 0; i < (uint32_t)member->size * 5; i++)
+			EXPECT(member, all[i / 5][i % 5] == round * 1000 + i / 5 * 10 + i % 5, "round %u: %u", round,
+			       all[i / 5][i % 5]);
+	}
+	lshard__rendezvous_close(rendezvous);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+static void processes_meet(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(1, meet_and_gather, NULL), 0);
+	assert_int_equal(team_of_processes(2, meet_and_gather, NULL), 0);
+	assert_int_equal(team_of_processes(5, meet_and_gather, NULL), 0);
+}
+
+static void threads_meet_and_leave_nothing(void **state)
+{
+	int before = count_fds();
+	char job[64];
+
+	(void)state;
+	snprintf(job, sizeof job, "test-threads-%ld", (long)getpid());
+	assert_int_equal(team_of_threads(3, meet_and_gather, job), 0);
+	assert_int_equal(count_fds(), before);
+	assert_int_equal(contexts_outstanding(), 0);
+}
+
+/* More bytes than sockets hold. */
+static int gather_much(const struct member *member)
+{
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	size_t bytes = 1u << 20;
+	unsigned char *all = malloc(bytes * (size_t)member->size);
+	unsigned char *mine = malloc(bytes);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+
+	EXPECT(member, all && mine, "no memory");
+	memset(mine, member->rank + 1, bytes);
+	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	EXPECT(member, bootstrap.allgather(bootstrap.user, mine, all, bytes) == 0, "%s",
+	       lshard__rendezvous_error(rendezvous)->text);
+	for (size_t i = 0; i < bytes * (size_t)member->size; i++)
+		EXPECT(member, all[i] == i / bytes + 1, "byte %zu is %d", i, all[i]);
+	lshard__rendezvous_close(rendezvous);
+	free(mine);
+	free(all);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	free(mine);
+	free(all);
+	return 1;
+}
+
+static void much_is_gathered(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, gather_much, NULL), 0);
+}
+
+/* Everybody must fail with this status; those for whom `says` is given, with that in the text. */
+struct failure {
+	lshard_status status;
+	const char *root_says;
+	const char *member_says;
+};
+
+static int opens_badly(const struct member *member, int32_t rank, int32_t size, uint32_t timeout_ms,
+		       const struct failure *expected)
+{
+	lshard_context context = context_for_member(member, "", timeout_ms);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap = {NULL, NULL};
+	lshard_error error = {""};
+	const char *says = rank ? expected->member_says : expected->root_says;
+	int before = count_fds();
+	lshard_status status;
+
+	context.rank = rank;
+	context.size = size;
+	status = lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error);
+	EXPECT(member, status == expected->status, "status %d: %s", (int)status, error.text);
+	EXPECT(member, strstr(error.text, says) != NULL, "'%s' lacks '%s'", error.text, says);
+	EXPECT(member, !rendezvous && !bootstrap.allgather, "an out-parameter was written");
+	EXPECT(member, count_fds() == before, "%d descriptors left", count_fds() - before);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+/* A group of five to which ranks 2 and 3 never come: rank 4 is started as the team's third. */
+static int some_are_missing(const struct member *member)
+{
+	static const struct failure expected = {LSHARD_ERR_TIMEOUT, "1000 ms for ranks 2, 3 of job 'test-",
+						"of job 'test-"};
+
+	return opens_badly(member, member->rank == 2 ? 4 : member->rank, 5, SHORT_MS, &expected);
+}
+
+static void missing_ranks_are_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, some_are_missing, NULL), 0);
+}
+
+static int root_is_missing(const struct member *member)
+{
+	static const struct failure expected = {LSHARD_ERR_TIMEOUT, "", "waited 1000 ms for rank 0 of job 'test-"};
+
+	return opens_badly(member, member->rank + 1, 3, SHORT_MS, &expected);
+}
+
+static void a_missing_rank_0_is_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, root_is_missing, NULL), 0);
+}
+
+/* Four start, two of them as rank 1 of a group of five: all are told at once, nobody waits. */
+static int two_say_the_same(const struct member *member)
+{
+	static const struct failure expected = {LSHARD_ERR_MISMATCH, "both say they are rank 1",
+						"both say they are rank 1"};
+
+	return opens_badly(member, member->rank == 2 ? 1 : member->rank, 4, LONG_MS, &expected);
+}
+
+static void two_with_the_same_rank_are_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, two_say_the_same, NULL), 0);
+}
+
+static int two_say_zero(const struct member *member)
+{
+	static const struct failure expected = {LSHARD_ERR_MISMATCH, "both say they are rank 0", ""};
+
+	return opens_badly(member, 0, 3, LONG_MS, &expected);
+}
+
+static void two_with_rank_0_are_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, two_say_zero, NULL), 0);
+}
+
+static int sizes_differ(const struct member *member)
+{
+	static const struct failure expected = {LSHARD_ERR_MISMATCH, "for 2 ranks, rank 1", "for 2 ranks, rank 1"};
+
+	return opens_badly(member, member->rank, member->rank ? 3 : 2, LONG_MS, &expected);
+}
+
+static void different_sizes_are_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, sizes_differ, NULL), 0);
+}
+
+/* Rank 1 comes when rank 0 has been waiting for long: all is well. Rank 0 comes last: all is well too. */
+static int comes_late(const struct member *member)
+{
+	const int32_t *late = member->user;
+
+	if (member->rank == *late)
+		usleep(200000);
+	return meet_and_gather(member);
+}
+
+static void late_ranks_are_waited_for(void **state)
+{
+	int32_t late;
+
+	(void)state;
+	for (late = 0; late < 2; late++)
+		assert_int_equal(team_of_processes(3, comes_late, &late), 0);
+}
+
+/* Rank 1 dies between two all-gathers: the others see it at once and say so, although their deadline is far. */
+static int one_dies(const struct member *member)
+{
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	int32_t all[3];
+	int failed;
+
+	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	EXPECT(member, bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]) == 0, "first");
+	if (member->rank == 1) {
+		team_dies(member);
+		raise(SIGKILL);
+	}
+	failed = bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]);
+	EXPECT(member, failed == LSHARD_ERR_PEER_FAILED, "%d", failed);
+	EXPECT(member, strstr(lshard__rendezvous_error(rendezvous)->text, "rank 1 of job") != NULL, "%s",
+	       lshard__rendezvous_error(rendezvous)->text);
+	lshard__rendezvous_close(rendezvous);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+static void a_dead_rank_is_seen_at_once(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, one_dies, NULL), 0);
+}
+
+/* Rank 2 does not come to the all-gather: both others hear its number. */
+static int one_stays_away(const struct member *member)
+{
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	int32_t all[3];
+	int failed;
+
+	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	if (member->rank == 0)
+		context.timeout_ms = SHORT_MS;
+	if (member->rank < 2) {
+		failed = bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]);
+		EXPECT(member, failed == LSHARD_ERR_TIMEOUT, "%d", failed);
+		EXPECT(member,
+		       strstr(lshard__rendezvous_error(rendezvous)->text, "rank 0 waited 1000 ms for rank 2 of job"),
+		       "%s", lshard__rendezvous_error(rendezvous)->text);
+	}
+	EXPECT(member, team_barrier(member), "another rank failed");
+	lshard__rendezvous_close(rendezvous);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+static void a_rank_that_stays_away_is_named_to_all(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, one_stays_away, NULL), 0);
+}
+
+/* ---- Those who connect and are none of ours -------------------------------------------------------------------- */
+
+#define NOBODY 65534u
+
+/* The name under which rank 0 of @p job listens; waits until it does. */
+static bool find_listener(const char *job, char *name, size_t bytes)
+{
+	char line[512];
+
+	for (int tries = 0; tries < 10000; tries++) {
+		FILE *sockets = fopen("/proc/net/unix", "re");
+		bool found = false;
+
+		while (sockets && !found && fgets(line, sizeof line, sockets)) {
+			const char *at = strstr(line, "@layershard/");
+
+			line[strcspn(line, "\n")] = '\0';
+			found = at && strstr(at, job) && strstr(line, " 00010000 "); /* in the flags: it listens */
+			if (found)
+				snprintf(name, bytes, "%s", at + 1);
+		}
+		if (sockets)
+			fclose(sockets);
+		if (found)
+			return true;
+		usleep(1000);
+	}
+	return false;
+}
+
+static int connect_to(const char *name)
+{
+	int fd = -1;
+
+	return lshard__socket_connect(name, SOCK_STREAM, lshard__deadline_ns(LONG_MS), &fd) == LSHARD_OK ? fd : -1;
+}
+
+/*
+ * Before the others come, some say nothing or three bytes and stay, more of them than there is room for: all ranks meet
+ * nevertheless.
+ */
+static int meets_among_silent_ones(const struct member *member)
+{
+	int silent[24];
+	char name[128];
+
+	for (size_t i = 0; i < 24; i++)
+		silent[i] = -1;
+	if (member->rank == 1) {
+		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
+		for (size_t i = 0; i < 24; i++) {
+			silent[i] = connect_to(name);
+			EXPECT(member, silent[i] >= 0, "connecting");
+			EXPECT(member, i % 2 || send(silent[i], "xyz", 3, 0) == 3, "three bytes");
+		}
+	}
+	if (member->rank != 0)
+		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
+	if (member->rank > 1)
+		usleep(50000); /* mostly after the silent ones */
+	EXPECT(member, meet_and_gather(member) == 0, "the silent ones were waited for");
+	for (size_t i = 0; i < 24 && silent[i] >= 0; i++)
+		close(silent[i]);
+	return 0;
+failed:
+	for (size_t i = 0; i < 24 && silent[i] >= 0; i++)
+		close(silent[i]);
+	return 1;
+}
+
+static void silent_connections_stop_nobody(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(4, meets_among_silent_ones, NULL), 0);
+}
+
+/* A rank that was stopped after it connected is the one that is named, and not one that came. */
+static int one_is_silent(const struct member *member)
+{
+	static const struct failure expected = {LSHARD_ERR_TIMEOUT, "1000 ms for rank 1 of job 'test-",
+						"for rank 1 of job 'test-"};
+	char name[128];
+	int fd = -1;
+
+	if (member->rank == 0)
+		return opens_badly(member, 0, 3, SHORT_MS, &expected);
+	EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
+	if (member->rank == 2)
+		return opens_badly(member, 2, 3, LONG_MS, &expected);
+	fd = connect_to(name);
+	EXPECT(member, fd >= 0, "connecting");
+	EXPECT(member, lshard__socket_wait(fd, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK,
+	       "rank 0 never gave up");
+	EXPECT(member, recv(fd, name, sizeof name, 0) > 0, "rank 0 did not say why");
+	close(fd);
+	return 0;
+failed:
+	if (fd >= 0)
+		close(fd);
+	return 1;
+}
+
+static void a_rank_that_connects_and_says_nothing_is_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, one_is_silent, NULL), 0);
+}
+
+/* What rank 1 of 2 says first. */
+static const struct {
+	uint32_t magic;
+	uint32_t protocol;
+	int32_t rank;
+	int32_t size;
+} hello_of_rank_1 = {0x6c73686du, 1, 1, 2};
+
+/* A process of another user that does as rank 1 would, or listens as rank 0 would, until it is killed. */
+static pid_t other_user(const char *name, bool listens)
+{
+	int ready[2];
+	pid_t child;
+	char byte = 0;
+
+	if (pipe(ready) != 0)
+		return -1;
+	child = fork();
+	if (child == 0) {
+		int fd = setuid(NOBODY) != 0 ? -1
+			 : listens           ? lshard__socket_listen(name, SOCK_STREAM)
+					     : connect_to(name);
+
+		if (fd >= 0 && !listens) /* it may have been sent away already */
+			(void)send(fd, &hello_of_rank_1, sizeof hello_of_rank_1, MSG_NOSIGNAL);
+		byte = fd >= 0;
+		if (write(ready[1], &byte, 1) == 1)
+			pause();
+		_exit(1);
+	}
+	close(ready[1]);
+	if (child > 0 && (read(ready[0], &byte, 1) != 1 || !byte)) {
+		kill(child, SIGKILL);
+		waitpid(child, NULL, 0);
+		child = -1;
+	}
+	close(ready[0]);
+	return child;
+}
+
+static void end_child(pid_t child)
+{
+	if (child <= 0)
+		return;
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+}
+
+/* Another user says it is rank 1 before rank 1 comes, and afterwards takes rank 0's name. */
+static int meets_among_users(const struct member *member)
+{
+	lshard_context context = context_for_member(member, "", SHORT_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	char name[128];
+	pid_t child = -1;
+	lshard_status status;
+
+	if (member->rank == 1) {
+		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
+		child = other_user(name, false);
+		EXPECT(member, child > 0, "no process of user %u could connect", NOBODY);
+	}
+	EXPECT(member, meet_and_gather(member) == 0, "the stranger was taken for rank 1");
+	end_child(child);
+	child = -1;
+	if (member->rank == 1) {
+		child = other_user(name, true);
+		EXPECT(member, child > 0, "no process of user %u could listen", NOBODY);
+		status = lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error);
+		EXPECT(member, status == LSHARD_ERR_SYSTEM, "status %d: %s", (int)status, error.text);
+		EXPECT(member, strstr(error.text, "belongs to user 65534"), "%s", error.text);
+		end_child(child);
+	}
+	return 0;
+failed:
+	end_child(child);
+	return 1;
+}
+
+static void other_users_are_kept_out(void **state)
+{
+	(void)state;
+	if (geteuid() != 0) {
+		printf("skipped: only root can start a process of another user\n");
+		skip();
+	}
+	assert_int_equal(team_of_processes(2, meets_among_users, NULL), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(processes_meet),
+		cmocka_unit_test(threads_meet_and_leave_nothing),
+		cmocka_unit_test(much_is_gathered),
+		cmocka_unit_test(missing_ranks_are_named),
+		cmocka_unit_test(a_missing_rank_0_is_named),
+		cmocka_unit_test(two_with_the_same_rank_are_named),
+		cmocka_unit_test(two_with_rank_0_are_named),
+		cmocka_unit_test(different_sizes_are_named),
+		cmocka_unit_test(late_ranks_are_waited_for),
+		cmocka_unit_test(a_dead_rank_is_seen_at_once),
+		cmocka_unit_test(a_rank_that_stays_away_is_named_to_all),
+		cmocka_unit_test(silent_connections_stop_nobody),
+		cmocka_unit_test(a_rank_that_connects_and_says_nothing_is_named),
+		cmocka_unit_test(other_users_are_kept_out),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

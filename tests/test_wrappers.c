@@ -1,0 +1,634 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_wrappers.c - throttle, trace and faults round the `local` transport, through the public interface. Times are
+ * only ever compared with what a link of that bandwidth could not have done faster, or with many times what it needs.
+ */
+#include "conformance.h"
+#include "contexts.h"
+#include "transports.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
+
+/* One tensor of 1 MiB a layer; through a link of 200 MB/s it takes 5.24288 ms exactly. */
+#define BIG_BYTES  1048576u
+#define BIG_TAKES  5242880u
+#define BIG_LAYERS 6u
+#define BIG_PASSES 4
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void pause_ms(long milliseconds)
+{
+	nanosleep(&(struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000}, NULL);
+}
+
+/* One window: every layer from elsewhere comes once in each pass, so what was waited for is known. */
+static struct setting big_setting(lshard_placement placement)
+{
+	struct setting setting = {.layers = BIG_LAYERS, .placement = placement, .n_tensors = 1};
+
+	setting.tensors[0] = (lshard_tensor){"weight", BIG_BYTES, 0, LSHARD_STRIPE_BYTES, 0, 0};
+	return setting;
+}
+
+static struct setting small_setting(void)
+{
+	struct setting setting = {.prefetch = 1, .layers = 7, .first_layer = 3};
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	return setting;
+}
+
+/* Create a group alone; what it says if that fails. */
+static lshard_status create_alone(const char *spec, char *error, size_t bytes, lshard_log_function log, void *log_user,
+				  lshard_group **group)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+
+	options.rank = 0;
+	options.size = 1;
+	options.transport = spec;
+	options.log = log;
+	options.log_user = log_user;
+	options.error = error;
+	options.error_bytes = bytes;
+	return lshard_group_create(&options, group);
+}
+
+static void assert_refused(const char *spec, lshard_status status, const char *word)
+{
+	lshard_group *group = NULL;
+	char error[512] = "";
+	lshard_status got = create_alone(spec, error, sizeof error, NULL, NULL, &group);
+
+	if (got != status || !strstr(error, word))
+		fail_msg("'%s': %s, not %s: %s (should say '%s')", spec, lshard_status_name(got),
+			 lshard_status_name(status), error, word);
+	assert_null(group);
+}
+
+/* ---- throttle -------------------------------------------------------------------------------------------------- */
+
+/* Every waited transfer took the link its exact time, and they came one after the other. */
+static int throttled_body(const struct member *member)
+{
+	const struct setting *setting = member->user;
+	struct rank rank;
+	lshard_stats stats = LSHARD_STATS_INIT;
+	uint64_t began = now_ns(), transfers, takes;
+	bool right = false;
+
+	if (!rank_open(&rank, member, setting))
+		return 1;
+	for (int pass = 0; pass < BIG_PASSES; pass++) {
+		if (member->rank == 1)
+			pause_ms(10); /* on a collective transport, the others' transfers begin later */
+		if (!one_pass(&rank))
+			goto failed;
+	}
+	OK_SERIES(&rank, lshard_series_stats(rank.series, &stats));
+	transfers = (uint64_t)BIG_PASSES * stats.fetched_layers;
+	takes = setting->placement == LSHARD_STRIPED ? BIG_TAKES / 2 : BIG_TAKES; /* half of a stripe's layer is here */
+	EXPECT(member, stats.fetched_layers == (setting->placement == LSHARD_STRIPED ? BIG_LAYERS : BIG_LAYERS / 2),
+	       "%u", stats.fetched_layers);
+	EXPECT(member, stats.link_busy_ns == transfers * takes, "%llu ns for %llu transfers",
+	       (unsigned long long)stats.link_busy_ns, (unsigned long long)transfers);
+	EXPECT(member, now_ns() - began >= transfers * takes, "%llu transfers were faster than the link",
+	       (unsigned long long)transfers);
+	EXPECT(member, stats.blocked_ns > 0 && stats.stalls > 0, "nothing was waited for");
+	EXPECT(member, team_barrier(member), "a rank failed");
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_throttled_link_takes_its_time(void **state)
+{
+	static const char *const specs[] = {"throttle=2e8,local", "throttle=200000000,local:at=wait",
+					    "throttle=2e8,local:lockstep"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof specs / sizeof specs[0]; i++)
+		for (int placement = LSHARD_OWNER; placement <= LSHARD_STRIPED; placement++) {
+			struct setting setting = big_setting((lshard_placement)placement);
+
+			subject = (struct subject){.spec = specs[i], .kind = "threads"};
+			assert_int_equal(team_of_threads(2, throttled_body, &setting), 0);
+		}
+}
+
+/* A hundred jumps over a link that takes 50 ms a layer: those that never began cost nothing. */
+static int dropping_body(const struct member *member)
+{
+	struct setting setting = big_setting(LSHARD_STRIPED);
+	struct rank rank;
+	uint64_t began;
+	bool right = false;
+
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	began = now_ns();
+	for (uint32_t jump = 0; jump < 100; jump++)
+		OK_SERIES(&rank, lshard_reach(rank.series, jump * 2 % BIG_LAYERS, NULL));
+	if (!visit(&rank, 3))
+		goto failed;
+	EXPECT(member, now_ns() - began < 2500000000u, "dropped transfers kept the link busy");
+	EXPECT(member, team_barrier(member), "a rank failed");
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void what_never_began_costs_no_link_time(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "throttle=10485760,local", .kind = "threads"};
+	assert_int_equal(team_of_threads(2, dropping_body, NULL), 0);
+}
+
+static void *abort_soon(void *group)
+{
+	pause_ms(200);
+	lshard_group_abort(group);
+	return NULL;
+}
+
+/* A link that would take a quarter of an hour: the deadline holds, and so does an abort. */
+static int hopeless_body(const struct member *member)
+{
+	struct setting setting = big_setting(LSHARD_OWNER);
+	struct rank rank;
+	pthread_t aborter;
+	uint32_t other = member->rank == 0 ? 1 : 0;
+	uint64_t began;
+	bool aborts = member->rank == 0, right = false;
+
+	setting.timeout_ms = aborts ? 60000 : 100;
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	OK_SERIES(&rank, lshard_reach(rank.series, other, NULL));
+	began = now_ns();
+	if (aborts) {
+		if (pthread_create(&aborter, NULL, abort_soon, rank.group) != 0)
+			goto failed;
+		EXPECT(member, lshard_wait(rank.series, other, NULL) == LSHARD_ERR_ABORTED, "%s",
+		       lshard_series_error(rank.series));
+		pthread_join(aborter, NULL);
+		EXPECT(member, now_ns() - began < 30000000000u, "the abort was not heard");
+	} else {
+		EXPECT(member, lshard_wait(rank.series, other, NULL) == LSHARD_ERR_TIMEOUT, "%s",
+		       lshard_series_error(rank.series));
+		EXPECT(member, now_ns() - began >= 100000000u, "too early");
+		SAYS(member, lshard_series_error(rank.series), "100 ms");
+	}
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_hopeless_link_does_not_hang(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "throttle=1000,local", .kind = "threads"};
+	assert_int_equal(team_of_threads(2, hopeless_body, NULL), 0);
+}
+
+/* One layer of 300 bytes on rank 0, which rank 1 has a window for. */
+struct narrow {
+	lshard_piece piece;
+	uint32_t first_piece[2];
+	uint64_t share_bytes[2];
+	lshard_store_plan plan;
+	lshard_context contexts[2]; /* local's and the throttle's */
+	lshard_transport *transport;
+	lshard_store *store;
+};
+
+static bool narrow_open(struct narrow *narrow, const struct member *member)
+{
+	lshard_transport *inner = NULL;
+	lshard_error error = {""};
+
+	*narrow = (struct narrow){.piece = {0, 0, 0, 0, 0, 300, 1}, .first_piece = {0, 1}, .share_bytes = {300, 0}};
+	narrow->plan = (lshard_store_plan){.name = "narrow",
+					   .layers = 1,
+					   .layer_bytes = 300,
+					   .share_bytes = narrow->share_bytes[member->rank],
+					   .share_bytes_of = narrow->share_bytes,
+					   .cells = 1,
+					   .windows = 1,
+					   .pieces = &narrow->piece,
+					   .first_piece = narrow->first_piece};
+	narrow->contexts[0] = context_for_member(member, member->user, 60000);
+	narrow->contexts[1] = context_for_member(member, "100", 60000);
+	EXPECT(member, lshard__local.open(&narrow->contexts[0], NULL, &inner, &error) == LSHARD_OK, "%s", error.text);
+	EXPECT(member, lshard__throttle.open(&narrow->contexts[1], inner, &narrow->transport, &error) == LSHARD_OK,
+	       "%s", error.text);
+	EXPECT(member,
+	       narrow->transport->ops->store_open(narrow->transport, &narrow->plan, &narrow->store) == LSHARD_OK, "%s",
+	       narrow->transport->error.text);
+	return true;
+failed:
+	return false;
+}
+
+static void narrow_close(struct narrow *narrow)
+{
+	if (narrow->store)
+		narrow->transport->ops->store_close(narrow->store);
+	if (narrow->transport)
+		narrow->transport->ops->close(narrow->transport);
+}
+
+/* A wait whose time is up says how long it blocked and changes nothing: the next one goes on. The link takes 3 s. */
+static int waits_twice(const struct member *member)
+{
+	struct narrow narrow;
+	lshard_arrival arrival = {0, 1, 1, 1};
+
+	if (!narrow_open(&narrow, member))
+		goto failed;
+	if (member->rank == 0)
+		memset(narrow.transport->ops->share(narrow.store), 77, 300);
+	EXPECT(member, team_barrier(member), "a rank failed");
+	EXPECT(member, narrow.transport->ops->fetch(narrow.store, 0, 0, NULL, 0) == LSHARD_OK, "fetch");
+	narrow.contexts[1].timeout_ms = 50;
+	for (int i = 0; i < 2 && member->rank == 1; i++) {
+		EXPECT(member, narrow.transport->ops->wait(narrow.store, 0, NULL, &arrival) == LSHARD_ERR_TIMEOUT, "%s",
+		       narrow.store->error.text);
+		EXPECT(member, arrival.blocked_ns >= 50000000u && arrival.busy_ns == 0, "%llu ns",
+		       (unsigned long long)arrival.blocked_ns);
+	}
+	narrow.contexts[1].timeout_ms = 60000;
+	EXPECT(member, narrow.transport->ops->wait(narrow.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
+	       narrow.store->error.text);
+	EXPECT(member, member->rank == 0 || arrival.busy_ns == 3000000000u, "%llu ns on the link",
+	       (unsigned long long)arrival.busy_ns);
+	EXPECT(member, *(char *)narrow.transport->ops->cell(narrow.store, 0, 0) == 77, "the bytes");
+	EXPECT(member, team_barrier(member), "a rank failed");
+	narrow_close(&narrow);
+	return 0;
+failed:
+	narrow_close(&narrow);
+	return 1;
+}
+
+static void a_wait_in_vain_can_be_repeated(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_threads(2, waits_twice, (void *)(uintptr_t) "at=wait"), 0);
+	assert_int_equal(team_of_threads(2, waits_twice, (void *)(uintptr_t) "lockstep"), 0);
+}
+
+static void bandwidths_are_checked(void **state)
+{
+	static const char *const wrong[] = {"", "fast", "-1", "0", "nan", "inf", "1e9x", "1e-3"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+		char spec[48];
+
+		snprintf(spec, sizeof spec, "throttle=%s,local", wrong[i]);
+		assert_refused(spec, LSHARD_ERR_INVALID, "throttle");
+	}
+	assert_refused("throttle=1e9,shm", LSHARD_ERR_NOT_SUPPORTED, "in place");
+}
+
+/* ---- trace ----------------------------------------------------------------------------------------------------- */
+
+struct traced {
+	char folder[64];
+	char spec[160];
+	uint64_t transfers[2]; /* waited for, per rank */
+};
+
+static int traced_body(const struct member *member)
+{
+	struct traced *traced = member->user;
+	struct setting setting = small_setting();
+	lshard_series_options options;
+	struct rank rank;
+	lshard_stats stats = LSHARD_STATS_INIT;
+	bool right = false;
+
+	setting.prefetch = 0;
+	options = rank_series_options(&setting);
+	options.name = "a \"name\"\\\n";
+	if (!rank_group(&rank, member, &setting))
+		return 1;
+	EXPECT(member, lshard_series_create(rank.group, &options, &rank.series) == LSHARD_OK, "%s",
+	       lshard_group_error(rank.group));
+	OK_SERIES(&rank, lshard_series_commit(rank.series, fill_layer, &rank));
+	for (uint32_t step = 0; step < 3 * setting.layers; step++) {
+		OK_SERIES(&rank, lshard_reach(rank.series, setting.first_layer + step % setting.layers, NULL));
+		OK_SERIES(&rank, lshard_wait(rank.series, setting.first_layer + step % setting.layers, NULL));
+	}
+	OK_SERIES(&rank, lshard_series_stats(rank.series, &stats));
+	traced->transfers[member->rank] = 3 * stats.fetched_layers;
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static double number_of(const json_t *event, const char *key)
+{
+	const json_t *value = json_object_get(event, key);
+
+	assert_true(json_is_number(value));
+	return json_number_value(value);
+}
+
+/* Transfers of a trace, each on the link's track, with sane times, none over another. */
+static uint64_t count_transfers(const json_t *events, int rank)
+{
+	uint64_t transfers = 0;
+	size_t index;
+	json_t *event;
+
+	json_array_foreach(events, index, event)
+	{
+		const char *category = json_string_value(json_object_get(event, "cat"));
+		const json_t *arguments = json_object_get(event, "args");
+
+		assert_int_equal(number_of(event, "pid"), rank);
+		assert_non_null(json_string_value(json_object_get(event, "name")));
+		if (!category || strcmp(category, "transfer") != 0)
+			continue;
+		assert_string_equal(json_string_value(json_object_get(event, "ph")), "X");
+		assert_string_equal(json_string_value(json_object_get(arguments, "series")), "a \"name\"\\\n");
+		assert_true(number_of(event, "ts") > 0 && number_of(event, "dur") >= 0);
+		assert_true(number_of(arguments, "bytes") > 0);
+		transfers++;
+	}
+	return transfers;
+}
+
+static void a_trace_has_every_transfer(void **state)
+{
+	struct traced traced = {.folder = "/tmp/layershard-trace-XXXXXX"};
+	char path[128];
+
+	(void)state;
+	assert_non_null(mkdtemp(traced.folder));
+	snprintf(traced.spec, sizeof traced.spec, "trace=%s/run.json,local:at=wait", traced.folder);
+	subject = (struct subject){.spec = traced.spec, .kind = "threads"};
+	assert_int_equal(team_of_threads(2, traced_body, &traced), 0);
+	for (int rank = 0; rank < 2; rank++) {
+		json_error_t error;
+		json_t *trace;
+
+		snprintf(path, sizeof path, "%s/run.%d.json", traced.folder, rank);
+		trace = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
+		if (!trace)
+			fail_msg("%s, line %d: %s", path, error.line, error.text);
+		assert_true(traced.transfers[rank] > 0);
+		assert_int_equal(count_transfers(json_object_get(trace, "traceEvents"), rank), traced.transfers[rank]);
+		json_decref(trace);
+		assert_int_equal(unlink(path), 0);
+	}
+	assert_int_equal(rmdir(traced.folder), 0);
+}
+
+static void count_warnings(void *user, lshard_log_level level, const char *text)
+{
+	if (level == LSHARD_LOG_WARN && strstr(text, "trace"))
+		++*(int *)user;
+}
+
+/* A full disk is told once and costs the trace, not the run; a name that cannot be opened is an error at once. */
+static void traces_that_cannot_be_written(void **state)
+{
+	lshard_group *group = NULL;
+	char error[512] = "";
+	int warnings = 0;
+
+	(void)state;
+	if (access("/dev/full", W_OK) != 0) {
+		printf("skipped: there is no /dev/full\n");
+		skip();
+	}
+	assert_int_equal(create_alone("trace=/dev/full,local", error, sizeof error, count_warnings, &warnings, &group),
+			 LSHARD_OK);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+	assert_int_equal(warnings, 1);
+	assert_refused("trace=/no/such/folder/run.json,local", LSHARD_ERR_SYSTEM, "/no/such/folder/run.json");
+	assert_refused("trace=,local", LSHARD_ERR_INVALID, "trace");
+}
+
+/* ---- faults ---------------------------------------------------------------------------------------------------- */
+
+static void rules_are_checked(void **state)
+{
+	static const char *const wrong[] = {"",
+					    "fetch",
+					    "fetch@0=fail",
+					    "fetch@1",
+					    "fetch@1=",
+					    "fetch@1=flip",
+					    "fetch@1=failing",
+					    "jump@1=fail",
+					    "fetch@1=delay",
+					    "fetch@1=delay:",
+					    "r.fetch@1=fail",
+					    "fetch@1=fail+",
+					    "fetch@x=fail"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+		char spec[64];
+
+		snprintf(spec, sizeof spec, "faults=%s,local", wrong[i]);
+		assert_refused(spec, LSHARD_ERR_INVALID, "faults");
+	}
+	assert_refused("faults=open@1=fail,local", LSHARD_ERR_TRANSPORT, "fault injected: open number 1 on rank 0");
+	assert_refused("faults=open@1=timeout,local", LSHARD_ERR_TIMEOUT, "injected");
+}
+
+static void a_failing_control_channel_is_told(void **state)
+{
+	struct setting setting = small_setting();
+	lshard_series_options options = rank_series_options(&setting);
+	lshard_group *group = NULL;
+	lshard_series *series = NULL;
+	char error[512] = "";
+	lshard_status status = create_alone("faults=exchange@*=peer,local", error, sizeof error, NULL, NULL, &group);
+
+	(void)state;
+	if (status == LSHARD_OK) { /* a group alone may have nothing to tell itself */
+		status = lshard_series_create(group, &options, &series);
+		snprintf(error, sizeof error, "%s", lshard_group_error(group));
+	}
+	assert_int_equal(status, LSHARD_ERR_PEER_FAILED);
+	assert_non_null(strstr(error, "fault injected: exchange number"));
+	assert_null(series);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+}
+
+/* What goes wrong at first, and where; afterwards a whole pass is right. */
+struct fault {
+	const char *spec;
+	enum { AT_CREATE, AT_COMMIT, AT_PASS, AT_JOIN, AT_UPDATE, AT_VERIFY } where;
+	lshard_status status;
+	const char *says; /* on the rank that meets it */
+};
+
+static lshard_status first_failure_of_passes(struct rank *rank)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t step = 0; status == LSHARD_OK && step < 2 * rank->setting->layers; step++) {
+		uint32_t layer = rank->setting->first_layer + step % rank->setting->layers;
+
+		status = lshard_reach(rank->series, layer, NULL);
+		if (status == LSHARD_OK)
+			status = lshard_wait(rank->series, layer, NULL);
+	}
+	return status;
+}
+
+static bool create_series(struct rank *rank, const struct fault *fault)
+{
+	lshard_series_options options = rank_series_options(rank->setting);
+	lshard_status status;
+
+	if (fault->where == AT_CREATE) {
+		status = lshard_series_create(rank->group, &options, &rank->series);
+		EXPECT(rank->member, status == fault->status, "%s: %s", fault->spec, lshard_status_name(status));
+		SAYS(rank->member, lshard_group_error(rank->group), fault->says);
+		EXPECT(rank->member, team_barrier(rank->member), "a rank failed");
+	}
+	EXPECT(rank->member, lshard_series_create(rank->group, &options, &rank->series) == LSHARD_OK, "%s: %s",
+	       fault->spec, lshard_group_error(rank->group));
+	if (!rank_note_addresses(rank))
+		goto failed;
+	return true;
+failed:
+	return false;
+}
+
+static bool meets(struct rank *rank, const struct fault *fault, lshard_status status)
+{
+	EXPECT(rank->member, status == fault->status, "%s: %s: %s", fault->spec, lshard_status_name(status),
+	       lshard_series_error(rank->series));
+	SAYS(rank->member, lshard_series_error(rank->series), fault->says);
+	return true;
+failed:
+	return false;
+}
+
+static int faulty_body(const struct member *member)
+{
+	const struct fault *fault = member->user;
+	struct setting setting = small_setting();
+	struct rank rank;
+	bool right = true;
+
+	setting.placement = fault->where == AT_COMMIT ? LSHARD_STRIPED : LSHARD_OWNER;
+	setting.timeout_ms = 5000;
+	if (!rank_group(&rank, member, &setting))
+		return 1;
+	if (!create_series(&rank, fault))
+		goto failed;
+	if (fault->where == AT_COMMIT)
+		right = meets(&rank, fault, lshard_series_commit(rank.series, fill_layer, &rank));
+	OK_SERIES(&rank, lshard_series_commit(rank.series, fill_layer, &rank));
+	if (fault->where == AT_PASS)
+		right = meets(&rank, fault, first_failure_of_passes(&rank));
+	else if (fault->where == AT_JOIN)
+		right = meets(&rank, fault, lshard_series_join(rank.series, NULL));
+	else if (fault->where == AT_UPDATE)
+		right = meets(&rank, fault, lshard_series_update_begin(rank.series));
+	else if (fault->where == AT_VERIFY)
+		right = meets(&rank, fault, lshard_series_verify(rank.series, NULL));
+	right = right && one_pass(&rank) && one_pass(&rank);
+	OK_SERIES(&rank, lshard_series_verify(rank.series, NULL));
+	return rank_close(&rank) && right ? 0 : 1;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void every_fault_is_told_and_survived(void **state)
+{
+	static struct fault faults[] = {
+		{"faults=store_open@1=fail,local", AT_CREATE, LSHARD_ERR_TRANSPORT, "injected"},
+		{"faults=r1.store_open@1=fail,local", AT_CREATE, LSHARD_ERR_TRANSPORT, "rank 1"},
+		{"faults=read@1=fail,local", AT_COMMIT, LSHARD_ERR_TRANSPORT, "injected"},
+		{"faults=r0.read@2=timeout,local", AT_COMMIT, LSHARD_ERR_TIMEOUT, "rank 0"},
+		{"faults=fetch@4=fail,local", AT_PASS, LSHARD_ERR_TRANSPORT, "fetch number 4"},
+		{"faults=fetch@1=peer,local:at=wait", AT_PASS, LSHARD_ERR_PEER_FAILED, "fetch number 1"},
+		{"faults=wait@3=fail,local", AT_PASS, LSHARD_ERR_TRANSPORT, "wait number 3"},
+		{"faults=wait@2=timeout,local:at=wait", AT_PASS, LSHARD_ERR_TIMEOUT, "wait number 2"},
+		{"faults=wait@1=peer+fetch@2=delay:1,local:seed=5", AT_PASS, LSHARD_ERR_PEER_FAILED, "wait number 1"},
+		{"faults=join@1=timeout,local", AT_JOIN, LSHARD_ERR_TIMEOUT, "join number 1"},
+		{"faults=drain@1=fail,local", AT_UPDATE, LSHARD_ERR_TRANSPORT, "drain number 1"},
+		{"faults=wait@2=flip,local", AT_VERIFY, LSHARD_ERR_CORRUPT, "layer"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
+		subject = (struct subject){.spec = faults[i].spec, .kind = "threads"};
+		if (team_of_threads(2, faulty_body, &faults[i]) != 0)
+			fail_msg("%s", faults[i].spec);
+	}
+}
+
+/* Rank 1 alone is slowed down: three layers come to it in a pass, each 20 ms late. */
+static int delayed_body(const struct member *member)
+{
+	struct setting setting = small_setting();
+	struct rank rank;
+	uint64_t began;
+	bool right = false;
+
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	began = now_ns();
+	right = one_pass(&rank);
+	EXPECT(member, member->rank == 0 || now_ns() - began >= 60000000u, "no delay");
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void calls_can_be_delayed(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "faults=r1.wait@*=delay:20,local", .kind = "threads"};
+	assert_int_equal(team_of_threads(2, delayed_body, NULL), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_throttled_link_takes_its_time),
+		cmocka_unit_test(what_never_began_costs_no_link_time),
+		cmocka_unit_test(a_hopeless_link_does_not_hang),
+		cmocka_unit_test(a_wait_in_vain_can_be_repeated),
+		cmocka_unit_test(bandwidths_are_checked),
+		cmocka_unit_test(a_trace_has_every_transfer),
+		cmocka_unit_test(traces_that_cannot_be_written),
+		cmocka_unit_test(rules_are_checked),
+		cmocka_unit_test(a_failing_control_channel_is_told),
+		cmocka_unit_test(every_fault_is_told_and_survived),
+		cmocka_unit_test(calls_can_be_delayed),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * threads.c - ranks for tests as threads or forked processes. The team lies in memory that forked processes share; a
+ * body that returns breaks the barrier for those who would wait for it, so no test hangs on another rank's failure.
+ */
+#include "threads.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PATIENCE_S 30
+
+struct team {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	int32_t size;
+	int32_t present; /* in the barrier now */
+	int32_t here;    /* have not left */
+	unsigned round;
+	char job[48];
+	const void **offers; /* [size], threads only */
+	bool dying[];
+};
+
+struct launch {
+	struct member member;
+	member_body body;
+	int failed;
+};
+
+static size_t team_bytes(int32_t size)
+{
+	return sizeof(struct team) + (size_t)size * sizeof(bool);
+}
+
+static struct team *team_open(int32_t size)
+{
+	struct team *team = mmap(NULL, team_bytes(size), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_mutexattr_t lock;
+	pthread_condattr_t changed;
+
+	if (team == MAP_FAILED)
+		abort();
+	pthread_mutexattr_init(&lock);
+	pthread_mutexattr_setpshared(&lock, PTHREAD_PROCESS_SHARED);
+	pthread_mutex_init(&team->lock, &lock);
+	pthread_mutexattr_destroy(&lock);
+	pthread_condattr_init(&changed);
+	pthread_condattr_setpshared(&changed, PTHREAD_PROCESS_SHARED);
+	pthread_condattr_setclock(&changed, CLOCK_MONOTONIC);
+	pthread_cond_init(&team->changed, &changed);
+	pthread_condattr_destroy(&changed);
+	team->size = team->here = size;
+	return team;
+}
+
+static void team_close(struct team *team)
+{
+	pthread_cond_destroy(&team->changed);
+	pthread_mutex_destroy(&team->lock);
+	munmap(team, team_bytes(team->size));
+}
+
+bool team_barrier(const struct member *member)
+{
+	struct team *team = member->team;
+	struct timespec deadline;
+	unsigned round;
+	bool met;
+	int waited = 0;
+
+	clock_gettime(CLOCK_MONOTONIC, &deadline);
+	deadline.tv_sec += PATIENCE_S;
+	pthread_mutex_lock(&team->lock);
+	round = team->round;
+	if (++team->present == team->size) {
+		team->present = 0;
+		team->round++;
+		pthread_cond_broadcast(&team->changed);
+	}
+	while (team->round == round && team->here == team->size && waited == 0)
+		waited = pthread_cond_timedwait(&team->changed, &team->lock, &deadline);
+	met = team->round != round;
+	if (!met)
+		team->present--;
+	pthread_mutex_unlock(&team->lock);
+	return met;
+}
+
+static void member_leaves(const struct member *member)
+{
+	pthread_mutex_lock(&member->team->lock);
+	member->team->here--;
+	pthread_cond_broadcast(&member->team->changed);
+	pthread_mutex_unlock(&member->team->lock);
+}
+
+void team_dies(const struct member *member)
+{
+	member->team->dying[member->rank] = true;
+	member_leaves(member);
+}
+
+/* Two barriers: offers stay in place until all have copied them. */
+static int allgather(void *user, const void *send, void *receive, size_t bytes)
+{
+	const struct member *member = user;
+	struct team *team = member->team;
+
+	team->offers[member->rank] = send;
+	if (!team_barrier(member))
+		return 1;
+	for (int32_t rank = 0; rank < team->size; rank++)
+		memcpy((char *)receive + (size_t)rank * bytes, team->offers[rank], bytes);
+	return team_barrier(member) ? 0 : 1;
+}
+
+static void *thread_main(void *argument)
+{
+	struct launch *launch = argument;
+
+	launch->failed = launch->body(&launch->member) != 0;
+	member_leaves(&launch->member);
+	return NULL;
+}
+
+int team_of_threads(int32_t size, member_body body, void *user)
+{
+	struct team *team = team_open(size);
+	struct launch *launches = calloc((size_t)size, sizeof *launches);
+	pthread_t *threads = calloc((size_t)size, sizeof *threads);
+	int failures = 0;
+
+	team->offers = calloc((size_t)size, sizeof *team->offers);
+	if (!launches || !threads || !team->offers)
+		abort();
+	for (int32_t rank = 0; rank < size; rank++) {
+		struct launch *launch = &launches[rank];
+
+		launch->member = (struct member){team, rank, size, {allgather, &launch->member}, NULL, user};
+		launch->body = body;
+		if (pthread_create(&threads[rank], NULL, thread_main, launch) != 0)
+			abort();
+	}
+	for (int32_t rank = 0; rank < size; rank++) {
+		pthread_join(threads[rank], NULL);
+		failures += launches[rank].failed;
+	}
+	free(team->offers);
+	free(threads);
+	free(launches);
+	team_close(team);
+	return failures;
+}
+
+static _Noreturn void process_main(struct team *team, int32_t rank, member_body body, void *user)
+{
+	struct member member = {team, rank, team->size, {NULL, NULL}, team->job, user};
+	int failed = body(&member) != 0;
+
+	member_leaves(&member);
+	fflush(NULL);
+	exit(failed);
+}
+
+static bool process_failed(const struct team *team, int32_t rank, pid_t process)
+{
+	int status = 0;
+
+	if (waitpid(process, &status, 0) != process)
+		return true;
+	if (WIFSIGNALED(status) && !team->dying[rank])
+		fprintf(stderr, "rank %d of %d died by signal %d\n", (int)rank, (int)team->size, WTERMSIG(status));
+	return !team->dying[rank] && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+int team_of_processes(int32_t size, member_body body, void *user)
+{
+	struct team *team = team_open(size);
+	pid_t *processes = calloc((size_t)size, sizeof *processes);
+	struct timespec now;
+	int failures = 0;
+
+	if (!processes)
+		abort();
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	snprintf(team->job, sizeof team->job, "test-%ld-%lld-%ld", (long)getpid(), (long long)now.tv_sec, now.tv_nsec);
+	fflush(NULL);
+	for (int32_t rank = 0; rank < size; rank++) {
+		processes[rank] = fork();
+		if (processes[rank] < 0)
+			abort();
+		if (processes[rank] == 0) {
+			free(processes);
+			process_main(team, rank, body, user);
+		}
+	}
+	for (int32_t rank = 0; rank < size; rank++)
+		failures += process_failed(team, rank, processes[rank]);
+	free(processes);
+	team_close(team);
+	return failures;
+}
+
+int team_run(const char *kind, int32_t size, member_body body, void *user)
+{
+	return strcmp(kind, "forks") == 0 ? team_of_processes(size, body, user) : team_of_threads(size, body, user);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * threads.h - ranks for tests: n threads, or n forked processes, that run one body. Knows nothing of the library but
+ * its bootstrap.
+ */
+#ifndef TESTS_THREADS_H
+#define TESTS_THREADS_H
+
+#include <layershard/layershard.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+struct team;
+
+/* What a rank's body is given. */
+struct member {
+	struct team *team;
+	int32_t rank;
+	int32_t size;
+	lshard_bootstrap bootstrap; /* threads only; processes meet by the job's name */
+	const char *job;            /* processes only; NULL for threads */
+	void *user;
+};
+
+/* Returns 0 if all is well. It may return early: who waits for it in a barrier or the bootstrap then fails too. */
+typedef int (*member_body)(const struct member *member);
+
+/* Run @p body on @p size ranks; returns how many failed. With processes, @p user is each one's own copy. */
+int team_of_threads(int32_t size, member_body body, void *user);
+int team_of_processes(int32_t size, member_body body, void *user);
+/* The same for either, by name: "threads" or "forks". */
+int team_run(const char *kind, int32_t size, member_body body, void *user);
+
+/* Wait for the others. False when one of them has left or 30 s passed. */
+bool team_barrier(const struct member *member);
+/* A process that is about to die by a signal: nobody waits for it from now on, and its death is no failure. */
+void team_dies(const struct member *member);
+
+/* Say where and what, and make the body fail. */
+#define EXPECT(member, condition, ...)                                                                                 \
+	do {                                                                                                           \
+		if (!(condition)) {                                                                                    \
+			fprintf(stderr, "%s:%d: rank %d of %d: %s: ", __FILE__, __LINE__, (int)(member)->rank,         \
+				(int)(member)->size, #condition);                                                      \
+			fprintf(stderr, __VA_ARGS__);                                                                  \
+			fputc('\n', stderr);                                                                           \
+			goto failed;                                                                                   \
+		}                                                                                                      \
+	} while (0)
+
+#endif
