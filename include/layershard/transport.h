@@ -95,7 +95,7 @@ typedef struct lshard_store_plan {
 	const uint64_t *share_bytes_of; /* every rank's */
 	uint32_t cells;                 /* windows and residents of this rank; 0 is allowed */
 	uint32_t windows;               /* the first of them */
-	int direct;                     /* 1: peer() will be asked for every layer that is not in the share */
+	int direct;                     /* 1: peer() will be asked for layers in reach, see direct() */
 	const lshard_piece *pieces;
 	const uint32_t
 		*first_piece; /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
@@ -167,6 +167,12 @@ typedef struct lshard_transport_ops {
 	void *(*share)(lshard_store *store);                                  /* NULL if share_bytes is 0 */
 	void *(*cell)(lshard_store *store, uint32_t cell, uint32_t position); /* the layer as one range */
 	void *(*peer)(lshard_store *store, uint32_t position); /* CAP_DIRECT: the layer as one range, in place */
+	/*
+	 * CAP_DIRECT, optional: 1 if this rank can compute from the share of @p rank in place; the answer never changes.
+	 * Whole layers are read in place from those ranks that can, striped ones if all can; the others' go through
+	 * windows. NULL: all ranks can.
+	 */
+	int (*direct)(lshard_transport *transport, int32_t rank);
 
 	/*
 	 * Start bringing the layer at @p position into @p cell. Never blocks on a peer. Fetches of a store happen in
@@ -214,6 +220,14 @@ typedef struct lshard_transport_ops {
 	 * @p destination NULL: this rank only gives the layer (collective transports).
 	 */
 	lshard_status (*read)(lshard_store *store, uint32_t position, void *destination);
+
+	/*
+	 * Optional: copy @p rows runs of @p width bytes between addresses of this store (share, cell, peer) or of
+	 * another store of the transport, and return when they are there. Only outside passes. NULL: the processor can
+	 * reach them, memcpy does.
+	 */
+	lshard_status (*copy)(lshard_store *store, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
+			      uint64_t width, uint64_t rows);
 } lshard_transport_ops;
 
 #define LSHARD_EXCHANGE_BYTES 1024

@@ -132,21 +132,35 @@ close_staging:
 	return status;
 }
 
+static lshard_status keep_piece(lshard_series *series, const lshard_piece *piece, uint8_t *share, const uint8_t *layer)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+
+	share += piece->share_offset;
+	layer += piece->layer_offset;
+	if (ops->copy)
+		return ops->copy(series->store, share, piece->share_pitch, layer, piece->layer_pitch, piece->width,
+				 piece->rows);
+	for (uint64_t row = 0; row < piece->rows; row++)
+		memcpy(share + row * piece->share_pitch, layer + row * piece->layer_pitch, piece->width);
+	return LSHARD_OK;
+}
+
 /* This rank's pieces of the layer at @p position, from the whole layer into the share. */
-static void keep_stripe(lshard_series *series, uint32_t position, const uint8_t *layer)
+static lshard_status keep_stripe(lshard_series *series, uint32_t position, const uint8_t *layer)
 {
 	const struct layout *layout = &series->scheme.layout;
 	uint8_t *share = series->group->transport->ops->share(series->store);
+	lshard_status status = LSHARD_OK;
 
-	for (uint32_t index = layout->first_piece[position]; index < layout->first_piece[position + 1]; index++) {
-		const lshard_piece *piece = &layout->pieces[index];
-
-		if (piece->rank != series->scheme.link.rank)
-			continue;
-		for (uint64_t row = 0; row < piece->rows; row++)
-			memcpy(share + piece->share_offset + row * piece->share_pitch,
-			       layer + piece->layer_offset + row * piece->layer_pitch, piece->width);
-	}
+	for (uint32_t index = layout->first_piece[position]; index < layout->first_piece[position + 1] && status >= 0;
+	     index++)
+		if (layout->pieces[index].rank == series->scheme.link.rank)
+			status = keep_piece(series, &layout->pieces[index], share, layer);
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u: keeping this rank's stripe: %s",
+				   SERIES_NAMES(series), series_layer(series, position), series->store->error.text);
+	return LSHARD_OK;
 }
 
 /* The layer that rank @p source has staged: where it lies, or brought into a cell, which nobody uses while loading. */
@@ -168,8 +182,7 @@ static lshard_status take_stripe(lshard_series *series, struct staging *staging,
 		return lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u, staged by rank %d: %s",
 				   SERIES_NAMES(series), series_layer(series, position), source,
 				   staging->store->error.text);
-	keep_stripe(series, position, layer);
-	return LSHARD_OK;
+	return keep_stripe(series, position, layer);
 }
 
 /* n layers, one of each rank: process, meet, take, meet. */

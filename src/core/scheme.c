@@ -16,6 +16,24 @@ static bool is_mine(const struct scheme *scheme, uint32_t position)
 	       layout_source(&scheme->layout, position) == scheme->link.rank;
 }
 
+/* Is the share of @p rank in this rank's reach, to compute from? */
+static bool reaches(const struct scheme_link *link, int32_t rank)
+{
+	return rank == link->rank || !link->reaches || link->reaches(link->user, rank);
+}
+
+/* Striped layers need all ranks' shares; whole ones may each lie in one that is reached, or not. */
+static bool uses_peers(const struct scheme *scheme)
+{
+	int32_t reached = 0;
+
+	if (!scheme->link.direct || !scheme->layout.composable || scheme->link.size == 1)
+		return false;
+	for (int32_t rank = 0; rank < scheme->link.size; rank++)
+		reached += reaches(&scheme->link, rank);
+	return scheme->layout.placement == LSHARD_OWNER ? reached > 1 : reached == scheme->link.size;
+}
+
 /* Fills remote with the layers a ring could be needed for, and place for all others. */
 static void find_candidates(struct scheme *scheme)
 {
@@ -23,10 +41,13 @@ static void find_candidates(struct scheme *scheme)
 
 	for (uint32_t position = 0; position < scheme->layout.layers; position++) {
 		const bool mine = is_mine(scheme, position);
+		const bool in_place =
+			scheme->direct && (scheme->layout.placement == LSHARD_STRIPED ||
+					   reaches(&scheme->link, layout_source(&scheme->layout, position)));
 
 		scheme->cell_of[position] = SLOT_NONE;
-		scheme->place[position] = mine ? PLACE_SHARE : scheme->direct ? PLACE_PEER : PLACE_WINDOW;
-		if (!scheme->direct && (everyone || !mine))
+		scheme->place[position] = mine ? PLACE_SHARE : in_place ? PLACE_PEER : PLACE_WINDOW;
+		if (!in_place && (everyone || !mine))
 			scheme->remote[scheme->n_remote++] = position;
 	}
 }
@@ -130,7 +151,7 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 	status = layout_open(&scheme->layout, options, link->size, link->direct ? link->granule : 1, memory, error);
 	if (status < 0)
 		return status;
-	scheme->direct = link->direct && scheme->layout.composable && link->size > 1;
+	scheme->direct = uses_peers(scheme);
 	scheme->horizon = link->collective ? options->prefetch : UINT32_MAX;
 	status = arrange(scheme, options, memory);
 	if (status >= 0)

@@ -22,14 +22,16 @@ struct scheme_link {
 	int32_t rank;
 	int32_t size;
 	bool collective;
-	bool direct; /* the transport can map peers' shares */
+	bool direct;                                     /* the transport can map peers' shares */
+	bool (*reaches)(const void *user, int32_t rank); /* direct: those of @p rank; NULL: all */
+	const void *user;
 	uint64_t granule;
 };
 
 struct scheme {
 	struct layout layout;
 	struct scheme_link link;
-	bool direct;      /* the layers not stored here are PLACE_PEER */
+	bool direct;      /* layers of ranks that are reached are PLACE_PEER */
 	uint32_t *remote; /* positions in the ring, ascending */
 	uint32_t n_remote;
 	struct slotmap map;

@@ -102,6 +102,13 @@ static lshard_status allocate_tables(lshard_series *series)
 			   SERIES_NAMES(series), layers);
 }
 
+static bool reaches(const void *user, int32_t rank)
+{
+	lshard_transport *transport = ((const lshard_series *)user)->group->transport;
+
+	return !transport->ops->direct || transport->ops->direct(transport, rank);
+}
+
 /* Everything of a series that needs no other rank. */
 static lshard_status build_series(lshard_series *series, const lshard_series_options *options)
 {
@@ -112,6 +119,8 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 					 .size = group->context.size,
 					 .collective = group_collective(group),
 					 .direct = ops->capabilities & LSHARD_CAP_DIRECT,
+					 .reaches = reaches,
+					 .user = series,
 					 .granule = ops->granule_bytes};
 	lshard_status status;
 

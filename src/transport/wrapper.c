@@ -97,6 +97,11 @@ static void *peer(lshard_store *store, uint32_t position)
 	return inner_store(store)->transport->ops->peer(inner_store(store), position);
 }
 
+static int direct(lshard_transport *transport, int32_t rank)
+{
+	return inner_of(transport)->ops->direct(inner_of(transport), rank);
+}
+
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */
 
 lshard_status lshard__wrapper_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream,
@@ -150,6 +155,15 @@ lshard_status lshard__wrapper_read(lshard_store *store, uint32_t position, void 
 	return pass_up(&store->error, &inner->error, inner->transport->ops->read(inner, position, destination));
 }
 
+static lshard_status copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
+			  uint64_t width, uint64_t rows)
+{
+	lshard_store *inner = inner_store(store);
+
+	return pass_up(&store->error, &inner->error,
+		       inner->transport->ops->copy(inner, to, to_pitch, from, from_pitch, width, rows));
+}
+
 uint64_t lshard__wrapper_bytes_in(const lshard_store *store, uint32_t position)
 {
 	const lshard_store_plan *plan = store->plan;
@@ -176,6 +190,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->share = ops->share ? ops->share : share;
 	ops->cell = ops->cell ? ops->cell : lshard__wrapper_cell;
 	ops->peer = inner->peer ? peer : NULL;
+	ops->direct = inner->direct ? direct : NULL;
 	ops->fetch = ops->fetch ? ops->fetch : lshard__wrapper_fetch;
 	ops->wait = ops->wait ? ops->wait : lshard__wrapper_wait;
 	ops->retire = ops->retire ? ops->retire : retire;
@@ -183,6 +198,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->capture = inner->capture ? capture : NULL;
 	ops->drain = ops->drain ? ops->drain : lshard__wrapper_drain;
 	ops->read = ops->read ? ops->read : lshard__wrapper_read;
+	ops->copy = inner->copy ? copy : NULL;
 }
 
 void *lshard__wrapper_new(const lshard_context *context, lshard_transport *inner, const lshard_transport_ops *table,
