@@ -6,6 +6,7 @@
 #   make check    install what is missing, build, run every test
 #   make install  with PREFIX and DESTDIR as usual
 # The longer checks, with clang in build directories of their own: check-clang, check-asan, check-tsan, check-valgrind.
+# On a machine with an NVIDIA GPU: check-gpu.
 
 BUILD ?= build
 PREFIX ?= /usr/local
@@ -42,7 +43,7 @@ check: check-deps
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
-		tests/run_tests.sh $(BUILD) $(TEST_FLAGS)
+		tests/run_tests.sh $(BUILD) -LE gpu $(TEST_FLAGS)
 
 # Tests labelled "plain" look at the ordinary build's files and are left out of the others.
 .PHONY: check-clang check-asan check-tsan check-valgrind
@@ -53,7 +54,7 @@ check-asan: ci-deps
 	CC=clang CXX=clang++ $(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON "-DLAYERSHARD_SANITIZE=address;undefined" \
 		-DLAYERSHARD_FUZZ=ON -S . -B build-asan
 	$(call COMPILE,build-asan)
-	tests/run_tests.sh build-asan -LE 'plain|model' $(TEST_FLAGS)
+	tests/run_tests.sh build-asan -LE 'plain|model|gpu' $(TEST_FLAGS)
 check-tsan: ci-deps
 	CC=clang CXX=clang++ $(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -DLAYERSHARD_SANITIZE=thread -S . -B build-tsan
 	$(call COMPILE,build-tsan)
@@ -62,6 +63,13 @@ check-valgrind: ci-deps
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	tests/run_valgrind.sh $(BUILD)
+
+# A skipped test is a failed one here; shows what the device was and what it took.
+.PHONY: check-gpu
+check-gpu: check-deps
+	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
+	$(call COMPILE,$(BUILD))
+	LAYERSHARD_TEST_STRICT=1 tests/run_tests.sh $(BUILD) -L gpu --verbose $(TEST_FLAGS)
 
 .PHONY: install
 install: all

@@ -112,6 +112,7 @@ static void processes_come_to_one_transport(void **state)
 		{{"auto"}, LSHARD_OK, {"shm (auto: all ranks on one host)"}, NULL},
 		{{"throttle=1e9,shm:copy"}, LSHARD_OK, {"throttle=1e9,shm:copy (as asked)"}, NULL},
 		{{"local"}, LSHARD_ERR_NOT_SUPPORTED, {"local connects threads of one process", "ranks 0 and 1"}, NULL},
+		{{"cuda"}, LSHARD_ERR_NOT_SUPPORTED, {"cuda carries device memory only"}, NULL},
 	};
 
 	(void)state;
@@ -121,7 +122,7 @@ static void processes_come_to_one_transport(void **state)
 static void what_is_not_there_is_named(void **state)
 {
 	struct wish list[] = {
-		{{"cuda2"}, LSHARD_ERR_INVALID, {"no transport 'cuda2'", "auto, local, shm", "throttle="}, NULL},
+		{{"cuda2"}, LSHARD_ERR_INVALID, {"no transport 'cuda2'", "auto, local, shm, cuda", "throttle="}, NULL},
 		{{"shm:fast"}, LSHARD_ERR_INVALID, {"shm has no option 'fast'"}, NULL},
 		{{"auto:copy"}, LSHARD_ERR_INVALID, {"auto takes no options"}, NULL},
 		{{"shm,throttle=1"}, LSHARD_ERR_INVALID, {"'shm' is no wrapper"}, NULL},
@@ -195,7 +196,12 @@ static void transports_are_listed(void **state)
 	assert_int_equal(lshard_transport_info(1, &information), LSHARD_OK);
 	assert_string_equal(information.name, "shm");
 	assert_true(information.available || information.reason[0]);
-	assert_int_equal(lshard_transport_info(2, &information), LSHARD_ERR_RANGE);
+	assert_int_equal(information.memory, LSHARD_MEMORY_HOST);
+	assert_int_equal(lshard_transport_info(2, &information), LSHARD_OK);
+	assert_string_equal(information.name, "cuda");
+	assert_true(information.available || information.reason[0]);
+	assert_int_equal(information.memory, LSHARD_MEMORY_CUDA);
+	assert_int_equal(lshard_transport_info(3, &information), LSHARD_ERR_RANGE);
 }
 
 int main(void)

@@ -307,8 +307,8 @@ LSHARD_API lshard_status lshard_series_stripe(lshard_series *series, uint32_t la
 
 /**
  * Writes the processed bytes of one layer. @p tensors has tensor_count pointers to write to, in the order of the
- * options. Called once per layer, on its source only, one layer at a time. Returns 0, or anything else to make commit
- * fail.
+ * options. Called once per layer, on its source only, one layer at a time. On a device it returns when its bytes are
+ * there, not when the work is enqueued: no stream goes with them. Returns 0, or anything else to make commit fail.
  */
 typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tensors);
 
@@ -511,10 +511,11 @@ LSHARD_API lshard_status lshard_plan(const lshard_series_options *options, const
 typedef struct lshard_transport_information {
 	const char *name;
 	const char *summary;
-	int available;     /* 1: can be used on this machine */
-	char reason[160];  /* why not; "" if available */
-	int collective;    /* 1: needs all ranks in step */
-	int caller_memory; /* 1: takes the caller's memory for shares and windows */
+	int available;        /* 1: can be used on this machine */
+	char reason[160];     /* why not; "" if available */
+	int collective;       /* 1: needs all ranks in step */
+	int caller_memory;    /* 1: takes the caller's memory for shares and windows */
+	lshard_memory memory; /* where its layers lie */
 } lshard_transport_information;
 
 /** Transport number @p index, in the order in which "auto" prefers them.  @return OK; RANGE past the last. */

@@ -168,9 +168,9 @@ typedef struct lshard_transport_ops {
 	void *(*cell)(lshard_store *store, uint32_t cell, uint32_t position); /* the layer as one range */
 	void *(*peer)(lshard_store *store, uint32_t position); /* CAP_DIRECT: the layer as one range, in place */
 	/*
-	 * CAP_DIRECT, optional: 1 if this rank can compute from the share of @p rank in place; the answer never changes.
-	 * Whole layers are read in place from those ranks that can, striped ones if all can; the others' go through
-	 * windows. NULL: all ranks can.
+	 * CAP_DIRECT, optional: 1 if this rank can compute from the share of @p rank in place; the answer never
+	 * changes. Whole layers are read in place from those ranks that can, striped ones if all can; the others' go
+	 * through windows. NULL: all ranks can.
 	 */
 	int (*direct)(lshard_transport *transport, int32_t rank);
 

@@ -162,10 +162,10 @@ static int take_list(struct step_options *options, const char *name, const char 
 
 static int take_transport(struct step_options *options, const char *text)
 {
-	char known[256];
+	char why[256];
 
-	if (!cli_transport_is_known(text, known, sizeof known))
-		return cli_usage(COMMAND, "--transport is '%s'; this build has %s", text, known);
+	if (!cli_transport_is_usable(text, why, sizeof why))
+		return cli_usage(COMMAND, "--transport is '%s'; %s", text, why);
 	if (strlen(text) >= STEP_SPEC_BYTES - 64)
 		return cli_usage(COMMAND, "--transport is too long (at most %u characters)", STEP_SPEC_BYTES - 65);
 	options->transport = text;

@@ -84,10 +84,10 @@ bool cli_parse_percent(const char *text, double *percent);
 bool cli_parse_placement(const char *text, lshard_placement *placement);
 const char *cli_placement_name(lshard_placement placement);
 /**
- * True when the transport at the end of @p spec ("trace=run.json,shm:copy": shm) is "auto" or one of this build. Else
- * false, with the names that are known in @p known.
+ * True when the transport at the end of @p spec ("trace=run.json,shm:copy": shm) is "auto" or one of this build for
+ * host memory, where all commands compute. Else false, and @p why says what is wrong with it.
  */
-bool cli_transport_is_known(const char *spec, char *known, size_t known_bytes);
+bool cli_transport_is_usable(const char *spec, char *why, size_t why_bytes);
 /** True when @p spec names the transport @p name, whatever wrappers and modes surround it. */
 bool cli_transport_is(const char *spec, const char *name);
 /** True when all ranks must step together on the transport of @p spec. */

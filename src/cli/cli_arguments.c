@@ -160,18 +160,27 @@ bool cli_transport_is_collective(const char *spec)
 	return false;
 }
 
-bool cli_transport_is_known(const char *spec, char *known, size_t known_bytes)
+bool cli_transport_is_usable(const char *spec, char *why, size_t why_bytes)
 {
-	lshard_transport_information information;
+	lshard_transport_information found;
 	size_t length;
-	size_t used = (size_t)snprintf(known, known_bytes, "auto");
+	size_t used = (size_t)snprintf(why, why_bytes, "for host memory this build has auto");
 	const char *transport = spec_transport(spec, &length);
-	bool found = is_name(transport, length, "auto");
 
-	for (uint32_t i = 0; lshard_transport_info(i, &information) == LSHARD_OK; i++) {
-		found = found || is_name(transport, length, information.name);
-		if (used < known_bytes)
-			used += (size_t)snprintf(known + used, known_bytes - used, ", %s", information.name);
+	if (is_name(transport, length, "auto"))
+		return true;
+	for (uint32_t i = 0; lshard_transport_info(i, &found) == LSHARD_OK; i++) {
+		if (is_name(transport, length, found.name) && found.memory == LSHARD_MEMORY_HOST)
+			return true;
+		if (is_name(transport, length, found.name)) {
+			(void)snprintf(
+				why, why_bytes,
+				"%s carries layers in a GPU's memory, and this command computes on the processor",
+				found.name);
+			return false;
+		}
+		if (used < why_bytes && found.memory == LSHARD_MEMORY_HOST)
+			used += (size_t)snprintf(why + used, why_bytes - used, ", %s", found.name);
 	}
-	return found;
+	return false;
 }

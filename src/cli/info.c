@@ -83,9 +83,10 @@ static json_t *json_of_transports(void)
 	lshard_transport_information found;
 
 	for (uint32_t i = 0; array && lshard_transport_info(i, &found) == LSHARD_OK; i++) {
-		json_t *item = json_pack("{s:s,s:s,s:b,s:s,s:b,s:b}", "name", found.name, "summary", found.summary,
+		json_t *item = json_pack("{s:s,s:s,s:b,s:s,s:b,s:b,s:s}", "name", found.name, "summary", found.summary,
 					 "available", found.available, "reason", found.reason, "collective",
-					 found.collective, "caller_memory", found.caller_memory);
+					 found.collective, "caller_memory", found.caller_memory, "memory",
+					 found.memory == LSHARD_MEMORY_HOST ? "host" : "device");
 
 		if (json_array_append_new(array, item) != 0) {
 			json_decref(array);

@@ -30,11 +30,10 @@ static int take_number(const char *command, const char *name, const char *text, 
 
 static int take_transport(struct rank_options *options, const char *command, const char *text, const char *where)
 {
-	char known[256];
+	char why[256];
 
-	if (!cli_transport_is_known(text, known, sizeof known))
-		return cli_usage(command, "%s is '%s'; this build has %s ('layershard info' tells more)", where, text,
-				 known);
+	if (!cli_transport_is_usable(text, why, sizeof why))
+		return cli_usage(command, "%s is '%s'; %s ('layershard info' tells more)", where, text, why);
 	if (strlen(text) >= sizeof options->spec)
 		return cli_usage(command, "%s is too long (at most %zu characters)", where, sizeof options->spec - 1);
 	options->transport = text;

@@ -27,6 +27,7 @@ static const struct {
 } transports[] = {
 	{&lshard__local, SAME_PROCESS, LSHARD_MEMORY_HOST},
 	{&lshard__shm, SAME_HOST, LSHARD_MEMORY_HOST},
+	{&lshard__cuda, SAME_HOST, LSHARD_MEMORY_CUDA},
 };
 
 static const lshard_transport_ops *const wrappers[] = {&lshard__trace, &lshard__throttle, &lshard__faults};
@@ -75,6 +76,7 @@ lshard_status lshard_transport_info(uint32_t index, lshard_transport_information
 			 reason.text);
 	information->collective = !!(ops->capabilities & LSHARD_CAP_COLLECTIVE);
 	information->caller_memory = !!(ops->capabilities & LSHARD_CAP_CALLER_MEMORY);
+	information->memory = transports[index].memory;
 	return LSHARD_OK;
 }
 
@@ -94,11 +96,11 @@ struct card {
 	char spec[96];
 	char custom[32];
 	char text[256];
-	char why[2][WHY_BYTES]; /* why transports[i] is not available */
+	char why[3][WHY_BYTES]; /* why transports[i] is not available */
 	struct host_identity host;
 };
 
-_Static_assert(sizeof transports / sizeof transports[0] <= 2, "a card has room for the reasons of every transport");
+_Static_assert(sizeof transports / sizeof transports[0] <= 3, "a card has room for the reasons of every transport");
 
 struct lshard__stack {
 	const lshard_context *base;
@@ -117,6 +119,8 @@ static void fill_available(struct card *card)
 	for (int i = 0; i < N_TRANSPORTS; i++) {
 		lshard_error reason = {{0}};
 
+		if (card->memory != (int32_t)transports[i].memory)
+			continue; /* no driver is loaded for nothing */
 		if (transports[i].ops->available(&reason))
 			card->available |= 1u << i;
 		else
@@ -190,7 +194,8 @@ static int connects(int i, const struct card *cards, int32_t size, char *why, si
 	const struct host_identity *first = &cards[0].host;
 
 	if (cards[0].memory != (int32_t)transports[i].memory) {
-		snprintf(why, bytes, "%s carries host memory only", name);
+		snprintf(why, bytes, "%s carries %s memory only", name,
+			 transports[i].memory == LSHARD_MEMORY_HOST ? "host" : "device");
 		return 0;
 	}
 	for (int32_t rank = 0; rank < size; rank++) {

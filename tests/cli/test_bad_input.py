@@ -48,6 +48,7 @@ def test_unknown_commands_are_told_the_known_ones(program):
         (["--resident", "lots"], ["--resident", "'lots'"]),
         (["--resident", "-5M"], ["--resident"]),
         (["--transport", "carrier-pigeon"], ["--transport", "'carrier-pigeon'", "auto", "shm", "local"]),
+        (["--transport", "cuda"], ["--transport", "'cuda'", "GPU's memory", "processor"]),
         (["--transport", "local", "--shm-copy"], ["--shm-copy", "'local'"]),
         (["--link-gbits", "10"], ["--link-gbits", "--shm-copy"]),
         (["--shm-copy", "--link-gbits", "0"], ["--link-gbits", "'0'"]),

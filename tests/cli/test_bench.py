@@ -65,6 +65,7 @@ def test_help(arguments):
         (["step", "--placement", "round"], "--placement"),
         (["step", "--resident", "101%"], "--resident"),
         (["step", "--transport", "pigeon"], "pigeon"),
+        (["step", "--transport", "cuda"], "GPU's memory"),
         (["step", "--ratio", "0"], "--ratio"),
         (["step", "--ratio", "1", "--link-bytes-per-s", "1M"], "--link-bytes-per-s"),
         (["step", "--rounds", "3"], "--rounds"),

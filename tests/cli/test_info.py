@@ -35,10 +35,20 @@ def test_every_option_of_run_is_in_its_help(program):
 def test_transports_say_whether_they_can_be_used(program):
     info = json.loads(program.run("info", "--json").stdout)
     transports = {transport["name"]: transport for transport in info["transports"]}
-    assert {"shm", "local"} <= set(transports)
+    assert {"shm", "local", "cuda"} <= set(transports)
+    assert transports["shm"]["memory"] == "host" and transports["cuda"]["memory"] == "device"
     for transport in transports.values():
         assert transport["summary"]
         assert transport["available"] == (transport["reason"] == ""), "a reason exactly where it is missing"
+
+
+def test_a_driver_that_is_not_there_is_named(program):
+    environment = {"LAYERSHARD_CUDA_SO_PATH": "/nowhere/libcuda.so.1"}
+    info = json.loads(program.run("info", "--json", env=environment).stdout)
+    cuda = next(transport for transport in info["transports"] if transport["name"] == "cuda")
+    assert not cuda["available"] and "/nowhere/libcuda.so.1" in cuda["reason"]
+    text = program.run("info", env=environment).stdout
+    assert f"not available here: {cuda['reason']}" in text
 
 
 def test_variables_show_their_values(program):

@@ -1,0 +1,12 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds tests/gpu_check.c with the compiler alone, for GPU machines without this project's build tools, and runs it:
+# scripts/gpu_check.sh [REPLAYS [BYTES OF A WEIGHT]]. BUILD: where to; CC: the compiler; RUN: what to run it under.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+BUILD=${BUILD:-build-gpu}
+mkdir -p "$BUILD"
+"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE -Iinclude -Isrc/core -Isrc/host -Isrc/transport -Itests -Itests/stub_cuda \
+	-o "$BUILD/gpu_check" tests/gpu_check.c tests/threads.c src/core/*.c src/host/*.c src/transport/*.c -lpthread -ldl
+${RUN:-} "$BUILD/gpu_check" "$@"

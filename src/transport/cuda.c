@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * cuda.c - the transport between GPUs of a host, and between processes on one GPU. Its table, and a group's life.
+ *
+ * Ranks pull layers from each other's device memory by their own copy engines; ranks on one physical device compute
+ * from each other's memory in place.
+ */
+#include "cuda_transport.h"
+#include "sockets.h"
+#include "transports.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FLOOR_GBS 40.0 /* below the slowest direct link that is worth it, above what is staged through the host */
+
+static int cuda_available(lshard_error *error)
+{
+	struct cuda_driver driver;
+
+	if (cuda_driver_open(&driver, error) != LSHARD_OK)
+		return 0;
+	cuda_driver_close(&driver);
+	return 1;
+}
+
+/* ---- options ---- */
+
+static int take_word(struct cuda_options *options, const char *word, size_t length)
+{
+	static const char floor_is[] = "floor=";
+	char *end;
+
+	if (length == 4 && !memcmp(word, "copy", length))
+		return options->copy = 1;
+	if (length == 3 && !memcmp(word, "ipc", length))
+		return options->ipc = 1;
+	if (length <= sizeof floor_is - 1 || memcmp(word, floor_is, sizeof floor_is - 1) != 0)
+		return 0;
+	options->floor = strtod(word + sizeof floor_is - 1, &end);
+	return end == word + length && options->floor >= 0;
+}
+
+/* Words joined by '+'. */
+static lshard_status take_options(struct cuda_options *options, const char *text, lshard_error *error)
+{
+	*options = (struct cuda_options){.floor = FLOOR_GBS};
+	while (*text) {
+		const size_t length = strcspn(text, "+");
+
+		if (!take_word(options, text, length))
+			return lshard_fail(error, LSHARD_ERR_INVALID,
+					   "cuda has no option '%.*s': it has copy, ipc, floor=GB/S", (int)length,
+					   text);
+		text += length + (text[length] == '+');
+	}
+	return LSHARD_OK;
+}
+
+/* ---- a group ---- */
+
+/* What must be the same everywhere: how memory is shared, its granule, whether any two ranks are on one device. */
+static void settle_on(struct cuda *cuda)
+{
+	const int32_t size = cuda->base.context->size;
+	int neighbours = 0;
+
+	cuda->virtual_memory = 1;
+	for (int32_t rank = 0; rank < size; rank++) {
+		cuda->virtual_memory &= cuda->cards[rank].virtual_memory;
+		for (int32_t other = 0; other < rank; other++)
+			neighbours |= cuda_same_device(cuda, rank, other);
+	}
+	if (!cuda->virtual_memory)
+		cuda->ops.granule_bytes = 1;
+	if (!cuda->virtual_memory || cuda->options.copy || !neighbours)
+		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_DIRECT;
+	if (!cuda->virtual_memory && cuda->cards[cuda->base.context->rank].virtual_memory)
+		cuda->base.context->log(
+			cuda->base.context, LSHARD_LOG_WARN,
+			"rank %d: another rank's device cannot share memory by descriptors: all use legacy handles",
+			(int)cuda->base.context->rank);
+}
+
+/* Every rank comes here, also one whose device failed: the others hear why instead of waiting. */
+static lshard_status introduce(struct cuda *cuda, const struct cuda_card *card, lshard_status status)
+{
+	const lshard_context *context = cuda->base.context;
+	struct cuda_report report = {.step = 1, .body.card = *card};
+
+	status = cuda_agree(cuda, "cuda", &report, status, NULL, lshard__deadline_ns(context->timeout_ms));
+	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++)
+		cuda->cards[rank] = cuda->reports[rank].body.card;
+	if (status == LSHARD_OK)
+		settle_on(cuda);
+	return status;
+}
+
+static lshard_status connect_group(struct cuda *cuda, const struct cuda_card *card, lshard_status opened)
+{
+	const lshard_context *context = cuda->base.context;
+	const uint64_t deadline = lshard__deadline_ns(context->timeout_ms);
+	const lshard_error cause = cuda->base.error;
+	lshard_status status = mesh_open(&cuda->mesh, context, &cuda->base.error, deadline);
+
+	if (status != LSHARD_OK)
+		return status;
+	status = control_open(&cuda->control, &cuda->mesh, &cuda->base.error, deadline);
+	if (status != LSHARD_OK)
+		goto close_mesh;
+	if (opened != LSHARD_OK)
+		cuda->base.error = cause;
+	status = introduce(cuda, card, opened);
+	if (status == LSHARD_OK && context->size > 1)
+		status = cuda_check_links(cuda);
+	if (status == LSHARD_OK)
+		return LSHARD_OK;
+	control_close(&cuda->control);
+close_mesh:
+	mesh_close(&cuda->mesh);
+	return status;
+}
+
+static void release_tables(struct cuda *cuda)
+{
+	const lshard_context *context = cuda->base.context;
+
+	if (cuda->alive)
+		context->release(context, cuda->alive);
+	if (cuda->reports)
+		context->release(context, cuda->reports);
+	if (cuda->cards)
+		context->release(context, cuda->cards);
+	context->release(context, cuda);
+}
+
+static struct cuda *allocate_tables(const lshard_context *context)
+{
+	const size_t size = (size_t)context->size;
+	struct cuda *cuda = context->allocate(context, sizeof *cuda);
+
+	if (!cuda)
+		return NULL;
+	cuda->ops = lshard__cuda;
+	cuda->base.ops = &cuda->ops;
+	cuda->base.context = context;
+	cuda->cards = context->allocate(context, size * sizeof *cuda->cards);
+	cuda->reports = context->allocate(context, size * sizeof *cuda->reports);
+	cuda->alive = context->allocate(context, size);
+	if (cuda->cards && cuda->reports && cuda->alive)
+		return cuda;
+	release_tables(cuda);
+	return NULL;
+}
+
+static lshard_status cuda_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
+			       lshard_error *error)
+{
+	struct cuda *cuda = allocate_tables(context);
+	struct cuda_card card = {.ordinal = context->device};
+	lshard_status status;
+
+	(void)inner;
+	if (!cuda)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the cuda transport");
+	status = take_options(&cuda->options, context->options, &cuda->base.error);
+	if (status == LSHARD_OK)
+		status = cuda_device_open(cuda, &card, &cuda->base.error);
+	status = connect_group(cuda, &card, status);
+	if (status == LSHARD_OK) {
+		*transport = &cuda->base;
+		return LSHARD_OK;
+	}
+	if (error)
+		*error = cuda->base.error;
+	cuda_device_close(cuda);
+	release_tables(cuda);
+	return status;
+}
+
+static void cuda_close(lshard_transport *transport)
+{
+	struct cuda *cuda = (struct cuda *)transport;
+
+	control_close(&cuda->control);
+	mesh_close(&cuda->mesh);
+	cuda_device_close(cuda);
+	release_tables(cuda);
+}
+
+static lshard_status cuda_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
+				   uint8_t *alive)
+{
+	struct cuda *cuda = (struct cuda *)transport;
+
+	return control_exchange(&cuda->control, send, receive, bytes, alive, NULL,
+				lshard__deadline_ns(transport->context->timeout_ms));
+}
+
+static void cuda_abort(lshard_transport *transport)
+{
+	mesh_abort(&((struct cuda *)transport)->mesh);
+}
+
+static int cuda_direct(lshard_transport *transport, int32_t rank)
+{
+	const struct cuda *cuda = (struct cuda *)transport;
+
+	return cuda_same_device(cuda, transport->context->rank, rank);
+}
+
+const lshard_transport_ops lshard__cuda = {
+	.struct_size = sizeof(lshard_transport_ops),
+	.abi = LSHARD_TRANSPORT_ABI,
+	.name = "cuda",
+	.summary = "GPUs of a host pull layers by their copy engines, ranks on one GPU share them; options copy, ipc, "
+		   "floor=GB/S",
+	.capabilities = LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES,
+	.granule_bytes = 2 << 20, /* of today's devices; a group's own table has the device's */
+	.available = cuda_available,
+	.open = cuda_open,
+	.close = cuda_close,
+	.exchange = cuda_exchange,
+	.abort = cuda_abort,
+	.store_open = cuda_store_open,
+	.store_close = cuda_store_close,
+	.share = cuda_share,
+	.cell = cuda_cell,
+	.peer = cuda_peer,
+	.direct = cuda_direct,
+	.fetch = cuda_fetch,
+	.wait = cuda_wait,
+	.retire = cuda_retire,
+	.join = cuda_join,
+	.capture = cuda_capture,
+	.drain = cuda_drain,
+	.read = cuda_read,
+	.copy = cuda_copy,
+};

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * cuda_link.c - is every peer's memory read right, and fast? Knows a store; knows nothing of how it is made.
+ *
+ * A pull that the driver stages through the host gives the right bits at a tenth of the speed, and nothing else tells.
+ * So every rank shows the others known bytes once, and reads, checks and times theirs.
+ */
+#include "cuda_transport.h"
+#include "sockets.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define SAMPLE_BYTES ((uint64_t)16 << 20) /* long enough for a time, short enough for a start */
+#define TURNS        3                    /* the best counts: the first one wakes the link */
+
+struct sample {
+	lshard_store_plan plan;
+	uint64_t *share_bytes_of;
+	lshard_piece *pieces;
+	uint32_t *first_piece;
+	uint64_t *host; /* SAMPLE_BYTES */
+	cuda_event from;
+	cuda_event to;
+	lshard_store *store;
+};
+
+static void fill(uint64_t *words, int32_t rank)
+{
+	uint64_t state = (uint64_t)rank + 1;
+
+	for (size_t i = 0; i < SAMPLE_BYTES / sizeof *words; i++) { /* splitmix64 */
+		uint64_t mixed = state += 0x9e3779b97f4a7c15u;
+
+		mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9u;
+		mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebu;
+		words[i] = mixed ^ mixed >> 31;
+	}
+}
+
+static int is_filled(const uint64_t *words, int32_t rank)
+{
+	uint64_t state = (uint64_t)rank + 1;
+	uint64_t differs = 0;
+
+	for (size_t i = 0; i < SAMPLE_BYTES / sizeof *words; i++) {
+		uint64_t mixed = state += 0x9e3779b97f4a7c15u;
+
+		mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9u;
+		mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebu;
+		differs |= words[i] ^ mixed ^ mixed >> 31;
+	}
+	return !differs;
+}
+
+/* One "layer" per rank, and one window. */
+static lshard_status plan_sample(struct cuda *cuda, struct sample *sample)
+{
+	const lshard_context *context = cuda->base.context;
+	const size_t size = (size_t)context->size;
+
+	sample->share_bytes_of = context->allocate(context, size * sizeof *sample->share_bytes_of);
+	sample->pieces = context->allocate(context, size * sizeof *sample->pieces);
+	sample->first_piece = context->allocate(context, (size + 1) * sizeof *sample->first_piece);
+	sample->host = context->allocate(context, SAMPLE_BYTES);
+	if (!sample->share_bytes_of || !sample->pieces || !sample->first_piece || !sample->host)
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY,
+				   "no memory to check the links between %d ranks", (int)context->size);
+	for (uint32_t rank = 0; rank < size; rank++) {
+		sample->share_bytes_of[rank] = SAMPLE_BYTES;
+		sample->pieces[rank] = (lshard_piece){.rank = (int32_t)rank, .width = SAMPLE_BYTES, .rows = 1};
+		sample->first_piece[rank + 1] = rank + 1;
+	}
+	sample->plan = (lshard_store_plan){.name = "link check",
+					   .layers = (uint32_t)size,
+					   .layer_bytes = SAMPLE_BYTES,
+					   .share_bytes = SAMPLE_BYTES,
+					   .share_bytes_of = sample->share_bytes_of,
+					   .cells = 1,
+					   .windows = 1,
+					   .pieces = sample->pieces,
+					   .first_piece = sample->first_piece};
+	return LSHARD_OK;
+}
+
+static lshard_status refused(struct cuda *cuda, cuda_result result, const char *what)
+{
+	return result == CUDA_OK
+		       ? LSHARD_OK
+		       : cuda_failed(&cuda->driver, &cuda->base.error, result, "checking the links: %s", what);
+}
+
+static lshard_status move(struct cuda *cuda, struct sample *sample, const void *to, const void *from)
+{
+	struct cuda_store *store = (struct cuda_store *)sample->store;
+	cuda_result result = cuda->driver.copy((uintptr_t)to, (uintptr_t)from, SAMPLE_BYTES, store->copies);
+
+	if (result == CUDA_OK)
+		result = cuda->driver.event_record(store->done, store->copies);
+	if (result != CUDA_OK)
+		return refused(cuda, result, "copying to or from the host");
+	return cuda_await(cuda, store->done, lshard__deadline_ns(cuda->base.context->timeout_ms), 1, &cuda->base.error);
+}
+
+static lshard_status show(struct cuda *cuda, struct sample *sample)
+{
+	fill(sample->host, cuda->base.context->rank);
+	return move(cuda, sample, cuda_share(sample->store), sample->host);
+}
+
+static lshard_status time_pull(struct cuda *cuda, struct sample *sample, int32_t rank, float *milliseconds)
+{
+	const struct cuda_driver *driver = &cuda->driver;
+	const struct cuda_store *store = (struct cuda_store *)sample->store;
+	cuda_result result = driver->event_record(sample->from, store->copies);
+	lshard_status status;
+
+	if (result == CUDA_OK)
+		result = driver->copy(store->windows.address, store->shares[rank].address, SAMPLE_BYTES, store->copies);
+	if (result == CUDA_OK)
+		result = driver->event_record(sample->to, store->copies);
+	if (result != CUDA_OK)
+		return refused(cuda, result, "pulling from a peer");
+	status =
+		cuda_await(cuda, sample->to, lshard__deadline_ns(cuda->base.context->timeout_ms), 1, &cuda->base.error);
+	if (status == LSHARD_OK)
+		status = refused(cuda, driver->event_elapsed(milliseconds, sample->from, sample->to), "timing a pull");
+	return status;
+}
+
+static void tell_speed(const struct cuda *cuda, int32_t rank, double gigabytes)
+{
+	const lshard_context *context = cuda->base.context;
+	const struct cuda_card *mine = &cuda->cards[context->rank];
+	const struct cuda_card *other = &cuda->cards[rank];
+	const int slow = gigabytes < cuda->options.floor;
+
+	context->log(
+		context, slow ? LSHARD_LOG_WARN : LSHARD_LOG_DEBUG,
+		"rank %d (%s, %s) pulls from rank %d (%s, %s) at %.1f GB/s%s", (int)context->rank, mine->name,
+		mine->bus, (int)rank, other->name, other->bus, gigabytes,
+		slow ? ": the copies seem to go through the host; are these devices connected, is peer access allowed?"
+		     : "");
+}
+
+static lshard_status check_pull(struct cuda *cuda, struct sample *sample, int32_t rank)
+{
+	const struct cuda_card *other = &cuda->cards[rank];
+	float best = 0;
+	lshard_status status = LSHARD_OK;
+
+	for (int turn = 0; turn < TURNS && status == LSHARD_OK; turn++) {
+		float milliseconds = 0;
+
+		status = time_pull(cuda, sample, rank, &milliseconds);
+		if (turn == 0 || milliseconds < best)
+			best = milliseconds;
+	}
+	if (status == LSHARD_OK)
+		status = move(cuda, sample, sample->host, cuda_cell(sample->store, 0, 0));
+	if (status != LSHARD_OK)
+		return status;
+	if (!is_filled(sample->host, rank))
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_TRANSPORT,
+				   "rank %d reads wrong bytes from rank %d (%s, %s): the link between these devices "
+				   "cannot be used",
+				   (int)cuda->base.context->rank, (int)rank, other->name, other->bus);
+	tell_speed(cuda, rank, best > 0 ? (double)SAMPLE_BYTES / 1e6 / (double)best : cuda->options.floor);
+	return LSHARD_OK;
+}
+
+/* Everyone begins with another peer, so that few ask the same one at once. */
+static lshard_status check_pulls(struct cuda *cuda, struct sample *sample)
+{
+	const lshard_context *context = cuda->base.context;
+	lshard_status status =
+		refused(cuda, cuda->driver.event_create(&sample->from, CUDA_EVENT_PLAIN), "cuEventCreate");
+
+	if (status == LSHARD_OK)
+		status = refused(cuda, cuda->driver.event_create(&sample->to, CUDA_EVENT_PLAIN), "cuEventCreate");
+	for (int32_t i = 1; i < context->size && status == LSHARD_OK; i++)
+		status = check_pull(cuda, sample, (context->rank + i) % context->size);
+	return status;
+}
+
+static void free_sample(struct cuda *cuda, struct sample *sample)
+{
+	const lshard_context *context = cuda->base.context;
+
+	if (sample->store)
+		cuda_store_close(sample->store);
+	if (sample->to)
+		cuda->driver.event_destroy(sample->to);
+	if (sample->from)
+		cuda->driver.event_destroy(sample->from);
+	if (sample->host)
+		context->release(context, sample->host);
+	if (sample->first_piece)
+		context->release(context, sample->first_piece);
+	if (sample->pieces)
+		context->release(context, sample->pieces);
+	if (sample->share_bytes_of)
+		context->release(context, sample->share_bytes_of);
+}
+
+static lshard_status agree(struct cuda *cuda, int step, lshard_status status)
+{
+	struct cuda_report report = {.step = step};
+
+	return cuda_agree(cuda, "link check", &report, status, NULL,
+			  lshard__deadline_ns(cuda->base.context->timeout_ms));
+}
+
+lshard_status cuda_check_links(struct cuda *cuda)
+{
+	const struct cuda_scope scope = cuda_enter(cuda);
+	struct sample sample = {.store = NULL};
+	lshard_status status = agree(cuda, 11, plan_sample(cuda, &sample));
+
+	if (status == LSHARD_OK)
+		status = cuda_store_open(&cuda->base, &sample.plan, &sample.store);
+	if (status == LSHARD_OK)
+		status = agree(cuda, 12, show(cuda, &sample));
+	if (status == LSHARD_OK)
+		status = agree(cuda, 13, check_pulls(cuda, &sample));
+	free_sample(cuda, &sample);
+	cuda_leave(cuda, scope);
+	return status;
+}

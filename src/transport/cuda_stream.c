@@ -1,0 +1,469 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * cuda_stream.c - copies in stream order: what comes before them, what they come before, also inside captures.
+ * Knows cells, streams and events; knows nothing of whose turn a window is.
+ *
+ * A store's copies are issued by the rank that needs the bytes, on a stream of its own device: nothing of the source
+ * takes part. Outside captures one stream copies, each cell has an event after its last copy and one for each stream
+ * that has read it. Inside a capture another stream does, drawn into the capture by an event of the caller's stream and
+ * led back by join. The two sets of events are never mixed, so a capture that is thrown away leaves nothing behind that
+ * anyone would look at. Only plain copies are used in captures: batched ones vanish from a graph without an error.
+ */
+#include "cuda_transport.h"
+#include "sockets.h"
+
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+
+#define SPIN_NS 50000u /* waits shorter than this do not sleep */
+#define NAP_NS  50000
+
+#define CAPTURE_INVALIDATED 901
+
+static struct cuda *cuda_of(const lshard_store *store)
+{
+	return (struct cuda *)store->transport;
+}
+
+static struct cuda_store *store_of(lshard_store *store)
+{
+	return (struct cuda_store *)store;
+}
+
+static lshard_status failed(lshard_store *store, cuda_result result, const char *what, uint32_t number)
+{
+	if (result == CUDA_OK)
+		return LSHARD_OK;
+	return cuda_failed(&cuda_of(store)->driver, &store->error, result, "series '%s': %s %u", store->plan->name,
+			   what, (unsigned)number);
+}
+
+/* ---- streams and events ---- */
+
+static size_t events_per_cell(void)
+{
+	return 2 + CUDA_READERS;
+}
+
+static void hand_out_events(struct cuda_store *store)
+{
+	const cuda_event *next = store->events;
+
+	store->point = *next++;
+	store->done = *next++;
+	for (uint32_t i = 0; i <= store->base.plan->windows; i++) {
+		store->cells[i].ready = *next++;
+		store->cells[i].captured_ready = *next++;
+		memcpy(store->cells[i].retired, next, sizeof store->cells[i].retired);
+		next += CUDA_READERS;
+	}
+}
+
+static cuda_result create_events(struct cuda_store *store, const struct cuda_driver *driver, size_t count)
+{
+	cuda_result result = CUDA_OK;
+
+	while (store->n_events < count && result == CUDA_OK) {
+		result = driver->event_create(&store->events[store->n_events], CUDA_EVENT_WITHOUT_TIME);
+		store->n_events += result == CUDA_OK;
+	}
+	return result;
+}
+
+lshard_status cuda_streams_open(struct cuda_store *store, lshard_error *error)
+{
+	struct cuda *cuda = cuda_of(&store->base);
+	const lshard_context *context = cuda->base.context;
+	const size_t cells = (size_t)store->base.plan->windows + 1;
+	const size_t count = 2 + cells * events_per_cell();
+	cuda_result result;
+
+	store->cells = context->allocate(context, cells * sizeof *store->cells);
+	store->events = context->allocate(context, count * sizeof *store->events);
+	if (!store->cells || !store->events)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u windows",
+				   store->base.plan->name, (unsigned)store->base.plan->windows);
+	result = cuda->driver.stream_create(&store->copies, CUDA_STREAM_NON_BLOCKING, cuda->priority);
+	if (result == CUDA_OK)
+		result = cuda->driver.stream_create(&store->captured_copies, CUDA_STREAM_NON_BLOCKING, cuda->priority);
+	if (result == CUDA_OK)
+		result = create_events(store, &cuda->driver, count);
+	if (result != CUDA_OK)
+		return cuda_failed(&cuda->driver, error, result, "series '%s': streams and events",
+				   store->base.plan->name);
+	hand_out_events(store);
+	return LSHARD_OK;
+}
+
+void cuda_streams_close(struct cuda_store *store)
+{
+	struct cuda *cuda = cuda_of(&store->base);
+	const lshard_context *context = cuda->base.context;
+
+	while (store->n_events)
+		cuda->driver.event_destroy(store->events[--store->n_events]);
+	if (store->captured_copies)
+		cuda->driver.stream_destroy(store->captured_copies);
+	if (store->copies)
+		cuda->driver.stream_destroy(store->copies);
+	if (store->events)
+		context->release(context, store->events);
+	if (store->cells)
+		context->release(context, store->cells);
+}
+
+/* ---- waiting on the host ---- */
+
+static void pause_until_later(uint64_t begin)
+{
+	const struct timespec nap = {0, NAP_NS};
+
+	if (lshard__now_ns() - begin < SPIN_NS)
+		sched_yield();
+	else
+		nanosleep(&nap, NULL);
+}
+
+lshard_status cuda_await(struct cuda *cuda, cuda_event event, uint64_t deadline, int heed_abort, lshard_error *error)
+{
+	const uint64_t begin = lshard__now_ns();
+
+	for (;;) {
+		const cuda_result result = cuda->driver.event_query(event);
+
+		if (result == CUDA_OK)
+			return LSHARD_OK;
+		if (result != CUDA_NOT_READY)
+			return cuda_failed(&cuda->driver, error, result, "rank %d: work on the device",
+					   (int)cuda->base.context->rank);
+		if (heed_abort && atomic_load(&cuda->mesh.aborted))
+			return lshard_fail(error, LSHARD_ERR_ABORTED, "rank %d was aborted",
+					   (int)cuda->base.context->rank);
+		if (lshard__now_ns() >= deadline)
+			return lshard_fail(
+				error, LSHARD_ERR_TIMEOUT,
+				"rank %d waited %u ms for work on the device: a kernel or copy there does not end",
+				(int)cuda->base.context->rank, (unsigned)cuda->base.context->timeout_ms);
+		pause_until_later(begin);
+	}
+}
+
+static lshard_status await_copies(struct cuda_store *store, uint64_t deadline, int heed_abort)
+{
+	struct cuda *cuda = cuda_of(&store->base);
+	const cuda_result result = cuda->driver.event_record(store->done, store->copies);
+
+	if (result != CUDA_OK)
+		return cuda_failed(&cuda->driver, &store->base.error, result, "series '%s': copies",
+				   store->base.plan->name);
+	return cuda_await(cuda, store->done, deadline, heed_abort, &store->base.error);
+}
+
+lshard_status cuda_settle(struct cuda_store *store, int heed_abort)
+{
+	struct cuda *cuda = cuda_of(&store->base);
+	const uint64_t deadline = lshard__deadline_ns(cuda->base.context->timeout_ms);
+	lshard_status status;
+
+	if (!store->point)
+		return LSHARD_OK; /* was never opened */
+	status = await_copies(store, deadline, heed_abort);
+	for (uint32_t i = 0; i <= store->base.plan->windows && status == LSHARD_OK; i++) {
+		struct cuda_cell *cell = &store->cells[i];
+
+		while (cell->n_retired && status == LSHARD_OK) {
+			status = cuda_await(cuda, cell->retired[cell->n_retired - 1], deadline, heed_abort,
+					    &store->base.error);
+			cell->n_retired -= status == LSHARD_OK;
+		}
+	}
+	return status;
+}
+
+/* ---- copies ---- */
+
+static cuda_result copy_rows(struct cuda *cuda, cuda_stream stream, uint64_t to, uint64_t to_pitch, uint64_t from,
+			     uint64_t from_pitch, uint64_t width, uint64_t rows)
+{
+	const struct cuda_copy_2d copy = {.from_kind = CUDA_KIND_UNIFIED,
+					  .from = from,
+					  .from_pitch = (size_t)from_pitch,
+					  .to_kind = CUDA_KIND_UNIFIED,
+					  .to = to,
+					  .to_pitch = (size_t)to_pitch,
+					  .width = (size_t)width,
+					  .rows = (size_t)rows};
+
+	if (rows == 1 || (to_pitch == width && from_pitch == width))
+		return cuda->driver.copy(to, from, (size_t)(width * rows), stream);
+	return cuda->driver.copy_2d(&copy, stream);
+}
+
+/* Readers of one layer begin with different sources: nobody is asked by all at once. */
+static cuda_result copy_layer(struct cuda_store *store, cuda_stream stream, uint32_t position, uint64_t to)
+{
+	const lshard_store_plan *plan = store->base.plan;
+	struct cuda *cuda = cuda_of(&store->base);
+	const uint32_t begin = plan->first_piece[position];
+	const uint32_t count = plan->first_piece[position + 1] - begin;
+	cuda_result result = CUDA_OK;
+	uint32_t first = 0;
+
+	while (first < count && plan->pieces[begin + first].rank <= cuda->base.context->rank)
+		first++;
+	for (uint32_t i = 0; i < count && result == CUDA_OK; i++) {
+		const lshard_piece *piece = &plan->pieces[begin + (first + i) % count];
+
+		result = copy_rows(cuda, stream, to + piece->layer_offset, piece->layer_pitch,
+				   store->shares[piece->rank].address + piece->share_offset, piece->share_pitch,
+				   piece->width, piece->rows);
+	}
+	return result;
+}
+
+/* ---- captures ---- */
+
+/* 0: @p stream is not captured. The legacy stream, which NULL is, cannot be. */
+static cuda_result capture_of(struct cuda *cuda, void *stream, uint64_t *capture)
+{
+	int state = CUDA_CAPTURE_NONE;
+	uint64_t number = 0;
+	cuda_result result = stream ? cuda->driver.stream_is_capturing(stream, &state) : CUDA_OK;
+
+	*capture = 0;
+	if (result != CUDA_OK || state == CUDA_CAPTURE_NONE)
+		return result;
+	if (state == CUDA_CAPTURE_ACTIVE)
+		result = cuda->driver.stream_capture(stream, &state, &number, NULL, NULL, NULL);
+	if (result == CUDA_OK && state != CUDA_CAPTURE_ACTIVE)
+		result = CAPTURE_INVALIDATED;
+	if (result == CUDA_OK)
+		*capture = number + 1;
+	return result;
+}
+
+/*
+ * What is captured on @p stream so far comes before the copies captured from now on; the first time draws them into the
+ * capture.
+ */
+static cuda_result follow_captured(struct cuda_store *store, void *stream, uint64_t capture)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+	cuda_result result = driver->event_record(store->point, stream);
+
+	if (result == CUDA_OK)
+		result = driver->stream_wait(store->captured_copies, store->point, 0);
+	if (result == CUDA_OK)
+		store->capture = capture;
+	return result;
+}
+
+static cuda_result fetch_captured(struct cuda_store *store, uint32_t position, uint32_t number, void *stream,
+				  uint64_t capture)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+	struct cuda_cell *cell = &store->cells[number];
+	cuda_result result = CUDA_OK;
+
+	if (store->capture != capture)
+		result = follow_captured(store, stream, capture);
+	if (result == CUDA_OK)
+		result = copy_layer(store, store->captured_copies, position,
+				    store->windows.address + number * store->base.plan->layer_bytes);
+	if (result == CUDA_OK)
+		result = driver->event_record(cell->captured_ready, store->captured_copies);
+	if (result == CUDA_OK)
+		cell->captured = capture;
+	return result;
+}
+
+/* ---- the pass ---- */
+
+static cuda_result fetch_eager(struct cuda_store *store, uint32_t position, uint32_t number)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+	struct cuda_cell *cell = &store->cells[number];
+	cuda_result result = CUDA_OK;
+
+	for (unsigned i = 0; i < cell->n_retired && result == CUDA_OK; i++)
+		result = driver->stream_wait(store->copies, cell->retired[i], 0);
+	if (result != CUDA_OK)
+		return result;
+	cell->n_retired = 0;
+	result = copy_layer(store, store->copies, position,
+			    store->windows.address + number * store->base.plan->layer_bytes);
+	if (result == CUDA_OK)
+		result = driver->event_record(cell->ready, store->copies);
+	cell->fetched |= result == CUDA_OK;
+	return result;
+}
+
+lshard_status cuda_fetch(lshard_store *base, uint32_t position, uint32_t number, void *stream, uint64_t sequence)
+{
+	struct cuda_store *store = store_of(base);
+	struct cuda *cuda = cuda_of(base);
+	const int pushed = cuda_step(cuda);
+	uint64_t capture = 0;
+	cuda_result result = capture_of(cuda, stream, &capture);
+
+	(void)sequence;
+	if (result == CUDA_OK)
+		result = capture ? fetch_captured(store, position, number, stream, capture)
+				 : fetch_eager(store, position, number);
+	cuda_stepped(cuda, pushed);
+	return failed(base, result, "copying the layer at position", position);
+}
+
+lshard_status cuda_wait(lshard_store *base, uint32_t number, void *stream, lshard_arrival *arrival)
+{
+	struct cuda *cuda = cuda_of(base);
+	struct cuda_cell *cell = &store_of(base)->cells[number];
+	const int pushed = cuda_step(cuda);
+	uint64_t capture = 0;
+	cuda_result result = capture_of(cuda, stream, &capture);
+
+	memset(arrival, 0, sizeof *arrival);
+	if (result == CUDA_OK && !capture && cell->fetched)
+		result = cuda->driver.stream_wait(stream, cell->ready, 0);
+	else if (result == CUDA_OK && capture && cell->captured == capture)
+		result = cuda->driver.stream_wait(stream, cell->captured_ready, 0);
+	cuda_stepped(cuda, pushed);
+	return failed(base, result, "waiting for window", number);
+}
+
+/* More streams than the core allows would be its error: the oldest is then kept waiting for by the newest. */
+static cuda_result retire_eager(struct cuda_store *store, struct cuda_cell *cell, void *stream)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+	unsigned i = 0;
+	cuda_result result = CUDA_OK;
+
+	while (i < cell->n_retired && cell->readers[i] != stream)
+		i++;
+	if (i == CUDA_READERS)
+		result = driver->stream_wait(stream, cell->retired[--i], 0);
+	if (result == CUDA_OK)
+		result = driver->event_record(cell->retired[i], stream);
+	if (result != CUDA_OK)
+		return result;
+	cell->readers[i] = stream;
+	if (i == cell->n_retired)
+		cell->n_retired++;
+	return CUDA_OK;
+}
+
+lshard_status cuda_retire(lshard_store *base, uint32_t number, void *stream)
+{
+	struct cuda_store *store = store_of(base);
+	struct cuda *cuda = cuda_of(base);
+	const int nowhere = number == LSHARD_NO_CELL;
+	const int pushed = cuda_step(cuda);
+	uint64_t capture = 0;
+	cuda_result result = capture_of(cuda, stream, &capture);
+
+	if (result == CUDA_OK && !capture)
+		result = retire_eager(store, &store->cells[nowhere ? base->plan->windows : number], stream);
+	else if (result == CUDA_OK && !nowhere) /* what is captured does not run: drain has nothing to wait for */
+		result = follow_captured(store, stream, capture);
+	cuda_stepped(cuda, pushed);
+	return failed(base, result, "retiring window", number);
+}
+
+static cuda_result join_eager(struct cuda_store *store, void *stream)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+	cuda_result result = driver->event_record(store->done, store->copies);
+
+	if (result == CUDA_OK)
+		result = driver->stream_wait(stream, store->done, 0);
+	for (uint32_t cell = 0; cell <= store->base.plan->windows; cell++)
+		for (unsigned i = 0; i < store->cells[cell].n_retired && result == CUDA_OK; i++)
+			if (store->cells[cell].readers[i] != stream)
+				result = driver->stream_wait(stream, store->cells[cell].retired[i], 0);
+	return result;
+}
+
+/* Leads the copies back into the caller's stream: a capture cannot end with a stream that is not. */
+static cuda_result join_captured(struct cuda_store *store, void *stream, uint64_t capture)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+	cuda_result result;
+
+	if (store->capture != capture)
+		return CUDA_OK; /* nothing was copied in it */
+	result = driver->event_record(store->point, store->captured_copies);
+	if (result == CUDA_OK)
+		result = driver->stream_wait(stream, store->point, 0);
+	return result;
+}
+
+lshard_status cuda_join(lshard_store *base, void *stream)
+{
+	struct cuda *cuda = cuda_of(base);
+	const int pushed = cuda_step(cuda);
+	uint64_t capture = 0;
+	cuda_result result = capture_of(cuda, stream, &capture);
+
+	if (result == CUDA_OK)
+		result = capture ? join_captured(store_of(base), stream, capture) : join_eager(store_of(base), stream);
+	cuda_stepped(cuda, pushed);
+	return failed(base, result, "joining the copies into a stream, windows:", base->plan->windows);
+}
+
+lshard_status cuda_capture(lshard_store *base, void *stream, uint64_t *capture)
+{
+	struct cuda *cuda = cuda_of(base);
+	const int pushed = cuda_step(cuda);
+	uint64_t number = 0;
+	const cuda_result result = capture_of(cuda, stream, &number);
+
+	cuda_stepped(cuda, pushed);
+	if (result != CUDA_OK)
+		return cuda_failed(&cuda->driver, &base->error, result, "series '%s': is the stream being captured?",
+				   base->plan->name);
+	*capture = number;
+	return LSHARD_OK;
+}
+
+/* ---- outside passes ---- */
+
+lshard_status cuda_drain(lshard_store *base)
+{
+	struct cuda *cuda = cuda_of(base);
+	const struct cuda_scope scope = cuda_enter(cuda);
+	const lshard_status status = cuda_settle(store_of(base), 1);
+
+	cuda_leave(cuda, scope);
+	return status;
+}
+
+lshard_status cuda_read(lshard_store *base, uint32_t position, void *destination)
+{
+	struct cuda_store *store = store_of(base);
+	struct cuda *cuda = cuda_of(base);
+	const struct cuda_scope scope = cuda_enter(cuda);
+	lshard_status status = failed(base, copy_layer(store, store->copies, position, (uintptr_t)destination),
+				      "reading the layer at position", position);
+
+	if (status == LSHARD_OK)
+		status = await_copies(store, lshard__deadline_ns(cuda->base.context->timeout_ms), 1);
+	cuda_leave(cuda, scope);
+	return status;
+}
+
+lshard_status cuda_copy(lshard_store *base, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
+			uint64_t width, uint64_t rows)
+{
+	struct cuda_store *store = store_of(base);
+	struct cuda *cuda = cuda_of(base);
+	const struct cuda_scope scope = cuda_enter(cuda);
+	lshard_status status = failed(
+		base, copy_rows(cuda, store->copies, (uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, rows),
+		"copying rows:", (uint32_t)rows);
+
+	if (status == LSHARD_OK)
+		status = await_copies(store, lshard__deadline_ns(cuda->base.context->timeout_ms), 1);
+	cuda_leave(cuda, scope);
+	return status;
+}

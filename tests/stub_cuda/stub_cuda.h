@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * stub_cuda.h - a stand-in for NVIDIA's driver library on machines without a device, and how tests steer it.
+ *
+ * Device memory is host memory in files without names, so what one process exports another really maps. Device pointers
+ * are host pointers: a test may look through them once the streams are done. Streams run their work at once, or late
+ * and in any order that events allow; captures keep the driver's rules and are replayed in any such order.
+ *
+ * Each process steers its own copy; a fork inherits its parent's settings.
+ */
+#ifndef STUB_CUDA_H
+#define STUB_CUDA_H
+
+#include "cuda_calls.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum stub_setting {
+	STUB_VERSION,        /* 13000 */
+	STUB_DEVICES,        /* 8 */
+	STUB_ONE_DEVICE,     /* 1: all device numbers are one physical device */
+	STUB_VIRTUAL_MEMORY, /* attributes; 1 */
+	STUB_DESCRIPTORS,
+	STUB_READ_ONLY,    /* 1: read-only access is granted */
+	STUB_MEMORY_BYTES, /* of a device, as far as this process sees; 1 GiB */
+	STUB_PULL_NS,      /* what any two timed events are apart; 50000 */
+	STUB_LATE,         /* not 0: seed; work runs only when somebody asks for its end */
+	STUB_STUCK,        /* 1: no work ends */
+	STUB_GARBLE,       /* 1: copies change their first byte */
+	STUB_SETTINGS
+};
+
+void stub_cuda_set(enum stub_setting setting, int64_t value);
+/* The @p nth call (1: the next) of the function with this symbol returns @p result; 0 as nth: never. */
+void stub_cuda_fail(const char *symbol, unsigned nth, cuda_result result);
+/* Calls of the function so far. */
+unsigned stub_cuda_calls(const char *symbol);
+/* All settings and counts as at the beginning. */
+void stub_cuda_reset(void);
+/* Contexts, streams, events, memory, mappings, graphs that this process has and has not given back. */
+int stub_cuda_outstanding(void);
+/* Memory of the device that this process has made, and not given back. */
+uint64_t stub_cuda_bytes(void);
+
+#define STUB_DECLARE(member, symbol, parameters) cuda_result symbol parameters;
+CUDA_FUNCTIONS(STUB_DECLARE)
+CUDA_TEST_FUNCTIONS(STUB_DECLARE)
+#undef STUB_DECLARE
+
+#endif

@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * stub_memory.c - see stub_cuda.h: device memory, as files without names. Knows the driver's rules of mapping: a handle
+ * is mapped whole, a mapping is reached only after its access is set, memory lives while anything maps it.
+ */
+#include "stub_world.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define GRANULE ((size_t)2 << 20)
+#define MOST    4096
+
+struct physical {
+	int fd;
+	size_t bytes;
+	int handles;
+	int mappings;
+	int made_here;
+};
+
+/* A reservation (no physical), a mapping onto one, or an allocation (its own reservation and mapping). */
+enum area_kind { FREE, RESERVED, MAPPED, ALLOCATED, OPENED };
+
+struct area {
+	char *address;
+	size_t bytes;
+	struct physical *physical;
+	enum area_kind kind;
+};
+
+static struct area areas[MOST];
+static uint64_t made;
+
+static struct area *area_at(cuda_address address, enum area_kind kind)
+{
+	for (int i = 0; i < MOST; i++)
+		if (areas[i].kind == kind && areas[i].address == (char *)(uintptr_t)address)
+			return &areas[i];
+	return NULL;
+}
+
+static struct area *new_area(void *address, size_t bytes, struct physical *physical, enum area_kind kind)
+{
+	for (int i = 0; i < MOST; i++)
+		if (areas[i].kind == FREE) {
+			areas[i] = (struct area){address, bytes, physical, kind};
+			stub_count(1);
+			return &areas[i];
+		}
+	abort();
+}
+
+static void drop_area(struct area *area)
+{
+	area->kind = FREE;
+	stub_count(-1);
+}
+
+static struct physical *new_physical(int fd, size_t bytes, int made_here)
+{
+	struct physical *physical = calloc(1, sizeof *physical);
+
+	if (!physical)
+		abort();
+	*physical = (struct physical){fd, bytes, 1, 0, made_here};
+	made += made_here ? bytes : 0;
+	stub_count(1);
+	return physical;
+}
+
+static void drop_physical(struct physical *physical)
+{
+	if (physical->handles || physical->mappings)
+		return;
+	close(physical->fd);
+	made -= physical->made_here ? physical->bytes : 0;
+	stub_count(-1);
+	free(physical);
+}
+
+static int new_file(size_t bytes)
+{
+	const int fd = memfd_create("stub device memory", MFD_CLOEXEC);
+
+	if (fd < 0 || ftruncate(fd, (off_t)bytes))
+		abort();
+	return fd;
+}
+
+static int fits(size_t bytes)
+{
+	return bytes <= (uint64_t)stub_setting(STUB_MEMORY_BYTES) &&
+	       made + bytes <= (uint64_t)stub_setting(STUB_MEMORY_BYTES);
+}
+
+uint64_t stub_cuda_bytes(void)
+{
+	return made;
+}
+
+void stub_memory_reset(void)
+{
+	for (int i = 0; i < MOST; i++) {
+		if (areas[i].kind == RESERVED || areas[i].kind == ALLOCATED || areas[i].kind == OPENED)
+			munmap(areas[i].address, areas[i].bytes);
+		areas[i].kind = FREE;
+	}
+	made = 0;
+}
+
+/* ---- physical memory ---- */
+
+cuda_result cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
+{
+	STUB_ENTER();
+	*total = (size_t)stub_setting(STUB_MEMORY_BYTES);
+	*free_bytes = *total - (size_t)made;
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemGetAllocationGranularity(size_t *bytes, const struct cuda_memory_properties *properties, int option)
+{
+	STUB_ENTER();
+	(void)properties;
+	(void)option;
+	*bytes = GRANULE;
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemCreate(cuda_handle *handle, size_t bytes, const struct cuda_memory_properties *properties,
+			uint64_t flags)
+{
+	cuda_result unsafe;
+
+	STUB_ENTER();
+	unsafe = stub_unsafe_call();
+	if (unsafe)
+		return stub_leave(unsafe);
+	if (flags || bytes == 0 || bytes % GRANULE || properties->type != CUDA_PINNED ||
+	    properties->handle_types != CUDA_HANDLE_FD)
+		return stub_leave(STUB_INVALID_VALUE);
+	if (!fits(bytes))
+		return stub_leave(CUDA_NO_MEMORY);
+	*handle = (uintptr_t)new_physical(new_file(bytes), bytes, 1);
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemRelease(cuda_handle handle)
+{
+	struct physical *physical = (struct physical *)(uintptr_t)handle;
+	const cuda_result injected = stub_enter(__func__);
+
+	physical->handles--;
+	drop_physical(physical);
+	return stub_leave(injected);
+}
+
+cuda_result cuMemExportToShareableHandle(void *out, cuda_handle handle, int type, uint64_t flags)
+{
+	STUB_ENTER();
+	if (flags || type != CUDA_HANDLE_FD)
+		return stub_leave(STUB_INVALID_VALUE);
+	*(int *)out = fcntl(((struct physical *)(uintptr_t)handle)->fd, F_DUPFD_CLOEXEC, 0);
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemImportFromShareableHandle(cuda_handle *handle, void *in, int type)
+{
+	const int fd = fcntl((int)(intptr_t)in, F_DUPFD_CLOEXEC, 0);
+	struct stat found;
+
+	STUB_ENTER();
+	if (type != CUDA_HANDLE_FD || fd < 0 || fstat(fd, &found))
+		return stub_leave(STUB_INVALID_HANDLE);
+	*handle = (uintptr_t)new_physical(fd, (size_t)found.st_size, 0);
+	return stub_leave(CUDA_OK);
+}
+
+/* ---- addresses ---- */
+
+cuda_result cuMemAddressReserve(cuda_address *address, size_t bytes, size_t alignment, cuda_address wish,
+				uint64_t flags)
+{
+	char *mapped;
+	char *start;
+
+	STUB_ENTER();
+	if (bytes == 0 || bytes % GRANULE || alignment || wish || flags)
+		return stub_leave(STUB_INVALID_VALUE);
+	mapped = mmap(NULL, bytes + GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (mapped == MAP_FAILED)
+		return stub_leave(CUDA_NO_MEMORY);
+	start = (char *)(((uintptr_t)mapped + GRANULE - 1) & ~(uintptr_t)(GRANULE - 1));
+	if (start != mapped)
+		munmap(mapped, (size_t)(start - mapped));
+	munmap(start + bytes, (size_t)(mapped + bytes + GRANULE - (start + bytes)));
+	new_area(start, bytes, NULL, RESERVED);
+	*address = (uintptr_t)start;
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemAddressFree(cuda_address address, size_t bytes)
+{
+	struct area *area;
+
+	STUB_ENTER();
+	area = area_at(address, RESERVED);
+	if (!area || area->bytes != bytes)
+		return stub_leave(STUB_INVALID_VALUE);
+	for (int i = 0; i < MOST; i++)
+		if (areas[i].kind == MAPPED && areas[i].address >= area->address &&
+		    areas[i].address < area->address + bytes)
+			return stub_leave(STUB_INVALID_VALUE);
+	munmap(area->address, bytes);
+	drop_area(area);
+	return stub_leave(CUDA_OK);
+}
+
+static int is_reserved(const char *address, size_t bytes)
+{
+	for (int i = 0; i < MOST; i++)
+		if (areas[i].kind == RESERVED && address >= areas[i].address &&
+		    address + bytes <= areas[i].address + areas[i].bytes)
+			return 1;
+	return 0;
+}
+
+cuda_result cuMemMap(cuda_address address, size_t bytes, size_t offset, cuda_handle handle, uint64_t flags)
+{
+	struct physical *physical = (struct physical *)(uintptr_t)handle;
+	char *at = (char *)(uintptr_t)address;
+
+	STUB_ENTER();
+	if (offset || flags || bytes != physical->bytes || address % GRANULE || !is_reserved(at, bytes) ||
+	    area_at(address, MAPPED))
+		return stub_leave(STUB_INVALID_VALUE);
+	if (mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, physical->fd, 0) == MAP_FAILED)
+		abort();
+	physical->mappings++;
+	new_area(at, bytes, physical, MAPPED);
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemSetAccess(cuda_address address, size_t bytes, const struct cuda_access *access, size_t count)
+{
+	struct area *area;
+
+	STUB_ENTER();
+	area = area_at(address, MAPPED);
+	if (!area || area->bytes != bytes || count != 1)
+		return stub_leave(STUB_INVALID_VALUE);
+	if (access->flags == CUDA_CAN_READ && !stub_setting(STUB_READ_ONLY))
+		return stub_leave(CUDA_UNSUPPORTED);
+	if (mprotect(area->address, bytes, access->flags == CUDA_CAN_READ ? PROT_READ : PROT_READ | PROT_WRITE))
+		abort();
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemUnmap(cuda_address address, size_t bytes)
+{
+	struct area *area;
+
+	STUB_ENTER();
+	area = area_at(address, MAPPED);
+	if (!area || area->bytes != bytes)
+		return stub_leave(STUB_INVALID_VALUE);
+	if (mmap(area->address, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
+	    MAP_FAILED)
+		abort();
+	area->physical->mappings--;
+	drop_physical(area->physical);
+	drop_area(area);
+	return stub_leave(CUDA_OK);
+}
+
+/* ---- allocations, and the legacy way to share them ---- */
+
+static cuda_address map_whole(struct physical *physical, enum area_kind kind)
+{
+	void *mapped = mmap(NULL, physical->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, physical->fd, 0);
+
+	if (mapped == MAP_FAILED)
+		abort();
+	physical->handles--; /* the mapping holds it */
+	physical->mappings++;
+	new_area(mapped, physical->bytes, physical, kind);
+	return (uintptr_t)mapped;
+}
+
+static cuda_result unmap_whole(cuda_address address, enum area_kind kind)
+{
+	struct area *area = area_at(address, kind);
+
+	if (!area)
+		return STUB_INVALID_VALUE;
+	munmap(area->address, area->bytes);
+	area->physical->mappings--;
+	drop_physical(area->physical);
+	drop_area(area);
+	return CUDA_OK;
+}
+
+cuda_result cuMemAlloc_v2(cuda_address *address, size_t bytes)
+{
+	cuda_result unsafe;
+
+	STUB_ENTER();
+	unsafe = stub_unsafe_call();
+	if (unsafe || bytes == 0)
+		return stub_leave(unsafe ? unsafe : STUB_INVALID_VALUE);
+	if (!fits(bytes))
+		return stub_leave(CUDA_NO_MEMORY);
+	*address = map_whole(new_physical(new_file(bytes), bytes, 1), ALLOCATED);
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuMemFree_v2(cuda_address address)
+{
+	STUB_ENTER();
+	return stub_leave(unmap_whole(address, ALLOCATED));
+}
+
+struct legacy {
+	pid_t process;
+	int fd;
+	size_t bytes;
+};
+
+cuda_result cuIpcGetMemHandle(struct cuda_ipc *handle, cuda_address address)
+{
+	struct legacy legacy = {getpid(), -1, 0};
+	struct area *area;
+
+	STUB_ENTER();
+	area = area_at(address, ALLOCATED);
+	if (!area)
+		return stub_leave(STUB_INVALID_VALUE);
+	legacy.fd = area->physical->fd;
+	legacy.bytes = area->bytes;
+	memcpy(handle, &legacy, sizeof legacy);
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuIpcOpenMemHandle_v2(cuda_address *address, struct cuda_ipc handle, unsigned flags)
+{
+	struct legacy legacy;
+	char path[64];
+	int fd;
+
+	STUB_ENTER();
+	memcpy(&legacy, &handle, sizeof legacy);
+	snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)legacy.process, legacy.fd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || flags != CUDA_IPC_ENABLE_PEER || legacy.process == getpid())
+		return stub_leave(STUB_INVALID_CONTEXT);
+	*address = map_whole(new_physical(fd, legacy.bytes, 0), OPENED);
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuIpcCloseMemHandle(cuda_address address)
+{
+	STUB_ENTER();
+	return stub_leave(unmap_whole(address, OPENED));
+}
