@@ -9,7 +9,7 @@
  *   - every kernel sees, when it runs, the bytes of its layer;
  *   - sequential passes miss nothing, and bring each layer that is brought once per pass.
  *
- * LAYERSHARD_WALK_STEPS: calls in all (1000000). LAYERSHARD_WALK_SEED: run this one configuration only.
+ * LAYERSHARD_WALK_STEPS: calls in all (1500000). LAYERSHARD_WALK_SEED: run this one configuration only.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -322,7 +322,7 @@ static uint64_t number_from(const char *name, uint64_t otherwise)
 
 static void random_walks(void **state)
 {
-	uint64_t steps = number_from("LAYERSHARD_WALK_STEPS", 1000000), seed = number_from("LAYERSHARD_WALK_SEED", 0);
+	uint64_t steps = number_from("LAYERSHARD_WALK_STEPS", 1500000), seed = number_from("LAYERSHARD_WALK_SEED", 0);
 	struct totals totals = {0, 0, 0, 0};
 
 	(void)state;
