@@ -8,5 +8,6 @@ cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build-gpu}
 mkdir -p "$BUILD"
 "${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE -Iinclude -Isrc/core -Isrc/host -Isrc/transport -Itests -Itests/stub_cuda \
-	-o "$BUILD/gpu_check" tests/gpu_check.c tests/threads.c src/core/*.c src/host/*.c src/transport/*.c -lpthread -ldl
+	-o "$BUILD/gpu_check" tests/gpu_check.c tests/gpu_rank.c tests/gpu_times.c tests/threads.c \
+	src/core/*.c src/host/*.c src/transport/*.c -lpthread -ldl
 ${RUN:-} "$BUILD/gpu_check" "$@"

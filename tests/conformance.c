@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * conformance.c - `conformance SPEC threads|forks`: what every transport must do, tried through the public interface.
+ * conformance.c - `conformance SPEC threads|forks [NAME=NUMBER]...`: what every transport must do, tried through the
+ * public interface.
+ *   configurations=N  of walks, where a group of ranks takes long to make
+ *   neighbours=N      devices: the first N ranks are on the first device, the others each on one of their own
+ *   late=SEED         devices that are the tests' stub: work runs late, in an order that follows from the seed
  */
 #include "conformance.h"
 
@@ -31,10 +35,45 @@ static bool describe_subject(const char *spec)
 		}
 		subject.collective = information.collective || strstr(last, "lockstep") != NULL;
 		subject.caller_memory = information.caller_memory;
-		subject.direct = strcmp(last, "shm") == 0;
+		subject.callbacks = strcmp(last, "callback") == 0;
+		subject.memory = information.memory;
+		subject.direct = strcmp(last, "shm") == 0 || strcmp(last, "cuda") == 0;
 		return true;
 	}
 	return false;
+}
+
+static bool take_number(const char *argument)
+{
+	const char *number = strchr(argument, '=');
+	char *end = NULL;
+	long value;
+
+	if (!number)
+		return false;
+	value = strtol(++number, &end, 10);
+	if (end == number || *end || value < 0)
+		return false;
+	if (strncmp(argument, "configurations=", 15) == 0)
+		subject.configurations = (uint32_t)value;
+	else if (strncmp(argument, "neighbours=", 11) == 0)
+		subject.neighbours = (int32_t)value;
+	else if (strncmp(argument, "late=", 5) == 0)
+		subject.late = value;
+	else
+		return false;
+	return true;
+}
+
+static bool take_arguments(int count, char **arguments)
+{
+	if (count < 3 || (strcmp(arguments[2], "threads") != 0 && strcmp(arguments[2], "forks") != 0))
+		return false;
+	subject = (struct subject){.spec = arguments[1], .kind = arguments[2], .configurations = 160};
+	for (int i = 3; i < count; i++)
+		if (!take_number(arguments[i]))
+			return false;
+	return true;
 }
 
 int main(int count, char **arguments)
@@ -46,20 +85,24 @@ int main(int count, char **arguments)
 		cmocka_unit_test(out_of_step_is_found_and_cured),
 		cmocka_unit_test(sources_may_write_in_place),
 		cmocka_unit_test(stripes_are_shards),
+		cmocka_unit_test(layers_of_many_pages_are_right),
 		cmocka_unit_test(callers_memory_is_used_and_given_back),
 		cmocka_unit_test(misuse_has_a_status_and_a_text),
 		cmocka_unit_test(differing_options_are_named),
 		cmocka_unit_test(a_failing_callback_is_seen_by_all),
 		cmocka_unit_test(abort_ends_a_blocked_call),
 		cmocka_unit_test(the_others_go_on_without_a_rank),
+		cmocka_unit_test(updates_begin_in_the_middle_of_a_pass),
+		cmocka_unit_test(a_changed_byte_is_found),
+		cmocka_unit_test(captured_passes_are_replayed),
+		cmocka_unit_test(nothing_stays_on_the_device),
 	};
 
-	if (count != 3 || (strcmp(arguments[2], "threads") != 0 && strcmp(arguments[2], "forks") != 0)) {
-		fprintf(stderr, "usage: conformance SPEC threads|forks\n");
+	if (!take_arguments(count, arguments)) {
+		fprintf(stderr,
+			"usage: conformance SPEC threads|forks [configurations=N] [neighbours=N] [late=SEED]\n");
 		return 2;
 	}
-	subject.spec = arguments[1];
-	subject.kind = arguments[2];
 	if (!describe_subject(arguments[1])) {
 		fprintf(stderr, "conformance: there is no transport '%s'\n", arguments[1]);
 		return 2;

@@ -40,7 +40,7 @@ void foretell(unsigned char *bytes, uint64_t n, uint64_t generation, uint32_t la
 	}
 }
 
-static bool is_foretold(const unsigned char *bytes, uint64_t n, uint64_t generation, uint32_t layer, uint32_t tensor)
+bool is_foretold(const unsigned char *bytes, uint64_t n, uint64_t generation, uint32_t layer, uint32_t tensor)
 {
 	for (uint64_t offset = 0; offset < n; offset += 8) {
 		uint64_t word = word_of(generation, layer, tensor, offset / 8);
@@ -51,6 +51,38 @@ static bool is_foretold(const unsigned char *bytes, uint64_t n, uint64_t generat
 	return true;
 }
 
+/* ---- Memory of the series ---- */
+
+bool rank_write(struct rank *rank, void *to, const void *from, size_t bytes)
+{
+	if (rank->device)
+		return device_copy(rank->device, (uintptr_t)to, (uintptr_t)from, bytes);
+	memcpy(to, from, bytes);
+	return true;
+}
+
+bool rank_read(struct rank *rank, void *to, const void *from, size_t bytes)
+{
+	if (rank->device)
+		return device_copy(rank->device, (uintptr_t)to, (uintptr_t)from, bytes);
+	memcpy(to, from, bytes);
+	return true;
+}
+
+static bool write_tensor(struct rank *rank, uint32_t layer, uint32_t tensor, void *to)
+{
+	const uint64_t bytes = rank->setting->tensors[tensor].bytes;
+	unsigned char *foretold = malloc(bytes);
+	bool right = false;
+
+	if (!foretold)
+		return false;
+	foretell(foretold, bytes, rank->generation, layer, tensor);
+	right = rank_write(rank, to, foretold, bytes);
+	free(foretold);
+	return right;
+}
+
 int fill_layer(void *user, uint32_t layer, void *const *tensors)
 {
 	struct rank *rank = user;
@@ -59,7 +91,8 @@ int fill_layer(void *user, uint32_t layer, void *const *tensors)
 		return 7;
 	rank->calls[layer - rank->setting->first_layer]++;
 	for (uint32_t tensor = 0; tensor < rank->setting->n_tensors; tensor++)
-		foretell(tensors[tensor], rank->setting->tensors[tensor].bytes, rank->generation, layer, tensor);
+		if (!write_tensor(rank, layer, tensor, tensors[tensor]))
+			return 8;
 	return 0;
 }
 
@@ -103,6 +136,19 @@ bool rank_group(struct rank *rank, const struct member *member, const struct set
 	char error[512] = "";
 
 	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1};
+	if (subject.memory == LSHARD_MEMORY_CUDA) {
+		rank->device = device_open(member);
+		if (!rank->device)
+			return false;
+		rank->stream = device_stream(rank->device, 0);
+		options.memory = subject.memory;
+		options.device = device_number(rank->device, member->rank);
+	}
+	if (subject.callbacks) {
+		rank->seat = circle_join(member);
+		EXPECT(member, rank->seat, "a rank failed");
+		options.callbacks = seat_callbacks(rank->seat);
+	}
 	options.rank = member->rank;
 	options.size = member->size;
 	options.transport = subject.spec;
@@ -116,8 +162,40 @@ bool rank_group(struct rank *rank, const struct member *member, const struct set
 	EXPECT(member, lshard_group_create(&options, &rank->group) == LSHARD_OK, "%s", error);
 	return true;
 failed:
+	circle_leave(rank->seat);
+	device_close(rank->device);
+	rank->seat = NULL;
 	rank->group = NULL;
+	rank->device = NULL;
 	return false;
+}
+
+/* How many ranks @p rank can read in place, itself among them. */
+static int32_t reached_by(const struct rank *seen_from, int32_t rank)
+{
+	int32_t reached = 0;
+
+	if (!subject.direct)
+		return 1;
+	if (!seen_from->device)
+		return seen_from->member->size;
+	for (int32_t other = 0; other < seen_from->member->size; other++)
+		reached += device_number(seen_from->device, other) == device_number(seen_from->device, rank);
+	return reached;
+}
+
+int32_t rank_reaches(const struct rank *rank)
+{
+	return reached_by(rank, rank->member->rank);
+}
+
+bool ranks_are_mixed(const struct rank *rank)
+{
+	int32_t most = 1;
+
+	for (int32_t other = 0; other < rank->member->size; other++)
+		most = reached_by(rank, other) > most ? reached_by(rank, other) : most;
+	return most > 1 && most < rank->member->size;
 }
 
 lshard_series_options rank_series_options(const struct setting *setting)
@@ -152,19 +230,26 @@ failed:
 	return false;
 }
 
-bool rank_open(struct rank *rank, const struct member *member, const struct setting *setting)
+bool rank_series(struct rank *rank)
 {
-	lshard_series_options options = rank_series_options(setting);
+	lshard_series_options options = rank_series_options(rank->setting);
 
-	if (!rank_group(rank, member, setting))
-		return false;
-	EXPECT(member, lshard_series_create(rank->group, &options, &rank->series) == LSHARD_OK, "%s",
+	EXPECT(rank->member, lshard_series_create(rank->group, &options, &rank->series) == LSHARD_OK, "%s",
 	       lshard_group_error(rank->group));
 	if (!rank_note_addresses(rank))
 		goto failed;
 	OK_SERIES(rank, lshard_series_commit(rank->series, fill_layer, rank));
 	return true;
 failed:
+	return false;
+}
+
+bool rank_open(struct rank *rank, const struct member *member, const struct setting *setting)
+{
+	if (!rank_group(rank, member, setting))
+		return false;
+	if (rank_series(rank))
+		return true;
 	rank_close(rank);
 	return false;
 }
@@ -173,7 +258,12 @@ bool rank_close(struct rank *rank)
 {
 	bool right = lshard_series_destroy(rank->series) == LSHARD_OK;
 
+	right = rank_looked(rank) && right; /* destroying has waited for the streams */
 	right = lshard_group_destroy(rank->group) == LSHARD_OK && right;
+	circle_leave(rank->seat);
+	device_close(rank->device);
+	rank->seat = NULL;
+	rank->device = NULL;
 	rank->series = NULL;
 	rank->group = NULL;
 	return right;
@@ -189,6 +279,11 @@ bool layer_is_right(struct rank *rank, uint32_t position)
 
 		OK_SERIES(rank, lshard_series_address(rank->series, layer, tensor, &address));
 		EXPECT(rank->member, address == rank->addresses[position][tensor], "layer %u moved", layer);
+		if (rank->device) {
+			if (!device_look(rank, address, setting->tensors[tensor].bytes, layer, tensor))
+				goto failed;
+			continue;
+		}
 		EXPECT(rank->member,
 		       is_foretold(address, setting->tensors[tensor].bytes, rank->generation, layer, tensor),
 		       "layer %u tensor %u has wrong bytes (k %u, layers %u, first %u, placement %d)", layer, tensor,
@@ -199,12 +294,19 @@ failed:
 	return false;
 }
 
+bool rank_looked(struct rank *rank)
+{
+	return !rank->device || device_looked(rank);
+}
+
 bool visit(struct rank *rank, uint32_t position)
 {
 	uint32_t layer = rank->setting->first_layer + position;
 
-	OK_SERIES(rank, lshard_reach(rank->series, layer, NULL));
-	OK_SERIES(rank, lshard_wait(rank->series, layer, NULL));
+	if (rank->device)
+		rank->stream = device_stream(rank->device, rank->stream == device_stream(rank->device, 0));
+	OK_SERIES(rank, lshard_reach(rank->series, layer, rank->stream));
+	OK_SERIES(rank, lshard_wait(rank->series, layer, rank->stream));
 	return layer_is_right(rank, position);
 failed:
 	return false;

@@ -7,8 +7,6 @@
 
 #include "cuda_driver.h"
 
-typedef struct CUgraph_st *cuda_graph;
-typedef struct CUgraphExec_st *cuda_graph_exec;
 typedef struct CUmod_st *cuda_module;
 typedef struct CUfunc_st *cuda_function;
 

@@ -25,7 +25,7 @@ check() { # check NAME COMMAND...
 	}
 }
 
-for test in test_status test_slotmap test_layout test_ring test_no_memory test_local test_shm test_shm_control \
+for test in test_status test_slotmap test_layout test_ring test_no_memory test_local test_shm test_control \
 	test_wrappers test_gguf test_engine; do
 	check "$test" "$build/tests/$test"
 done

@@ -60,7 +60,12 @@ static void add_stripes(struct shm_series *series, uint32_t *n, int32_t size, en
 		row += unit * (uint64_t)(rank % 2 + 1);
 	for (int32_t rank = 0; rank < size; rank++) {
 		uint64_t width = unit * (uint64_t)(rank % 2 + 1);
-		lshard_piece piece = {rank, 0, width, at, row, width, shape == PAGES ? 1 : ROWS};
+		lshard_piece piece = {.rank = rank,
+				      .share_pitch = width,
+				      .layer_offset = at,
+				      .layer_pitch = row,
+				      .width = width,
+				      .rows = shape == PAGES ? 1 : ROWS};
 
 		add_piece(series, n, &piece);
 		at += width;
@@ -76,7 +81,7 @@ void shm_series_plan(struct shm_series *series, const struct member *member, enu
 	memset(series, 0, sizeof *series);
 	series->plan.layer_bytes = 3 * page();
 	for (uint32_t position = 0; position < layers; position++) {
-		lshard_piece whole = {(int32_t)position % member->size, 0, 0, 0, 0, 3 * page(), 1};
+		lshard_piece whole = {.rank = (int32_t)position % member->size, .width = 3 * page(), .rows = 1};
 
 		if (shape == OWNED)
 			add_piece(series, &n, &whole);

@@ -373,9 +373,34 @@ static void the_cause_is_heard_not_its_echo(void **state)
 	assert_int_equal(team_of_processes(3, hears_the_cause, &setting), 0);
 }
 
+/* Legacy handles do not work inside one process; what does, conformance tries. */
+static int is_no_process(const struct member *member)
+{
+	const struct setting *setting = member->user;
+	struct rank rank;
+
+	EXPECT(member, cuda_open_group(&rank, member, setting) == LSHARD_ERR_NOT_SUPPORTED, "%s", rank.error);
+	EXPECT(member, strstr(rank.error, "are threads of one process"), "%s", rank.error);
+	return 0;
+failed:
+	lshard_group_destroy(rank.group);
+	return 1;
+}
+
+static void legacy_handles_need_processes(void **state)
+{
+	struct setting setting = {.spec = "cuda:ipc", .prefetch = 1};
+
+	(void)state;
+	stub_cuda_reset();
+	assert_int_equal(team_of_threads(2, is_no_process, &setting), 0);
+	assert_int_equal(stub_cuda_outstanding(), 0);
+	stub_cuda_reset();
+}
+
 static void slow_links_and_fallbacks_are_told(void **state)
 {
-	struct refusal slow = {{.spec = "cuda:floor=35"},      STUB_PULL_NS, 500000, -1, LSHARD_OK,
+	struct refusal slow = {{.spec = "cuda:ipc+floor=35"},  STUB_LEGACY_PULL_NS, 500000, -1, LSHARD_OK,
 			       "at 33.6 GB/s: the copies seem"};
 	struct refusal legacy = {{.spec = "cuda"}, STUB_DESCRIPTORS, 0, 1, LSHARD_OK, "all use legacy handles"};
 
@@ -448,7 +473,7 @@ static int reports_errors_of_a_pass(const struct member *member)
 		return 1;
 	if (!cuda_one_pass(&rank, LAYERS, rank.streams[0]))
 		goto failed;
-	stub_cuda_fail("cuMemcpyAsync", 1, 719);
+	stub_cuda_fail("cuGraphLaunch", 1, 719);
 	for (uint32_t layer = FIRST; layer < FIRST + LAYERS; layer++) {
 		const lshard_status reached = lshard_reach(rank.series, layer, rank.streams[0]);
 		const lshard_status status = lshard_wait(rank.series, layer, rank.streams[0]);
@@ -613,6 +638,7 @@ int main(int count, char **arguments)
 		cmocka_unit_test(bytes_outlive_their_owner),
 		cmocka_unit_test(what_is_refused_is_told_to_all),
 		cmocka_unit_test(the_cause_is_heard_not_its_echo),
+		cmocka_unit_test(legacy_handles_need_processes),
 		cmocka_unit_test(slow_links_and_fallbacks_are_told),
 		cmocka_unit_test(a_driver_without_read_only_access_will_do),
 		cmocka_unit_test(work_that_does_not_end_keeps_its_memory),

@@ -84,6 +84,19 @@ static void draw_tensor(lshard_tensor *tensor, uint32_t index, uint64_t *random,
 	tensor->bytes = tensor->rows * (tensor->column_bytes ? tensor->column_bytes : 1) * (1 + draw(random, 30));
 }
 
+/* One whose stripes may end at granules of 4096. */
+static void draw_granular(lshard_tensor *tensor, int32_t size, uint64_t *random)
+{
+	const uint64_t granules = (uint64_t)size - 1 + draw(random, 4);
+
+	tensor->stripe = draw(random, 2) ? LSHARD_STRIPE_BYTES : LSHARD_STRIPE_ROWS;
+	tensor->bytes = 4096 * (granules ? granules : 1);
+	tensor->rows = 0;
+	if (tensor->stripe == LSHARD_STRIPE_ROWS)
+		tensor->rows = tensor->bytes % 8192 || draw(random, 2) ? tensor->bytes / 2048 : tensor->bytes / 8192;
+	tensor->column_bytes = 0;
+}
+
 static void draw_sample(struct sample *sample, uint64_t *random)
 {
 	static const uint64_t granules[] = {1, 16, 256, 4096, 16384};
@@ -100,6 +113,9 @@ static void draw_sample(struct sample *sample, uint64_t *random)
 		draw_tensor(&sample->tensors[t], t, random, dimensions);
 	sample->size = 1 + (int32_t)draw(random, MOST_RANKS);
 	sample->granule = granules[draw(random, 5)];
+	for (uint32_t t = 0; dimensions && sample->granule == 4096 && t < sample->options.tensor_count; t++)
+		if (draw(random, 2))
+			draw_granular(&sample->tensors[t], sample->size, random);
 }
 
 static void open_sample(struct sample *sample)
@@ -147,9 +163,14 @@ static void check_tensors(const struct sample *sample)
 	const struct layout *layout = &sample->layout;
 	uint64_t end = 0;
 
-	for (uint32_t t = 0; t < layout->n_tensors; t++) {
+	for (uint32_t turn = 0; turn < 2 * layout->n_tensors; turn++) { /* those cut at granules first */
+		const uint32_t t = turn % layout->n_tensors;
 		uint64_t alignment = sample->tensors[t].alignment > 256 ? sample->tensors[t].alignment : 256;
 
+		if (layout->tensors[t].granular != (turn < layout->n_tensors))
+			continue;
+		if (layout->tensors[t].granular && sample->granule > alignment)
+			alignment = sample->granule;
 		assert_string_equal(layout->tensors[t].name, sample->tensors[t].name);
 		assert_int_equal(layout->tensors[t].bytes, sample->tensors[t].bytes);
 		assert_int_equal(layout->tensors[t].offset % alignment, 0);
@@ -242,6 +263,25 @@ static void check_composable(const struct sample *sample)
 	}
 }
 
+/* What can be mapped into a layer is at granules in every layer; of a tensor cut at granules, all stripes are. */
+static void check_granular(const struct sample *sample)
+{
+	const struct layout *layout = &sample->layout;
+
+	for (uint32_t i = 0; i < layout->first_piece[layout->layers]; i++) {
+		const lshard_piece *piece = &layout->pieces[i];
+
+		if (!piece->granular)
+			continue;
+		assert_int_equal(piece->rows, 1);
+		assert_int_equal((piece->width | piece->layer_offset | piece->share_offset) % sample->granule, 0);
+		assert_true(sample->granule > 256 && layout->layer_bytes % sample->granule == 0);
+	}
+	for (uint32_t t = 0; t < layout->n_tensors; t++)
+		for (int32_t rank = 0; layout->tensors[t].granular && rank < layout->size; rank++)
+			assert_true(!layout_stripe(layout, 0, t, rank) || layout_stripe(layout, 0, t, rank)->granular);
+}
+
 static void check_sources(const struct sample *sample)
 {
 	const struct layout *layout = &sample->layout;
@@ -309,6 +349,7 @@ static void every_byte_has_one_keeper(void **state)
 		check_shares(&sample);
 		check_waste(&sample);
 		check_composable(&sample);
+		check_granular(&sample);
 		check_sources(&sample);
 		check_stripes(&sample);
 		close_sample(&sample);

@@ -125,6 +125,32 @@ static void stripes_of_this_rank_do_not_travel(void **state)
 	}
 }
 
+/* Windows and residents are as large as what others store of a layer, where the own stripe is mapped into them. */
+static void own_stripes_take_no_room_in_windows(void **state)
+{
+	const lshard_tensor tensor = {.name = "w", .bytes = 12 * 4096};
+	const lshard_tensor columns = {
+		.name = "w", .bytes = 12 * 4096, .stripe = LSHARD_STRIPE_COLUMNS, .rows = 12, .column_bytes = 2};
+	lshard_series_options options = series_of(&tensor, 1);
+	lshard_plan_input input = input_of(1, 3, 0);
+	lshard_plan_result result;
+
+	(void)state;
+	options.placement = LSHARD_STRIPED;
+	options.resident_bytes = 2 * 8 * 4096;
+	input.direct = 2;
+	input.granule_bytes = 4096;
+	result = plan(&options, &input);
+	assert_int_equal(result.window_bytes, result.windows * UINT64_C(8) * 4096);
+	assert_int_equal(result.residents, 2);
+	assert_int_equal(result.resident_bytes, 2 * 8 * 4096);
+	input.granule_bytes = 32768; /* less than one for each rank: some would store nothing */
+	assert_int_equal(plan(&options, &input).window_bytes, plan(&options, &input).windows * UINT64_C(12) * 4096);
+	input.granule_bytes = 4096;
+	options.tensors = &columns; /* lie in every page */
+	assert_int_equal(plan(&options, &input).window_bytes, plan(&options, &input).windows * UINT64_C(12) * 4096);
+}
+
 /* ---- Sizes that no machine has ---- */
 
 static void refused(const lshard_series_options *options, const lshard_plan_input *input)
@@ -214,6 +240,7 @@ int main(void)
 		cmocka_unit_test(ranks_in_step_wait_for_each_other),
 		cmocka_unit_test(residents_lie_evenly_on_the_circle),
 		cmocka_unit_test(stripes_of_this_rank_do_not_travel),
+		cmocka_unit_test(own_stripes_take_no_room_in_windows),
 		cmocka_unit_test(a_granule_is_a_power_of_two),
 		cmocka_unit_test(a_series_of_2_to_the_64_bytes_is_refused),
 		cmocka_unit_test(a_group_can_create_no_such_series),

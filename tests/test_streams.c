@@ -109,6 +109,8 @@ static void prepare_does_not_belong_into_a_capture(void **state)
 	sim_capture_begin(member->stream);
 	assert_int_equal(lshard_series_prepare(member->series, member->stream), LSHARD_ERR_STATE);
 	assert_non_null(strstr(lshard_series_error(member->series), "before a capture"));
+	assert_int_equal(lshard_series_join(member->series, member->stream), LSHARD_ERR_STATE);
+	assert_non_null(strstr(lshard_series_error(member->series), "capture again"));
 	sim_capture_abort(member->stream);
 	run_pass(run, 0); /* nothing was changed */
 	run_close(run);

@@ -226,7 +226,7 @@ static bool narrow_open(struct narrow *narrow, const struct member *member)
 	lshard_transport *inner = NULL;
 	lshard_error error = {""};
 
-	*narrow = (struct narrow){.piece = {0, 0, 0, 0, 0, 300, 1}, .first_piece = {0, 1}, .share_bytes = {300, 0}};
+	*narrow = (struct narrow){.piece = {.width = 300, .rows = 1}, .first_piece = {0, 1}, .share_bytes = {300, 0}};
 	narrow->plan = (lshard_store_plan){.name = "narrow",
 					   .layers = 1,
 					   .layer_bytes = 300,

@@ -110,7 +110,14 @@ typedef enum lshard_purpose { LSHARD_FOR_SHARE = 1, LSHARD_FOR_WINDOWS = 2 } lsh
 /**
  * The caller's own memory for shares and windows, where the transport can use it (lshard_transport_info says so;
  * NOT_SUPPORTED otherwise). One call per purpose and series; the memory is given back when the series is destroyed
- * and, for shares, no other rank reads them any more. NULL members: the transport's own memory.
+ * and, for shares, no other rank reads them any more: then, or by a later call that creates or destroys a series or the
+ * group. NULL members: the transport's own memory. All ranks of a series have a source, or none (MISMATCH); striped
+ * layers are then copied whole.
+ *
+ * On a GPU windows may be any memory of the rank's device. A share must be what other processes can open: from
+ * cudaMalloc, or a part of it, as PyTorch's allocator gives it unless expandable_segments or cudaMallocAsync are
+ * chosen; NOT_SUPPORTED otherwise. What another rank still reads when the group is destroyed is not given back, and a
+ * warning says so.
  */
 typedef struct lshard_memory_source {
 	void *(*allocate)(void *user, lshard_purpose purpose, size_t bytes, size_t alignment);
@@ -126,6 +133,43 @@ typedef struct lshard_bootstrap {
 	int (*allgather)(void *user, const void *send, void *receive, size_t bytes);
 	void *user;
 } lshard_bootstrap;
+
+/**
+ * The caller's collectives, for the transport "callback": whatever broadcasts and all-gathers among the ranks can carry
+ * the layers, step by step on all of them. For a communicator that nothing else uses: the library makes the same calls
+ * in the same order on every rank, whatever the ranks do.
+ *
+ * All are called by one thread of the library's own, one at a time; the caller's threads go on meanwhile. They must not
+ * call the library, and must return: lshard_group_abort waits 0.3 s for that, lshard_group_destroy as long as the
+ * deadline; then the thread is left to itself, with all memory. A failure is a negative status (PEER_FAILED, TRANSPORT,
+ * ...) with a text in @p error: the library then calls stop and nothing else, and every call on the group returns that
+ * status and text.
+ *
+ * broadcast  start to bring @p count bytes at @p bytes from rank @p root to the same place on the others; those of the
+ *            root are only read. *work is the caller's own: finish gets it once the call returned OK.
+ * allgather  start an all-gather: every rank gives @p count bytes at @p send and gets those of all ranks, in rank
+ *            order, at @p receive.
+ * finish     wait for what was started, at most @p timeout_ms. OK: it is done. IN_PROGRESS: not yet, it goes on and
+ *            finish is called again. ABORTED: it is given up although memory may still be touched, which is then
+ *            never freed. Anything else: it failed, and memory is not touched any more.
+ * stop       this rank takes part in nothing any more: what the others wait for should fail. What is in progress should
+ *            end; finish is called for it until it does, or timeout_ms of the group have passed: then its memory is
+ *            never freed. Once per group at most, by lshard_group_abort, lshard_group_destroy or a failure; may be NULL.
+ */
+typedef struct lshard_callbacks {
+	lshard_status (*broadcast)(void *user, void *bytes, size_t count, int32_t root, void **work, char *error,
+				   size_t error_bytes);
+	lshard_status (*allgather)(void *user, const void *send, void *receive, size_t count, void **work, char *error,
+				   size_t error_bytes);
+	lshard_status (*finish)(void *user, void *work, uint32_t timeout_ms, char *error, size_t error_bytes);
+	void (*stop)(void *user);
+	void *user;
+} lshard_callbacks;
+
+#define LSHARD_CALLBACKS_INIT                                                                                          \
+	{                                                                                                              \
+		NULL, NULL, NULL, NULL, NULL                                                                           \
+	}
 
 typedef enum lshard_log_level {
 	LSHARD_LOG_ERROR = 0,
@@ -165,12 +209,13 @@ typedef struct lshard_group_options {
 	lshard_log_level log_level; /* lines above it are not made; default INFO */
 	char *error;                /* where a failing lshard_group_create writes its text; may be NULL */
 	size_t error_bytes;
+	lshard_callbacks callbacks; /* for the transport "callback"; all NULL: none */
 } lshard_group_options;
 
 #define LSHARD_GROUP_OPTIONS_INIT                                                                                      \
 	{                                                                                                              \
 		sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, {NULL, NULL},        \
-			{NULL, NULL, NULL}, NULL, NULL, LSHARD_LOG_INFO, NULL, 0                                       \
+			{NULL, NULL, NULL}, NULL, NULL, LSHARD_LOG_INFO, NULL, 0, LSHARD_CALLBACKS_INIT                \
 	}
 
 /**
@@ -451,9 +496,11 @@ LSHARD_API const char *lshard_series_error(const lshard_series *series);
 
 /**
  * Check every layer as this rank sees it against hashes made by the ranks that store it.
- * Scope: collective.  Blocks: reads the whole series.  Ends every view; host memory only.
+ * Scope: collective.  Blocks: reads the whole series.  Ends every view.  Capture: not allowed.
+ * Cost:  device memory is seen through a buffer of at most 16 MiB, allocated for the call.
  * @param hash  of the whole series as this rank sees it, the same on all ranks and for all placements; may be NULL.
- * @return OK; CORRUPT naming layer and rank; as wait otherwise.
+ * @return OK; CORRUPT naming layer and rank; NO_MEMORY; NOT_SUPPORTED where the transport cannot copy to the host; as
+ *         wait otherwise.
  */
 LSHARD_API lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash);
 
@@ -464,8 +511,8 @@ typedef struct lshard_plan_input {
 	int32_t rank; /* 0..size-1 */
 	int32_t size;
 	int32_t collective;        /* 1: as on a collective transport */
-	int32_t direct;            /* 1: ranks share memory; nothing moves */
-	uint64_t granule_bytes;    /* allocation granule of the transport; 0: 1 */
+	int32_t direct;            /* sum of 1: ranks share memory, nothing moves; 2: own stripes are part of windows */
+	uint64_t granule_bytes;    /* what the transport maps memory by, where direct is not 0; 0: 1 */
 	uint64_t compute_ns;       /* per layer; 0: no exposure is predicted */
 	uint64_t link_bytes_per_s; /* into one rank; 0: no exposure is predicted */
 } lshard_plan_input;

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define LSHARD_TRANSPORT_ABI 1
+#define LSHARD_TRANSPORT_ABI 2
 
 typedef enum lshard_capability {
 	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
@@ -35,7 +35,8 @@ typedef enum lshard_capability {
 	LSHARD_CAP_DIRECT =
 		1 << 3, /* ranks compute from each other's shares in place: peer() is there, windows are not used */
 	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shares and windows may come from lshard_memory_source */
-	LSHARD_CAP_OUTLIVES = 1 << 5       /* a share stays readable after its rank died or destroyed the series */
+	LSHARD_CAP_OUTLIVES = 1 << 5,      /* a share stays readable after its rank died or destroyed the series */
+	LSHARD_CAP_COMPOSES = 1 << 6       /* one-sided: cells are put together by mapping; copy() is there */
 } lshard_capability;
 
 /** A text of bounded length; where errors are told. */
@@ -67,6 +68,7 @@ typedef struct lshard_context {
 	void (*release)(const struct lshard_context *context, void *pointer);
 	void (*log)(const struct lshard_context *context, lshard_log_level level, const char *format, ...);
 	void *group;
+	lshard_callbacks callbacks; /* the caller's; all NULL: none */
 } lshard_context;
 
 typedef struct lshard_transport {
@@ -78,6 +80,7 @@ typedef struct lshard_transport {
 /** A range of a layer that one rank keeps: `rows` runs of `width` bytes; contiguous where rows is 1. */
 typedef struct lshard_piece {
 	int32_t rank;          /* whose share it is in */
+	int32_t granular;      /* 1: begins and ends at granules, in the share and in the layer, as in every layer */
 	uint64_t share_offset; /* in that rank's share */
 	uint64_t share_pitch;  /* from one run to the next there */
 	uint64_t layer_offset; /* in the packed layer */
@@ -96,9 +99,17 @@ typedef struct lshard_store_plan {
 	uint32_t cells;                 /* windows and residents of this rank; 0 is allowed */
 	uint32_t windows;               /* the first of them */
 	int direct;                     /* 1: peer() will be asked for layers in reach, see direct() */
+	/*
+	 * 1 (CAP_COMPOSES only): granular pieces that are this rank's own or in reach (see direct()) are found in place
+	 * in the cell of their layer and are never copied there. The pieces of all layers lie alike, and a cell is as
+	 * large as what is not found in place.
+	 */
+	int composed;
 	const lshard_piece *pieces;
 	const uint32_t
-		*first_piece; /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
+		*first_piece;    /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
+	const uint32_t *cell_of; /* [layers] where each layer comes, LSHARD_NO_CELL: nowhere; NULL: anywhere */
+	uint64_t alignment;      /* of the tensors in a layer: what memory_source is asked for */
 	lshard_memory_source memory_source;
 } lshard_store_plan;
 
@@ -166,7 +177,11 @@ typedef struct lshard_transport_ops {
 	/* Addresses, fixed for the life of the store. */
 	void *(*share)(lshard_store *store);                                  /* NULL if share_bytes is 0 */
 	void *(*cell)(lshard_store *store, uint32_t cell, uint32_t position); /* the layer as one range */
-	void *(*peer)(lshard_store *store, uint32_t position); /* CAP_DIRECT: the layer as one range, in place */
+	/*
+	 * CAP_DIRECT: the layer as one range, in place. CAP_COMPOSES: of layers that are one piece, also where copy()
+	 * can read them.
+	 */
+	void *(*peer)(lshard_store *store, uint32_t position);
 	/*
 	 * CAP_DIRECT, optional: 1 if this rank can compute from the share of @p rank in place; the answer never
 	 * changes. Whole layers are read in place from those ranks that can, striped ones if all can; the others' go
@@ -223,8 +238,8 @@ typedef struct lshard_transport_ops {
 
 	/*
 	 * Optional: copy @p rows runs of @p width bytes between addresses of this store (share, cell, peer) or of
-	 * another store of the transport, and return when they are there. Only outside passes. NULL: the processor can
-	 * reach them, memcpy does.
+	 * another store of the transport or host memory, and return when they are there. What was fetched before comes
+	 * first. Only outside passes. NULL: the processor can reach them, memcpy does.
 	 */
 	lshard_status (*copy)(lshard_store *store, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
 			      uint64_t width, uint64_t rows);

@@ -149,7 +149,8 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 				    .allocate = context_allocate,
 				    .release = context_release,
 				    .log = context_log,
-				    .group = group};
+				    .group = group,
+				    .callbacks = options->callbacks};
 	status = find_rank(context, options, error);
 	if (status >= 0)
 		status = find_timeout(context, options, error);
@@ -260,16 +261,19 @@ static lshard_status create(const lshard_group_options *options, lshard_group **
 lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group)
 {
 	lshard_error error = {""};
+	lshard_group_options full = LSHARD_GROUP_OPTIONS_INIT;
 	lshard_status status;
 
 	if (!options || !group)
 		return LSHARD_ERR_INVALID;
-	if (options->struct_size != sizeof *options)
+	if (options->struct_size < offsetof(lshard_group_options, callbacks) || options->struct_size > sizeof full)
 		status = lshard_fail(&error, LSHARD_ERR_INVALID,
 				     "struct_size %zu is not %zu: use LSHARD_GROUP_OPTIONS_INIT", options->struct_size,
-				     sizeof *options);
-	else
-		status = create(options, group, &error);
+				     sizeof full);
+	else {
+		memcpy(&full, options, options->struct_size); /* of an earlier header: what it lacks stays unset */
+		status = create(&full, group, &error);
+	}
 	if (status < 0 && options->error && options->error_bytes)
 		snprintf(options->error, options->error_bytes, "%s", error.text);
 	return status;

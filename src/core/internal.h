@@ -26,7 +26,7 @@ enum meeting {
 	MEET_VERIFY
 };
 
-#define CARD_VALUES 6
+#define CARD_VALUES 7
 
 struct meeting_card {
 	int32_t meeting;
@@ -64,6 +64,7 @@ struct counters {
 /* What the ring was before a capture began. */
 struct capture {
 	uint64_t number; /* 0: no capture */
+	uint64_t spoilt; /* of the last one into which something came that cannot be captured */
 	uint32_t position;
 	bool passed;
 	struct ring_slot *slots; /* [n_slots] */
@@ -151,6 +152,11 @@ lshard_status agree_on_series(lshard_group *group, const lshard_series_options *
 
 /* Forget every window, and start filling each with its first layer. */
 void pass_restart(lshard_series *series);
+/*
+ * Where there are streams: the program is at the layer, which is there or coming, for the library's own eyes. No stream
+ * is ordered after it; the transport's copy is.
+ */
+lshard_status pass_bring(lshard_series *series, uint32_t position);
 /* Nothing of this rank reads or writes any more. */
 lshard_status pass_drain(lshard_series *series);
 

@@ -18,6 +18,11 @@ static uint64_t round_up(uint64_t value, uint64_t unit)
 	return (value + unit - 1) / unit * unit;
 }
 
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
 /* ---- Checking what the caller described ---- */
 
 static lshard_status check_name(const char *what, const char *name, lshard_error *error)
@@ -91,26 +96,68 @@ static lshard_status check_options(const lshard_series_options *options, lshard_
 
 /* ---- Packing a layer ---- */
 
-/* Puts the tensors one behind the other; returns the bytes used and the largest alignment met. */
+static bool has_stripes(const struct layout *layout)
+{
+	for (uint32_t index = 0; index < layout->n_tensors; index++)
+		if (layout->tensors[index].stripe != LSHARD_STRIPE_BYTES)
+			return true;
+	return false;
+}
+
+/* Do the stripes of a tensor that begins at a granule end at granules? Where anything will do, none may be empty. */
+static bool can_be_granular(const struct layout *layout, const lshard_tensor *tensor)
+{
+	const uint64_t size = (uint32_t)layout->size;
+	uint64_t row_bytes;
+
+	if (layout->placement != LSHARD_STRIPED || layout->granule <= LAYOUT_ALIGNMENT)
+		return false;
+	if (tensor->stripe == LSHARD_STRIPE_BYTES)
+		return tensor->bytes % layout->granule == 0 && tensor->bytes / layout->granule >= size;
+	if (tensor->stripe != LSHARD_STRIPE_ROWS)
+		return false;
+	row_bytes = tensor->bytes / tensor->rows;
+	return row_bytes % layout->granule == 0 ||
+	       (tensor->rows % size == 0 && tensor->bytes / size % layout->granule == 0);
+}
+
+static void describe_tensors(struct layout *layout, const lshard_series_options *options)
+{
+	for (uint32_t index = 0; index < options->tensor_count; index++) {
+		const lshard_tensor *from = &options->tensors[index];
+		struct layout_tensor *tensor = &layout->tensors[index];
+
+		strcpy(tensor->name, from->name);
+		tensor->bytes = from->bytes;
+		tensor->stripe = from->stripe;
+		layout->alignment = larger(layout->alignment, larger(from->alignment, LAYOUT_ALIGNMENT));
+		tensor->rows = from->stripe == LSHARD_STRIPE_BYTES ? 0 : from->rows;
+		tensor->column_bytes = from->stripe == LSHARD_STRIPE_COLUMNS ? from->column_bytes : 0;
+	}
+	for (uint32_t index = 0; index < options->tensor_count && has_stripes(layout); index++)
+		layout->tensors[index].granular = can_be_granular(layout, &options->tensors[index]);
+}
+
+/*
+ * Puts the tensors one behind the other, those first that are cut at granules, so that what is lost to granules is
+ * less than one; returns the bytes used and the largest alignment met.
+ */
 static uint64_t pack_tensors(struct layout *layout, const lshard_series_options *options, uint64_t *alignment)
 {
 	uint64_t offset = 0;
 
 	*alignment = LAYOUT_ALIGNMENT;
-	for (uint32_t index = 0; index < options->tensor_count; index++) {
-		const lshard_tensor *from = &options->tensors[index];
+	for (uint32_t turn = 0; turn < 2 * options->tensor_count; turn++) {
+		const uint32_t index = turn % options->tensor_count;
 		struct layout_tensor *tensor = &layout->tensors[index];
-		const uint64_t own = from->alignment > LAYOUT_ALIGNMENT ? from->alignment : LAYOUT_ALIGNMENT;
+		const uint64_t own = larger(options->tensors[index].alignment,
+					    tensor->granular ? layout->granule : LAYOUT_ALIGNMENT);
 
-		strcpy(tensor->name, from->name);
+		if (tensor->granular != (turn < options->tensor_count))
+			continue;
 		tensor->offset = round_up(offset, own);
-		tensor->bytes = from->bytes;
-		tensor->stripe = from->stripe;
-		tensor->rows = from->stripe == LSHARD_STRIPE_BYTES ? 0 : from->rows;
-		tensor->column_bytes = from->stripe == LSHARD_STRIPE_COLUMNS ? from->column_bytes : 0;
 		offset = tensor->offset + tensor->bytes;
-		if (own > *alignment)
-			*alignment = own;
+		*alignment = larger(*alignment, own);
 	}
 	return offset;
 }
@@ -152,8 +199,9 @@ static lshard_piece whole(int32_t rank, uint64_t layer_offset, uint64_t bytes)
 }
 
 /* What `rank` keeps of one tensor; width 0 when nothing. */
-static lshard_piece stripe_of(const struct layout_tensor *tensor, int32_t rank, int32_t n)
+static lshard_piece stripe_of(const struct layout *layout, const struct layout_tensor *tensor, int32_t rank)
 {
+	const int32_t n = layout->size;
 	const uint64_t row_bytes = tensor->rows ? tensor->bytes / tensor->rows : 0;
 	uint64_t begin, end;
 	lshard_piece piece;
@@ -171,91 +219,104 @@ static lshard_piece stripe_of(const struct layout_tensor *tensor, int32_t rank, 
 		piece.layer_pitch = row_bytes;
 		return piece;
 	default:
-		cut(tensor->bytes, LAYOUT_ALIGNMENT, rank, n, &begin, &end);
+		cut(tensor->bytes, tensor->granular ? layout->granule : LAYOUT_ALIGNMENT, rank, n, &begin, &end);
 		return whole(rank, tensor->offset + begin, end - begin);
 	}
 }
 
-static bool has_stripes(const struct layout *layout)
+/*
+ * What a rank keeps of a layer: first what is cut at granules, then the rest. In a share the former parts of all layers
+ * come first, so that only the share's end is no whole granule.
+ */
+struct stripe_bytes {
+	uint64_t granular;
+	uint64_t rest;
+};
+
+/* The next piece of a rank in the order of its share. */
+static void add_piece(struct layout *layout, uint32_t *count, lshard_piece piece, struct stripe_bytes *used)
 {
-	for (uint32_t index = 0; index < layout->n_tensors; index++)
-		if (layout->tensors[index].stripe != LSHARD_STRIPE_BYTES)
-			return true;
-	return false;
+	uint64_t *end = piece.granular ? &used->granular : &used->rest;
+
+	if (piece.width == 0 || piece.rows == 0)
+		return;
+	piece.share_offset = round_up(*end, LAYOUT_ALIGNMENT);
+	*end = piece.share_offset + piece.width * piece.rows;
+	layout->pieces[(*count)++] = piece;
 }
 
 /*
- * The pieces of the first layer, share offsets counted from the layer's place in each share. Tensors that are cut where
- * anything will do are cut as one, at granules, so that the ranks' pages can be put together; a stripe dimension cuts
- * each tensor for itself.
+ * The pieces of the first layer, share offsets counted from the place of the layer's granular part or its rest in each
+ * share. Tensors that are cut where anything will do are cut as one, at granules, so that the ranks' pages can be put
+ * together; a stripe dimension cuts each tensor for itself.
  */
-static uint32_t cut_layer(struct layout *layout, lshard_piece *pieces, uint64_t *stripe_bytes)
+static uint32_t cut_layer(struct layout *layout, struct stripe_bytes *bytes)
 {
+	const uint64_t unit = larger(layout->granule, LAYOUT_ALIGNMENT);
 	const bool by_tensor = has_stripes(layout);
-	const uint64_t unit = layout->granule > LAYOUT_ALIGNMENT ? layout->granule : LAYOUT_ALIGNMENT;
 	uint32_t count = 0;
 
 	for (int32_t rank = 0; rank < layout->size; rank++) {
-		uint64_t used = 0;
+		struct stripe_bytes used = {0, 0};
 
 		for (uint32_t index = 0; index < (by_tensor ? layout->n_tensors : 1); index++) {
 			lshard_piece piece;
 			uint64_t begin, end;
 
 			if (by_tensor) {
-				piece = stripe_of(&layout->tensors[index], rank, layout->size);
+				piece = stripe_of(layout, &layout->tensors[index], rank);
+				piece.granular = layout->tensors[index].granular;
 			} else {
 				cut(layout->layer_bytes, unit, rank, layout->size, &begin, &end);
 				piece = whole(rank, begin, end - begin);
+				piece.granular = layout->granule > LAYOUT_ALIGNMENT;
 			}
-			if (piece.width == 0 || piece.rows == 0)
-				continue;
-			piece.share_offset = round_up(used, LAYOUT_ALIGNMENT);
-			used = piece.share_offset + piece.width * piece.rows;
-			pieces[count++] = piece;
+			add_piece(layout, &count, piece, &used);
 		}
-		stripe_bytes[rank] = round_up(used, by_tensor ? LAYOUT_ALIGNMENT : unit);
+		bytes[rank] = (struct stripe_bytes){used.granular, round_up(used.rest, LAYOUT_ALIGNMENT)};
 	}
 	return count;
 }
 
-static bool piece_is_composable(const struct layout *layout, const lshard_piece *piece, uint64_t stripe_bytes)
+static bool piece_is_composable(const struct layout *layout, const lshard_piece *piece)
 {
-	return piece->rows == 1 && piece->width % layout->granule == 0 && piece->layer_offset % layout->granule == 0 &&
-	       piece->share_offset % layout->granule == 0 && stripe_bytes % layout->granule == 0;
+	return piece->rows == 1 && (piece->width | piece->layer_offset | piece->share_offset) % layout->granule == 0;
 }
 
-/* STRIPED: every layer has the pieces of the first one, one layer's stripe further on in each share. */
-static void repeat_pieces(struct layout *layout, uint32_t per_layer, const uint64_t *stripe_bytes)
+/* STRIPED: every layer has the pieces of the first one, further on in each share. */
+static void repeat_pieces(struct layout *layout, uint32_t per_layer, const struct stripe_bytes *bytes)
 {
-	layout->composable = true;
-	for (uint32_t index = 0; index < per_layer; index++)
-		layout->composable &=
-			piece_is_composable(layout, &layout->pieces[index], stripe_bytes[layout->pieces[index].rank]);
-	for (uint32_t position = 0; position < layout->layers; position++) {
-		layout->first_piece[position] = position * per_layer;
-		for (uint32_t index = 0; index < per_layer; index++) {
+	const uint32_t layers = layout->layers;
+
+	for (uint32_t index = 0; index < per_layer; index++) {
+		const lshard_piece first = layout->pieces[index];
+		const struct stripe_bytes *of = &bytes[first.rank];
+
+		for (uint32_t position = 0; position < layers; position++) {
 			lshard_piece *piece = &layout->pieces[position * per_layer + index];
 
-			*piece = layout->pieces[index];
-			piece->share_offset += position * stripe_bytes[piece->rank];
+			*piece = first;
+			piece->share_offset +=
+				first.granular ? position * of->granular : layers * of->granular + position * of->rest;
 		}
 	}
-	layout->first_piece[layout->layers] = layout->layers * per_layer;
+	for (uint32_t position = 0; position <= layers; position++)
+		layout->first_piece[position] = position * per_layer;
 	for (int32_t rank = 0; rank < layout->size; rank++)
-		layout->share_bytes_of[rank] = layout->layers * stripe_bytes[rank];
+		layout->share_bytes_of[rank] = layers * (bytes[rank].granular + bytes[rank].rest);
+	layout->composable = true;
+	for (uint32_t index = 0; index < layers * per_layer && layout->composable; index++)
+		layout->composable = piece_is_composable(layout, &layout->pieces[index]);
 }
 
 static lshard_status stripe_layers(struct layout *layout, const struct layout_memory *memory)
 {
-	uint64_t *stripe_bytes = memory->allocate(memory->user, (size_t)layout->size * sizeof *stripe_bytes);
-	uint32_t per_layer;
+	struct stripe_bytes *bytes = memory->allocate(memory->user, (size_t)layout->size * sizeof *bytes);
 
-	if (!stripe_bytes)
+	if (!bytes)
 		return LSHARD_ERR_NO_MEMORY;
-	per_layer = cut_layer(layout, layout->pieces, stripe_bytes);
-	repeat_pieces(layout, per_layer, stripe_bytes);
-	memory->release(memory->user, stripe_bytes);
+	repeat_pieces(layout, cut_layer(layout, bytes), bytes);
+	memory->release(memory->user, bytes);
 	return LSHARD_OK;
 }
 
@@ -318,6 +379,7 @@ static lshard_status lay_out(struct layout *layout, const lshard_series_options 
 	layout->tensors = memory->allocate(memory->user, options->tensor_count * sizeof *layout->tensors);
 	if (!layout->tensors)
 		goto no_memory;
+	describe_tensors(layout, options);
 	packed = pack_tensors(layout, options, &alignment);
 	if (packed > MAX_LAYER_BYTES)
 		return lshard_fail(error, LSHARD_ERR_INVALID, "series '%s': a layer of %llu bytes is more than 2^44",

@@ -19,6 +19,7 @@ struct layout_tensor {
 	lshard_stripe stripe;
 	uint64_t rows;
 	uint64_t column_bytes;
+	bool granular; /* begins at a granule and is cut at granules; such tensors come first */
 };
 
 struct layout {
@@ -30,6 +31,7 @@ struct layout {
 	uint32_t n_tensors;
 	struct layout_tensor *tensors;
 	uint64_t layer_bytes; /* packed, a multiple of the granule */
+	uint64_t alignment;   /* the largest of a tensor's */
 	bool composable;      /* every piece begins and ends at a granule: a layer can be mapped together from shares */
 	uint64_t *share_bytes_of; /* [n] */
 	uint32_t *first_piece;    /* [N + 1] */

@@ -163,14 +163,17 @@ static lshard_status keep_stripe(lshard_series *series, uint32_t position, const
 	return LSHARD_OK;
 }
 
-/* The layer that rank @p source has staged: where it lies, or brought into a cell, which nobody uses while loading. */
+/*
+ * The layer that rank @p source has staged: where it lies, or brought into a cell, which nobody uses while loading. A
+ * cell that is put together has no room for it.
+ */
 static lshard_status take_stripe(lshard_series *series, struct staging *staging, uint32_t position, int32_t source)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	const uint8_t *layer;
 	lshard_status status = LSHARD_OK;
 
-	if (series->scheme.direct) {
+	if (series->scheme.direct || series->scheme.link.composes) {
 		layer = ops->peer(staging->store, (uint32_t)source);
 	} else {
 		uint8_t *cell = ops->cell(series->store, 0, position);

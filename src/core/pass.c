@@ -72,6 +72,14 @@ static void leave_capture(lshard_series *series)
 	series->capture.number = 0;
 }
 
+/* What follows cannot be captured: the rest of a capture would miss it. */
+static void spoil_capture(lshard_series *series)
+{
+	if (series->capture.number)
+		series->capture.spoilt = series->capture.number;
+	leave_capture(series);
+}
+
 static void enter_capture(lshard_series *series, uint64_t number)
 {
 	memcpy(series->capture.slots, series->slots, series->scheme.map.n_slots * sizeof *series->slots);
@@ -99,6 +107,13 @@ static lshard_status follow_capture(lshard_series *series, void *stream)
 				   series->store->error.text);
 	if (number == series->capture.number)
 		return LSHARD_OK;
+	if (number && number == series->capture.spoilt)
+		return lshard_fail(&series->error, LSHARD_ERR_STATE,
+				   SERIES_FORMAT
+				   ": something that cannot be captured came between the calls of this "
+				   "capture (an update, a rewind, a verification, a prepare, a region that "
+				   "does not end as it began): end it and capture again",
+				   SERIES_NAMES(series));
 	leave_capture(series);
 	if (number)
 		enter_capture(series, number);
@@ -347,7 +362,7 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 	if (status < 0)
 		return status;
 	if (series->capture.number) {
-		leave_capture(series);
+		spoil_capture(series); /* what is captured already has moved the windows on */
 		return lshard_fail(&series->error, LSHARD_ERR_STATE,
 				   SERIES_FORMAT ": prepare comes before a capture, not into it", SERIES_NAMES(series));
 	}
@@ -384,7 +399,11 @@ static lshard_status end_capture(lshard_series *series)
 		if (first != last || first != slotmap_next(map, slot, 0))
 			break;
 	}
-	leave_capture(series);
+	if (failed < 0 || slot < map->n_slots)
+		spoil_capture(
+			series); /* a further region in the same capture would find other windows than it thinks */
+	else
+		leave_capture(series);
 	if (failed < 0)
 		return lshard_fail(&series->error, failed, SERIES_FORMAT ": a fetch could not be captured: %s",
 				   SERIES_NAMES(series), series->store->error.text);
@@ -413,13 +432,13 @@ lshard_status lshard_series_join(lshard_series *series, void *stream)
 	if (!series->capture.number)
 		return status;
 	if (status < 0) {
-		leave_capture(series);
+		spoil_capture(series);
 		return status;
 	}
 	return end_capture(series);
 }
 
-/* ---- For load.c ---- */
+/* ---- For load.c and verify.c ---- */
 
 void pass_restart(lshard_series *series)
 {
@@ -430,12 +449,23 @@ void pass_restart(lshard_series *series)
 	start_all_fetches(series, NULL);
 }
 
+lshard_status pass_bring(lshard_series *series, uint32_t position)
+{
+	const uint32_t slot = series->scheme.map.slot_of[position];
+
+	ring_reach(&series->ring, position);
+	start_fetches(series, NULL);
+	if (series->scheme.place[position] != PLACE_WINDOW || series->slot_status[slot] >= 0)
+		return LSHARD_OK;
+	return await_slot(series, position, slot, NULL); /* tells what failed */
+}
+
 lshard_status pass_drain(lshard_series *series)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	lshard_status status = LSHARD_OK;
 
-	leave_capture(series);
+	spoil_capture(series);
 	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
 		status = ops->retire(series->store, LSHARD_NO_CELL, series->streams[number]);
 	if (status >= 0)
@@ -455,7 +485,7 @@ lshard_status lshard_series_rewind(lshard_series *series)
 	if (status < 0)
 		return status;
 	if (!group_collective(group)) {
-		leave_capture(series);
+		spoil_capture(series);
 		ring_prepare(&series->ring);
 		start_fetches(series, NULL);
 		return LSHARD_OK;

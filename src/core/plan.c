@@ -163,9 +163,9 @@ static void describe(const struct scheme *scheme, lshard_plan_result *result)
 	result->replicated_bytes = layout->layer_bytes * layout->layers;
 	result->share_bytes = layout->share_bytes_of[scheme->link.rank];
 	result->windows = scheme->windows;
-	result->window_bytes = layout->layer_bytes * scheme->windows;
+	result->window_bytes = scheme->cell_bytes * scheme->windows;
 	result->residents = scheme->residents;
-	result->resident_bytes = layout->layer_bytes * scheme->residents;
+	result->resident_bytes = scheme->cell_bytes * scheme->residents;
 	result->fetched_layers = leads.fetched;
 	result->shortest_lead = leads.shortest;
 	result->late_count = leads.late;
@@ -188,7 +188,8 @@ lshard_status lshard_plan(const lshard_series_options *options, const lshard_pla
 			     &(struct scheme_link){.rank = input->rank,
 						   .size = input->size,
 						   .collective = input->collective != 0,
-						   .direct = input->direct != 0,
+						   .direct = input->direct & 1,
+						   .composes = input->direct & 2,
 						   .granule = input->granule_bytes},
 			     &plan_memory, NULL);
 	if (status < 0)

@@ -63,7 +63,7 @@ static uint64_t most_lacking(const struct scheme *scheme)
 /* As many as fit, spread evenly round the circle; what is left stays in remote. */
 static void choose_residents(struct scheme *scheme, uint64_t resident_bytes)
 {
-	const uint64_t fit = resident_bytes / scheme->layout.layer_bytes;
+	const uint64_t fit = resident_bytes / (scheme->cell_bytes ? scheme->cell_bytes : 1);
 	const uint32_t candidates = scheme->n_remote;
 	const uint64_t kept = fit >= most_lacking(scheme) ? candidates : fit;
 	uint32_t left = 0;
@@ -80,17 +80,32 @@ static void choose_residents(struct scheme *scheme, uint64_t resident_bytes)
 	scheme->n_remote = left;
 }
 
-static uint64_t count_incoming(const struct scheme *scheme)
+/* Is the piece part of its layer's cell by mapping? */
+static bool is_in_place(const struct scheme *scheme, const lshard_piece *piece)
+{
+	const struct scheme_link *link = &scheme->link;
+	const bool reached = piece->rank == link->rank || (link->direct && reaches(link, piece->rank));
+
+	return link->composes && reached && piece->granular;
+}
+
+static void measure_cells(struct scheme *scheme)
 {
 	const struct layout *layout = &scheme->layout;
-	uint64_t bytes = 0;
 
+	scheme->incoming_bytes = scheme->cell_bytes = layout->layer_bytes;
 	if (layout->placement == LSHARD_OWNER)
-		return layout->layer_bytes;
-	for (uint32_t index = layout->first_piece[0]; index < layout->first_piece[1]; index++)
-		if (layout->pieces[index].rank != scheme->link.rank)
-			bytes += layout->pieces[index].width * layout->pieces[index].rows;
-	return bytes;
+		return;
+	scheme->incoming_bytes = 0;
+	for (uint32_t index = layout->first_piece[0]; index < layout->first_piece[1]; index++) {
+		const lshard_piece *piece = &layout->pieces[index];
+
+		scheme->composed |= scheme->link.composes && piece->granular;
+		if (is_in_place(scheme, piece))
+			scheme->cell_bytes -= piece->width;
+		else if (piece->rank != scheme->link.rank)
+			scheme->incoming_bytes += piece->width * piece->rows;
+	}
 }
 
 /* Windows first, then residents; a slot in which nothing comes to this rank gets no memory. */
@@ -107,6 +122,8 @@ static void number_cells(struct scheme *scheme)
 	for (uint32_t position = 0; position < scheme->layout.layers; position++)
 		if (scheme->place[position] == PLACE_RESIDENT)
 			scheme->cell_of[position] = scheme->windows + scheme->residents++;
+		else if (scheme->place[position] == PLACE_WINDOW)
+			scheme->cell_of[position] = scheme_window(scheme, position);
 }
 
 static lshard_status allocate_scheme(struct scheme *scheme, const struct layout_memory *memory)
@@ -131,6 +148,7 @@ static lshard_status arrange(struct scheme *scheme, const lshard_series_options 
 	if (status < 0)
 		return status;
 	find_candidates(scheme);
+	measure_cells(scheme);
 	choose_residents(scheme, options->resident_bytes);
 	slotmap_build(&scheme->map, scheme->layout.layers, scheme->remote, scheme->n_remote, options->prefetch,
 		      scheme->slot_of, scheme->remote_at_or_after);
@@ -138,8 +156,26 @@ static lshard_status arrange(struct scheme *scheme, const lshard_series_options 
 	if (!scheme->cell_of_slot)
 		return LSHARD_ERR_NO_MEMORY;
 	number_cells(scheme);
-	scheme->incoming_bytes = count_incoming(scheme);
 	return LSHARD_OK;
+}
+
+/*
+ * Where only the own stripes are in reach, layers of less than a granule for each rank are not cut at granules: some
+ * ranks would have none, and others would be asked by all.
+ */
+static lshard_status open_layout(struct scheme *scheme, const lshard_series_options *options,
+				 const struct layout_memory *memory, lshard_error *error)
+{
+	const struct scheme_link *link = &scheme->link;
+	struct layout *layout = &scheme->layout;
+	const lshard_status status = layout_open(layout, options, link->size,
+						 link->direct || link->composes ? link->granule : 1, memory, error);
+
+	if (status < 0 || link->direct || layout->layer_bytes / layout->granule >= (uint32_t)link->size)
+		return status;
+	layout_close(layout, memory);
+	scheme->link.composes = false;
+	return layout_open(layout, options, link->size, 1, memory, error);
 }
 
 lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *options, const struct scheme_link *link,
@@ -148,7 +184,11 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 	lshard_status status;
 
 	*scheme = (struct scheme){.link = *link, .prefetch = options->prefetch};
-	status = layout_open(&scheme->layout, options, link->size, link->direct ? link->granule : 1, memory, error);
+	if (options->memory_source.allocate) { /* the caller's memory cannot be mapped together */
+		scheme->link.composes = false;
+		scheme->link.direct &= options->placement == LSHARD_OWNER;
+	}
+	status = open_layout(scheme, options, memory, error);
 	if (status < 0)
 		return status;
 	scheme->direct = uses_peers(scheme);

@@ -22,6 +22,7 @@ struct scheme_link {
 	int32_t rank;
 	int32_t size;
 	bool collective;
+	bool composes;                                   /* it puts cells together from stripes in reach and windows */
 	bool direct;                                     /* the transport can map peers' shares */
 	bool (*reaches)(const void *user, int32_t rank); /* direct: those of @p rank; NULL: all */
 	const void *user;
@@ -32,19 +33,21 @@ struct scheme {
 	struct layout layout;
 	struct scheme_link link;
 	bool direct;      /* layers of ranks that are reached are PLACE_PEER */
+	bool composed;    /* cells hold only what is not found in place */
 	uint32_t *remote; /* positions in the ring, ascending */
 	uint32_t n_remote;
 	struct slotmap map;
 	uint32_t *slot_of; /* the map's arrays */
 	uint32_t *remote_at_or_after;
 	uint8_t *place;         /* [N] enum place */
-	uint32_t *cell_of;      /* [N] cell of a resident; SLOT_NONE else */
+	uint32_t *cell_of;      /* [N] the cell of its own or of its slot; SLOT_NONE: stored here, or in place */
 	uint32_t *cell_of_slot; /* [n_slots] SLOT_NONE: no layer of the slot comes to this rank (it only sends) */
 	uint32_t windows;       /* cells 0..windows-1 */
 	uint32_t residents;     /* the cells after them */
 	uint32_t horizon;       /* how many layers ahead a fetch may start */
 	uint32_t prefetch;
-	uint64_t incoming_bytes; /* what other ranks send for one layer: all of it, or all but the own stripe */
+	uint64_t incoming_bytes; /* what other ranks send for one layer: all of it, or all but the stripes in place */
+	uint64_t cell_bytes;     /* of a window or resident */
 };
 
 /* How far ahead layers are brought, for plan and stats. */

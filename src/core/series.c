@@ -76,8 +76,11 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 		.cells = scheme->windows + scheme->residents,
 		.windows = scheme->windows,
 		.direct = scheme->direct,
+		.composed = scheme->composed,
 		.pieces = scheme->layout.pieces,
 		.first_piece = scheme->layout.first_piece,
+		.cell_of = scheme->cell_of,
+		.alignment = scheme->layout.alignment,
 		.memory_source = options->memory_source,
 	};
 }
@@ -118,6 +121,7 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 	const struct scheme_link link = {.rank = group->context.rank,
 					 .size = group->context.size,
 					 .collective = group_collective(group),
+					 .composes = ops->capabilities & LSHARD_CAP_COMPOSES,
 					 .direct = ops->capabilities & LSHARD_CAP_DIRECT,
 					 .reaches = reaches,
 					 .user = series,
@@ -170,10 +174,8 @@ static void find_addresses(lshard_series *series)
 			series->address[position] = ops->peer(series->store, position);
 			break;
 		case PLACE_RESIDENT:
-			series->address[position] = ops->cell(series->store, scheme->cell_of[position], position);
-			break;
 		case PLACE_WINDOW:
-			series->address[position] = ops->cell(series->store, scheme_window(scheme, position), position);
+			series->address[position] = ops->cell(series->store, scheme->cell_of[position], position);
 			break;
 		}
 	}
@@ -369,8 +371,8 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		.struct_size = sizeof *stats,
 		.layer_bytes = scheme->layout.layer_bytes,
 		.share_bytes = series->store_plan.share_bytes,
-		.window_bytes = scheme->windows * scheme->layout.layer_bytes,
-		.resident_bytes = scheme->residents * scheme->layout.layer_bytes,
+		.window_bytes = scheme->windows * scheme->cell_bytes,
+		.resident_bytes = scheme->residents * scheme->cell_bytes,
 		.windows = scheme->windows,
 		.residents = scheme->residents,
 		.fetched_layers = leads.fetched,

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * verify.c - every rank hashes what it stores, and compares what it sees of the others with their hashes. Host memory
- * only.
+ * verify.c - every rank hashes what it stores, and compares what it sees of the others with their hashes.
+ *
+ * Memory that the processor cannot reach is seen through a buffer, which the transport's copy fills. Knows nothing of
+ * devices; of streams only that they cannot be waited for here.
  */
 #include "internal.h"
 
@@ -21,7 +23,73 @@ static uint64_t mix(uint64_t hash, uint64_t word)
 	return hash ^ (hash >> 31);
 }
 
-static uint64_t hash_bytes(uint64_t hash, const uint8_t *bytes, uint64_t count)
+/* Bytes of the series: read where they lie or, where the processor cannot, through a buffer. */
+struct sight {
+	lshard_series *series;
+	uint8_t *buffer;      /* NULL: not needed */
+	uint64_t room;        /* of the buffer; a multiple of 8 */
+	const uint8_t *begin; /* what the buffer holds copies of */
+	const uint8_t *end;
+	const uint8_t *limit; /* what may be read ahead */
+	lshard_status status; /* of the first copy that failed; what is seen after it means nothing */
+};
+
+#define MOST_ROOM ((uint64_t)16 << 20)
+
+/* Where there is no memory, the status says so: the other ranks are to hear of it when they meet. */
+static void sight_open(struct sight *sight, lshard_series *series)
+{
+	const uint64_t layer = (series->scheme.layout.layer_bytes + 7) & ~(uint64_t)7;
+
+	*sight = (struct sight){.series = series};
+	if (!series->group->transport->ops->copy)
+		return;
+	sight->room = layer < MOST_ROOM ? layer : MOST_ROOM;
+	sight->buffer = group_allocate(series->group, (size_t)sight->room);
+	if (!sight->buffer)
+		sight->status = lshard_fail(&series->error, LSHARD_ERR_NO_MEMORY,
+					    SERIES_FORMAT ": no memory for a buffer of %llu bytes",
+					    SERIES_NAMES(series), (unsigned long long)sight->room);
+}
+
+static void sight_close(struct sight *sight)
+{
+	group_release(sight->series->group, sight->buffer);
+}
+
+/* From now on @p bytes at @p base are looked at: copies of what was there before are not believed. */
+static void sight_turn(struct sight *sight, const uint8_t *base, uint64_t bytes)
+{
+	sight->begin = sight->end = base;
+	sight->limit = base + bytes;
+}
+
+static void refill(struct sight *sight, const uint8_t *at)
+{
+	lshard_series *series = sight->series;
+	const uint64_t left = (uint64_t)(sight->limit - at);
+	const uint64_t count = left < sight->room ? left : sight->room;
+	lshard_status status =
+		series->group->transport->ops->copy(series->store, sight->buffer, count, at, count, count, 1);
+
+	sight->begin = at;
+	sight->end = at + count;
+	if (status < 0 && sight->status >= 0)
+		sight->status = lshard_fail(&series->error, status, SERIES_FORMAT ": copying for verify: %s",
+					    SERIES_NAMES(series), series->store->error.text);
+}
+
+/* The @p bytes at @p at, no more than there is room for. */
+static const uint8_t *look(struct sight *sight, const uint8_t *at, uint64_t bytes)
+{
+	if (!sight->buffer)
+		return at;
+	if (at < sight->begin || at + bytes > sight->end)
+		refill(sight, at);
+	return sight->buffer + (at - sight->begin);
+}
+
+static uint64_t hash_words(uint64_t hash, const uint8_t *bytes, uint64_t count)
 {
 	uint64_t word;
 
@@ -29,59 +97,101 @@ static uint64_t hash_bytes(uint64_t hash, const uint8_t *bytes, uint64_t count)
 		memcpy(&word, bytes, sizeof word);
 		hash = mix(hash, word);
 	}
-	word = 0;
-	memcpy(&word, bytes, (size_t)count);
+	return hash;
+}
+
+static uint64_t hash_bytes(uint64_t hash, struct sight *sight, const uint8_t *at, uint64_t count)
+{
+	uint64_t word = 0;
+
+	while (count >= sizeof word) {
+		const uint64_t whole = count & ~(uint64_t)7;
+		const uint64_t part = sight->buffer && whole > sight->room ? sight->room : whole;
+
+		hash = hash_words(hash, look(sight, at, part), part);
+		at += part;
+		count -= part;
+	}
+	if (count)
+		memcpy(&word, look(sight, at, count), (size_t)count);
 	return mix(hash, word ^ count << 56);
 }
 
-/* Of what @p rank keeps of the layer: @p base is its share, or the whole layer as seen here. */
-static uint64_t hash_pieces(const struct layout *layout, uint32_t position, int32_t rank, const uint8_t *base,
-			    bool in_share)
+static uint64_t piece_span(uint64_t pitch, const lshard_piece *piece)
 {
+	return (piece->rows - 1) * pitch + piece->width;
+}
+
+/* Of what this rank keeps of the layer in its share. */
+static uint64_t hash_share(struct sight *sight, uint32_t position)
+{
+	const lshard_series *series = sight->series;
+	const struct layout *layout = &series->scheme.layout;
+	const uint8_t *share = series->group->transport->ops->share(series->store);
+	uint64_t hash = HASH_BEGIN;
+
+	for (uint32_t index = layout->first_piece[position];
+	     index < layout->first_piece[position + 1] && sight->status >= 0; index++) {
+		const lshard_piece *piece = &layout->pieces[index];
+		const uint8_t *at;
+
+		if (piece->rank != series->scheme.link.rank || piece->rows == 0)
+			continue;
+		at = share + piece->share_offset;
+		sight_turn(sight, at, piece_span(piece->share_pitch, piece));
+		for (uint64_t row = 0; row < piece->rows; row++)
+			hash = hash_bytes(hash, sight, at + row * piece->share_pitch, piece->width);
+	}
+	return hash;
+}
+
+/* Of what @p rank keeps of the layer, as it is seen here. */
+static uint64_t hash_pieces(struct sight *sight, uint32_t position, int32_t rank)
+{
+	const struct layout *layout = &sight->series->scheme.layout;
+	const uint8_t *layer = sight->series->address[position];
 	uint64_t hash = HASH_BEGIN;
 
 	for (uint32_t index = layout->first_piece[position]; index < layout->first_piece[position + 1]; index++) {
 		const lshard_piece *piece = &layout->pieces[index];
-		const uint64_t offset = in_share ? piece->share_offset : piece->layer_offset;
-		const uint64_t pitch = in_share ? piece->share_pitch : piece->layer_pitch;
+		const uint8_t *at = layer + piece->layer_offset;
 
-		if (piece->rank != rank)
-			continue;
-		for (uint64_t row = 0; row < piece->rows; row++)
-			hash = hash_bytes(hash, base + offset + row * pitch, piece->width);
+		for (uint64_t row = 0; piece->rank == rank && row < piece->rows; row++)
+			hash = hash_bytes(hash, sight, at + row * piece->layer_pitch, piece->width);
 	}
 	return hash;
 }
 
 /* Of the tensors alone: the gaps between them belong to nobody. */
-static uint64_t hash_layer(const struct layout *layout, uint64_t hash, const uint8_t *layer)
+static uint64_t hash_layer(struct sight *sight, uint32_t position, uint64_t hash)
 {
+	const struct layout *layout = &sight->series->scheme.layout;
+	const uint8_t *layer = sight->series->address[position];
+
 	for (uint32_t tensor = 0; tensor < layout->n_tensors; tensor++)
-		hash = hash_bytes(hash, layer + layout->tensors[tensor].offset, layout->tensors[tensor].bytes);
+		hash = hash_bytes(hash, sight, layer + layout->tensors[tensor].offset, layout->tensors[tensor].bytes);
 	return hash;
 }
 
-static lshard_status compare_layer(lshard_series *series, uint32_t position)
+static lshard_status compare_layer(struct sight *sight, uint32_t position)
 {
-	const struct layout *layout = &series->scheme.layout;
-	const lshard_group *group = series->group;
+	lshard_series *series = sight->series;
 
-	for (int32_t rank = 0; rank < layout->size; rank++)
-		if (hash_pieces(layout, position, rank, series->address[position], false) !=
-		    group->cards[rank].values[0])
+	for (int32_t rank = 0; rank < series->scheme.layout.size; rank++)
+		if (hash_pieces(sight, position, rank) != series->group->cards[rank].values[0] && sight->status >= 0)
 			return lshard_fail(&series->error, LSHARD_ERR_CORRUPT,
 					   SERIES_FORMAT ": layer %u is not what rank %d stores", SERIES_NAMES(series),
 					   series_layer(series, position), rank);
-	return LSHARD_OK;
+	return sight->status;
 }
 
 /* Every rank is at this layer, and its card holds the hash of what it stores of it. */
-static lshard_status learn_hashes(lshard_series *series, uint32_t position)
+static lshard_status learn_hashes(struct sight *sight, uint32_t position)
 {
+	lshard_series *series = sight->series;
 	lshard_group *group = series->group;
-	const uint8_t *share = group->transport->ops->share(series->store);
-	const uint64_t mine = hash_pieces(&series->scheme.layout, position, series->scheme.link.rank, share, true);
-	struct meeting_card card = series_card(series, MEET_VERIFY, LSHARD_OK);
+	const uint64_t mine = hash_share(sight, position);
+	struct meeting_card card = series_card(series, MEET_VERIFY, sight->status);
 	lshard_status status;
 
 	card.values[0] = mine;
@@ -98,32 +208,40 @@ static lshard_status learn_hashes(lshard_series *series, uint32_t position)
 	return status;
 }
 
-/* Looks at the layer as this rank's program would. */
-static lshard_status look_at_layer(lshard_series *series, uint32_t position, uint64_t *hash)
+/* Looks at the layer as this rank's program would. Where there are streams, the transport's copy comes after it. */
+static lshard_status look_at_layer(struct sight *sight, uint32_t position, uint64_t *hash)
 {
+	lshard_series *series = sight->series;
 	const uint32_t layer = series_layer(series, position);
-	lshard_status status = lshard_reach(series, layer, NULL);
+	lshard_status status;
 
-	if (status >= 0)
-		status = lshard_wait(series, layer, NULL);
+	if (sight->buffer) {
+		status = pass_bring(series, position);
+	} else {
+		status = lshard_reach(series, layer, NULL);
+		if (status >= 0)
+			status = lshard_wait(series, layer, NULL);
+	}
 	if (status < 0)
 		return status;
-	*hash = hash_layer(&series->scheme.layout, *hash, series->address[position]);
-	return compare_layer(series, position);
+	sight_turn(sight, series->address[position], series->scheme.layout.layer_bytes);
+	*hash = hash_layer(sight, position, *hash);
+	return compare_layer(sight, position);
 }
 
 /* A layer that cannot be had or is corrupt is reported at the end: the other ranks go on and need this one's hashes. */
-static lshard_status verify_layers(lshard_series *series, uint64_t *hash)
+static lshard_status verify_layers(struct sight *sight, uint64_t *hash)
 {
+	lshard_series *series = sight->series;
 	lshard_status first = LSHARD_OK;
 	lshard_error error = {""};
 
 	for (uint32_t position = 0; position < series->scheme.layout.layers; position++) {
-		lshard_status status = learn_hashes(series, position);
+		lshard_status status = learn_hashes(sight, position);
 
 		if (status < 0)
 			return status;
-		status = look_at_layer(series, position, hash);
+		status = look_at_layer(sight, position, hash);
 		if (status < 0 && first >= 0) {
 			first = status;
 			error = series->error;
@@ -136,19 +254,24 @@ static lshard_status verify_layers(lshard_series *series, uint64_t *hash)
 
 lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 {
+	const lshard_transport_ops *ops = series->group->transport->ops;
 	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_verify");
 	uint64_t seen = HASH_BEGIN;
+	struct sight sight;
 
 	if (status < 0)
 		return status;
-	if (series->group->context.memory != LSHARD_MEMORY_HOST)
+	if (ops->capabilities & LSHARD_CAP_STREAMS && !ops->copy)
 		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
-				   SERIES_FORMAT ": only host memory can be verified", SERIES_NAMES(series));
+				   SERIES_FORMAT ": the transport %s has streams and no way to copy to the host",
+				   SERIES_NAMES(series), ops->name);
 	status = lshard_series_rewind(series); /* in step, wherever the ranks were */
 	if (status < 0)
 		return status;
-	status = verify_layers(series, &seen);
+	sight_open(&sight, series);
+	status = verify_layers(&sight, &seen);
 	ring_join(&series->ring); /* ends the last view */
+	sight_close(&sight);
 	if (status >= 0 && hash)
 		*hash = seen;
 	return status;

@@ -9,6 +9,7 @@
 #include "sockets.h"
 #include "transports.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,19 +27,26 @@ static int cuda_available(lshard_error *error)
 
 /* ---- options ---- */
 
-static int take_word(struct cuda_options *options, const char *word, size_t length)
+static int take_speed(const char *word, size_t length, const char *name, double *gigabytes)
 {
-	static const char floor_is[] = "floor=";
+	const size_t skip = strlen(name);
 	char *end;
 
+	if (length <= skip || memcmp(word, name, skip) != 0)
+		return 0;
+	*gigabytes = strtod(word + skip, &end);
+	return end == word + length && isfinite(*gigabytes);
+}
+
+static int take_word(struct cuda_options *options, const char *word, size_t length)
+{
 	if (length == 4 && !memcmp(word, "copy", length))
 		return options->copy = 1;
 	if (length == 3 && !memcmp(word, "ipc", length))
 		return options->ipc = 1;
-	if (length <= sizeof floor_is - 1 || memcmp(word, floor_is, sizeof floor_is - 1) != 0)
-		return 0;
-	options->floor = strtod(word + sizeof floor_is - 1, &end);
-	return end == word + length && options->floor >= 0;
+	if (take_speed(word, length, "floor=", &options->floor))
+		return options->floor >= 0;
+	return take_speed(word, length, "pace=", &options->pace) && options->pace > 0;
 }
 
 /* Words joined by '+'. */
@@ -50,8 +58,8 @@ static lshard_status take_options(struct cuda_options *options, const char *text
 
 		if (!take_word(options, text, length))
 			return lshard_fail(error, LSHARD_ERR_INVALID,
-					   "cuda has no option '%.*s': it has copy, ipc, floor=GB/S", (int)length,
-					   text);
+					   "cuda has no option '%.*s': it has copy, ipc, floor=GB/S, pace=GB/S",
+					   (int)length, text);
 		text += length + (text[length] == '+');
 	}
 	return LSHARD_OK;
@@ -59,38 +67,58 @@ static lshard_status take_options(struct cuda_options *options, const char *text
 
 /* ---- a group ---- */
 
+static int has_neighbours(const struct cuda *cuda)
+{
+	for (int32_t rank = 0; rank < cuda->base.context->size; rank++)
+		for (int32_t other = 0; other < rank; other++)
+			if (cuda_same_device(cuda, rank, other))
+				return 1;
+	return 0;
+}
+
+void cuda_share_by(struct cuda *cuda, int descriptors)
+{
+	cuda->virtual_memory = descriptors;
+	cuda->ops.granule_bytes = descriptors ? cuda->granule : 1;
+	cuda->ops.capabilities = lshard__cuda.capabilities;
+	if (!descriptors)
+		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_COMPOSES;
+	if (!descriptors || cuda->options.copy || !has_neighbours(cuda))
+		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_DIRECT;
+}
+
+const char *cuda_way(const struct cuda *cuda)
+{
+	return cuda->virtual_memory ? "descriptors" : "legacy handles";
+}
+
 /* What must be the same everywhere: how memory is shared, its granule, whether any two ranks are on one device. */
 static void settle_on(struct cuda *cuda)
 {
-	const int32_t size = cuda->base.context->size;
-	int neighbours = 0;
+	const lshard_context *context = cuda->base.context;
+	int descriptors = 1;
 
-	cuda->virtual_memory = 1;
-	for (int32_t rank = 0; rank < size; rank++) {
-		cuda->virtual_memory &= cuda->cards[rank].virtual_memory;
-		for (int32_t other = 0; other < rank; other++)
-			neighbours |= cuda_same_device(cuda, rank, other);
-	}
-	if (!cuda->virtual_memory)
-		cuda->ops.granule_bytes = 1;
-	if (!cuda->virtual_memory || cuda->options.copy || !neighbours)
-		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_DIRECT;
-	if (!cuda->virtual_memory && cuda->cards[cuda->base.context->rank].virtual_memory)
-		cuda->base.context->log(
-			cuda->base.context, LSHARD_LOG_WARN,
+	for (int32_t rank = 0; rank < context->size; rank++)
+		descriptors &= cuda->cards[rank].virtual_memory;
+	cuda_share_by(cuda, descriptors);
+	if (!descriptors && cuda->cards[context->rank].virtual_memory)
+		context->log(
+			context, LSHARD_LOG_WARN,
 			"rank %d: another rank's device cannot share memory by descriptors: all use legacy handles",
-			(int)cuda->base.context->rank);
+			(int)context->rank);
 }
 
 /* Every rank comes here, also one whose device failed: the others hear why instead of waiting. */
 static lshard_status introduce(struct cuda *cuda, const struct cuda_card *card, lshard_status status)
 {
 	const lshard_context *context = cuda->base.context;
-	struct cuda_report report = {.step = 1, .body.card = *card};
+	struct unison_report report = {.step = 1};
 
-	status = cuda_agree(cuda, "cuda", &report, status, NULL, lshard__deadline_ns(context->timeout_ms));
+	_Static_assert(sizeof *card <= sizeof report.body, "a rank tells of its device in one report");
+	memcpy(report.body, card, sizeof *card);
+	status = unison_agree(&cuda->unison, "cuda", &report, status, NULL, lshard__deadline_ns(context->timeout_ms));
 	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++)
-		cuda->cards[rank] = cuda->reports[rank].body.card;
+		memcpy(&cuda->cards[rank], cuda->unison.reports[rank].body, sizeof *card);
 	if (status == LSHARD_OK)
 		settle_on(cuda);
 	return status;
@@ -125,13 +153,26 @@ static void release_tables(struct cuda *cuda)
 {
 	const lshard_context *context = cuda->base.context;
 
-	if (cuda->alive)
-		context->release(context, cuda->alive);
-	if (cuda->reports)
-		context->release(context, cuda->reports);
+	pthread_mutex_destroy(&cuda->loans_lock);
+	unison_free(&cuda->unison, context);
+	if (cuda->pace && !cuda->unsettled)
+		context->release(context, cuda->pace);
 	if (cuda->cards)
 		context->release(context, cuda->cards);
 	context->release(context, cuda);
+}
+
+static lshard_status make_pace(struct cuda *cuda)
+{
+	const lshard_context *context = cuda->base.context;
+
+	if (cuda->options.pace <= 0)
+		return LSHARD_OK;
+	cuda->pace = context->allocate(context, sizeof *cuda->pace);
+	if (!cuda->pace)
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "no memory for a pace");
+	cuda->pace->ns_per_byte = 1 / cuda->options.pace;
+	return LSHARD_OK;
 }
 
 static struct cuda *allocate_tables(const lshard_context *context)
@@ -141,13 +182,12 @@ static struct cuda *allocate_tables(const lshard_context *context)
 
 	if (!cuda)
 		return NULL;
+	pthread_mutex_init(&cuda->loans_lock, NULL);
 	cuda->ops = lshard__cuda;
 	cuda->base.ops = &cuda->ops;
 	cuda->base.context = context;
 	cuda->cards = context->allocate(context, size * sizeof *cuda->cards);
-	cuda->reports = context->allocate(context, size * sizeof *cuda->reports);
-	cuda->alive = context->allocate(context, size);
-	if (cuda->cards && cuda->reports && cuda->alive)
+	if (cuda->cards && unison_make(&cuda->unison, context, &cuda->control, &cuda->base.error) == LSHARD_OK)
 		return cuda;
 	release_tables(cuda);
 	return NULL;
@@ -164,6 +204,8 @@ static lshard_status cuda_open(const lshard_context *context, lshard_transport *
 	if (!cuda)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the cuda transport");
 	status = take_options(&cuda->options, context->options, &cuda->base.error);
+	if (status == LSHARD_OK)
+		status = make_pace(cuda);
 	if (status == LSHARD_OK)
 		status = cuda_device_open(cuda, &card, &cuda->base.error);
 	status = connect_group(cuda, &card, status);
@@ -182,6 +224,7 @@ static void cuda_close(lshard_transport *transport)
 {
 	struct cuda *cuda = (struct cuda *)transport;
 
+	cuda_loans_close(cuda);
 	control_close(&cuda->control);
 	mesh_close(&cuda->mesh);
 	cuda_device_close(cuda);
@@ -199,7 +242,10 @@ static lshard_status cuda_exchange(lshard_transport *transport, const void *send
 
 static void cuda_abort(lshard_transport *transport)
 {
-	mesh_abort(&((struct cuda *)transport)->mesh);
+	struct cuda *cuda = (struct cuda *)transport;
+
+	cuda_pace_hurry(cuda->pace, 1);
+	mesh_abort(&cuda->mesh);
 }
 
 static int cuda_direct(lshard_transport *transport, int32_t rank)
@@ -214,8 +260,9 @@ const lshard_transport_ops lshard__cuda = {
 	.abi = LSHARD_TRANSPORT_ABI,
 	.name = "cuda",
 	.summary = "GPUs of a host pull layers by their copy engines, ranks on one GPU share them; options copy, ipc, "
-		   "floor=GB/S",
-	.capabilities = LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES,
+		   "floor=GB/S, pace=GB/S",
+	.capabilities = LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES |
+			LSHARD_CAP_COMPOSES | LSHARD_CAP_CALLER_MEMORY,
 	.granule_bytes = 2 << 20, /* of today's devices; a group's own table has the device's */
 	.available = cuda_available,
 	.open = cuda_open,

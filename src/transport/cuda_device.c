@@ -56,7 +56,7 @@ static cuda_result find_limits(struct cuda *cuda, const struct cuda_card *card)
 	if (result == CUDA_OK && card->virtual_memory)
 		result = cuda->driver.granularity(&granule, &properties, CUDA_GRANULARITY_MINIMUM);
 	cuda_leave(cuda, scope);
-	cuda->ops.granule_bytes = granule;
+	cuda->granule = granule;
 	return result;
 }
 

@@ -18,6 +18,8 @@ typedef uint64_t cuda_handle; /* of physical memory */
 typedef struct CUctx_st *cuda_context;
 typedef struct CUstream_st *cuda_stream;
 typedef struct CUevent_st *cuda_event;
+typedef struct CUgraph_st *cuda_graph;
+typedef struct CUgraphExec_st *cuda_graph_exec; /* a graph that can be launched */
 
 enum {
 	CUDA_OK = 0,
@@ -47,6 +49,9 @@ enum {
 	CUDA_CAN_READ = 1,
 	CUDA_CAN_WRITE = 3,
 	CUDA_KIND_UNIFIED = 4,
+	CUDA_KIND_DEVICE = 2,
+	CUDA_MEMORY_KIND = 2, /* attributes of a pointer */
+	CUDA_MEMORY_DEVICE = 9,
 	CUDA_CAPTURE_NONE = 0,
 	CUDA_CAPTURE_ACTIVE = 1,
 	CUDA_CAPTURE_RELAXED = 2,
@@ -127,6 +132,14 @@ struct cuda_copy_2d {
 	X(event_elapsed, cuEventElapsedTime, (float *milliseconds, cuda_event from, cuda_event to))                    \
 	X(copy, cuMemcpyAsync, (cuda_address to, cuda_address from, size_t bytes, cuda_stream stream))                 \
 	X(copy_2d, cuMemcpy2DAsync_v2, (const struct cuda_copy_2d *copy, cuda_stream stream))                          \
+	X(host_function, cuLaunchHostFunc, (cuda_stream stream, void (*function)(void *), void *argument))             \
+	X(capture_begin, cuStreamBeginCapture_v2, (cuda_stream stream, int mode))                                      \
+	X(capture_end, cuStreamEndCapture, (cuda_stream stream, cuda_graph * graph))                                   \
+	X(graph_instantiate, cuGraphInstantiateWithFlags, (cuda_graph_exec * exec, cuda_graph graph, uint64_t flags))  \
+	X(graph_upload, cuGraphUpload, (cuda_graph_exec exec, cuda_stream stream))                                     \
+	X(graph_launch, cuGraphLaunch, (cuda_graph_exec exec, cuda_stream stream))                                     \
+	X(graph_exec_destroy, cuGraphExecDestroy, (cuda_graph_exec exec))                                              \
+	X(graph_destroy, cuGraphDestroy, (cuda_graph graph))                                                           \
 	X(granularity, cuMemGetAllocationGranularity,                                                                  \
 	  (size_t * bytes, const struct cuda_memory_properties *properties, int option))                               \
 	X(memory_create, cuMemCreate,                                                                                  \
@@ -143,6 +156,8 @@ struct cuda_copy_2d {
 	  (cuda_address address, size_t bytes, const struct cuda_access *access, size_t count))                        \
 	X(allocate, cuMemAlloc_v2, (cuda_address * address, size_t bytes))                                             \
 	X(free, cuMemFree_v2, (cuda_address address))                                                                  \
+	X(address_range, cuMemGetAddressRange_v2, (cuda_address * base, size_t * bytes, cuda_address address))         \
+	X(pointer_attribute, cuPointerGetAttribute, (void *value, int attribute, cuda_address address))                \
 	X(ipc_export, cuIpcGetMemHandle, (struct cuda_ipc * handle, cuda_address address))                             \
 	X(ipc_open, cuIpcOpenMemHandle_v2, (cuda_address * address, struct cuda_ipc handle, unsigned flags))           \
 	X(ipc_close, cuIpcCloseMemHandle, (cuda_address address))

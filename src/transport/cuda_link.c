@@ -3,7 +3,8 @@
  * cuda_link.c - is every peer's memory read right, and fast? Knows a store; knows nothing of how it is made.
  *
  * A pull that the driver stages through the host gives the right bits at a tenth of the speed, and nothing else tells.
- * So every rank shows the others known bytes once, and reads, checks and times theirs.
+ * So every rank shows the others known bytes once, and reads, checks and times theirs. Where a pull is too slow, the
+ * other way of sharing memory is tried, and all ranks take the one whose slowest pull is faster.
  */
 #include "cuda_transport.h"
 #include "sockets.h"
@@ -14,6 +15,11 @@
 #define SAMPLE_BYTES ((uint64_t)16 << 20) /* long enough for a time, short enough for a start */
 #define TURNS        3                    /* the best counts: the first one wakes the link */
 
+struct pull {
+	int32_t rank;     /* of the source */
+	double gigabytes; /* per second; 0: none was made */
+};
+
 struct sample {
 	lshard_store_plan plan;
 	uint64_t *share_bytes_of;
@@ -23,6 +29,7 @@ struct sample {
 	cuda_event from;
 	cuda_event to;
 	lshard_store *store;
+	struct pull slowest; /* of this rank */
 };
 
 static void fill(uint64_t *words, int32_t rank)
@@ -128,19 +135,18 @@ static lshard_status time_pull(struct cuda *cuda, struct sample *sample, int32_t
 	return status;
 }
 
-static void tell_speed(const struct cuda *cuda, int32_t rank, double gigabytes)
+static void note_speed(const struct cuda *cuda, struct sample *sample, int32_t rank, float milliseconds)
 {
 	const lshard_context *context = cuda->base.context;
 	const struct cuda_card *mine = &cuda->cards[context->rank];
 	const struct cuda_card *other = &cuda->cards[rank];
-	const int slow = gigabytes < cuda->options.floor;
+	const double gigabytes = (double)SAMPLE_BYTES / 1e6 / (milliseconds > 0 ? (double)milliseconds : 1e-3);
 
-	context->log(
-		context, slow ? LSHARD_LOG_WARN : LSHARD_LOG_DEBUG,
-		"rank %d (%s, %s) pulls from rank %d (%s, %s) at %.1f GB/s%s", (int)context->rank, mine->name,
-		mine->bus, (int)rank, other->name, other->bus, gigabytes,
-		slow ? ": the copies seem to go through the host; are these devices connected, is peer access allowed?"
-		     : "");
+	context->log(context, LSHARD_LOG_DEBUG, "rank %d (%s, %s) pulls from rank %d (%s, %s) at %.1f GB/s by %s",
+		     (int)context->rank, mine->name, mine->bus, (int)rank, other->name, other->bus, gigabytes,
+		     cuda_way(cuda));
+	if (sample->slowest.gigabytes <= 0 || gigabytes < sample->slowest.gigabytes)
+		sample->slowest = (struct pull){rank, gigabytes};
 }
 
 static lshard_status check_pull(struct cuda *cuda, struct sample *sample, int32_t rank)
@@ -165,7 +171,7 @@ static lshard_status check_pull(struct cuda *cuda, struct sample *sample, int32_
 				   "rank %d reads wrong bytes from rank %d (%s, %s): the link between these devices "
 				   "cannot be used",
 				   (int)cuda->base.context->rank, (int)rank, other->name, other->bus);
-	tell_speed(cuda, rank, best > 0 ? (double)SAMPLE_BYTES / 1e6 / (double)best : cuda->options.floor);
+	note_speed(cuda, sample, rank, best);
 	return LSHARD_OK;
 }
 
@@ -203,27 +209,102 @@ static void free_sample(struct cuda *cuda, struct sample *sample)
 		context->release(context, sample->share_bytes_of);
 }
 
-static lshard_status agree(struct cuda *cuda, int step, lshard_status status)
+/* @p slowest: of this rank; becomes the slowest of all. */
+static lshard_status agree(struct cuda *cuda, int step, lshard_status status, double *slowest)
 {
-	struct cuda_report report = {.step = step};
+	struct unison_report report = {.step = step};
 
-	return cuda_agree(cuda, "link check", &report, status, NULL,
-			  lshard__deadline_ns(cuda->base.context->timeout_ms));
+	if (slowest)
+		memcpy(report.body, slowest, sizeof *slowest);
+	status = unison_agree(&cuda->unison, "link check", &report, status, NULL,
+			      lshard__deadline_ns(cuda->base.context->timeout_ms));
+	for (int32_t rank = 0; slowest && rank < cuda->base.context->size && status == LSHARD_OK; rank++) {
+		double other;
+
+		memcpy(&other, cuda->unison.reports[rank].body, sizeof other);
+		*slowest = other < *slowest ? other : *slowest;
+	}
+	return status;
+}
+
+/* The way of sharing that is set now. @p mine: this rank's slowest pull, @p all: the slowest of all ranks. */
+static lshard_status check_way(struct cuda *cuda, struct pull *mine, double *all)
+{
+	struct sample sample = {.store = NULL};
+	lshard_status status = agree(cuda, 11, plan_sample(cuda, &sample), NULL);
+
+	if (status == LSHARD_OK)
+		status = cuda_store_open(&cuda->base, &sample.plan, &sample.store);
+	if (status == LSHARD_OK)
+		status = agree(cuda, 12, show(cuda, &sample), NULL);
+	if (status == LSHARD_OK) {
+		status = check_pulls(cuda, &sample);
+		*all = sample.slowest.gigabytes;
+		status = agree(cuda, 13, status, all);
+	}
+	free_sample(cuda, &sample);
+	*mine = sample.slowest;
+	return status;
+}
+
+/* A failure of the other way is no failure of the group's: the first way works, if slowly. */
+static lshard_status try_legacy(struct cuda *cuda, struct pull *mine, double *all)
+{
+	const lshard_context *context = cuda->base.context;
+	struct pull pull = {0, 0};
+	double slowest = 0;
+	lshard_status status;
+
+	cuda_share_by(cuda, 0);
+	status = check_way(cuda, &pull, &slowest);
+	if (status == LSHARD_ERR_ABORTED || status == LSHARD_ERR_PEER_FAILED || status == LSHARD_ERR_TIMEOUT)
+		return status;
+	if (status != LSHARD_OK || slowest <= *all) {
+		cuda_share_by(cuda, 1);
+		return LSHARD_OK;
+	}
+	if (context->rank == 0)
+		context->log(
+			context, LSHARD_LOG_WARN,
+			"the slowest pull is %.1f GB/s by descriptors and %.1f GB/s by legacy handles: all use legacy "
+			"handles",
+			*all, slowest);
+	*mine = pull;
+	*all = slowest;
+	return LSHARD_OK;
+}
+
+static void warn(const struct cuda *cuda, const struct pull *pull)
+{
+	const lshard_context *context = cuda->base.context;
+	const struct cuda_card *mine = &cuda->cards[context->rank];
+	const struct cuda_card *other = &cuda->cards[pull->rank];
+
+	if (pull->gigabytes < cuda->options.floor)
+		context->log(
+			context, LSHARD_LOG_WARN,
+			"rank %d (%s, %s) pulls from rank %d (%s, %s) at %.1f GB/s: the copies seem to go through "
+			"the host. `nvidia-smi topo -p2p r` says whether these devices reach each other; in a "
+			"virtual machine or container all GPUs of the host's NVLink must be passed on, and an IOMMU "
+			"in the way switched off. floor=0 silences this",
+			(int)context->rank, mine->name, mine->bus, (int)pull->rank, other->name, other->bus,
+			pull->gigabytes);
 }
 
 lshard_status cuda_check_links(struct cuda *cuda)
 {
 	const struct cuda_scope scope = cuda_enter(cuda);
-	struct sample sample = {.store = NULL};
-	lshard_status status = agree(cuda, 11, plan_sample(cuda, &sample));
+	struct pull mine = {0, 0};
+	double all = 0;
+	lshard_status status = check_way(cuda, &mine, &all);
 
-	if (status == LSHARD_OK)
-		status = cuda_store_open(&cuda->base, &sample.plan, &sample.store);
-	if (status == LSHARD_OK)
-		status = agree(cuda, 12, show(cuda, &sample));
-	if (status == LSHARD_OK)
-		status = agree(cuda, 13, check_pulls(cuda, &sample));
-	free_sample(cuda, &sample);
+	if (status == LSHARD_OK && all < cuda->options.floor && cuda->virtual_memory)
+		status = try_legacy(cuda, &mine, &all);
+	if (status == LSHARD_OK && all < cuda->options.floor) {
+		warn(cuda, &mine);
+		snprintf(cuda->remark, sizeof cuda->remark, "slow: a pull goes at %.1f GB/s", all);
+		cuda->ops.summary = cuda->remark;
+	}
 	cuda_leave(cuda, scope);
 	return status;
 }

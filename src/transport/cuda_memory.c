@@ -25,7 +25,7 @@ cuda_result cuda_range_reserve(struct cuda *cuda, uint64_t bytes, struct cuda_ra
 	cuda_result result = cuda->driver.reserve(&address, (size_t)whole, 0, 0, 0);
 
 	if (result == CUDA_OK)
-		*range = (struct cuda_range){CUDA_RESERVED, address, whole};
+		*range = (struct cuda_range){CUDA_RESERVED, address, whole, 0};
 	return result;
 }
 
@@ -67,6 +67,6 @@ void cuda_range_free(struct cuda *cuda, struct cuda_range *range)
 	else if (range->kind == CUDA_ALLOCATED)
 		cuda->driver.free(range->address);
 	else if (range->kind == CUDA_OPENED)
-		cuda->driver.ipc_close(range->address);
+		cuda->driver.ipc_close(range->address - range->offset);
 	range->kind = CUDA_NOTHING;
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * cuda_store.c - a series in device memory: this rank's share and windows, and the others' shares opened on this rank's
- * own device. Knows pieces and allocations; knows nothing of streams or of windows' turns.
+ * own device. Knows shares and allocations; knows nothing of streams or of windows' turns.
  *
- * Whole layers: a rank's share is one block of physical memory. Layers put together from several ranks' stripes: a
+ * A rank's share is one block of physical memory, unless layers are put together from stripes (cuda_layers.c): then a
  * block per stripe, since a block can only be mapped whole. Descriptors are closed once mapped, and the memory lives as
  * long as anybody maps it, also when its owner has died.
  */
@@ -20,47 +20,28 @@ struct opening {
 	struct cuda_store *store;
 	const lshard_store_plan *plan;
 	lshard_error *error;
-	struct cuda_report report;
+	struct unison_report report;
 	int *fds; /* [size] of one round */
 	uint64_t deadline;
 };
 
-static lshard_status refused(struct opening *opening, cuda_result result, const char *what, uint64_t bytes)
+lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes)
 {
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	const struct cuda_card *card = &cuda->cards[cuda->base.context->rank];
+
 	if (result == CUDA_OK)
 		return LSHARD_OK;
-	return cuda_failed(&opening->cuda->driver, opening->error, result, "series '%s': %s of %llu bytes on %s (%s)",
-			   opening->plan->name, what, (unsigned long long)bytes,
-			   opening->cuda->cards[opening->cuda->base.context->rank].name,
-			   opening->cuda->cards[opening->cuda->base.context->rank].bus);
+	return cuda_failed(&cuda->driver, &cuda->base.error, result, "series '%s': %s of %llu bytes on %s (%s)",
+			   store->base.plan->name, what, (unsigned long long)bytes, card->name, card->bus);
+}
+
+static lshard_status refused(struct opening *opening, cuda_result result, const char *what, uint64_t bytes)
+{
+	return cuda_refused(opening->store, result, what, bytes);
 }
 
 /* ---- blocks ---- */
-
-/* Must layers be mapped together from several shares? The same on all ranks. */
-static int is_composed(const lshard_store_plan *plan)
-{
-	for (uint32_t position = 0; plan->direct && position < plan->layers; position++)
-		if (plan->first_piece[position + 1] - plan->first_piece[position] > 1)
-			return 1;
-	return 0;
-}
-
-static void list_blocks(struct cuda_store *store, int32_t size)
-{
-	const lshard_store_plan *plan = store->base.plan;
-	const uint32_t pieces = plan->first_piece[plan->layers];
-
-	for (uint32_t piece = 0; store->composed && piece < pieces; piece++)
-		store->blocks[store->n_blocks++] = (struct cuda_block){.rank = plan->pieces[piece].rank,
-								       .piece = piece,
-								       .offset = plan->pieces[piece].share_offset,
-								       .bytes = plan->pieces[piece].width};
-	for (int32_t rank = 0; !store->composed && rank < size; rank++)
-		if (plan->share_bytes_of[rank])
-			store->blocks[store->n_blocks++] =
-				(struct cuda_block){.rank = rank, .bytes = plan->share_bytes_of[rank]};
-}
 
 /* Number @p turn of the blocks of @p rank, or NULL. */
 static struct cuda_block *block_of(struct cuda_store *store, int32_t rank, uint32_t turn)
@@ -71,7 +52,7 @@ static struct cuda_block *block_of(struct cuda_store *store, int32_t rank, uint3
 	return NULL;
 }
 
-static uint32_t most_blocks(struct cuda_store *store, int32_t size)
+static uint32_t most_turns(struct cuda_store *store, int32_t size)
 {
 	uint32_t most = 0;
 
@@ -114,6 +95,8 @@ static lshard_status make_windows(struct opening *opening)
 	const uint64_t bytes = opening->plan->cells * opening->plan->layer_bytes;
 	lshard_status status;
 
+	if (opening->plan->composed)
+		return cuda_layers_make(store);
 	if (bytes == 0)
 		return LSHARD_OK;
 	status = refused(opening, cuda_range_reserve(opening->cuda, bytes, &store->windows), "addresses for windows",
@@ -134,7 +117,7 @@ static lshard_status allocate(struct opening *opening, const char *what, uint64_
 	const cuda_result result = bytes ? opening->cuda->driver.allocate(&address, (size_t)bytes) : CUDA_OK;
 
 	if (result == CUDA_OK && bytes)
-		*range = (struct cuda_range){CUDA_ALLOCATED, address, bytes};
+		*range = (struct cuda_range){CUDA_ALLOCATED, address, bytes, 0};
 	return refused(opening, result, what, bytes);
 }
 
@@ -143,13 +126,24 @@ static lshard_status make_legacy(struct opening *opening)
 {
 	const lshard_store_plan *plan = opening->plan;
 	struct cuda_range *share = &opening->store->shares[opening->cuda->base.context->rank];
+	struct cuda_place place = {.offset = 0};
 	lshard_status status = allocate(opening, "share", plan->share_bytes, share);
 
 	if (status == LSHARD_OK && plan->share_bytes)
-		status = refused(opening, opening->cuda->driver.ipc_export(&opening->report.body.share, share->address),
+		status = refused(opening, opening->cuda->driver.ipc_export(&place.handle, share->address),
 				 "legacy handle for a share", plan->share_bytes);
+	memcpy(opening->report.body, &place, sizeof place);
 	if (status == LSHARD_OK)
 		status = allocate(opening, "windows", plan->cells * plan->layer_bytes, &opening->store->windows);
+	return status;
+}
+
+static lshard_status make_from_caller(struct opening *opening)
+{
+	struct cuda_place place = {.offset = 0};
+	const lshard_status status = cuda_caller_make(opening->store, &place);
+
+	memcpy(opening->report.body, &place, sizeof place);
 	return status;
 }
 
@@ -157,7 +151,9 @@ static lshard_status make_own(struct opening *opening)
 {
 	lshard_status status;
 
-	if (opening->cuda->virtual_memory) {
+	if (opening->plan->memory_source.allocate) {
+		status = make_from_caller(opening);
+	} else if (opening->cuda->virtual_memory) {
 		status = make_share(opening);
 		if (status == LSHARD_OK)
 			status = make_windows(opening);
@@ -252,6 +248,19 @@ static lshard_status swap_blocks(struct opening *opening, uint64_t tag, uint32_t
 	return status;
 }
 
+/* A process cannot open what it has exported itself. */
+static lshard_status refuse_thread(struct opening *opening, int32_t rank)
+{
+	if (opening->cuda->mesh.peers[rank].pid != getpid())
+		return LSHARD_OK;
+	return lshard_fail(
+		opening->error, LSHARD_ERR_NOT_SUPPORTED,
+		"series '%s': ranks %d and %d are threads of one process, which the driver's legacy handles "
+		"do not work between: leave out the option ipc and a memory source, or give every rank a process of "
+		"its own",
+		opening->plan->name, (int)opening->cuda->base.context->rank, (int)rank);
+}
+
 static lshard_status open_legacy(struct opening *opening)
 {
 	const lshard_context *context = opening->cuda->base.context;
@@ -259,62 +268,20 @@ static lshard_status open_legacy(struct opening *opening)
 
 	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++) {
 		cuda_address address = 0;
+		struct cuda_place place;
 
 		if (rank == context->rank || opening->plan->share_bytes_of[rank] == 0)
 			continue;
-		status = not_opened(opening,
-				    opening->cuda->driver.ipc_open(&address, opening->cuda->reports[rank].body.share,
-								   CUDA_IPC_ENABLE_PEER),
-				    rank, "cuIpcOpenMemHandle");
+		memcpy(&place, opening->cuda->unison.reports[rank].body, sizeof place);
+		status = refuse_thread(opening, rank);
 		if (status == LSHARD_OK)
-			opening->store->shares[rank] =
-				(struct cuda_range){CUDA_OPENED, address, opening->plan->share_bytes_of[rank]};
+			status = not_opened(
+				opening, opening->cuda->driver.ipc_open(&address, place.handle, CUDA_IPC_ENABLE_PEER),
+				rank, "cuIpcOpenMemHandle");
+		if (status == LSHARD_OK)
+			opening->store->shares[rank] = (struct cuda_range){
+				CUDA_OPENED, address + place.offset, opening->plan->share_bytes_of[rank], place.offset};
 	}
-	return status;
-}
-
-/* ---- layers from several shares ---- */
-
-/* Position of the layer that a piece belongs to. Pieces lie in the order of the layers. */
-static uint32_t layer_of(const lshard_store_plan *plan, uint32_t piece)
-{
-	uint32_t low = 0;
-	uint32_t high = plan->layers - 1;
-
-	while (low < high) {
-		const uint32_t middle = low + (high - low + 1) / 2;
-
-		if (plan->first_piece[middle] <= piece)
-			low = middle;
-		else
-			high = middle - 1;
-	}
-	return low;
-}
-
-static uint64_t composed_offset(const struct cuda_store *store, const struct cuda_block *block)
-{
-	const lshard_store_plan *plan = store->base.plan;
-
-	return layer_of(plan, block->piece) * plan->layer_bytes + plan->pieces[block->piece].layer_offset;
-}
-
-static lshard_status compose_layers(struct opening *opening)
-{
-	struct cuda_store *store = opening->store;
-	const uint64_t bytes = opening->plan->layers * opening->plan->layer_bytes;
-	lshard_status status;
-
-	if (!store->composed)
-		return LSHARD_OK;
-	status = refused(opening, cuda_range_reserve(opening->cuda, bytes, &store->layers), "addresses for layers",
-			 bytes);
-	for (uint32_t i = 0; i < store->n_blocks && status == LSHARD_OK; i++)
-		status =
-			refused(opening,
-				cuda_range_map(opening->cuda, &store->layers, composed_offset(store, &store->blocks[i]),
-					       store->blocks[i].bytes, store->blocks[i].handle, 0),
-				"composing a layer", opening->plan->layer_bytes);
 	return status;
 }
 
@@ -322,9 +289,13 @@ static lshard_status compose_layers(struct opening *opening)
 
 static lshard_status open_others(struct opening *opening, uint64_t round)
 {
-	const uint32_t turns = most_blocks(opening->store, opening->cuda->base.context->size);
+	const uint32_t turns = most_turns(opening->store, opening->cuda->base.context->size);
 	lshard_status status = LSHARD_OK;
 
+	if (opening->plan->memory_source.allocate) {
+		status = cuda_caller_share(opening->store, round << 32, opening->deadline);
+		return status == LSHARD_OK ? open_legacy(opening) : status;
+	}
 	if (!opening->cuda->virtual_memory)
 		return open_legacy(opening);
 	for (uint32_t turn = 0; turn < turns; turn++) {
@@ -332,7 +303,14 @@ static lshard_status open_others(struct opening *opening, uint64_t round)
 		if (status == LSHARD_ERR_ABORTED || status == LSHARD_ERR_TIMEOUT || status == LSHARD_ERR_PEER_FAILED)
 			return status; /* of the mesh: there are no further turns */
 	}
-	return status == LSHARD_OK ? compose_layers(opening) : status;
+	return status == LSHARD_OK ? cuda_layers_map(opening->store) : status;
+}
+
+static lshard_status agree(struct opening *opening, int step, lshard_status status, uint64_t *round)
+{
+	opening->report.step = step;
+	return unison_agree(&opening->cuda->unison, opening->plan->name, &opening->report, status, round,
+			    opening->deadline);
 }
 
 static lshard_status open_together(struct opening *opening)
@@ -343,16 +321,16 @@ static lshard_status open_together(struct opening *opening)
 				       : lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY,
 						     "series '%s': no memory for its tables", opening->plan->name);
 
-	opening->report.step = 1;
-	status = cuda_agree(opening->cuda, opening->plan->name, &opening->report, status, &round, opening->deadline);
+	status = agree(opening, 1, status, &round);
 	if (status != LSHARD_OK)
 		return status;
 	status = open_others(opening, round);
+	if (status == LSHARD_OK)
+		status = cuda_pulls_open(opening->store, opening->error);
 	/* The time is up for one rank only: give it some to say so, or the others would wait for it. */
 	if (status == LSHARD_ERR_TIMEOUT)
 		opening->deadline += 1000000000u;
-	opening->report.step = 2;
-	return cuda_agree(opening->cuda, opening->plan->name, &opening->report, status, NULL, opening->deadline);
+	return agree(opening, 2, status, NULL);
 }
 
 static struct cuda_store *allocate_store(struct cuda *cuda, const lshard_store_plan *plan)
@@ -360,20 +338,14 @@ static struct cuda_store *allocate_store(struct cuda *cuda, const lshard_store_p
 	const lshard_context *context = cuda->base.context;
 	const size_t size = (size_t)context->size;
 	struct cuda_store *store = context->allocate(context, sizeof *store);
-	size_t blocks;
 
 	if (!store)
 		return NULL;
 	store->base.transport = &cuda->base;
 	store->base.plan = plan;
-	store->composed = is_composed(plan);
-	blocks = store->composed ? plan->first_piece[plan->layers] : size;
 	store->shares = context->allocate(context, size * sizeof *store->shares);
-	store->blocks = context->allocate(context, blocks * sizeof *store->blocks);
-	if (store->shares && store->blocks) {
-		list_blocks(store, context->size);
+	if (store->shares && cuda_layers_list(store) == LSHARD_OK)
 		return store;
-	}
 	cuda_store_close(&store->base);
 	return NULL;
 }
@@ -389,6 +361,7 @@ static void release_handles(struct cuda *cuda, struct cuda_store *store)
 	for (uint32_t i = 0; i < store->n_blocks; i++)
 		store->blocks[i].handle = 0;
 	store->window_memory = 0;
+	cuda_layers_release(store);
 }
 
 lshard_status cuda_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store)
@@ -423,15 +396,13 @@ static void free_memory(struct cuda *cuda, struct cuda_store *store)
 {
 	const lshard_store_plan *plan = store->base.plan;
 
-	for (uint32_t i = 0; store->shares && store->blocks && i < store->n_blocks; i++) {
+	cuda_layers_unmap(store);
+	for (uint32_t i = 0; store->shares && i < store->n_blocks; i++) {
 		const struct cuda_block *block = &store->blocks[i];
 
 		cuda_range_unmap(cuda, &store->shares[block->rank], block->offset, block->bytes);
-		if (store->composed)
-			cuda_range_unmap(cuda, &store->layers, composed_offset(store, block), block->bytes);
 	}
 	cuda_range_unmap(cuda, &store->windows, 0, plan->cells * plan->layer_bytes);
-	cuda_range_free(cuda, &store->layers);
 	cuda_range_free(cuda, &store->windows);
 	for (int32_t rank = 0; store->shares && rank < cuda->base.context->size; rank++)
 		cuda_range_free(cuda, &store->shares[rank]);
@@ -443,8 +414,10 @@ void cuda_store_close(lshard_store *base)
 	struct cuda *cuda = (struct cuda *)base->transport;
 	const lshard_context *context = base->transport->context;
 	const struct cuda_scope scope = cuda_enter(cuda);
+	int settled;
 
-	if (cuda_settle(store, 0) == LSHARD_OK)
+	settled = cuda_settle(store, 0) == LSHARD_OK;
+	if (settled)
 		free_memory(cuda, store);
 	else
 		context->log(context, LSHARD_LOG_WARN,
@@ -452,8 +425,8 @@ void cuda_store_close(lshard_store *base)
 			     "still use it: %s",
 			     (int)context->rank, base->plan->name, base->error.text);
 	cuda_streams_close(store);
-	if (store->blocks)
-		context->release(context, store->blocks);
+	cuda_caller_close(store, settled);
+	cuda_layers_free(store);
 	if (store->shares)
 		context->release(context, store->shares);
 	context->release(context, store);
@@ -469,8 +442,7 @@ void *cuda_share(lshard_store *base)
 
 void *cuda_cell(lshard_store *base, uint32_t cell, uint32_t position)
 {
-	(void)position; /* a layer is at the address of its cell */
-	return (void *)(uintptr_t)(((struct cuda_store *)base)->windows.address + cell * base->plan->layer_bytes);
+	return (void *)(uintptr_t)cuda_cell_address((struct cuda_store *)base, cell, position);
 }
 
 void *cuda_peer(lshard_store *base, uint32_t position)
@@ -478,7 +450,7 @@ void *cuda_peer(lshard_store *base, uint32_t position)
 	const struct cuda_store *store = (struct cuda_store *)base;
 	const lshard_piece *piece = &base->plan->pieces[base->plan->first_piece[position]];
 
-	if (store->composed)
+	if (store->base.plan->composed)
 		return (void *)(uintptr_t)(store->layers.address + position * base->plan->layer_bytes);
 	return (void *)(uintptr_t)(store->shares[piece->rank].address + piece->share_offset);
 }

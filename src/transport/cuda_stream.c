@@ -3,11 +3,11 @@
  * cuda_stream.c - copies in stream order: what comes before them, what they come before, also inside captures.
  * Knows cells, streams and events; knows nothing of whose turn a window is.
  *
- * A store's copies are issued by the rank that needs the bytes, on a stream of its own device: nothing of the source
- * takes part. Outside captures one stream copies, each cell has an event after its last copy and one for each stream
- * that has read it. Inside a capture another stream does, drawn into the capture by an event of the caller's stream and
+ * A store's copies (cuda_pull.c) are issued by the rank that needs the bytes, on a stream of its own device: nothing of
+ * the source takes part. Outside captures one stream copies, each cell has an event after its last copy and one for
+ * each stream that has read it. Inside a capture another stream does, drawn into the capture by an event of the caller's stream and
  * led back by join. The two sets of events are never mixed, so a capture that is thrown away leaves nothing behind that
- * anyone would look at. Only plain copies are used in captures: batched ones vanish from a graph without an error.
+ * anyone would look at.
  */
 #include "cuda_transport.h"
 #include "sockets.h"
@@ -101,6 +101,7 @@ void cuda_streams_close(struct cuda_store *store)
 	struct cuda *cuda = cuda_of(&store->base);
 	const lshard_context *context = cuda->base.context;
 
+	cuda_pulls_close(store);
 	while (store->n_events)
 		cuda->driver.event_destroy(store->events[--store->n_events]);
 	if (store->captured_copies)
@@ -168,6 +169,7 @@ lshard_status cuda_settle(struct cuda_store *store, int heed_abort)
 
 	if (!store->point)
 		return LSHARD_OK; /* was never opened */
+	cuda_pace_hurry(cuda->pace, 1);
 	status = await_copies(store, deadline, heed_abort);
 	for (uint32_t i = 0; i <= store->base.plan->windows && status == LSHARD_OK; i++) {
 		struct cuda_cell *cell = &store->cells[i];
@@ -178,48 +180,10 @@ lshard_status cuda_settle(struct cuda_store *store, int heed_abort)
 			cell->n_retired -= status == LSHARD_OK;
 		}
 	}
+	store->unsettled = status != LSHARD_OK;
+	cuda->unsettled |= store->unsettled && !heed_abort; /* host functions may still come */
+	cuda_pace_hurry(cuda->pace, -1);
 	return status;
-}
-
-/* ---- copies ---- */
-
-static cuda_result copy_rows(struct cuda *cuda, cuda_stream stream, uint64_t to, uint64_t to_pitch, uint64_t from,
-			     uint64_t from_pitch, uint64_t width, uint64_t rows)
-{
-	const struct cuda_copy_2d copy = {.from_kind = CUDA_KIND_UNIFIED,
-					  .from = from,
-					  .from_pitch = (size_t)from_pitch,
-					  .to_kind = CUDA_KIND_UNIFIED,
-					  .to = to,
-					  .to_pitch = (size_t)to_pitch,
-					  .width = (size_t)width,
-					  .rows = (size_t)rows};
-
-	if (rows == 1 || (to_pitch == width && from_pitch == width))
-		return cuda->driver.copy(to, from, (size_t)(width * rows), stream);
-	return cuda->driver.copy_2d(&copy, stream);
-}
-
-/* Readers of one layer begin with different sources: nobody is asked by all at once. */
-static cuda_result copy_layer(struct cuda_store *store, cuda_stream stream, uint32_t position, uint64_t to)
-{
-	const lshard_store_plan *plan = store->base.plan;
-	struct cuda *cuda = cuda_of(&store->base);
-	const uint32_t begin = plan->first_piece[position];
-	const uint32_t count = plan->first_piece[position + 1] - begin;
-	cuda_result result = CUDA_OK;
-	uint32_t first = 0;
-
-	while (first < count && plan->pieces[begin + first].rank <= cuda->base.context->rank)
-		first++;
-	for (uint32_t i = 0; i < count && result == CUDA_OK; i++) {
-		const lshard_piece *piece = &plan->pieces[begin + (first + i) % count];
-
-		result = copy_rows(cuda, stream, to + piece->layer_offset, piece->layer_pitch,
-				   store->shares[piece->rank].address + piece->share_offset, piece->share_pitch,
-				   piece->width, piece->rows);
-	}
-	return result;
 }
 
 /* ---- captures ---- */
@@ -269,8 +233,8 @@ static cuda_result fetch_captured(struct cuda_store *store, uint32_t position, u
 	if (store->capture != capture)
 		result = follow_captured(store, stream, capture);
 	if (result == CUDA_OK)
-		result = copy_layer(store, store->captured_copies, position,
-				    store->windows.address + number * store->base.plan->layer_bytes);
+		result = cuda_copy_layer(store, store->captured_copies, position,
+					 cuda_cell_address(store, number, position), 1);
 	if (result == CUDA_OK)
 		result = driver->event_record(cell->captured_ready, store->captured_copies);
 	if (result == CUDA_OK)
@@ -291,8 +255,7 @@ static cuda_result fetch_eager(struct cuda_store *store, uint32_t position, uint
 	if (result != CUDA_OK)
 		return result;
 	cell->n_retired = 0;
-	result = copy_layer(store, store->copies, position,
-			    store->windows.address + number * store->base.plan->layer_bytes);
+	result = cuda_pull(store, position, number);
 	if (result == CUDA_OK)
 		result = driver->event_record(cell->ready, store->copies);
 	cell->fetched |= result == CUDA_OK;
@@ -443,7 +406,7 @@ lshard_status cuda_read(lshard_store *base, uint32_t position, void *destination
 	struct cuda_store *store = store_of(base);
 	struct cuda *cuda = cuda_of(base);
 	const struct cuda_scope scope = cuda_enter(cuda);
-	lshard_status status = failed(base, copy_layer(store, store->copies, position, (uintptr_t)destination),
+	lshard_status status = failed(base, cuda_copy_layer(store, store->copies, position, (uintptr_t)destination, 0),
 				      "reading the layer at position", position);
 
 	if (status == LSHARD_OK)
@@ -458,12 +421,15 @@ lshard_status cuda_copy(lshard_store *base, void *to, uint64_t to_pitch, const v
 	struct cuda_store *store = store_of(base);
 	struct cuda *cuda = cuda_of(base);
 	const struct cuda_scope scope = cuda_enter(cuda);
-	lshard_status status = failed(
-		base, copy_rows(cuda, store->copies, (uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, rows),
-		"copying rows:", (uint32_t)rows);
+	const struct cuda_rows wish = {(uintptr_t)to, to_pitch, (uintptr_t)from, from_pitch, width, rows};
+	const uint32_t timeout_ms = cuda->base.context->timeout_ms;
+	/* The driver's copies to the host's memory wait for what is before them, and know no deadline. */
+	lshard_status status = await_copies(store, lshard__deadline_ns(timeout_ms), 1);
 
 	if (status == LSHARD_OK)
-		status = await_copies(store, lshard__deadline_ns(cuda->base.context->timeout_ms), 1);
+		status = failed(base, cuda_copy_rows(cuda, store->copies, &wish), "copying rows:", (uint32_t)rows);
+	if (status == LSHARD_OK)
+		status = await_copies(store, lshard__deadline_ns(timeout_ms), 1);
 	cuda_leave(cuda, scope);
 	return status;
 }

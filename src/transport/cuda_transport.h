@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * cuda_transport.h - what the files of the cuda transport share: cuda.c (table, a group's life), cuda_device.c (this
- * rank's device), cuda_memory.c (ranges of device memory), cuda_store.c (a series' memory), cuda_stream.c (copies in
- * stream order), cuda_link.c (is every peer's memory read right and fast?). mesh.h and shm_control.h connect the ranks.
+ * rank's device), cuda_memory.c (ranges of device memory), cuda_store.c (a series' memory), cuda_layers.c (layers put
+ * together by mapping), cuda_caller.c (shares and windows in the caller's memory), cuda_pull.c (what is copied for a
+ * layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream order), cuda_link.c (is every peer's memory
+ * read right and fast?). mesh.h, control.h and unison.h connect the ranks.
  */
 #ifndef LAYERSHARD_CUDA_TRANSPORT_H
 #define LAYERSHARD_CUDA_TRANSPORT_H
 
 #include "cuda_driver.h"
-#include "mesh.h"
-#include "shm_control.h"
+#include "cuda_pace.h"
+#include "unison.h"
+
+#include <pthread.h>
 
 #define CUDA_READERS 8 /* streams of the caller's per series, as the core allows */
 
@@ -22,23 +26,11 @@ struct cuda_card {
 	int32_t virtual_memory; /* can allocate physical memory and export it as a descriptor */
 };
 
-/* What every rank says while something is opened together. */
-struct cuda_report {
-	uint64_t what; /* hash of the name of what is opened: ranks open in the same order */
-	int32_t step;
-	int32_t status;
-	int32_t echo; /* of a failure elsewhere, which tells more */
-	union {
-		struct cuda_card card;
-		struct cuda_ipc share;
-	} body;
-	char text[400];
-};
-
 struct cuda_options {
 	int copy;     /* windows and copies also between ranks on one device */
 	int ipc;      /* legacy handles instead of descriptors */
-	double floor; /* GB/s of a pull, below which it is said */
+	double floor; /* GB/s of a pull, below which another way is tried, and it is said */
+	double pace;  /* GB/s of this rank's pulls at most; 0: any */
 };
 
 struct cuda {
@@ -51,11 +43,16 @@ struct cuda {
 	int priority;         /* the highest for streams */
 	struct mesh mesh;
 	struct control control;
-	struct cuda_card *cards;     /* [size] */
-	struct cuda_report *reports; /* [size] of the last agreement */
-	uint8_t *alive;              /* [size] */
-	int virtual_memory;          /* all ranks have it; else legacy handles */
-	int retained;                /* context */
+	struct unison unison;    /* of the ranks while something opens */
+	struct cuda_card *cards; /* [size] */
+	struct cuda_loan *loans; /* the caller's shares that are not given back yet */
+	pthread_mutex_t loans_lock;
+	struct cuda_pace *pace; /* of all this rank's pulls, or NULL */
+	int virtual_memory;     /* all ranks have it; else legacy handles */
+	char remark[48];        /* for the group's description, when its pulls are slow */
+	uint64_t granule;       /* of physical memory */
+	int retained;           /* context */
+	int unsettled;          /* a store was closed while something may still run */
 	int said_writable;
 };
 
@@ -65,19 +62,35 @@ struct cuda_range {
 		CUDA_NOTHING,
 		CUDA_RESERVED,  /* addresses, onto which physical memory is mapped */
 		CUDA_ALLOCATED, /* legacy */
-		CUDA_OPENED     /* a peer's legacy allocation */
+		CUDA_OPENED,    /* in a peer's legacy allocation */
+		CUDA_LENT       /* the caller's */
 	} kind;
 	cuda_address address;
 	uint64_t bytes;
+	uint64_t offset; /* opened: from the allocation's beginning */
 };
+
+/* How a rank tells the others where its share is, by legacy handles. */
+struct cuda_place {
+	struct cuda_ipc handle; /* of an allocation */
+	uint64_t offset;        /* in it */
+};
+
+#define CUDA_NO_PIECE UINT32_MAX
 
 /* Physical memory of one rank, a part of its share: mapped only whole, wherever it is needed. */
 struct cuda_block {
 	int32_t rank;
-	uint32_t piece;  /* composed: which piece it holds */
+	uint32_t piece;  /* the granular one it is, or CUDA_NO_PIECE: all that is not */
 	uint64_t offset; /* in the share */
 	uint64_t bytes;
 	cuda_handle handle; /* 0: none; only while the store is opened */
+};
+
+/* Between stripes in reach: what of a layer comes from others. */
+struct cuda_gap {
+	uint64_t offset; /* in the layer */
+	uint64_t bytes;
 };
 
 /* A window in stream order, or (the one after the last) readers of no window in particular. */
@@ -93,6 +106,8 @@ struct cuda_cell {
 
 struct cuda_store {
 	lshard_store base;
+	struct cuda_pulls *pulls;
+	int unsettled; /* closed while something may still run */
 	cuda_stream copies;
 	cuda_stream captured_copies; /* is in a capture of the caller's from its first copy to its join */
 	uint64_t capture;            /* the last capture it was drawn into */
@@ -101,13 +116,18 @@ struct cuda_store {
 	cuda_event *events;          /* all there are */
 	size_t n_events;
 	struct cuda_cell *cells; /* [windows + 1] */
-	int composed;            /* layers are put together from several ranks' blocks */
 	struct cuda_block *blocks;
 	uint32_t n_blocks;
 	struct cuda_range *shares; /* [size] */
-	struct cuda_range windows; /* and residents */
+	struct cuda_range windows; /* and residents; not composed */
 	cuda_handle window_memory; /* only while the store is opened */
-	struct cuda_range layers;  /* composed ones, in a row */
+	struct cuda_range layers;  /* composed: in a row, put together by mapping */
+	struct cuda_loan *loan;    /* the caller's memory for the share; see cuda_caller.c */
+	void *lent_windows;        /* the caller's */
+	int *holds;                /* [size] what says to the others that this rank reads their loans; -1: none */
+	struct cuda_gap *gaps;     /* composed: of every layer */
+	uint32_t n_gaps;
+	cuda_handle *gap_memory; /* [cells][n_gaps] only while the store is opened */
 };
 
 /* ---- cuda_device.c ---- */
@@ -154,15 +174,6 @@ void cuda_range_unmap(struct cuda *cuda, const struct cuda_range *range, uint64_
 /* What was mapped onto it is unmapped. */
 void cuda_range_free(struct cuda *cuda, struct cuda_range *range);
 
-/* ---- cuda_agree.c ---- */
-
-/*
- * Meet the others; all go on or all fail alike, with the text of the first rank that failed. @p status and the
- * transport's error: how this rank fared. All ranks' reports are left in cuda->reports. @p round: as control_exchange.
- */
-lshard_status cuda_agree(struct cuda *cuda, const char *what, struct cuda_report *mine, lshard_status status,
-			 uint64_t *round, uint64_t deadline);
-
 /* ---- cuda_store.c ---- */
 
 lshard_status cuda_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
@@ -170,6 +181,65 @@ void cuda_store_close(lshard_store *store);
 void *cuda_share(lshard_store *store);
 void *cuda_cell(lshard_store *store, uint32_t cell, uint32_t position);
 void *cuda_peer(lshard_store *store, uint32_t position);
+
+/* "WHAT of BYTES bytes", which the driver refused, unless @p result is CUDA_OK; into the transport's error. */
+lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes);
+
+/* ---- cuda_layers.c ---- */
+
+/* The tables of a new store: all ranks' blocks, this rank's gaps. NO_MEMORY without a text. */
+lshard_status cuda_layers_list(struct cuda_store *store);
+void cuda_layers_free(struct cuda_store *store);
+/* Composed: the memory of windows and residents; needs no other rank. */
+lshard_status cuda_layers_make(struct cuda_store *store);
+/* Composed: put all layers together, when all blocks in reach have come. */
+lshard_status cuda_layers_map(struct cuda_store *store);
+/* Handles are for mapping alone. */
+void cuda_layers_release(struct cuda_store *store);
+void cuda_layers_unmap(struct cuda_store *store);
+
+/*
+ * Where the layer at @p position begins when it is brought into @p cell. Each position may have an address of its own:
+ * a fetch must not count cells from the windows' address.
+ */
+cuda_address cuda_cell_address(const struct cuda_store *store, uint32_t cell, uint32_t position);
+/* Is @p piece mapped already in the layer that begins at @p to? Then it must not be written: fetch and read skip it. */
+int cuda_in_place(const struct cuda_store *store, const lshard_piece *piece, cuda_address to);
+
+/* ---- cuda_caller.c ---- */
+
+/* Take the caller's memory for share and windows; where the share is. Text of a failure: the transport's error. */
+lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *place);
+/* Let every rank hold the others' loans, until cuda_caller_close. */
+lshard_status cuda_caller_share(struct cuda_store *store, uint64_t tag, uint64_t deadline);
+/* @p settled: nothing of this rank uses the memory any more; else it is never given back. */
+void cuda_caller_close(struct cuda_store *store, int settled);
+/* Give back what nobody reads any more. */
+void cuda_loans_settle(struct cuda *cuda);
+/* The transport ends: what others still read is not given back. */
+void cuda_loans_close(struct cuda *cuda);
+
+/* ---- cuda_pull.c ---- */
+
+/* What is copied for each layer. Shares and cells have their addresses. */
+lshard_status cuda_pulls_open(struct cuda_store *store, lshard_error *error);
+void cuda_pulls_close(struct cuda_store *store);
+/* Outside captures: enqueue what brings the layer at @p position into @p cell on the store's stream of copies. */
+cuda_result cuda_pull(struct cuda_store *store, uint32_t position, uint32_t cell);
+/* The same copies one by one, to any address, on any stream; also in captures. */
+cuda_result cuda_copy_layer(struct cuda_store *store, cuda_stream stream, uint32_t position, cuda_address to,
+			    int paced);
+
+struct cuda_rows {
+	cuda_address to;
+	uint64_t to_pitch;
+	cuda_address from;
+	uint64_t from_pitch;
+	uint64_t width;
+	uint64_t rows;
+};
+
+cuda_result cuda_copy_rows(struct cuda *cuda, cuda_stream stream, const struct cuda_rows *rows);
 
 /* ---- cuda_stream.c ---- */
 
@@ -190,9 +260,16 @@ lshard_status cuda_read(lshard_store *store, uint32_t position, void *destinatio
 lshard_status cuda_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
 			uint64_t width, uint64_t rows);
 
+/* ---- cuda.c ---- */
+
+/* Share by descriptors (1) or by legacy handles (0) from now on; the same on all ranks. */
+void cuda_share_by(struct cuda *cuda, int descriptors);
+/* How memory is shared, in words. */
+const char *cuda_way(const struct cuda *cuda);
+
 /* ---- cuda_link.c ---- */
 
-/* Pull known bytes from every peer, check and time them; collective. */
+/* Pull known bytes from every peer, check and time them; settle on how memory is shared. Collective. */
 lshard_status cuda_check_links(struct cuda *cuda);
 
 #endif

@@ -172,6 +172,19 @@ static lshard_status meet_faults(struct faults *faults, enum call call, bool *fl
 	return status;
 }
 
+/* The processor turns the bit, when the bytes are there: not in device memory, nor on a stream. */
+static lshard_status check_flips(const struct faults *faults, lshard_error *error)
+{
+	const bool streams = faults->wrapper.inner->ops->capabilities & LSHARD_CAP_STREAMS;
+
+	for (size_t i = 0; i < faults->n_rules; i++)
+		if (streams && faults->rules[i].action == FLIP)
+			return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+					   "faults: flip is for transports in host memory, not for %s",
+					   faults->wrapper.inner->ops->name);
+	return LSHARD_OK;
+}
+
 static void flip_bit(void *bytes)
 {
 	*(unsigned char *)bytes ^= 1u;
@@ -208,6 +221,8 @@ static lshard_status faults_open(const lshard_context *context, lshard_transport
 		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "faults: no memory for the rules");
 	else
 		status = read_rules(faults, context->options, error);
+	if (status == LSHARD_OK)
+		status = check_flips(faults, error);
 	if (status == LSHARD_OK)
 		status = meet_faults(faults, OPEN, &flip, error);
 	if (status < 0) {

@@ -218,7 +218,7 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 	/* The lobby's is the longer one: [size + 1] are needed later. */
 	mesh->polled = context->allocate(context, lshard__lobby_polls(context->size) * sizeof *mesh->polled);
 	for (size_t i = 0; mesh->peers && i < size; i++)
-		mesh->peers[i].fd = mesh->peers[i].inbox_fd = -1;
+		mesh->peers[i].fd = mesh->peers[i].inbox[0].fd = mesh->peers[i].inbox[1].fd = -1;
 	if (mesh->wake < 0)
 		status = lshard_fail(error, LSHARD_ERR_SYSTEM, "eventfd: %s", strerror(errno));
 	else if (!lshard__lobby_open(&lobby, context) || !cards || !mesh->peers || !mesh->polled)
@@ -233,6 +233,13 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 	return status;
 }
 
+static void drop_packet(struct mesh_packet *packet)
+{
+	if (packet->fd >= 0)
+		close(packet->fd);
+	*packet = (struct mesh_packet){.fd = -1};
+}
+
 /* Shut down first: a child that the program forked may hold a copy of the descriptor. */
 void mesh_close(struct mesh *mesh)
 {
@@ -241,8 +248,8 @@ void mesh_close(struct mesh *mesh)
 	for (int32_t rank = 0; mesh->peers && rank < context->size; rank++) {
 		struct mesh_peer *peer = &mesh->peers[rank];
 
-		if (peer->inbox_fd >= 0)
-			close(peer->inbox_fd);
+		drop_packet(&peer->inbox[0]);
+		drop_packet(&peer->inbox[1]);
 		if (peer->fd >= 0) {
 			shutdown(peer->fd, SHUT_RDWR);
 			close(peer->fd);
@@ -286,15 +293,16 @@ void mesh_nudge(struct mesh *mesh)
 	}
 }
 
-/* Put a packet into the peer's inbox. One that lies there still belongs to a round its sender has given up. */
+/*
+ * Put a packet into the peer's inbox. A peer that has all packets of a round may be in the next one before this rank
+ * has looked; what lies in the packet's own place belongs to a round its sender has given up.
+ */
 static void deliver(struct mesh_peer *peer, const struct packet *packet, int fd)
 {
-	if (peer->inbox_fd >= 0)
-		close(peer->inbox_fd);
-	peer->inbox = 1;
-	peer->inbox_tag = packet->tag;
-	peer->inbox_fd = fd;
-	peer->inbox_lost = packet->has_fd && fd < 0;
+	struct mesh_packet *place = &peer->inbox[packet->tag & 1];
+
+	drop_packet(place);
+	*place = (struct mesh_packet){1, fd, packet->has_fd && fd < 0, packet->tag};
 }
 
 static int descriptor_of(struct msghdr *message)
@@ -386,7 +394,7 @@ static void pay(struct mesh_peer *peer, uint64_t tag, int fd)
 
 static int has_answered(const struct mesh_peer *peer, uint64_t tag)
 {
-	return peer->inbox && peer->inbox_tag == tag;
+	return peer->inbox[tag & 1].here && peer->inbox[tag & 1].tag == tag;
 }
 
 /* 1: every peer has answered and has been paid. -1: one is gone that has not answered. */
@@ -445,20 +453,21 @@ static lshard_status no_room(struct mesh *mesh, int32_t from)
 			   (int)from, (int)mesh->context->rank, (unsigned long long)limit.rlim_cur);
 }
 
-/* Empty the inboxes, to which every peer has sent its packet of this round. */
-static lshard_status collect(struct mesh *mesh, int *fds)
+/* Empty the inboxes, to which every peer has sent its packet of this round; those of the next round stay. */
+static lshard_status collect(struct mesh *mesh, uint64_t tag, int *fds)
 {
 	int32_t size = mesh->context->size;
 	lshard_status status = LSHARD_OK;
 
 	for (int32_t rank = 0; rank < size; rank++) {
-		struct mesh_peer *peer = &mesh->peers[rank];
+		struct mesh_packet *inbox = mesh->peers[rank].inbox;
 
-		if (peer->inbox_lost && status == LSHARD_OK)
+		if (inbox[tag & 1].lost && status == LSHARD_OK)
 			status = no_room(mesh, rank);
-		fds[rank] = peer->inbox_fd;
-		peer->inbox = peer->inbox_lost = 0;
-		peer->inbox_fd = -1;
+		fds[rank] = inbox[tag & 1].fd;
+		inbox[tag & 1] = (struct mesh_packet){.fd = -1};
+		if (inbox[~tag & 1].tag < tag)
+			drop_packet(&inbox[~tag & 1]); /* of a round that was given up */
 	}
 	for (int32_t rank = 0; rank < size && status != LSHARD_OK; rank++) {
 		if (fds[rank] >= 0)
@@ -477,5 +486,5 @@ lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint6
 	status = settle(mesh, tag, fd, deadline_ns);
 	for (int32_t rank = 0; rank < mesh->context->size; rank++)
 		mesh->peers[rank].owed = 0;
-	return status == LSHARD_OK ? collect(mesh, fds) : status;
+	return status == LSHARD_OK ? collect(mesh, tag, fds) : status;
 }

@@ -14,15 +14,20 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
+/* A packet that nobody has asked for yet. */
+struct mesh_packet {
+	int here; /* 0: none */
+	int fd;   /* its descriptor, or -1 */
+	int lost; /* 1: it had one, for which this process had no room */
+	uint64_t tag;
+};
+
 struct mesh_peer {
 	int fd; /* -1: none (this rank itself) */
 	pid_t pid;
-	int gone;       /* its end is closed */
-	int owed;       /* mesh_swap has not sent it its packet yet */
-	int inbox;      /* 1: a packet lies here that nobody has asked for yet */
-	int inbox_fd;   /* its descriptor, or -1 */
-	int inbox_lost; /* 1: it had one, for which this process had no room */
-	uint64_t inbox_tag;
+	int gone;                    /* its end is closed */
+	int owed;                    /* mesh_swap has not sent it its packet yet */
+	struct mesh_packet inbox[2]; /* by the tag's parity: a peer may be one swap ahead */
 };
 
 struct mesh {
@@ -52,7 +57,8 @@ lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns);
 
 /*
  * Give @p fd (-1: none) to every peer and get theirs, in rank order, -1 for none and for this rank; the caller closes
- * them. @p tag: a number that all ranks know this round by, larger than any before. Collective; fails when a peer is
+ * them. @p tag: a number that all ranks know this round by, larger than any before, by 1 if this swap follows
+ * another at once. Collective; fails when a peer is
  * gone, and with SYSTEM where this process has no room for a descriptor. On failure there are none to close.
  */
 lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint64_t deadline_ns);

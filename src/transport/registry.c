@@ -17,7 +17,7 @@
 
 /* ---- what there is ---- */
 
-enum reach { SAME_PROCESS, SAME_HOST };
+enum reach { SAME_PROCESS, SAME_HOST, ANYWHERE };
 
 /* In the order in which "auto" prefers them. */
 static const struct {
@@ -28,6 +28,7 @@ static const struct {
 	{&lshard__local, SAME_PROCESS, LSHARD_MEMORY_HOST},
 	{&lshard__shm, SAME_HOST, LSHARD_MEMORY_HOST},
 	{&lshard__cuda, SAME_HOST, LSHARD_MEMORY_CUDA},
+	{&lshard__callback, ANYWHERE, LSHARD_MEMORY_HOST},
 };
 
 static const lshard_transport_ops *const wrappers[] = {&lshard__trace, &lshard__throttle, &lshard__faults};
@@ -92,15 +93,16 @@ struct card {
 	int32_t failed; /* status: this rank cannot take part, and `text` says why */
 	int32_t memory;
 	uint32_t available; /* bit i: transports[i] */
+	uint64_t callbacks; /* 1: the caller gave some */
 	uint64_t spec_hash;
 	char spec[96];
 	char custom[32];
 	char text[256];
-	char why[3][WHY_BYTES]; /* why transports[i] is not available */
+	char why[4][WHY_BYTES]; /* why transports[i] is not available */
 	struct host_identity host;
 };
 
-_Static_assert(sizeof transports / sizeof transports[0] <= 3, "a card has room for the reasons of every transport");
+_Static_assert(sizeof transports / sizeof transports[0] <= 4, "a card has room for the reasons of every transport");
 
 struct lshard__stack {
 	const lshard_context *base;
@@ -137,6 +139,7 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 	card->version = LSHARD_VERSION_MAJOR << 16 | LSHARD_VERSION_MINOR << 8 | LSHARD_VERSION_PATCH;
 	card->size = stack->base->size;
 	card->memory = (int32_t)stack->base->memory;
+	card->callbacks = stack->base->callbacks.finish != NULL;
 	card->failed = failed;
 	card->spec_hash = lshard__text_hash(spec);
 	snprintf(card->spec, sizeof card->spec, "%.*s", (int)sizeof card->spec - 1, spec);
@@ -204,7 +207,11 @@ static int connects(int i, const struct card *cards, int32_t size, char *why, si
 		why[0] = 0;
 		if (!(cards[rank].available & 1u << i))
 			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank, cards[rank].why[i]);
-		else if (transports[i].reach == SAME_PROCESS && !lshard__same_process(first, other))
+		else if (transports[i].reach == ANYWHERE) {
+			if (!cards[rank].callbacks)
+				snprintf(why, bytes, "%s needs callbacks in the group options, and rank %d has none",
+					 name, (int)rank);
+		} else if (transports[i].reach == SAME_PROCESS && !lshard__same_process(first, other))
 			snprintf(why, bytes, "%s connects threads of one process, and ranks 0 and %d are two processes",
 				 name, (int)rank);
 		else if (!lshard__same_host(first, other))
@@ -226,6 +233,8 @@ static const char *auto_reason(int i, int32_t size)
 {
 	if (size == 1)
 		return "auto: one rank";
+	if (transports[i].reach == ANYWHERE)
+		return "auto: the caller's collectives";
 	return transports[i].reach == SAME_PROCESS ? "auto: threads of one process" : "auto: all ranks on one host";
 }
 
@@ -452,14 +461,17 @@ static lshard_status conclude(lshard__stack *stack, lshard_status opened, lshard
 static void describe(lshard__stack *stack)
 {
 	const struct stack_spec *spec = &stack->spec;
+	const int own = stack->bottom->ops->summary != stack->chosen->summary;
 	char *text = stack->description;
 	size_t room = sizeof stack->description;
 
 	for (int i = 0; i < spec->n_wrappers; i++)
 		snprintf(text + strlen(text), room - strlen(text), "%s%s%s,", spec->wrappers[i].name,
 			 spec->wrappers[i].options[0] ? "=" : "", spec->wrappers[i].options);
-	snprintf(text + strlen(text), room - strlen(text), "%s%s%s (%s)", stack->chosen->name,
-		 spec->options[0] ? ":" : "", spec->options, stack->because);
+	/* A group's own table may have a summary of its own: what was found out when it was connected. */
+	snprintf(text + strlen(text), room - strlen(text), "%s%s%s (%s%s%s)", stack->chosen->name,
+		 spec->options[0] ? ":" : "", spec->options, stack->because, own ? "; " : "",
+		 own ? stack->bottom->ops->summary : "");
 	stack->base->log(stack->base, LSHARD_LOG_INFO, "transport: %s", text);
 }
 

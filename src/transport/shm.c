@@ -53,7 +53,7 @@ static void shm_close(lshard_transport *transport)
 	shm_copier_close(&shm->copier);
 	control_close(&shm->control);
 	mesh_close(&shm->mesh);
-	context->release(context, shm->reports);
+	unison_free(&shm->unison, context);
 	context->release(context, shm);
 }
 
@@ -105,10 +105,8 @@ static lshard_status shm_open_group(const lshard_context *context, lshard_transp
 	status = take_options(shm, context, &shm->base.error);
 	shm->base.ops = &shm->ops;
 	shm->base.context = context;
-	shm->reports = context->allocate(context, shm_reports_bytes(context->size));
-	if (status == LSHARD_OK && !shm->reports)
-		status = lshard_fail(&shm->base.error, LSHARD_ERR_NO_MEMORY, "no memory for the reports of %d ranks",
-				     (int)context->size);
+	if (status == LSHARD_OK)
+		status = unison_make(&shm->unison, context, &shm->control, &shm->base.error);
 	if (status == LSHARD_OK)
 		status = connect_group(shm, context);
 	if (status == LSHARD_OK) {
@@ -117,8 +115,7 @@ static lshard_status shm_open_group(const lshard_context *context, lshard_transp
 	}
 	if (error)
 		*error = shm->base.error;
-	if (shm->reports)
-		context->release(context, shm->reports);
+	unison_free(&shm->unison, context);
 	context->release(context, shm);
 	return status;
 }

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * shm.h - what the files of the shm transport share: shm.c (table, group), shm_store.c (memory), shm_copy.c (the
- * copying thread). shm_control.h and mesh.h connect the ranks.
+ * copying thread). mesh.h, control.h and unison.h connect the ranks.
  */
 #ifndef LAYERSHARD_SHM_H
 #define LAYERSHARD_SHM_H
 
 #include "mesh.h"
-#include "shm_control.h"
+#include "unison.h"
 
 #include <pthread.h>
 
@@ -49,8 +49,7 @@ struct shm {
 	struct mesh mesh;
 	struct control control;
 	struct shm_copier copier;
-	void *reports; /* room for what ranks say when a series opens: there even when there is no memory for the series
-			*/
+	struct unison unison; /* of the ranks while a series opens */
 };
 
 struct shm_mapping {
@@ -70,9 +69,6 @@ struct shm_store {
 };
 
 /* ---- shm_store.c ---- */
-
-/* Bytes at shm.reports. */
-size_t shm_reports_bytes(int32_t size);
 
 lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
 void shm_store_close(lshard_store *store);

@@ -10,7 +10,6 @@
 #include "shm.h"
 #include "host_copy.h"
 #include "sockets.h"
-#include "text_hash.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,17 +20,6 @@
 #include <unistd.h>
 
 #define SHARE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
-
-/* What every rank says twice: after it made its own memory, and after it mapped the others'. */
-struct report {
-	uint64_t magic;
-	uint64_t series; /* hash of the name: ranks open series in the same order */
-	int32_t step;
-	int32_t status;
-	char text[480];
-};
-
-#define REPORT_MAGIC 0x6c73686d72707431u
 
 /* While a store is opened. */
 struct opening {
@@ -140,48 +128,11 @@ static lshard_status make_own(struct opening *opening)
 	return status;
 }
 
-/* ---- all or none ---- */
-
-/* The first rank that is gone, does something else, or failed, makes all fail alike. */
-static lshard_status judge(struct opening *opening, const struct report *mine, const struct report *reports,
-			   const uint8_t *alive)
-{
-	const lshard_context *context = opening->shm->base.context;
-
-	for (int32_t rank = 0; rank < context->size; rank++) {
-		const struct report *report = &reports[rank];
-
-		if (!alive[rank])
-			return lshard_fail(opening->error, LSHARD_ERR_PEER_FAILED,
-					   "series '%s': rank %d (process %d) is gone", opening->plan->name, (int)rank,
-					   (int)opening->shm->mesh.peers[rank].pid);
-		if (report->magic != mine->magic || report->series != mine->series || report->step != mine->step)
-			return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
-					   "series '%s': rank %d makes another call than rank %d", opening->plan->name,
-					   (int)rank, (int)context->rank);
-		if (report->status != LSHARD_OK)
-			return lshard_fail(opening->error, (lshard_status)report->status, "rank %d: %.*s", (int)rank,
-					   (int)sizeof report->text, report->text);
-	}
-	return LSHARD_OK;
-}
-
-size_t shm_reports_bytes(int32_t size)
-{
-	return (size_t)size * (sizeof(struct report) + 1);
-}
-
 static lshard_status agree(struct opening *opening, int step, lshard_status status, uint64_t *round)
 {
-	struct shm *shm = opening->shm;
-	struct report *reports = shm->reports;
-	struct report mine = {REPORT_MAGIC, lshard__text_hash(opening->plan->name), step, status, {0}};
-	uint8_t *alive = (uint8_t *)(reports + shm->base.context->size);
+	struct unison_report report = {.step = step};
 
-	if (status != LSHARD_OK)
-		snprintf(mine.text, sizeof mine.text, "%.479s", opening->error->text);
-	status = control_exchange(&shm->control, &mine, reports, sizeof mine, alive, round, opening->deadline);
-	return status == LSHARD_OK ? judge(opening, &mine, reports, alive) : status;
+	return unison_agree(&opening->shm->unison, opening->plan->name, &report, status, round, opening->deadline);
 }
 
 /* ---- the others' shares ---- */
@@ -340,8 +291,6 @@ static lshard_status open_together(struct opening *opening)
 	if (status != LSHARD_OK)
 		return status;
 	status = get_shares(opening, round);
-	if (status == LSHARD_ERR_ABORTED)
-		return status;
 	/* The time is up for one rank only: give it some to say so, or the others would wait for it. */
 	if (status == LSHARD_ERR_TIMEOUT)
 		opening->deadline += 1000000000u;

@@ -9,9 +9,10 @@
 #include <layershard/transport.h>
 
 /* Transports: they move the bytes. */
-extern const lshard_transport_ops lshard__shm;   /* processes of a host: shared pages, or a copying thread */
-extern const lshard_transport_ops lshard__local; /* threads of a process */
-extern const lshard_transport_ops lshard__cuda;  /* GPUs of a host, and processes on one GPU */
+extern const lshard_transport_ops lshard__shm;      /* processes of a host: shared pages, or a copying thread */
+extern const lshard_transport_ops lshard__local;    /* threads of a process */
+extern const lshard_transport_ops lshard__cuda;     /* GPUs of a host, and processes on one GPU */
+extern const lshard_transport_ops lshard__callback; /* the caller's collectives */
 
 /* Wrappers: open() gets the transport they stand in front of. */
 extern const lshard_transport_ops lshard__throttle;

@@ -20,8 +20,8 @@ struct call {
 };
 
 static const int64_t defaults[STUB_SETTINGS] = {
-	[STUB_VERSION] = 13000, [STUB_DEVICES] = 8,     [STUB_VIRTUAL_MEMORY] = 1,        [STUB_DESCRIPTORS] = 1,
-	[STUB_READ_ONLY] = 1,   [STUB_PULL_NS] = 50000, [STUB_MEMORY_BYTES] = 1024 << 20,
+	[STUB_VERSION] = 13000, [STUB_DEVICES] = 8,     [STUB_VIRTUAL_MEMORY] = 1,     [STUB_DESCRIPTORS] = 1,
+	[STUB_READ_ONLY] = 1,   [STUB_PULL_NS] = 50000, [STUB_LEGACY_PULL_NS] = 50000, [STUB_MEMORY_BYTES] = 1024 << 20,
 };
 
 static struct world {
@@ -105,10 +105,13 @@ void stub_cuda_fail(const char *symbol, unsigned nth, cuda_result result)
 
 unsigned stub_cuda_calls(const char *symbol)
 {
-	unsigned count;
+	unsigned count = 0;
 
 	pthread_mutex_lock(&world.lock);
-	count = call_of(symbol)->count;
+	for (int i = 0; i < SYMBOLS && !symbol; i++)
+		count += world.calls[i].count;
+	if (symbol)
+		count = call_of(symbol)->count;
 	pthread_mutex_unlock(&world.lock);
 	return count;
 }
@@ -233,6 +236,11 @@ int stub_has_context(void)
 	return depth > 0 && current[depth - 1];
 }
 
+int stub_device(void)
+{
+	return (int)((char *)(void *)current[depth - 1] - contexts);
+}
+
 cuda_result cuCtxGetCurrent(cuda_context *context)
 {
 	STUB_ENTER();
@@ -264,6 +272,14 @@ cuda_result cuCtxPopCurrent_v2(cuda_context *context)
 		return stub_leave(STUB_INVALID_CONTEXT);
 	*context = current[--depth];
 	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuCtxEnablePeerAccess(cuda_context peer, unsigned flags); /* for programs that look for it */
+
+cuda_result cuCtxEnablePeerAccess(cuda_context peer, unsigned flags)
+{
+	STUB_ENTER();
+	return stub_leave(flags || !peer || !stub_has_context() ? STUB_INVALID_VALUE : CUDA_OK);
 }
 
 cuda_result cuCtxGetStreamPriorityRange(int *least, int *greatest)

@@ -22,19 +22,20 @@ enum stub_setting {
 	STUB_ONE_DEVICE,     /* 1: all device numbers are one physical device */
 	STUB_VIRTUAL_MEMORY, /* attributes; 1 */
 	STUB_DESCRIPTORS,
-	STUB_READ_ONLY,    /* 1: read-only access is granted */
-	STUB_MEMORY_BYTES, /* of a device, as far as this process sees; 1 GiB */
-	STUB_PULL_NS,      /* what any two timed events are apart; 50000 */
-	STUB_LATE,         /* not 0: seed; work runs only when somebody asks for its end */
-	STUB_STUCK,        /* 1: no work ends */
-	STUB_GARBLE,       /* 1: copies change their first byte */
+	STUB_READ_ONLY,      /* 1: read-only access is granted */
+	STUB_MEMORY_BYTES,   /* of a device, as far as this process sees; 1 GiB */
+	STUB_PULL_NS,        /* what any two timed events are apart; 50000 */
+	STUB_LEGACY_PULL_NS, /* the same after a copy from a peer's legacy allocation; 50000 */
+	STUB_LATE,           /* not 0: seed; work runs only when somebody asks for its end */
+	STUB_STUCK,          /* 1: no work ends */
+	STUB_GARBLE,         /* 1: copies between devices change their first byte */
 	STUB_SETTINGS
 };
 
 void stub_cuda_set(enum stub_setting setting, int64_t value);
 /* The @p nth call (1: the next) of the function with this symbol returns @p result; 0 as nth: never. */
 void stub_cuda_fail(const char *symbol, unsigned nth, cuda_result result);
-/* Calls of the function so far. */
+/* Calls of the function so far; NULL: of all. */
 unsigned stub_cuda_calls(const char *symbol);
 /* All settings and counts as at the beginning. */
 void stub_cuda_reset(void);
@@ -42,6 +43,8 @@ void stub_cuda_reset(void);
 int stub_cuda_outstanding(void);
 /* Memory of the device that this process has made, and not given back. */
 uint64_t stub_cuda_bytes(void);
+/* Bytes that this process' copies have moved so far. */
+uint64_t stub_cuda_copied(void);
 
 #define STUB_DECLARE(member, symbol, parameters) cuda_result symbol parameters;
 CUDA_FUNCTIONS(STUB_DECLARE)

@@ -32,6 +32,7 @@ struct area {
 	size_t bytes;
 	struct physical *physical;
 	enum area_kind kind;
+	int device; /* of an allocation */
 };
 
 static struct area areas[MOST];
@@ -49,7 +50,8 @@ static struct area *new_area(void *address, size_t bytes, struct physical *physi
 {
 	for (int i = 0; i < MOST; i++)
 		if (areas[i].kind == FREE) {
-			areas[i] = (struct area){address, bytes, physical, kind};
+			areas[i] =
+				(struct area){address, bytes, physical, kind, stub_has_context() ? stub_device() : 0};
 			stub_count(1);
 			return &areas[i];
 		}
@@ -99,6 +101,17 @@ static int fits(size_t bytes)
 	       made + bytes <= (uint64_t)stub_setting(STUB_MEMORY_BYTES);
 }
 
+int stub_is_memory(cuda_address address)
+{
+	const char *at = (const char *)(uintptr_t)address;
+
+	for (int i = 0; i < MOST; i++)
+		if (areas[i].physical && areas[i].kind != FREE && at >= areas[i].address &&
+		    at < areas[i].address + areas[i].bytes)
+			return 1;
+	return 0;
+}
+
 uint64_t stub_cuda_bytes(void)
 {
 	return made;
@@ -112,6 +125,14 @@ void stub_memory_reset(void)
 		areas[i].kind = FREE;
 	}
 	made = 0;
+}
+
+int stub_is_opened(cuda_address address)
+{
+	for (int i = 0; i < MOST; i++)
+		if (areas[i].kind == OPENED && address - (uintptr_t)areas[i].address < areas[i].bytes)
+			return 1;
+	return 0;
 }
 
 /* ---- physical memory ---- */
@@ -324,6 +345,43 @@ cuda_result cuMemFree_v2(cuda_address address)
 {
 	STUB_ENTER();
 	return stub_leave(unmap_whole(address, ALLOCATED));
+}
+
+static const struct area *area_around(cuda_address address)
+{
+	for (int i = 0; i < MOST; i++)
+		if ((areas[i].kind == MAPPED || areas[i].kind == ALLOCATED || areas[i].kind == OPENED) &&
+		    address - (uintptr_t)areas[i].address < areas[i].bytes)
+			return &areas[i];
+	return NULL;
+}
+
+cuda_result cuMemGetAddressRange_v2(cuda_address *base, size_t *bytes, cuda_address address)
+{
+	const struct area *area;
+
+	STUB_ENTER();
+	area = area_around(address);
+	if (!area)
+		return stub_leave(STUB_INVALID_VALUE);
+	*base = (uintptr_t)area->address;
+	*bytes = area->bytes;
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuPointerGetAttribute(void *value, int attribute, cuda_address address)
+{
+	const struct area *area;
+
+	STUB_ENTER();
+	area = area_around(address);
+	if (!area)
+		return stub_leave(STUB_INVALID_VALUE);
+	if (attribute == CUDA_MEMORY_KIND)
+		*(uint32_t *)value = CUDA_KIND_DEVICE;
+	else
+		*(int *)value = area->device;
+	return stub_leave(CUDA_OK);
 }
 
 struct legacy {

@@ -12,8 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NODES   2048
-#define GARBAGE 0xdb
+#define NODES      2048
+#define MOST_READY 256
+#define GARBAGE    0xdb
 
 typedef struct {
 	uint64_t words[NODES / 64];
@@ -24,12 +25,14 @@ struct comparison {
 };
 
 struct operation {
-	enum { COPY, WAIT, CALL, LAUNCH } kind;
+	enum { COPY, WAIT, CALL, HOST, LAUNCH } kind;
 	struct cuda_copy_2d copy;
 	unsigned halves;
 	struct CUstream_st *stream; /* WAIT: for its operation number `count` */
 	uint64_t count;
 	struct comparison comparison;
+	void (*function)(void *); /* HOST */
+	void *argument;
 	struct CUgraph_st *graph;
 	unsigned char *done; /* LAUNCH: [nodes] halves done */
 };
@@ -69,8 +72,10 @@ struct CUevent_st {
 
 static struct CUstream_st legacy;
 static struct CUstream_st *streams;
+static struct CUstream_st *destroyed; /* events and waits may still point at them */
 static uint64_t captures;
 static uint64_t randomness;
+static int from_legacy; /* did the last copy read a peer's legacy allocation? */
 
 static void *some(size_t count, size_t bytes)
 {
@@ -101,6 +106,13 @@ static void copy_rows(const struct cuda_copy_2d *copy, size_t from_row, size_t t
 		       (const char *)(uintptr_t)copy->from + row * copy->from_pitch + begin, end - begin);
 }
 
+static uint64_t copied;
+
+uint64_t stub_cuda_copied(void)
+{
+	return copied;
+}
+
 static void copy_half(const struct cuda_copy_2d *copy, unsigned half)
 {
 	const size_t middle = copy->width / 2;
@@ -113,7 +125,8 @@ static void copy_half(const struct cuda_copy_2d *copy, unsigned half)
 		return;
 	}
 	copy_rows(copy, 0, copy->rows, middle, copy->width);
-	if (stub_setting(STUB_GARBLE))
+	copied += copy->width * copy->rows;
+	if (stub_setting(STUB_GARBLE) && stub_is_memory(copy->from) && stub_is_memory(copy->to))
 		*(unsigned char *)(uintptr_t)copy->to ^= 1;
 }
 
@@ -134,7 +147,10 @@ static int run_leaf(const struct operation *operation, unsigned half)
 		copy_half(&operation->copy, half);
 		return half == 1;
 	}
-	count_differences(&operation->comparison);
+	if (operation->kind == HOST)
+		operation->function(operation->argument);
+	else
+		count_differences(&operation->comparison);
 	return 1;
 }
 
@@ -210,14 +226,14 @@ static void run_head(struct CUstream_st *stream)
 /* One step of any stream; 0 when none can. */
 static int step(void)
 {
-	struct CUstream_st *ready[64];
+	struct CUstream_st *ready[MOST_READY];
 	size_t count = 0;
 
 	if (stub_setting(STUB_STUCK))
 		return 0;
 	if (may_run(&legacy))
 		ready[count++] = &legacy;
-	for (struct CUstream_st *stream = streams; stream && count < 64; stream = stream->next)
+	for (struct CUstream_st *stream = streams; stream && count < MOST_READY; stream = stream->next)
 		if (may_run(stream))
 			ready[count++] = stream;
 	if (count == 0)
@@ -279,6 +295,7 @@ cuda_result cuMemcpyAsync(cuda_address to, cuda_address from, size_t bytes, cuda
 	cuda_result result;
 
 	STUB_ENTER();
+	from_legacy = stub_is_opened(from);
 	result = check_stream(stream_of(stream));
 	if (result == CUDA_OK)
 		push(stream_of(stream), &copy);
@@ -297,6 +314,18 @@ cuda_result cuMemcpy2DAsync_v2(const struct cuda_copy_2d *wish, cuda_stream stre
 		result = STUB_INVALID_VALUE;
 	if (result == CUDA_OK)
 		push(stream_of(stream), &copy);
+	return stub_leave(result);
+}
+
+cuda_result cuLaunchHostFunc(cuda_stream stream, void (*function)(void *), void *argument)
+{
+	const struct operation call = {.kind = HOST, .function = function, .argument = argument};
+	cuda_result result;
+
+	STUB_ENTER();
+	result = check_stream(stream_of(stream));
+	if (result == CUDA_OK)
+		push(stream_of(stream), &call);
 	return stub_leave(result);
 }
 
@@ -346,6 +375,16 @@ cuda_result cuStreamCreateWithPriority(cuda_stream *stream, unsigned flags, int 
 	return stub_leave(CUDA_OK);
 }
 
+/* What does not end is given up. */
+static void drop_launches(const struct CUstream_st *stream)
+{
+	for (uint64_t i = 0; i < stream->queued - stream->done; i++)
+		if (stream->queue[i].kind == LAUNCH) {
+			free(stream->queue[i].done);
+			unreference(stream->queue[i].graph);
+		}
+}
+
 cuda_result cuStreamDestroy_v2(cuda_stream stream)
 {
 	const cuda_result injected = stub_enter(__func__);
@@ -357,8 +396,10 @@ cuda_result cuStreamDestroy_v2(cuda_stream stream)
 			*link = stream->next;
 			break;
 		}
+	drop_launches(stream);
 	free(stream->queue);
-	free(stream);
+	*stream = (struct CUstream_st){.next = destroyed, .done = stream->queued, .queued = stream->queued};
+	destroyed = stream;
 	stub_count(-1);
 	return stub_leave(injected);
 }
@@ -439,7 +480,7 @@ cuda_result cuEventElapsedTime(float *milliseconds, cuda_event from, cuda_event 
 	STUB_ENTER();
 	if ((from->flags | to->flags) & CUDA_EVENT_WITHOUT_TIME)
 		return stub_leave(STUB_INVALID_HANDLE);
-	*milliseconds = (float)stub_setting(STUB_PULL_NS) / 1e6f;
+	*milliseconds = (float)stub_setting(from_legacy ? STUB_LEGACY_PULL_NS : STUB_PULL_NS) / 1e6f;
 	return stub_leave(CUDA_OK);
 }
 
@@ -553,9 +594,8 @@ static int is_joined(const struct CUstream_st *origin, const struct CUstream_st 
 cuda_result cuStreamEndCapture(cuda_stream stream, cuda_graph *graph)
 {
 	struct capture *capture = stream->capture;
-	cuda_result result = CUDA_OK;
+	cuda_result result = stub_enter(__func__); /* whatever it is, the capture has ended */
 
-	STUB_ENTER();
 	if (!capture || capture->origin != stream)
 		return stub_leave(STUB_CAPTURE_UNMATCHED);
 	for (struct CUstream_st *other = streams; other; other = other->next) {
@@ -583,10 +623,19 @@ cuda_result cuStreamEndCapture(cuda_stream stream, cuda_graph *graph)
 cuda_result cuGraphInstantiateWithFlags(cuda_graph_exec *exec, cuda_graph graph, uint64_t flags)
 {
 	STUB_ENTER();
+	*exec = NULL;
+	if (flags)
+		return stub_leave(STUB_INVALID_VALUE);
 	graph->references++;
 	*exec = (cuda_graph_exec)(void *)graph;
 	stub_count(1);
-	return stub_leave(flags ? STUB_INVALID_VALUE : CUDA_OK);
+	return stub_leave(CUDA_OK);
+}
+
+cuda_result cuGraphUpload(cuda_graph_exec exec, cuda_stream stream)
+{
+	STUB_ENTER();
+	return stub_leave(exec ? check_stream(stream_of(stream)) : STUB_INVALID_VALUE);
 }
 
 cuda_result cuGraphLaunch(cuda_graph_exec exec, cuda_stream stream)
@@ -602,18 +651,20 @@ cuda_result cuGraphLaunch(cuda_graph_exec exec, cuda_stream stream)
 
 cuda_result cuGraphExecDestroy(cuda_graph_exec exec)
 {
-	STUB_ENTER();
+	const cuda_result injected = stub_enter(__func__);
+
 	unreference((struct CUgraph_st *)(void *)exec);
 	stub_count(-1);
-	return stub_leave(CUDA_OK);
+	return stub_leave(injected);
 }
 
 cuda_result cuGraphDestroy(cuda_graph graph)
 {
-	STUB_ENTER();
+	const cuda_result injected = stub_enter(__func__);
+
 	unreference(graph);
 	stub_count(-1);
-	return stub_leave(CUDA_OK);
+	return stub_leave(injected);
 }
 
 void stub_streams_reset(void)

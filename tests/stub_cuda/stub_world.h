@@ -34,11 +34,17 @@ int64_t stub_setting(enum stub_setting setting);
 void stub_count(int objects);
 /* Is a context current in this thread? */
 int stub_has_context(void);
+/* Number of the device whose context is current. */
+int stub_device(void);
 /* May this thread make calls that could disturb a capture? If not, captures in progress are invalidated. */
 cuda_result stub_unsafe_call(void);
 
 /* stub_memory.c */
 void stub_memory_reset(void);
+/* Is it in the memory of a device? */
+int stub_is_memory(cuda_address address);
+/* Does it lie in a peer's legacy allocation? */
+int stub_is_opened(cuda_address address);
 
 /* stub_stream.c */
 void stub_streams_reset(void);

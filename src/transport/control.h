@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm_control.h - an all-gather among the living ranks of a host that happens for all of them or for none.
+ * control.h - an all-gather among the living ranks of a host that happens for all of them or for none.
  * Knows the mesh and a page all ranks share; knows nothing of what is exchanged.
  */
-#ifndef LAYERSHARD_SHM_CONTROL_H
-#define LAYERSHARD_SHM_CONTROL_H
+#ifndef LAYERSHARD_CONTROL_H
+#define LAYERSHARD_CONTROL_H
 
 #include "mesh.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm_control.c - see shm_control.h.
+ * control.c - see control.h.
  *
  * Everything that decides an exchange is in one shared block under one robust mutex; sockets only wake the waiting and
  * show deaths. A rank arrives by writing its bytes and then the number of the round. Whoever finds that all ranks that
@@ -10,7 +10,7 @@
  * Bytes and decisions are kept for two rounds, by parity: round r + 2 cannot begin to be written before every living
  * rank has arrived in round r + 1 and so has read round r.
  */
-#include "shm_control.h"
+#include "control.h"
 #include "sockets.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_shm_control.c - how the ranks of the shm transport meet: an exchange happens for all of them or for none, ranks
+ * test_control.c - how the ranks of a host meet: an exchange happens for all of them or for none, ranks
  * that die are seen at once and by all alike, and nobody hangs.
  */
 #include "shm_ranks.h"

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * callback.c - `callback`: the caller's own broadcast and all-gather carry the layers, in step on all ranks, so that
+ * anything that has these two connects them. Here: the table, and what the ring and the group ask for, which is put
+ * into the worker's queue and waited for, never longer than the deadline. See callback.h.
+ */
+#include "callback.h"
+#include "clock.h"
+#include "transports.h"
+
+#include <string.h>
+
+#define ABORT_MS UINT64_C(300)
+
+/* ---- The transport --------------------------------------------------------------------------------------------- */
+
+static int callback_available(lshard_error *error)
+{
+	(void)error;
+	return 1;
+}
+
+static void callback_free(struct callback *callback)
+{
+	const lshard_context given = callback->context, *context = &given;
+
+	if (callback->abandoned)
+		return; /* a collective may still come into these, and the worker back */
+	pthread_cond_destroy(&callback->changed);
+	pthread_mutex_destroy(&callback->lock);
+	context->release(context, callback->queue);
+	context->release(context, callback->votes);
+	context->release(context, callback->cards);
+	context->release(context, callback);
+}
+
+static bool condition_open(pthread_cond_t *condition)
+{
+	pthread_condattr_t attributes;
+	bool done;
+
+	if (pthread_condattr_init(&attributes) != 0)
+		return false;
+	done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
+	       pthread_cond_init(condition, &attributes) == 0;
+	pthread_condattr_destroy(&attributes);
+	return done;
+}
+
+static struct callback *callback_new(const lshard_context *context)
+{
+	const size_t size = (size_t)context->size;
+	struct callback *callback = context->allocate(context, sizeof *callback);
+
+	if (!callback)
+		return NULL;
+	callback->context = *context;
+	callback->base.context = &callback->context;
+	callback->base.ops = &lshard__callback;
+	if (pthread_mutex_init(&callback->lock, NULL) != 0)
+		goto release;
+	if (!condition_open(&callback->changed))
+		goto destroy_lock;
+	callback->capacity = 64;
+	callback->queue = context->allocate(context, callback->capacity * sizeof *callback->queue);
+	callback->cards = context->allocate(context, size * sizeof *callback->cards);
+	callback->votes = context->allocate(context, size * sizeof(struct vote));
+	if (callback->queue && callback->cards && callback->votes)
+		return callback;
+	callback_free(callback);
+	return NULL;
+
+destroy_lock:
+	pthread_mutex_destroy(&callback->lock);
+release:
+	context->release(context, callback);
+	return NULL;
+}
+
+static lshard_status make_worker(const lshard_context *context, struct callback **made, lshard_error *error)
+{
+	const lshard_callbacks *calls = &context->callbacks;
+	lshard_status status;
+
+	if (context->memory != LSHARD_MEMORY_HOST)
+		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "callback: layers live in host memory only");
+	if (context->options[0])
+		return lshard_fail(error, LSHARD_ERR_INVALID, "callback: there is no option '%s'", context->options);
+	if (!calls->broadcast || !calls->allgather || !calls->finish)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "callback: rank %d gives callbacks without broadcast, allgather or finish",
+				   (int)context->rank);
+	*made = callback_new(context);
+	if (!*made)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
+				   (int)context->rank);
+	status = callback_start(*made, error);
+	if (status < 0)
+		callback_free(*made);
+	return status;
+}
+
+static void make_end(struct callback *callback)
+{
+	callback_end(callback);
+	callback_free(callback);
+}
+
+/* All ranks begin, or none: the caller's collectives must not wait for a rank that never came so far. */
+static lshard_status callback_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
+				   lshard_error *error)
+{
+	int32_t *fared = context->allocate(context, (size_t)context->size * sizeof *fared);
+	struct callback *callback = NULL;
+	lshard_status status = make_worker(context, &callback, error);
+	const lshard_status mine = status;
+
+	(void)inner;
+	if (!fared) {
+		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
+				     (int)context->rank);
+		goto end; /* cannot even hear the others: they see the all-gather fail */
+	}
+	if (context->bootstrap.allgather(context->bootstrap.user, &mine, fared, sizeof *fared) != 0 &&
+	    status == LSHARD_OK)
+		status = lshard_fail(error, LSHARD_ERR_TRANSPORT,
+				     "callback: rank %d: the bootstrap's all-gather failed", (int)context->rank);
+	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++)
+		if (fared[rank] < 0)
+			status =
+				lshard_fail(error, (lshard_status)fared[rank], "callback: rank %d cannot take part: %s",
+					    (int)rank, lshard_status_text((lshard_status)fared[rank]));
+end:
+	context->release(context, fared);
+	if (status == LSHARD_OK)
+		*transport = &callback->base;
+	else if (mine == LSHARD_OK)
+		make_end(callback);
+	return status;
+}
+
+static void callback_close(lshard_transport *transport)
+{
+	make_end(callback_of(transport));
+}
+
+/* Gives the worker a moment to leave the caller's functions: a program that aborts may be about to end. */
+static void callback_abort(lshard_transport *transport)
+{
+	struct callback *callback = callback_of(transport);
+	const uint64_t deadline = lshard__now_ns() + ABORT_MS * 1000000u;
+
+	pthread_mutex_lock(&callback->lock);
+	callback->aborted = callback->stopping = true;
+	pthread_cond_broadcast(&callback->changed);
+	while (!pthread_equal(pthread_self(), callback->worker) && !callback->over &&
+	       callback_pause(callback, deadline))
+		;
+	pthread_mutex_unlock(&callback->lock);
+}
+
+/* ---- Exchanges and reads --------------------------------------------------------------------------------------- */
+
+/* With the lock: the operation, if the worker has told nobody of it yet. */
+static void withdraw(struct callback *callback, uint64_t ticket)
+{
+	const uint32_t last = (callback->first + callback->queued - 1) % callback->capacity;
+
+	if (callback->queued == 0 || callback->queue[last].ticket != ticket ||
+	    (callback->queued == 1 && callback->busy))
+		return;
+	if (callback->queue[last].store)
+		callback->queue[last].store->outstanding--;
+	callback->queued--;
+}
+
+/*
+ * With the lock: until it is served. A caller that the others count on cannot leave: it waits once more as long, and if
+ * they do not come to an end then, the worker makes one.
+ */
+static lshard_status stay(struct callback *callback, lshard_error *error)
+{
+	const uint32_t timeout_ms = callback->base.context->timeout_ms;
+	struct visitor *visitor = &callback->visitor;
+	uint64_t deadline = callback_deadline(callback);
+	bool committed = false;
+
+	while (visitor->stage != SERVED) {
+		if (callback->aborted && visitor->stage == WAITING)
+			return callback_state(callback, error);
+		if (callback_pause(callback, deadline))
+			continue;
+		if (visitor->stage == WAITING)
+			return lshard_fail(error, LSHARD_ERR_TIMEOUT,
+					   "rank %d waited %u ms: the other ranks did not all come",
+					   (int)callback->base.context->rank, (unsigned)timeout_ms);
+		if (visitor->stage == COMMITTED && committed) {
+			if (callback->broken == LSHARD_OK)
+				callback->broken = lshard_fail(&callback->why_broken, LSHARD_ERR_TRANSPORT,
+							       "callback: rank %d: a collective that all ranks had "
+							       "begun did not end in %u ms",
+							       (int)callback->base.context->rank, (unsigned)timeout_ms);
+			callback->stopping = true;
+			callback_await_end(callback);
+			if (visitor->stage != SERVED)
+				return callback_state(callback, error);
+		} else {
+			committed = true;
+			deadline = callback_deadline(callback);
+		}
+	}
+	if (visitor->status < 0)
+		*error = visitor->error;
+	return visitor->status;
+}
+
+/* With room in the queue, wait for an operation. */
+static lshard_status visit(struct callback *callback, struct operation operation, struct visitor visitor,
+			   lshard_error *error)
+{
+	const uint64_t deadline = callback_deadline(callback);
+	lshard_status status;
+
+	pthread_mutex_lock(&callback->lock);
+	while (callback->queued == callback->capacity && callback_pause(callback, deadline))
+		;
+	status = callback_state(callback, error);
+	if (status == LSHARD_OK && callback->queued == callback->capacity)
+		status = lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d: %u transfers did not begin in %u ms",
+				     (int)callback->base.context->rank, callback->queued,
+				     (unsigned)callback->base.context->timeout_ms);
+	if (status == LSHARD_OK) {
+		callback->visitor = visitor;
+		callback->visitor.ticket = callback_append(callback, operation);
+		status = stay(callback, error);
+		withdraw(callback, callback->visitor.ticket);
+		callback->visitor.ticket = 0;
+	}
+	pthread_mutex_unlock(&callback->lock);
+	return status;
+}
+
+/* The transport cannot know who is gone or late: the caller's all-gather fails or waits as a whole. */
+static lshard_status callback_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
+				       uint8_t *alive)
+{
+	const lshard_context *context = transport->context;
+	const lshard_status status = visit(callback_of(transport), (struct operation){.kind = EXCHANGE, .bytes = bytes},
+					   (struct visitor){.send = send, .receive = receive}, &transport->error);
+
+	memset(alive, status == LSHARD_OK, (size_t)context->size);
+	alive[context->rank] = 1;
+	return status;
+}
+
+static lshard_status callback_read(lshard_store *base, uint32_t position, void *destination)
+{
+	lshard_error error = {""};
+	const lshard_status status =
+		visit(callback_of(base->transport),
+		      (struct operation){.kind = READ, .store = callback_store_of(base), .position = position},
+		      (struct visitor){.destination = destination}, &error);
+
+	if (status < 0)
+		return lshard_fail(&base->error, status, "series '%s': %s", base->plan->name, error.text);
+	return status;
+}
+
+/* ---- Transfers ------------------------------------------------------------------------------------------------- */
+
+/* Blocks only where a program reaches on and on without ever waiting and the link is that far behind. */
+static lshard_status callback_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream,
+				    uint64_t sequence)
+{
+	struct callback *callback = callback_of(base->transport);
+	struct callback_store *store = callback_store_of(base);
+	const struct operation operation = {
+		.kind = TRANSFER, .store = store, .position = position, .cell = cell, .sequence = sequence};
+	uint64_t deadline = 0, ticket;
+	lshard_status status;
+
+	(void)stream;
+	pthread_mutex_lock(&callback->lock);
+	while (callback->queued == callback->capacity && !callback->stopping) {
+		deadline = deadline ? deadline : callback_deadline(callback);
+		if (!callback_pause(callback, deadline))
+			break;
+	}
+	status = callback_state(callback, &base->error);
+	if (status == LSHARD_OK && callback->queued == callback->capacity)
+		status =
+			lshard_fail(&base->error, LSHARD_ERR_TIMEOUT,
+				    "series '%s': %u transfers before this one did not begin in %u ms",
+				    base->plan->name, callback->queued, (unsigned)base->transport->context->timeout_ms);
+	if (status < 0)
+		goto unlock;
+	ticket = callback_append(callback, operation);
+	if (cell != LSHARD_NO_CELL) {
+		struct landing *landing = &store->landings[cell];
+
+		landing->ticket = ticket;
+		landing->pending = landing->unwaited = true;
+		landing->status = LSHARD_OK;
+		landing->arrival = (lshard_arrival){0, 0, 0, 0};
+	}
+unlock:
+	pthread_mutex_unlock(&callback->lock);
+	return status;
+}
+
+/* With the lock: until the last fetch into the cell is over. */
+static lshard_status await(struct callback *callback, lshard_store *base, const struct landing *landing)
+{
+	const uint64_t deadline = callback_deadline(callback);
+
+	while (landing->pending) {
+		if (callback->aborted)
+			return callback_state(callback, &base->error);
+		if (!callback_pause(callback, deadline) && landing->pending)
+			return lshard_fail(&base->error, LSHARD_ERR_TIMEOUT,
+					   "rank %d waited %u ms: the other ranks did not all ask for it, or the "
+					   "caller's collective is stuck",
+					   (int)callback->base.context->rank,
+					   (unsigned)callback->base.context->timeout_ms);
+	}
+	if (landing->status < 0)
+		return lshard_fail(&base->error, landing->status, "series '%s': %s", base->plan->name,
+				   landing->error.text);
+	return LSHARD_OK;
+}
+
+static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+{
+	struct callback *callback = callback_of(base->transport);
+	struct landing *landing = &callback_store_of(base)->landings[cell];
+	uint64_t began_ns, blocked_ns = 0;
+	lshard_status status = LSHARD_OK;
+
+	(void)stream;
+	*arrival = (lshard_arrival){0, 0, 0, 0};
+	pthread_mutex_lock(&callback->lock);
+	if (!landing->unwaited)
+		goto unlock;
+	if (landing->pending) {
+		began_ns = lshard__now_ns();
+		status = await(callback, base, landing);
+		blocked_ns = lshard__now_ns() - began_ns;
+	} else {
+		status = await(callback, base, landing);
+	}
+	landing->unwaited = landing->pending; /* as it was, after TIMEOUT: the next wait goes on */
+	if (status == LSHARD_OK)
+		*arrival = landing->arrival;
+	arrival->blocked_ns = blocked_ns;
+unlock:
+	pthread_mutex_unlock(&callback->lock);
+	return status;
+}
+
+/* What failed stays to be told by the wait for it. */
+static lshard_status callback_join(lshard_store *base, void *stream)
+{
+	struct callback *callback = callback_of(base->transport);
+	lshard_status status = LSHARD_OK;
+
+	(void)stream;
+	pthread_mutex_lock(&callback->lock);
+	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
+		if (callback_store_of(base)->landings[cell].unwaited)
+			status = await(callback, base, &callback_store_of(base)->landings[cell]);
+	pthread_mutex_unlock(&callback->lock);
+	return status;
+}
+
+/* All ranks count on every transfer that was asked for, so none is dropped; those that only give count too. */
+static lshard_status callback_drain(lshard_store *base)
+{
+	struct callback *callback = callback_of(base->transport);
+	struct callback_store *store = callback_store_of(base);
+	const uint64_t deadline = callback_deadline(callback);
+	lshard_status status = LSHARD_OK;
+
+	pthread_mutex_lock(&callback->lock);
+	while (store->outstanding > 0 && !callback->stopping && callback_pause(callback, deadline))
+		;
+	if (store->outstanding > 0 && callback->stopping) {
+		callback_await_end(callback);
+		status = callback_state(callback, &base->error);
+	}
+	if (store->outstanding > 0 && status == LSHARD_OK)
+		status = lshard_fail(&base->error, LSHARD_ERR_TIMEOUT,
+				     "rank %d waited %u ms for transfers that the other ranks did not all ask for; "
+				     "left: %u",
+				     (int)callback->base.context->rank, (unsigned)callback->base.context->timeout_ms,
+				     store->outstanding);
+	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
+		store->landings[cell].unwaited = false;
+	pthread_mutex_unlock(&callback->lock);
+	return status;
+}
+
+const lshard_transport_ops lshard__callback = {
+	.struct_size = sizeof(lshard_transport_ops),
+	.abi = LSHARD_TRANSPORT_ABI,
+	.name = "callback",
+	.summary = "the caller's own broadcast and all-gather, between any ranks (collective)",
+	.capabilities = LSHARD_CAP_COLLECTIVE | LSHARD_CAP_CALLER_MEMORY,
+	.granule_bytes = 256,
+	.available = callback_available,
+	.open = callback_open,
+	.close = callback_close,
+	.exchange = callback_exchange,
+	.abort = callback_abort,
+	.store_open = callback_store_open,
+	.store_close = callback_store_close,
+	.share = callback_share,
+	.cell = callback_cell,
+	.fetch = callback_fetch,
+	.wait = callback_wait,
+	.join = callback_join,
+	.drain = callback_drain,
+	.read = callback_read,
+};

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * callback.h - what the files of the callback transport share: callback.c (table, what the ring asks for),
+ * callback_rounds.c (what the ranks say to each other), callback_store.c (memory, and which collective brings a layer)
+ * and callback_worker.c (the thread that calls the caller).
+ *
+ * One thread makes all of the caller's collectives. What is to be done stands in a queue, in the order of the calls. As
+ * collectives that do not match hang or mix up bytes, each begins with a round: every rank all-gathers a card of one
+ * size that says what it is about to do. All ranks then judge the same cards, and only what is the same on all of them
+ * is done. A rank that only waits is so never waited for in vain by its own fault, and ranks that went different ways
+ * are told so, all in the same round.
+ */
+#ifndef LAYERSHARD_CALLBACK_H
+#define LAYERSHARD_CALLBACK_H
+
+#include <layershard/transport.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+enum kind { TRANSFER = 1, EXCHANGE, READ };
+
+/* What stands in the queue. */
+struct operation {
+	enum kind kind;
+	struct callback_store *store; /* not of exchanges */
+	uint32_t position;
+	uint32_t cell;     /* of transfers; LSHARD_NO_CELL: only gives */
+	uint64_t sequence; /* of transfers: the group's number */
+	uint64_t ticket;
+	size_t bytes; /* of exchanges */
+};
+
+/* The caller that is blocked in an exchange or a read; there is one at most. */
+struct visitor {
+	uint64_t ticket;                           /* of its operation; 0: nobody is there */
+	enum { WAITING, COMMITTED, SERVED } stage; /* COMMITTED: the others count on it, it cannot leave any more */
+	lshard_status status;
+	lshard_error error;
+	const void *send;
+	void *receive;     /* of an exchange */
+	void *destination; /* of a read */
+};
+
+/* One transfer of a card. */
+struct entry {
+	uint64_t sequence;
+	uint32_t store;
+	uint32_t position;
+};
+
+#define CARD_ENTRIES 4
+
+struct card {
+	uint32_t kind;
+	uint32_t entries; /* in use: transfers, or the one read */
+	uint64_t bytes;   /* of an exchange */
+	struct entry entry[CARD_ENTRIES];
+};
+
+/* What is all-gathered in the second step of exchanges and reads: a rank whose caller has left says so. */
+struct vote {
+	uint64_t here;
+	unsigned char payload[LSHARD_EXCHANGE_BYTES];
+};
+
+struct callback {
+	lshard_transport base;
+	lshard_context context; /* a copy: a worker that is lost may come back when the group has gone */
+	pthread_mutex_t lock;
+	pthread_cond_t changed; /* anything below */
+	pthread_t worker;
+	bool started; /* the worker is to be joined */
+
+	/* under the lock */
+	struct operation *queue; /* a ring; the first is what the worker is at */
+	uint32_t capacity, first, queued;
+	bool busy;        /* the first is begun */
+	uint64_t tickets; /* given out so far */
+	struct visitor visitor;
+	bool stopping; /* make an end: abort, close, or a caller that cannot be left waiting */
+	bool aborted;
+	bool over;            /* the worker makes no collective any more */
+	bool abandoned;       /* and left one in progress, whose memory must stay */
+	bool lost;            /* the worker did not come back from the caller */
+	lshard_status broken; /* a collective failed: all that comes fails */
+	lshard_error why_broken;
+	struct callback_store *stores; /* open ones: for messages */
+	bool astray;                   /* ranks went different ways: transfers fail until the next exchange */
+	lshard_error why_astray;
+
+	/* of the group's thread */
+	uint32_t stores_opened; /* the same on all ranks, so it numbers them */
+	uint64_t reserved;      /* cells of all stores */
+
+	/* the worker's alone */
+	bool told; /* the caller's stop was called */
+	struct card mine;
+	struct card *cards; /* [size] */
+	struct vote vote;
+	unsigned char *votes; /* [size] of the bytes in use */
+};
+
+/* The last fetch into one cell. */
+struct landing {
+	uint64_t ticket;
+	bool pending;
+	bool unwaited;
+	lshard_status status;
+	lshard_arrival arrival;
+	lshard_error error;
+};
+
+struct callback_store {
+	lshard_store base;
+	uint32_t number;
+	struct callback_store *next;
+	uint32_t outstanding; /* operations in the queue; under the transport's lock */
+	unsigned char *share;
+	void *share_block; /* as allocated */
+	unsigned char *cells;
+	void *cells_block;
+	uint64_t cell_pitch;
+	uint64_t slot_bytes;      /* what every rank gives to a gathered layer; 0: none is gathered by way of staging */
+	unsigned char *staging;   /* [size] slots */
+	struct landing *landings; /* [cells] */
+};
+
+static inline struct callback *callback_of(const lshard_transport *transport)
+{
+	return (struct callback *)transport;
+}
+
+static inline struct callback_store *callback_store_of(lshard_store *store)
+{
+	return (struct callback_store *)store;
+}
+
+/* ---- callback_store.c ---- */
+
+/* How a layer comes: from one rank to all, from all to all straight into place, or from all to all by way of staging.
+ */
+enum way { BROADCAST, GATHER, GATHER_STAGED };
+
+enum way callback_way(const lshard_store_plan *plan, uint32_t position, int32_t size);
+/* Where rank @p rank's part of the layer begins in its share, and how long it is; 0 bytes if it has none. */
+uint64_t callback_block(const lshard_store_plan *plan, uint32_t position, int32_t rank, uint64_t *bytes);
+
+lshard_status callback_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
+void callback_store_close(lshard_store *store);
+void *callback_share(lshard_store *store);
+void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position);
+
+/* ---- callback_worker.c ---- */
+
+/* With the lock: until something changes; false when @p deadline_ns has passed. */
+bool callback_pause(struct callback *callback, uint64_t deadline_ns);
+uint64_t callback_deadline(const struct callback *callback);
+/* With the lock: append an operation, for which there is room. Returns its ticket. */
+uint64_t callback_append(struct callback *callback, struct operation operation);
+/* With the lock: why nothing can be done any more, with its text; OK if it can. */
+lshard_status callback_state(const struct callback *callback, lshard_error *error);
+lshard_status callback_start(struct callback *callback, lshard_error *error);
+/* With the lock: until the worker, which has been told to stop, is over. One that does not come back from the caller's
+ * functions is left to itself, with all memory. */
+void callback_await_end(struct callback *callback);
+/* Ends the worker. */
+void callback_end(struct callback *callback);
+
+/* The worker's: one collective from its start to its end. A failure is the end of the group: broken is set. */
+lshard_status callback_allgather(struct callback *callback, const void *send, void *receive, size_t bytes);
+lshard_status callback_broadcast(struct callback *callback, void *bytes, size_t count, int32_t root);
+/* The end of the group, for a reason of the transport's own. */
+lshard_status callback_break(struct callback *callback, lshard_status status, const char *text);
+
+/* ---- callback_rounds.c ---- */
+
+/* With the lock, which is let go meanwhile: deal with the first of the queue. */
+void callback_serve(struct callback *callback);
+/* With the lock: the first of the queue is over, with this. */
+void callback_conclude(struct callback *callback, lshard_status status, const lshard_error *error);
+
+#endif

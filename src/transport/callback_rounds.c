@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * callback_rounds.c - what the ranks say to each other before they move anything, and what is moved then. Runs on the
+ * worker. Knows operations, cards and pieces; makes collectives through callback_worker.c.
+ *
+ * transfers  a round; then the data of as many of the announced ones as are the same on all ranks. None: the ranks have
+ *            gone different ways (astray): transfers fail until they have met in an exchange.
+ * exchange   a round; a rank that finds others elsewhere comes again. Once all are here, a second all-gather carries
+ *            what they brought and whether their callers still wait: for all of them it happens, or for none.
+ * read       a round; a second one in which each says that its caller still waits; then the data.
+ */
+#include "callback.h"
+#include "host_copy.h"
+#include "clock.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- The end of an operation ----------------------------------------------------------------------------------- */
+
+static struct operation *head(struct callback *callback)
+{
+	return &callback->queue[callback->first];
+}
+
+static void land(const struct operation *operation, lshard_status status, const lshard_error *error)
+{
+	struct landing *landing;
+
+	if (operation->cell == LSHARD_NO_CELL)
+		return;
+	landing = &operation->store->landings[operation->cell];
+	if (landing->ticket != operation->ticket)
+		return; /* the cell was asked for something else meanwhile */
+	landing->pending = false;
+	landing->status = status;
+	if (status < 0)
+		landing->error = *error;
+}
+
+static void answer(struct callback *callback, uint64_t ticket, lshard_status status, const lshard_error *error)
+{
+	struct visitor *visitor = &callback->visitor;
+
+	if (visitor->ticket != ticket)
+		return; /* has left */
+	visitor->stage = SERVED;
+	visitor->status = status;
+	if (status < 0)
+		visitor->error = *error;
+}
+
+void callback_conclude(struct callback *callback, lshard_status status, const lshard_error *error)
+{
+	const struct operation *operation = head(callback);
+
+	if (operation->kind == TRANSFER)
+		land(operation, status, error);
+	else
+		answer(callback, operation->ticket, status, error);
+	if (operation->store)
+		operation->store->outstanding--;
+	callback->first = (callback->first + 1) % callback->capacity;
+	callback->queued--;
+	callback->busy = false;
+	pthread_cond_broadcast(&callback->changed);
+}
+
+/* ---- Cards ----------------------------------------------------------------------------------------------------- */
+
+static const char *name_of(const struct callback *callback, uint32_t number)
+{
+	const struct callback_store *store = callback->stores;
+
+	while (store && store->number != number)
+		store = store->next;
+	return store ? store->base.plan->name : "(closed here)";
+}
+
+/* With the lock. */
+static void describe(const struct callback *callback, const struct card *card, char *text, size_t bytes)
+{
+	const struct entry *entry = &card->entry[0];
+
+	if (card->kind == EXCHANGE)
+		snprintf(text, bytes, "in a collective call");
+	else
+		snprintf(text, bytes, "%s position %u of series '%s' (transfer %llu)",
+			 card->kind == READ ? "reading" : "at", entry->position, name_of(callback, entry->store),
+			 (unsigned long long)entry->sequence);
+}
+
+/* How many leading entries are the same on all ranks; an exchange is one if its size is. *other: a rank that differs
+ * from rank 0 in the first. */
+static uint32_t agreed(const struct callback *callback, int32_t *other)
+{
+	const struct card *cards = callback->cards;
+	uint32_t same = cards[0].kind == EXCHANGE ? 1 : cards[0].entries;
+
+	for (int32_t rank = 1; rank < callback->base.context->size && same > 0; rank++) {
+		uint32_t equal = 0;
+
+		if (cards[rank].kind == cards[0].kind && cards[rank].bytes == cards[0].bytes) {
+			while (equal < same &&
+			       memcmp(&cards[rank].entry[equal], &cards[0].entry[equal], sizeof(struct entry)) == 0)
+				equal++;
+		}
+		if (equal == 0)
+			*other = rank;
+		same = equal;
+	}
+	return same;
+}
+
+static bool any_is(const struct callback *callback, enum kind kind)
+{
+	for (int32_t rank = 0; rank < callback->base.context->size; rank++)
+		if (callback->cards[rank].kind == (uint32_t)kind)
+			return true;
+	return false;
+}
+
+/* With the lock. The words are the same on all ranks. */
+static void differ(struct callback *callback, int32_t other, lshard_error *error)
+{
+	char first[160], second[160];
+
+	describe(callback, &callback->cards[0], first, sizeof first);
+	describe(callback, &callback->cards[other], second, sizeof second);
+	lshard_fail(error, LSHARD_ERR_OUT_OF_STEP, "rank 0 is %s, rank %d %s", first, (int)other, second);
+	if (any_is(callback, TRANSFER) && !callback->astray) {
+		callback->astray = true;
+		callback->why_astray = *error;
+	}
+}
+
+/* With the lock, let go meanwhile: all ranks learn where all of them are. */
+static lshard_status hold_round(struct callback *callback)
+{
+	lshard_status status;
+
+	pthread_mutex_unlock(&callback->lock);
+	status = callback_allgather(callback, &callback->mine, callback->cards, sizeof callback->mine);
+	pthread_mutex_lock(&callback->lock);
+	return status;
+}
+
+/* With the lock, let go meanwhile: all learn whose callers are still there. @p bytes of payload go along. False: one
+ * has left, or nothing works any more. */
+static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes)
+{
+	const size_t length = offsetof(struct vote, payload) + bytes;
+	struct visitor *visitor = &callback->visitor;
+	bool all = true;
+	lshard_status status;
+
+	callback->vote.here = visitor->ticket == ticket;
+	if (callback->vote.here) {
+		visitor->stage = COMMITTED;
+		if (bytes > 0)
+			memcpy(callback->vote.payload, visitor->send, bytes);
+	}
+	pthread_mutex_unlock(&callback->lock);
+	status = callback_allgather(callback, &callback->vote, callback->votes, length);
+	pthread_mutex_lock(&callback->lock);
+	if (status < 0)
+		return false;
+	for (int32_t rank = 0; rank < callback->base.context->size; rank++) {
+		uint64_t here;
+
+		memcpy(&here, callback->votes + (size_t)rank * length, sizeof here);
+		all = all && here;
+	}
+	return all;
+}
+
+/* ---- Data ------------------------------------------------------------------------------------------------------ */
+
+static lshard_status bring_from_one(struct callback *callback, struct callback_store *store, uint32_t position,
+				    unsigned char *destination)
+{
+	const lshard_store_plan *plan = store->base.plan;
+	const lshard_piece *piece = &plan->pieces[plan->first_piece[position]];
+	const bool mine = piece->rank == callback->base.context->rank;
+	unsigned char *bytes = mine ? store->share + piece->share_offset : destination + piece->layer_offset;
+	const lshard_status status = callback_broadcast(callback, bytes, piece->width, piece->rank);
+
+	if (status == LSHARD_OK && mine && destination)
+		memcpy(destination + piece->layer_offset, bytes, piece->width);
+	return status;
+}
+
+static lshard_status bring_by_staging(struct callback *callback, struct callback_store *store, uint32_t position,
+				      unsigned char *destination)
+{
+	const lshard_store_plan *plan = store->base.plan;
+	uint64_t bytes;
+	const uint64_t own = callback_block(plan, position, callback->base.context->rank, &bytes);
+	const lshard_status status =
+		callback_allgather(callback, store->share + own, store->staging, store->slot_bytes);
+
+	if (status < 0)
+		return status; /* the plan may have gone with the group */
+	for (uint32_t index = plan->first_piece[position]; index < plan->first_piece[position + 1]; index++) {
+		lshard_piece piece = plan->pieces[index];
+
+		piece.share_offset -= callback_block(plan, position, piece.rank, &bytes);
+		lshard__host_copy_piece(&piece, store->staging + (uint64_t)piece.rank * store->slot_bytes, destination);
+	}
+	return status;
+}
+
+/* The layer to @p destination, on all ranks; NULL where this rank has it all already. */
+static lshard_status bring(struct callback *callback, struct callback_store *store, uint32_t position,
+			   unsigned char *destination)
+{
+	const lshard_store_plan *plan = store->base.plan;
+	const int32_t rank = callback->base.context->rank;
+	const enum way way = callback_way(plan, position, callback->base.context->size);
+	const lshard_piece *first = &plan->pieces[plan->first_piece[position]];
+
+	if (!destination && (way != BROADCAST || first->rank != rank))
+		return callback_break(callback, LSHARD_ERR_STATE, "a layer was asked for without a place for it");
+	if (way == BROADCAST)
+		return bring_from_one(callback, store, position, destination);
+	if (way == GATHER_STAGED)
+		return bring_by_staging(callback, store, position, destination);
+	return callback_allgather(callback, store->share + first[rank].share_offset, destination, first->width);
+}
+
+/* ---- Transfers ------------------------------------------------------------------------------------------------- */
+
+/* With the lock: announces the transfers at the head of the queue, as many as a card takes. */
+static void announce(struct callback *callback, struct operation *operations)
+{
+	struct card *card = &callback->mine;
+
+	memset(card, 0, sizeof *card);
+	card->kind = TRANSFER;
+	while (card->entries < CARD_ENTRIES && card->entries < callback->queued) {
+		const struct operation *next = &callback->queue[(callback->first + card->entries) % callback->capacity];
+
+		if (next->kind != TRANSFER)
+			break;
+		operations[card->entries] = *next;
+		card->entry[card->entries++] = (struct entry){next->sequence, next->store->number, next->position};
+	}
+}
+
+/* With the lock, let go meanwhile. */
+static void carry_out(struct callback *callback, const struct operation *operation)
+{
+	struct callback_store *store = operation->store;
+	struct landing *landing = operation->cell == LSHARD_NO_CELL ? NULL : &store->landings[operation->cell];
+	lshard_arrival arrival = {.started_ns = lshard__now_ns()};
+	lshard_status status;
+
+	pthread_mutex_unlock(&callback->lock);
+	status = bring(callback, store, operation->position,
+		       landing ? callback_cell(&store->base, operation->cell, operation->position) : NULL);
+	arrival.finished_ns = lshard__now_ns();
+	arrival.busy_ns = arrival.finished_ns - arrival.started_ns;
+	pthread_mutex_lock(&callback->lock);
+	if (status < 0)
+		return; /* the end: it fails with the rest */
+	if (landing)
+		landing->arrival = arrival;
+	callback_conclude(callback, status, NULL);
+}
+
+static void serve_transfers(struct callback *callback)
+{
+	struct operation operations[CARD_ENTRIES];
+	int32_t other = 0;
+	uint32_t same;
+
+	if (callback->astray) {
+		callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &callback->why_astray);
+		return;
+	}
+	announce(callback, operations);
+	if (hold_round(callback) < 0)
+		return;
+	same = agreed(callback, &other);
+	if (same == 0) {
+		lshard_error error;
+
+		differ(callback, other, &error);
+	}
+	for (uint32_t index = 0; index < same && !callback->stopping; index++)
+		carry_out(callback, &operations[index]);
+}
+
+/* ---- Exchanges and reads --------------------------------------------------------------------------------------- */
+
+static void hand_out(struct callback *callback, size_t bytes)
+{
+	const size_t length = offsetof(struct vote, payload) + bytes;
+
+	for (int32_t rank = 0; rank < callback->base.context->size; rank++)
+		memcpy((unsigned char *)callback->visitor.receive + (size_t)rank * bytes,
+		       callback->votes + (size_t)rank * length + offsetof(struct vote, payload), bytes);
+}
+
+static void serve_exchange(struct callback *callback, const struct operation *operation)
+{
+	int32_t other = 0;
+	lshard_error error;
+
+	callback->mine = (struct card){.kind = EXCHANGE, .bytes = operation->bytes};
+	if (hold_round(callback) < 0)
+		return;
+	if (agreed(callback, &other) == 0) {
+		differ(callback, other, &error);
+		if (!any_is(callback, TRANSFER) && !any_is(callback, READ))
+			callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &error);
+		return; /* else again: the others will come */
+	}
+	if (hold_vote(callback, operation->ticket, operation->bytes)) {
+		hand_out(callback, operation->bytes);
+		callback->astray = false;
+		callback_conclude(callback, LSHARD_OK, NULL);
+	} else if (callback->visitor.ticket == operation->ticket && !callback->stopping) {
+		callback->visitor.stage = WAITING; /* it did not happen: again, as long as the caller waits */
+	}
+}
+
+static void serve_read(struct callback *callback, const struct operation *operation)
+{
+	int32_t other = 0;
+	lshard_error error = {""};
+	lshard_status status;
+
+	callback->mine = (struct card){.kind = READ, .entries = 1};
+	callback->mine.entry[0] = (struct entry){0, operation->store->number, operation->position};
+	if (hold_round(callback) < 0)
+		return;
+	if (agreed(callback, &other) == 0) {
+		differ(callback, other, &error);
+		callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &error);
+	} else if (hold_vote(callback, operation->ticket, 0)) {
+		void *destination = callback->visitor.destination;
+
+		pthread_mutex_unlock(&callback->lock);
+		status = bring(callback, operation->store, operation->position, destination);
+		pthread_mutex_lock(&callback->lock);
+		if (status == LSHARD_OK)
+			callback_conclude(callback, status, NULL);
+	} else if (!callback->stopping) {
+		status = lshard_fail(&error, LSHARD_ERR_TIMEOUT, "a rank does not wait for the layer any more");
+		callback_conclude(callback, status, &error);
+	}
+}
+
+void callback_serve(struct callback *callback)
+{
+	const struct operation operation = *head(callback);
+
+	if (operation.kind == TRANSFER) {
+		callback->busy = true;
+		serve_transfers(callback);
+	} else if (callback->visitor.ticket != operation.ticket) {
+		callback_conclude(callback, LSHARD_OK, NULL); /* nobody waits for it, and nobody has been told of it */
+	} else {
+		callback->busy = true;
+		if (operation.kind == EXCHANGE)
+			serve_exchange(callback, &operation);
+		else
+			serve_read(callback, &operation);
+	}
+	callback->busy = false;
+}

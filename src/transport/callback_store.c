@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * callback_store.c - a series of the callback transport: this rank's share, its cells, and which collective brings
+ * which layer. Knows memory and pieces; makes no collective itself.
+ *
+ * A whole layer of one rank is broadcast. Stripes are all-gathered: straight into place where every rank's part is one
+ * range of the same size and they lie in the order of the ranks, else each rank's part, as long as the longest, into a
+ * staging layer from which the pieces are copied. So a striped layer is one collective, whatever the number of pieces.
+ */
+#include "callback.h"
+#include "clock.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 4096u
+
+static uint64_t round_up(uint64_t bytes, uint64_t unit)
+{
+	return (bytes + unit - 1) / unit * unit;
+}
+
+/* ---- Ways ------------------------------------------------------------------------------------------------------ */
+
+enum way callback_way(const lshard_store_plan *plan, uint32_t position, int32_t size)
+{
+	const uint32_t first = plan->first_piece[position];
+	const uint32_t count = plan->first_piece[position + 1] - first;
+
+	if (count == 1 && plan->pieces[first].rows == 1)
+		return BROADCAST;
+	if (count != (uint32_t)size)
+		return GATHER_STAGED;
+	for (uint32_t index = 0; index < count; index++) {
+		const lshard_piece *piece = &plan->pieces[first + index];
+
+		if (piece->rank != (int32_t)index || piece->rows != 1 || piece->width != plan->pieces[first].width ||
+		    piece->layer_offset != index * piece->width)
+			return GATHER_STAGED;
+	}
+	return GATHER;
+}
+
+uint64_t callback_block(const lshard_store_plan *plan, uint32_t position, int32_t rank, uint64_t *bytes)
+{
+	uint64_t begin = UINT64_MAX, end = 0;
+
+	for (uint32_t index = plan->first_piece[position]; index < plan->first_piece[position + 1]; index++) {
+		const lshard_piece *piece = &plan->pieces[index];
+		const uint64_t last = piece->share_offset + (piece->rows - 1) * piece->share_pitch + piece->width;
+
+		if (piece->rank != rank)
+			continue;
+		begin = piece->share_offset < begin ? piece->share_offset : begin;
+		end = last > end ? last : end;
+	}
+	*bytes = end > 0 ? end - begin : 0;
+	return end > 0 ? begin : 0;
+}
+
+/* The longest part that any rank gives to a layer that comes by way of staging. */
+static uint64_t longest_part(const lshard_store_plan *plan, int32_t size)
+{
+	uint64_t longest = 0;
+
+	for (uint32_t position = 0; position < plan->layers; position++) {
+		if (callback_way(plan, position, size) != GATHER_STAGED)
+			continue;
+		for (int32_t rank = 0; rank < size; rank++) {
+			uint64_t bytes;
+
+			callback_block(plan, position, rank, &bytes);
+			longest = bytes > longest ? bytes : longest;
+		}
+	}
+	return round_up(longest, 64);
+}
+
+/* ---- Memory ---------------------------------------------------------------------------------------------------- */
+
+/* Zeroed, at a multiple of ALIGNMENT; *block is what must be given back. Also where nothing is asked for. */
+static bool take_memory(struct callback_store *store, lshard_purpose purpose, uint64_t bytes, void **block,
+			unsigned char **memory)
+{
+	const lshard_context *context = store->base.transport->context;
+	const lshard_memory_source *source = &store->base.plan->memory_source;
+
+	if (bytes == 0)
+		return true;
+	if (source->allocate) {
+		*block = source->allocate(source->user, purpose, bytes, ALIGNMENT);
+		*memory = *block;
+		if (*memory)
+			memset(*memory, 0, bytes);
+	} else {
+		*block = context->allocate(context, bytes + ALIGNMENT - 1);
+		*memory = (unsigned char *)(uintptr_t)round_up((uintptr_t)*block, ALIGNMENT);
+	}
+	return *block != NULL;
+}
+
+static void give_memory(struct callback_store *store, lshard_purpose purpose, void *block)
+{
+	const lshard_context *context = store->base.transport->context;
+	const lshard_memory_source *source = &store->base.plan->memory_source;
+
+	if (source->allocate && block)
+		source->release(source->user, purpose, block);
+	else
+		context->release(context, block);
+}
+
+static void store_free(struct callback_store *store)
+{
+	const lshard_context *context = store->base.transport->context;
+
+	context->release(context, store->landings);
+	context->release(context, store->staging);
+	give_memory(store, LSHARD_FOR_WINDOWS, store->cells_block);
+	give_memory(store, LSHARD_FOR_SHARE, store->share_block);
+	context->release(context, store);
+}
+
+/* What is given to a gathering is as long as the longest part, so the share has that much room behind it. */
+static bool store_fill(struct callback_store *store)
+{
+	const lshard_context *context = store->base.transport->context;
+	const lshard_store_plan *plan = store->base.plan;
+	const size_t cells = plan->cells > 0 ? plan->cells : 1;
+
+	store->cell_pitch = round_up(plan->layer_bytes, ALIGNMENT);
+	store->slot_bytes = longest_part(plan, context->size);
+	store->landings = context->allocate(context, cells * sizeof *store->landings);
+	if (store->slot_bytes > 0)
+		store->staging = context->allocate(context, (size_t)context->size * store->slot_bytes);
+	return store->landings && (store->staging || store->slot_bytes == 0) &&
+	       take_memory(store, LSHARD_FOR_SHARE, plan->share_bytes + store->slot_bytes, &store->share_block,
+			   &store->share) &&
+	       take_memory(store, LSHARD_FOR_WINDOWS, plan->cells * store->cell_pitch, &store->cells_block,
+			   &store->cells);
+}
+
+/* Room in the queue for twice what the cells of all stores can want, and for those that only give. */
+static bool widen_queue(struct callback *callback, uint64_t cells)
+{
+	const lshard_context *context = callback->base.context;
+	const uint32_t capacity = (uint32_t)(2 * (callback->reserved + cells) + 64);
+	struct operation *queue, *old = callback->queue;
+
+	if (capacity <= callback->capacity) {
+		callback->reserved += cells;
+		return true;
+	}
+	queue = context->allocate(context, capacity * sizeof *queue);
+	if (!queue)
+		return false;
+	pthread_mutex_lock(&callback->lock);
+	for (uint32_t index = 0; index < callback->queued; index++)
+		queue[index] = old[(callback->first + index) % callback->capacity];
+	callback->queue = queue;
+	callback->first = 0;
+	callback->capacity = capacity;
+	pthread_mutex_unlock(&callback->lock);
+	context->release(context, old);
+	callback->reserved += cells;
+	return true;
+}
+
+/* The number counts attempts, so that it stays the same on all ranks where one of them had no memory. */
+lshard_status callback_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened)
+{
+	struct callback *callback = callback_of(transport);
+	const lshard_context *context = transport->context;
+	struct callback_store *store = context->allocate(context, sizeof *store);
+	const uint32_t number = callback->stores_opened++;
+
+	if (!store)
+		goto no_memory;
+	store->base.transport = transport;
+	store->base.plan = plan;
+	store->number = number;
+	if (!store_fill(store) || !widen_queue(callback, plan->cells)) {
+		store_free(store);
+		goto no_memory;
+	}
+	pthread_mutex_lock(&callback->lock);
+	store->next = callback->stores;
+	callback->stores = store;
+	pthread_mutex_unlock(&callback->lock);
+	*opened = &store->base;
+	return LSHARD_OK;
+
+no_memory:
+	return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
+			   "callback: rank %d has no memory for series '%s' (share %llu bytes, %u cells of %llu)",
+			   (int)context->rank, plan->name, (unsigned long long)plan->share_bytes, plan->cells,
+			   (unsigned long long)plan->layer_bytes);
+}
+
+/* With the lock. */
+static void forget(struct callback *callback, const struct callback_store *store)
+{
+	struct callback_store **link = &callback->stores;
+
+	while (*link != store)
+		link = &(*link)->next;
+	*link = store->next;
+}
+
+/* Nothing may come into memory that is freed: if transfers do not end, the worker must. */
+void callback_store_close(lshard_store *base)
+{
+	struct callback_store *store = callback_store_of(base);
+	struct callback *callback = callback_of(base->transport);
+	const lshard_context *context = base->transport->context;
+	const uint64_t deadline = callback_deadline(callback);
+	bool abandoned;
+
+	pthread_mutex_lock(&callback->lock);
+	while (store->outstanding > 0 && !callback->over && callback_pause(callback, deadline))
+		;
+	if (store->outstanding > 0) {
+		callback->stopping = true;
+		pthread_cond_broadcast(&callback->changed);
+		callback_await_end(callback);
+	}
+	forget(callback, store);
+	abandoned = callback->abandoned;
+	pthread_mutex_unlock(&callback->lock);
+	callback->reserved -= base->plan->cells;
+	if (!abandoned) {
+		store_free(store);
+		return;
+	}
+	context->log(context, LSHARD_LOG_WARN,
+		     "callback: rank %d: the memory of series '%s' (%llu bytes) stays: a collective of the caller did "
+		     "not end",
+		     (int)context->rank, base->plan->name,
+		     (unsigned long long)(base->plan->share_bytes + base->plan->cells * store->cell_pitch));
+}
+
+void *callback_share(lshard_store *store)
+{
+	return store->plan->share_bytes > 0 ? callback_store_of(store)->share : NULL;
+}
+
+void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position)
+{
+	(void)position;
+	return callback_store_of(store)->cells + cell * callback_store_of(store)->cell_pitch;
+}

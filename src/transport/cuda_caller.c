@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * cuda_caller.c - shares and windows in memory of the caller's. Knows whose memory it is and who still reads it; knows
+ * nothing of what is in it.
+ *
+ * Windows may be any memory of this rank's device. A share must be memory that the driver's legacy handles can name,
+ * which is what cudaMalloc gives; it may lie inside a larger allocation, as with allocators that cache.
+ *
+ * The others may read a share longer than its series lives here, and this rank must not wait for them. So each of them
+ * holds the end of a pipe until it reads no more; the kernel lets go for a rank that dies. When the last end is closed,
+ * the next call that opens or closes something gives the memory back.
+ */
+#include "cuda_transport.h"
+#include "sockets.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+/* A share of the caller's. */
+struct cuda_loan {
+	struct cuda_loan *next;
+	lshard_memory_source source;
+	void *pointer;
+	int readers; /* of the pipe whose other ends the readers hold */
+	int offered; /* the other end, until every reader has it */
+	int over;    /* this rank's series is destroyed */
+};
+
+/* ---- giving back ---- */
+
+static int is_read(const struct cuda_loan *loan)
+{
+	struct pollfd polled = {.fd = loan->readers, .events = POLLIN};
+
+	return loan->readers >= 0 && !(poll(&polled, 1, 0) == 1 && polled.revents & POLLHUP);
+}
+
+static void stop_offering(struct cuda_loan *loan)
+{
+	if (loan->offered >= 0)
+		close(loan->offered);
+	loan->offered = -1;
+}
+
+static void end_loan(struct cuda *cuda, struct cuda_loan *loan, int give_back)
+{
+	if (give_back)
+		loan->source.release(loan->source.user, LSHARD_FOR_SHARE, loan->pointer);
+	stop_offering(loan);
+	if (loan->readers >= 0)
+		close(loan->readers);
+	cuda->base.context->release(cuda->base.context, loan);
+}
+
+void cuda_loans_settle(struct cuda *cuda)
+{
+	pthread_mutex_lock(&cuda->loans_lock);
+	for (struct cuda_loan **at = &cuda->loans; *at;) {
+		struct cuda_loan *loan = *at;
+
+		if (!loan->over || is_read(loan)) {
+			at = &loan->next;
+			continue;
+		}
+		*at = loan->next;
+		end_loan(cuda, loan, 1);
+	}
+	pthread_mutex_unlock(&cuda->loans_lock);
+}
+
+void cuda_loans_close(struct cuda *cuda)
+{
+	cuda_loans_settle(cuda);
+	while (cuda->loans) {
+		struct cuda_loan *loan = cuda->loans;
+
+		cuda->loans = loan->next;
+		cuda->base.context->log(cuda->base.context, LSHARD_LOG_WARN,
+					"rank %d: the caller's memory at %p is not given back: another rank may still "
+					"read it",
+					(int)cuda->base.context->rank, loan->pointer);
+		end_loan(cuda, loan, 0);
+	}
+}
+
+void cuda_caller_close(struct cuda_store *store, int settled)
+{
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	const lshard_memory_source *source = &store->base.plan->memory_source;
+
+	for (int32_t rank = 0; store->holds && rank < cuda->base.context->size; rank++)
+		if (store->holds[rank] >= 0 && settled)
+			close(store->holds[rank]);
+	if (store->holds)
+		cuda->base.context->release(cuda->base.context, store->holds);
+	if (store->lent_windows && settled)
+		source->release(source->user, LSHARD_FOR_WINDOWS, store->lent_windows);
+	pthread_mutex_lock(&cuda->loans_lock);
+	if (store->loan) {
+		stop_offering(store->loan); /* opening may have ended before everyone had it */
+		store->loan->over = settled;
+	}
+	pthread_mutex_unlock(&cuda->loans_lock);
+	cuda_loans_settle(cuda);
+}
+
+/* ---- taking ---- */
+
+/* Memory of this rank's device? */
+static lshard_status check_memory(struct cuda_store *store, const char *what, void *pointer, uint64_t bytes)
+{
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	const lshard_store_plan *plan = store->base.plan;
+	const cuda_address address = (uintptr_t)pointer;
+	uint32_t kind = 0;
+	int device = -1;
+
+	if (cuda->driver.pointer_attribute(&kind, CUDA_MEMORY_KIND, address) != CUDA_OK ||
+	    cuda->driver.pointer_attribute(&device, CUDA_MEMORY_DEVICE, address) != CUDA_OK ||
+	    kind != CUDA_KIND_DEVICE || device != cuda->device)
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_INVALID,
+				   "series '%s': the caller's memory for %s at %p is not memory of device %d",
+				   plan->name, what, pointer, (int)cuda->device);
+	if (address % plan->alignment)
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_INVALID,
+				   "series '%s': the caller's memory for %s of %llu bytes at %p is not aligned to %llu",
+				   plan->name, what, (unsigned long long)bytes, pointer,
+				   (unsigned long long)plan->alignment);
+	return LSHARD_OK;
+}
+
+static lshard_status take(struct cuda_store *store, lshard_purpose purpose, uint64_t bytes, void **pointer)
+{
+	const lshard_store_plan *plan = store->base.plan;
+	const lshard_memory_source *source = &plan->memory_source;
+	const char *what = purpose == LSHARD_FOR_SHARE ? "a share" : "windows";
+	lshard_status status;
+
+	*pointer = source->allocate(source->user, purpose, (size_t)bytes, (size_t)plan->alignment);
+	if (!*pointer)
+		return lshard_fail(&store->base.transport->error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': the caller has no memory for %s of %llu bytes", plan->name, what,
+				   (unsigned long long)bytes);
+	status = check_memory(store, what, *pointer, bytes);
+	if (status == LSHARD_OK)
+		return status;
+	source->release(source->user, purpose, *pointer);
+	*pointer = NULL;
+	return status;
+}
+
+static struct cuda_loan *new_loan(struct cuda *cuda, const lshard_memory_source *source)
+{
+	struct cuda_loan *loan = cuda->base.context->allocate(cuda->base.context, sizeof *loan);
+	int ends[2];
+
+	if (!loan)
+		return NULL;
+	*loan = (struct cuda_loan){.source = *source, .readers = -1, .offered = -1};
+	if (pipe2(ends, O_CLOEXEC) != 0) {
+		cuda->base.context->release(cuda->base.context, loan);
+		return NULL;
+	}
+	loan->readers = ends[0];
+	loan->offered = ends[1];
+	return loan;
+}
+
+static lshard_status name_share(struct cuda_store *store, struct cuda_place *place)
+{
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	const struct cuda_range *share = &store->shares[cuda->base.context->rank];
+	cuda_address base = 0;
+	size_t bytes = 0;
+	cuda_result result = cuda->driver.address_range(&base, &bytes, share->address);
+
+	if (result == CUDA_OK && share->address - base + share->bytes > bytes)
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_INVALID,
+				   "series '%s': the caller's memory for a share of %llu bytes ends after %llu",
+				   store->base.plan->name, (unsigned long long)share->bytes,
+				   (unsigned long long)(base + bytes - share->address));
+	if (result == CUDA_OK)
+		result = cuda->driver.ipc_export(&place->handle, base);
+	place->offset = share->address - base;
+	if (result == CUDA_OK)
+		return LSHARD_OK;
+	(void)cuda_failed(&cuda->driver, &cuda->base.error, result,
+			  "series '%s': other ranks cannot open the caller's memory for a share; it must come from "
+			  "cudaMalloc (PyTorch: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, and no "
+			  "cudaMallocAsync)",
+			  store->base.plan->name);
+	return LSHARD_ERR_NOT_SUPPORTED;
+}
+
+static lshard_status take_share(struct cuda_store *store, struct cuda_place *place)
+{
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	const lshard_store_plan *plan = store->base.plan;
+	struct cuda_loan *loan;
+	lshard_status status;
+
+	if (plan->share_bytes == 0)
+		return LSHARD_OK;
+	loan = new_loan(cuda, &plan->memory_source);
+	if (!loan)
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "series '%s': no room to lend a share",
+				   plan->name);
+	status = take(store, LSHARD_FOR_SHARE, plan->share_bytes, &loan->pointer);
+	if (status != LSHARD_OK) {
+		end_loan(cuda, loan, 0);
+		return status;
+	}
+	pthread_mutex_lock(&cuda->loans_lock);
+	loan->next = cuda->loans;
+	cuda->loans = store->loan = loan;
+	pthread_mutex_unlock(&cuda->loans_lock);
+	store->shares[cuda->base.context->rank] =
+		(struct cuda_range){CUDA_LENT, (uintptr_t)loan->pointer, plan->share_bytes, 0};
+	return name_share(store, place);
+}
+
+lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *place)
+{
+	const lshard_context *context = store->base.transport->context;
+	const lshard_store_plan *plan = store->base.plan;
+	const uint64_t bytes = plan->cells * plan->layer_bytes;
+	lshard_status status;
+
+	cuda_loans_settle((struct cuda *)store->base.transport);
+	store->holds = context->allocate(context, (size_t)context->size * sizeof *store->holds);
+	if (!store->holds)
+		return lshard_fail(&store->base.transport->error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': no memory for its tables", plan->name);
+	for (int32_t rank = 0; rank < context->size; rank++)
+		store->holds[rank] = -1;
+	status = take_share(store, place);
+	if (status != LSHARD_OK || bytes == 0)
+		return status;
+	status = take(store, LSHARD_FOR_WINDOWS, bytes, &store->lent_windows);
+	if (status == LSHARD_OK)
+		store->windows = (struct cuda_range){CUDA_LENT, (uintptr_t)store->lent_windows, bytes, 0};
+	return status;
+}
+
+lshard_status cuda_caller_share(struct cuda_store *store, uint64_t tag, uint64_t deadline)
+{
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	struct cuda_loan *loan = store->loan;
+	const lshard_status status = mesh_swap(&cuda->mesh, tag, loan ? loan->offered : -1, store->holds, deadline);
+
+	if (loan)
+		stop_offering(loan);
+	return status;
+}

@@ -1,0 +1,585 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_callback.c - the callback transport over a circle of threads, which ends the program when collectives do not
+ * match. What every transport must do is in the conformance suite; here is what is its own: ranks that go different
+ * ways together, a caller's collective that fails at any call or never ends, ranks that give up while others wait.
+ */
+#include "conformance.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
+
+/* Nothing takes as long. */
+#define PATIENCE_MS 10000u
+
+static void play(int32_t size, member_body body, void *user)
+{
+	subject = (struct subject){.spec = "callback",
+				   .kind = "threads",
+				   .collective = true,
+				   .callbacks = true,
+				   .memory = LSHARD_MEMORY_HOST};
+	assert_int_equal(team_of_threads(size, body, user), 0);
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
+}
+
+static void pause_ms(long ms)
+{
+	nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
+}
+
+static lshard_status go_to(struct rank *rank, uint32_t position)
+{
+	const uint32_t layer = rank->setting->first_layer + position;
+	const lshard_status status = lshard_reach(rank->series, layer, NULL);
+
+	return status == LSHARD_OK ? lshard_wait(rank->series, layer, NULL) : status;
+}
+
+/* ---- Walks ----------------------------------------------------------------------------------------------------- */
+
+/* A pass, one that is aborted, one whose layers come twice, one that jumps; all ranks together. */
+static bool wander(struct rank *rank)
+{
+	const uint32_t layers = rank->setting->layers;
+	bool right = one_pass(rank);
+
+	for (uint32_t position = 0; right && position < layers / 2; position++)
+		right = visit(rank, position);
+	for (uint32_t position = 0; right && position < layers; position++)
+		right = visit(rank, position) && visit(rank, position);
+	for (uint32_t step = 0; right && step < layers; step++)
+		right = visit(rank, step * 5 % layers);
+	return right && one_pass(rank);
+}
+
+static int wander_body(const struct member *member)
+{
+	const struct setting *setting = member->user;
+	struct rank rank;
+	bool right;
+
+	if (!rank_open(&rank, member, setting))
+		return 1;
+	right = wander(&rank);
+	OK_SERIES(&rank, lshard_series_update_begin(rank.series));
+	rank.generation++;
+	OK_SERIES(&rank, lshard_series_update_end(rank.series, fill_layer, &rank));
+	right = right && wander(&rank);
+	OK_SERIES(&rank, lshard_series_verify(rank.series, NULL));
+	right = right && one_pass(&rank);
+	return rank_close(&rank) && right ? 0 : 1;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void layers_come_right_on_any_way(void **state)
+{
+	static const int32_t sizes[] = {1, 2, 3, 5};
+	static const lshard_stripe stripes[] = {LSHARD_STRIPE_BYTES, LSHARD_STRIPE_ROWS, LSHARD_STRIPE_COLUMNS};
+
+	(void)state;
+	for (int size = 0; size < 4; size++)
+		for (uint32_t prefetch = 0; prefetch <= 8; prefetch += 1 + prefetch / 3)
+			for (int kind = 0; kind < 4; kind++) {
+				struct setting setting = {.layers = 7, .first_layer = 40, .prefetch = prefetch};
+
+				setting_tensors(&setting, 1 + prefetch % 3, stripes[kind % 3]);
+				setting.placement = kind == 3 ? LSHARD_OWNER : LSHARD_STRIPED;
+				setting.resident_bytes = prefetch == 2 ? 9000 : 0;
+				play(sizes[size], wander_body, &setting);
+			}
+}
+
+/* Parts that are equal and lie in the order of the ranks come straight into place, in one collective and its round. */
+static int gathered_body(const struct member *member)
+{
+	struct setting setting = {.layers = 6, .first_layer = 1, .prefetch = 1, .placement = LSHARD_STRIPED};
+	const bool equal = *(const bool *)member->user;
+	struct rank rank;
+	long before;
+	bool right = false;
+
+	setting_tensors(&setting, equal ? 1 : 3, LSHARD_STRIPE_COLUMNS);
+	if (equal)
+		setting.tensors[0] = (lshard_tensor){"weight", 256 * 4 * (uint32_t)member->size, 0, 0, 0, 0};
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	EXPECT(member, one_pass(&rank) && team_barrier(member), "a pass");
+	OK_SERIES(&rank, lshard_series_join(rank.series, NULL));
+	before = seat_collectives(rank.seat);
+	EXPECT(member, one_pass(&rank), "another");
+	OK_SERIES(&rank, lshard_series_join(rank.series, NULL));
+	EXPECT(member, seat_collectives(rank.seat) - before <= 2 * (long)setting.layers + 4, "%ld collectives",
+	       seat_collectives(rank.seat) - before);
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_striped_layer_is_one_collective(void **state)
+{
+	bool equal[] = {true, false};
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		play(3, gathered_body, &equal[i]);
+}
+
+/* ---- Out of step ----------------------------------------------------------------------------------------------- */
+
+/* The ranks that go right are told too, in the same words, before any deadline. */
+static int astray_body(const struct member *member)
+{
+	struct setting setting = {.layers = 9, .first_layer = 2, .prefetch = 1, .timeout_ms = 60000};
+	lshard_status status = LSHARD_OK;
+	struct rank rank;
+	bool right = false;
+
+	setting.placement = *(const lshard_placement *)member->user;
+	setting_tensors(&setting, 2, LSHARD_STRIPE_ROWS);
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	for (int again = 0; again < 3; again++) {
+		EXPECT(member, one_pass(&rank), "a pass");
+		status = LSHARD_OK;
+		for (uint32_t step = 0; status == LSHARD_OK && step < 30; step++) {
+			const uint32_t position = (member->rank == 1 ? 2 * step : step) % 9;
+
+			status = go_to(&rank, position);
+			EXPECT(member, status != LSHARD_OK || layer_is_right(&rank, position), "wrong bytes");
+		}
+		EXPECT(member, status == LSHARD_ERR_OUT_OF_STEP, "%s: %s", lshard_status_name(status),
+		       lshard_series_error(rank.series));
+		SAYS(member, lshard_series_error(rank.series), "rank 0 is at position");
+		SAYS(member, lshard_series_error(rank.series), "series 's'");
+		OK_SERIES(&rank, lshard_series_rewind(rank.series));
+	}
+	right = one_pass(&rank);
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void ranks_that_go_different_ways_are_all_told(void **state)
+{
+	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		play(3, astray_body, &placements[i]);
+}
+
+/* Two series whose ranks call them in another order: never the bytes of the other one. */
+static int swapped_body(const struct member *member)
+{
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 0, .timeout_ms = 60000};
+	lshard_series_options options;
+	lshard_series *other = NULL, *order[2];
+	lshard_status status = LSHARD_OK;
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, 1, LSHARD_STRIPE_BYTES);
+	options = rank_series_options(&setting);
+	options.name = "other";
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	EXPECT(member, lshard_series_create(rank.group, &options, &other) == LSHARD_OK, "%s",
+	       lshard_group_error(rank.group));
+	EXPECT(member, lshard_series_commit(other, fill_layer, &rank) == LSHARD_OK, "%s", lshard_series_error(other));
+	order[0] = member->rank == 0 ? other : rank.series;
+	order[1] = member->rank == 0 ? rank.series : other;
+	for (uint32_t step = 0; status == LSHARD_OK && step < 10; step++)
+		for (int i = 0; i < 2 && status == LSHARD_OK; i++) {
+			status = lshard_reach(order[i], step % 5, NULL);
+			if (status == LSHARD_OK)
+				status = lshard_wait(order[i], step % 5, NULL);
+		}
+	EXPECT(member, status == LSHARD_ERR_OUT_OF_STEP, "%s", lshard_status_name(status));
+	OK_SERIES(&rank, lshard_series_rewind(rank.series));
+	EXPECT(member, lshard_series_rewind(other) == LSHARD_OK, "%s", lshard_series_error(other));
+	right = one_pass(&rank);
+failed:
+	right = lshard_series_destroy(other) == LSHARD_OK && right;
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void series_in_another_order_are_found(void **state)
+{
+	(void)state;
+	play(2, swapped_body, NULL);
+}
+
+/* ---- Late ranks ------------------------------------------------------------------------------------------------ */
+
+/* Who waits in vain can wait again, and gets the layer once the late rank has come. */
+static int late_body(const struct member *member)
+{
+	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = 300};
+	lshard_status status = LSHARD_OK;
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	setting.placement = LSHARD_STRIPED;
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	if (member->rank == 1)
+		pause_ms(900);
+	for (uint32_t position = 0; position < setting.layers; position++) {
+		status = go_to(&rank, position);
+		for (int again = 0; status == LSHARD_ERR_TIMEOUT && again < 30; again++)
+			status = lshard_wait(rank.series, setting.first_layer + position, NULL);
+		EXPECT(member, status == LSHARD_OK, "%s: %s", lshard_status_name(status),
+		       lshard_series_error(rank.series));
+		EXPECT(member, layer_is_right(&rank, position), "wrong bytes");
+	}
+	right = team_barrier(member);
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_late_rank_can_be_waited_for_again(void **state)
+{
+	(void)state;
+	play(3, late_body, NULL);
+}
+
+/* A rank that gave up an exchange was not there, though its card is on the table. */
+static int gave_up_body(const struct member *member)
+{
+	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = 1000};
+	lshard_status status;
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	for (int again = 0; again < 2; again++) {
+		if (member->rank == 0) {
+			status = lshard_series_update_begin(rank.series);
+			EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s", lshard_status_name(status));
+		}
+		EXPECT(member, team_barrier(member), "a rank failed");
+		if (member->rank != 0 && again == 0) {
+			status = lshard_series_update_begin(rank.series);
+			EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s: it happened without rank 0",
+			       lshard_status_name(status));
+		}
+		EXPECT(member, team_barrier(member), "a rank failed");
+	}
+	OK_SERIES(&rank, lshard_series_update_begin(rank.series));
+	rank.generation++;
+	OK_SERIES(&rank, lshard_series_update_end(rank.series, fill_layer, &rank));
+	right = one_pass(&rank);
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void an_exchange_that_was_given_up_did_not_happen(void **state)
+{
+	(void)state;
+	play(3, gave_up_body, NULL);
+}
+
+/* ---- Failing collectives --------------------------------------------------------------------------------------- */
+
+struct plan_of_failure {
+	long at; /* call of rank 1's circle that fails; -1: none */
+	long calls;
+	lshard_placement placement;
+	bool reached; /* rank 1 came to that call */
+};
+
+/* The memory of a group. */
+struct purse {
+	pthread_mutex_t lock;
+	void *blocks[4096];
+	int count;
+};
+
+static void *purse_allocate(void *user, size_t bytes)
+{
+	struct purse *purse = user;
+	void *block = malloc(bytes);
+
+	pthread_mutex_lock(&purse->lock);
+	if (!block || purse->count == 4096)
+		abort();
+	purse->blocks[purse->count++] = block;
+	pthread_mutex_unlock(&purse->lock);
+	return block;
+}
+
+static void purse_release(void *user, void *pointer)
+{
+	struct purse *purse = user;
+
+	pthread_mutex_lock(&purse->lock);
+	for (int i = 0; i < purse->count; i++)
+		if (purse->blocks[i] == pointer) {
+			purse->blocks[i] = purse->blocks[--purse->count];
+			break;
+		}
+	pthread_mutex_unlock(&purse->lock);
+	free(pointer);
+}
+
+static lshard_status open_quietly(struct rank *rank, const struct member *member, const struct setting *setting,
+				  struct purse *purse, char *error, size_t error_bytes)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+
+	options.rank = member->rank;
+	options.size = member->size;
+	options.transport = "callback";
+	options.timeout_ms = setting->timeout_ms;
+	options.bootstrap = member->bootstrap;
+	options.callbacks = seat_callbacks(rank->seat);
+	if (purse)
+		options.allocator = (lshard_allocator){purse_allocate, purse_release, purse};
+	options.error = error;
+	options.error_bytes = error_bytes;
+	return lshard_group_create(&options, &rank->group);
+}
+
+/* A short life; the first failure and its text. */
+static lshard_status live(struct rank *rank, char *error, size_t error_bytes, bool *wrong)
+{
+	lshard_series_options options = rank_series_options(rank->setting);
+	lshard_status status = lshard_series_create(rank->group, &options, &rank->series);
+
+	if (status < 0) {
+		snprintf(error, error_bytes, "%s", lshard_group_error(rank->group));
+		return status;
+	}
+	if (!rank_note_addresses(rank))
+		*wrong = true;
+	status = lshard_series_commit(rank->series, fill_layer, rank);
+	for (int pass = 0; pass < 2 && status == LSHARD_OK; pass++) {
+		for (uint32_t position = 0; position < rank->setting->layers && status == LSHARD_OK; position++) {
+			status = go_to(rank, position);
+			*wrong = *wrong || (status == LSHARD_OK && !layer_is_right(rank, position));
+		}
+		if (status == LSHARD_OK)
+			status = lshard_series_update_begin(rank->series);
+		rank->generation += status == LSHARD_OK;
+		if (status == LSHARD_OK)
+			status = lshard_series_update_end(rank->series, fill_layer, rank);
+	}
+	snprintf(error, error_bytes, "%s", lshard_series_error(rank->series));
+	return status;
+}
+
+static bool is_expected(lshard_status status)
+{
+	return status == LSHARD_OK || status == LSHARD_ERR_TRANSPORT || status == LSHARD_ERR_PEER_FAILED ||
+	       status == LSHARD_ERR_TIMEOUT;
+}
+
+static int failing_body(const struct member *member)
+{
+	struct plan_of_failure *plan = member->user;
+	struct setting setting = {.layers = 4, .first_layer = 3, .prefetch = 1, .timeout_ms = 5000};
+	struct rank rank = {.member = member, .setting = &setting, .fail_at = -1};
+	const uint64_t began = now_ms();
+	lshard_status status;
+	char error[512] = "";
+	bool wrong = false, right = false;
+
+	setting.placement = plan->placement;
+	setting_tensors(&setting, 2, LSHARD_STRIPE_COLUMNS);
+	rank.seat = circle_join(member);
+	if (member->rank == 1)
+		seat_fail_at(rank.seat, plan->at);
+	status = open_quietly(&rank, member, &setting, NULL, error, sizeof error);
+	if (status == LSHARD_OK)
+		status = live(&rank, error, sizeof error, &wrong);
+	EXPECT(member, !wrong, "wrong bytes");
+	EXPECT(member, is_expected(status), "%s: %s", lshard_status_name(status), error);
+	EXPECT(member, now_ms() - began < 20000, "it took %u ms", (unsigned)(now_ms() - began));
+	if (plan->at < 0)
+		EXPECT(member, status == LSHARD_OK, "%s: %s", lshard_status_name(status), error);
+	if (member->rank == 1) {
+		plan->reached = status < 0;
+		plan->calls = seat_calls(rank.seat);
+		if (status < 0)
+			SAYS(member, error, "told to fail");
+	}
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_failure_at_any_call_ends_in_statuses(void **state)
+{
+	(void)state;
+	for (int placement = 0; placement < 2; placement++) {
+		struct plan_of_failure plan = {.at = -1, .placement = (lshard_placement)placement};
+		long calls;
+
+		play(3, failing_body, &plan);
+		calls = plan.calls;
+		for (plan.at = 0; plan.at < calls - 2; plan.at += plan.at < 40 ? 1 : 7) {
+			play(3, failing_body, &plan);
+			assert_true(plan.reached || plan.at > calls - 20);
+		}
+	}
+}
+
+/*
+ * A collective that never ends, or a function that does not even return: calls come back at their deadlines, and the
+ * memory is left alone, also when the function returns after all, to a group that has gone.
+ */
+static int stuck_body(const struct member *member)
+{
+	static struct purse purses[3]; /* what the library leaves alone stays in reach */
+	const bool asleep = *(const bool *)member->user;
+	struct setting setting = {.layers = 6, .first_layer = 1, .prefetch = 1, .timeout_ms = 500};
+	struct rank rank = {.member = member, .setting = &setting, .fail_at = -1};
+	struct purse *purse = &purses[member->rank];
+	const uint64_t began = now_ms();
+	lshard_status status = LSHARD_OK;
+	char error[512] = "";
+	bool wrong = false, right = false;
+
+	pthread_mutex_init(&purse->lock, NULL);
+	setting_tensors(&setting, 1, LSHARD_STRIPE_BYTES);
+	setting.placement = LSHARD_STRIPED;
+	rank.seat = circle_join(member);
+	EXPECT(member, open_quietly(&rank, member, &setting, purse, error, sizeof error) == LSHARD_OK, "%s", error);
+	EXPECT(member, live(&rank, error, sizeof error, &wrong) == LSHARD_OK && !wrong, "%s", error);
+	EXPECT(member, team_barrier(member), "a rank failed");
+	if (member->rank == 0 && asleep)
+		seat_fall_asleep(rank.seat);
+	else if (member->rank == 0)
+		seat_get_stuck(rank.seat);
+	EXPECT(member, team_barrier(member), "a rank failed");
+	for (uint32_t step = 0; status == LSHARD_OK && step < 12; step++)
+		status = go_to(&rank, step % 6);
+	EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s", lshard_status_name(status));
+	status = lshard_series_rewind(rank.series);
+	EXPECT(member, status < 0, "rewound");
+	lshard_group_abort(rank.group);
+	EXPECT(member, lshard_wait(rank.series, 2, NULL) == LSHARD_ERR_ABORTED, "wait after abort");
+	EXPECT(member, now_ms() - began < PATIENCE_MS, "it took %u ms", (unsigned)(now_ms() - began));
+	right = true;
+failed:
+	right = lshard_series_destroy(rank.series) == LSHARD_OK && right;
+	right = lshard_group_destroy(rank.group) == LSHARD_OK && right;
+	right = team_barrier(member) && right;
+	if (purse->count == 0 && member->rank == 0)
+		right = false; /* freed under the collective */
+	seat_wake(rank.seat);
+	pause_ms(300); /* the thread comes back */
+	circle_leave(rank.seat);
+	return right ? 0 : 1;
+}
+
+static void a_collective_that_never_ends_holds_nobody(void **state)
+{
+	bool asleep[] = {false, true};
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		play(3, stuck_body, &asleep[i]);
+}
+
+/* ---- Options --------------------------------------------------------------------------------------------------- */
+
+static int without_body(const struct member *member)
+{
+	const int lacking = *(const int *)member->user;
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	struct seat *seat = circle_join(member);
+	lshard_group *group = NULL;
+	char error[512] = "";
+	bool right = false;
+	lshard_status status;
+
+	options.rank = member->rank;
+	options.size = member->size;
+	options.transport = "callback";
+	options.timeout_ms = 5000;
+	options.bootstrap = member->bootstrap;
+	options.callbacks = seat_callbacks(seat);
+	if (member->rank == 1 && lacking == 0)
+		options.callbacks = (lshard_callbacks)LSHARD_CALLBACKS_INIT;
+	if (member->rank == 1 && lacking == 1)
+		options.callbacks.broadcast = NULL;
+	if (lacking == 2)
+		options.transport = "callback:fast";
+	options.error = error;
+	options.error_bytes = sizeof error;
+	status = lshard_group_create(&options, &group);
+	EXPECT(member, status == (lacking == 0 ? LSHARD_ERR_NOT_SUPPORTED : LSHARD_ERR_INVALID), "%s: %s",
+	       lshard_status_name(status), error);
+	EXPECT(member, !group, "a group was made");
+	SAYS(member, error, lacking == 2 ? "fast" : "rank 1");
+	right = true;
+failed:
+	lshard_group_destroy(group);
+	circle_leave(seat);
+	return right ? 0 : 1;
+}
+
+static void missing_callbacks_are_named(void **state)
+{
+	(void)state;
+	for (int lacking = 0; lacking < 3; lacking++)
+		play(2, without_body, &lacking);
+}
+
+/* A program built with a header that had no callbacks yet. */
+static void options_of_an_earlier_header_are_taken(void **state)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group *group = NULL;
+
+	(void)state;
+	options.rank = 0;
+	options.size = 1;
+	options.transport = "local";
+	options.struct_size = offsetof(lshard_group_options, callbacks);
+	memset(&options.callbacks, 0xa5, sizeof options.callbacks); /* not its memory */
+	assert_int_equal(lshard_group_create(&options, &group), LSHARD_OK);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+	options.struct_size--;
+	assert_int_equal(lshard_group_create(&options, &group), LSHARD_ERR_INVALID);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(layers_come_right_on_any_way),
+		cmocka_unit_test(a_striped_layer_is_one_collective),
+		cmocka_unit_test(ranks_that_go_different_ways_are_all_told),
+		cmocka_unit_test(series_in_another_order_are_found),
+		cmocka_unit_test(a_late_rank_can_be_waited_for_again),
+		cmocka_unit_test(an_exchange_that_was_given_up_did_not_happen),
+		cmocka_unit_test(a_failure_at_any_call_ends_in_statuses),
+		cmocka_unit_test(a_collective_that_never_ends_holds_nobody),
+		cmocka_unit_test(missing_callbacks_are_named),
+		cmocka_unit_test(options_of_an_earlier_header_are_taken),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
