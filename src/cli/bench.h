@@ -16,8 +16,9 @@
 
 #include "layershard/layershard.h"
 
-/* What the two benches are; each returns a cli_exit. */
+/* The benches; argv[0] is the bench's own name. Each returns a cli_exit. */
 int bench_calls(int argc, char **argv);
+int bench_link(int argc, char **argv);
 int bench_step(int argc, char **argv);
 
 /* ---- Time and samples (bench_sample.c) ----------------------------------------------------------------------- */

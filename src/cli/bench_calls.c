@@ -6,6 +6,7 @@
  * are idle. Every byte is compared before the first and after the last round.
  */
 #include "bench_calls.h"
+#include "bench_save.h"
 #include "cli.h"
 
 #include <getopt.h>
@@ -22,6 +23,7 @@ struct calls_bench {
 	double most_ns;
 	uint32_t rounds;
 	bool json;
+	const char *save; /* NULL: nowhere */
 	struct calls_row rows[ROWS_MOST];
 	uint32_t row_count;
 	double *samples[ROWS_MOST]; /* [rounds] ns per pair */
@@ -169,10 +171,9 @@ static json_t *row_json(const struct calls_bench *bench, uint32_t index)
 			 bench_spread_json(&bench->spread[index]));
 }
 
-static bool print_json(const struct calls_bench *bench)
+static json_t *result_json(const struct calls_bench *bench)
 {
 	json_t *rows = json_array();
-	json_t *root;
 
 	for (uint32_t index = 0; index < bench->row_count; index++)
 		if (json_array_append_new(rows, row_json(bench, index)) != 0)
@@ -181,16 +182,26 @@ static bool print_json(const struct calls_bench *bench)
 		json_decref(rows);
 		rows = NULL; /* makes root NULL, and that is told */
 	}
-	root = json_pack("{s:s, s:i, s:f, s:f, s:b, s:b, s:s, s:o}", "bench", "calls", "rounds", (int)bench->rounds,
+	return json_pack("{s:s, s:i, s:f, s:f, s:b, s:b, s:s, s:o}", "bench", "calls", "rounds", (int)bench->rounds,
 			 "max_ns", bench->most_ns, "slowest_ns", worst_median(bench), "met",
 			 worst_median(bench) <= bench->most_ns, "bits_checked", 1, "no_shm", bench->no_shm, "rows",
 			 rows);
-	return cli_json_print(root) == CLI_DONE;
 }
 
-static int report(const struct calls_bench *bench)
+static bool save(const struct calls_bench *bench, int argc, char **argv)
 {
-	if (!(bench->json ? print_json(bench) : print_table(bench)))
+	json_t *result = bench->save ? result_json(bench) : NULL;
+	const bool good = !bench->save || bench_save(bench->save, argc, argv, NULL, result);
+
+	json_decref(result);
+	return good;
+}
+
+static int report(const struct calls_bench *bench, int argc, char **argv)
+{
+	const bool saved = save(bench, argc, argv);
+
+	if (!(bench->json ? cli_json_print(result_json(bench)) == CLI_DONE : print_table(bench)) || !saved)
 		return CLI_FAILED;
 	if (worst_median(bench) <= bench->most_ns)
 		return CLI_DONE;
@@ -210,16 +221,18 @@ static int print_help(void)
 	       "  --max-ns N   exit status 1 when a median is above N nanoseconds (default 200)\n"
 	       "  --rounds R   samples of each row, at least %u (default %u)\n"
 	       "  --json       one JSON object instead of the table\n"
+	       "  --save FILE  also write it to FILE, with machine, date, command and version\n"
 	       "  -h, --help   this text\n\n" CLI_EXIT_HELP,
 	       CALLS_LAYER_BYTES, ROUNDS_LEAST, ROUNDS_LEAST);
 	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }
 
-enum { OPTION_MAX_NS = 256, OPTION_ROUNDS, OPTION_JSON };
+enum { OPTION_MAX_NS = 256, OPTION_ROUNDS, OPTION_JSON, OPTION_SAVE };
 
 static const struct option long_options[] = {{"max-ns", required_argument, NULL, OPTION_MAX_NS},
 					     {"rounds", required_argument, NULL, OPTION_ROUNDS},
 					     {"json", no_argument, NULL, OPTION_JSON},
+					     {"save", required_argument, NULL, OPTION_SAVE},
 					     {"help", no_argument, NULL, 'h'},
 					     {NULL, 0, NULL, 0}};
 
@@ -234,6 +247,8 @@ static int parse_options(int argc, char **argv, struct calls_bench *bench, bool 
 			*help = true;
 		else if (option == OPTION_JSON)
 			bench->json = true;
+		else if (option == OPTION_SAVE)
+			bench->save = optarg;
 		else if (option == OPTION_MAX_NS && !cli_parse_positive(optarg, &bench->most_ns))
 			return cli_usage("bench calls", "--max-ns '%s': a number of nanoseconds above 0 is needed",
 					 optarg);
@@ -246,6 +261,8 @@ static int parse_options(int argc, char **argv, struct calls_bench *bench, bool 
 	if (optind < argc)
 		return cli_usage("bench calls", "'%s' is not expected here", argv[optind]);
 	bench->rounds = (uint32_t)rounds;
+	if (bench->save && !bench_save_possible("bench calls", bench->save))
+		return CLI_USAGE;
 	return CLI_DONE;
 }
 
@@ -310,7 +327,7 @@ int bench_calls(int argc, char **argv)
 	look_for_shm(bench.no_shm, sizeof bench.no_shm);
 	good = *bench.no_shm ? run_with_threads(&bench) : run_with_pair(&bench);
 	if (good)
-		result = report(&bench);
+		result = report(&bench, argc, argv);
 	else
 		cli_message("bench calls: %s", bench.failure);
 	free(samples);

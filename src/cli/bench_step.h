@@ -49,6 +49,9 @@ struct step_options {
 	double margin_percent;
 	double most_off_percent; /* 0: not judged */
 	bool json;
+	const char *save; /* NULL: nowhere */
+	int argc;         /* of the bench, for what is saved */
+	char **argv;
 };
 
 /** Fills *options. CLI_DONE: go on, unless *help was printed; else a cli_exit after a message. */

@@ -72,14 +72,12 @@ static json_t *config_json(const struct step_options *options)
 			 options->all_compute, "margin_percent", options->margin_percent);
 }
 
-bool step_print_json(const struct step_result *result, bool conclusive)
+json_t *step_json(const struct step_result *result, bool conclusive)
 {
-	json_t *root = json_pack(
-		"{s:s, s:s, s:o, s:b, s:f, s:b, s:o, s:o, s:o, s:o, s:o}", "bench", "step", "compute_model",
-		"a fixed time passes by the clock", "config", config_json(&result->bench->options), "bits_checked", 1,
-		"drift_percent", result->drift_percent, "conclusive", conclusive, "resident_first_ns",
-		bench_spread_json(&result->first), "resident_last_ns", bench_spread_json(&result->last), "control_ns",
-		bench_spread_json(&result->control), "cases", cases_json(result), "slow_rank", slow_json(result));
-
-	return cli_json_print(root) == CLI_DONE;
+	return json_pack("{s:s, s:s, s:o, s:b, s:f, s:b, s:o, s:o, s:o, s:o, s:o}", "bench", "step", "compute_model",
+			 "a fixed time passes by the clock", "config", config_json(&result->bench->options),
+			 "bits_checked", 1, "drift_percent", result->drift_percent, "conclusive", conclusive,
+			 "resident_first_ns", bench_spread_json(&result->first), "resident_last_ns",
+			 bench_spread_json(&result->last), "control_ns", bench_spread_json(&result->control), "cases",
+			 cases_json(result), "slow_rank", slow_json(result));
 }

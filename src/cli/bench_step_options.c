@@ -2,6 +2,7 @@
  *
  * bench_step_options.c - the options of `bench step` and their help.
  */
+#include "bench_save.h"
 #include "bench_step.h"
 #include "cli.h"
 
@@ -29,7 +30,8 @@ enum {
 	OPTION_ALL_COMPUTE,
 	OPTION_MARGIN,
 	OPTION_MAX_OFF,
-	OPTION_JSON
+	OPTION_JSON,
+	OPTION_SAVE
 };
 
 static const struct option long_options[] = {{"layers", required_argument, NULL, OPTION_LAYERS},
@@ -49,12 +51,17 @@ static const struct option long_options[] = {{"layers", required_argument, NULL,
 					     {"margin", required_argument, NULL, OPTION_MARGIN},
 					     {"max-off", required_argument, NULL, OPTION_MAX_OFF},
 					     {"json", no_argument, NULL, OPTION_JSON},
+					     {"save", required_argument, NULL, OPTION_SAVE},
 					     {"help", no_argument, NULL, 'h'},
 					     {NULL, 0, NULL, 0}};
 
 /* clang-format off: one line of text per line */
 static const char help_text[] =
 	"Usage: layershard bench step [OPTION]...\n"
+	"       layershard bench step --devices D[,D]... [OPTION]...\n"
+	"\n"
+	"With --devices: a stack of real layers on GPUs; 'bench step --devices 0 --help' tells of its\n"
+	"options. Without:\n"
 	"\n"
 	"Passes over a synthetic stack of layers whose bytes come over a link of limited speed, beside\n"
 	"what the planner predicts. Ranks are threads of this process; rank 0 computes, the others hold\n"
@@ -88,6 +95,7 @@ static const char help_text[] =
 	"  --max-off P            exit status 1 when an exposed time is off the predicted one by more than\n"
 	"                         P % of a step\n"
 	"  --json                 one JSON object instead of the table\n"
+	"  --save FILE            also write it to FILE, with machine, date, command and version\n"
 	"  -h, --help             this text\n"
 	"\n" CLI_EXIT_HELP;
 /* clang-format on */
@@ -259,6 +267,9 @@ static int take_option(struct step_options *options, int option, const char *tex
 	case OPTION_JSON:
 		options->json = true;
 		return CLI_DONE;
+	case OPTION_SAVE:
+		options->save = text;
+		return CLI_DONE;
 	default:
 		return take_stack_option(options, option, text);
 	}
@@ -275,6 +286,8 @@ static int complete(struct step_options *options)
 				 "--ratio and --link-bytes-per-s both say how fast the link is; give one of them");
 	if (options->slow_percent > 0 && options->ranks < 2)
 		return cli_usage(COMMAND, "--slow-rank-percent needs at least 2 ranks");
+	if (options->save && !bench_save_possible(COMMAND, options->save))
+		return CLI_USAGE;
 	if (!options->ratio_count && !options->link_bytes_per_s) {
 		memcpy(options->ratios, ratios, sizeof ratios);
 		options->ratio_count = sizeof ratios / sizeof *ratios;
@@ -298,7 +311,9 @@ int step_options_parse(int argc, char **argv, struct step_options *options, bool
 					 .transport = "local",
 					 .passes = 4,
 					 .rounds = ROUNDS_LEAST,
-					 .margin_percent = 1};
+					 .margin_percent = 1,
+					 .argc = argc,
+					 .argv = argv};
 	*help = false;
 	while (result == CLI_DONE && (option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
 		if (option == 'h') {

@@ -3,6 +3,7 @@
  * bench_step_report.c - the result of `bench step` as tables, and the verdict.
  * Knows: the result. Does not know: how it came about.
  */
+#include "bench_save.h"
 #include "bench_step_result.h"
 #include "cli.h"
 
@@ -108,6 +109,16 @@ static bool print_text(const struct step_result *result)
 	return false;
 }
 
+static bool save(const struct step_result *result, bool conclusive)
+{
+	const struct step_options *options = &result->bench->options;
+	json_t *root = options->save ? step_json(result, conclusive) : NULL;
+	const bool good = !options->save || bench_save(options->save, options->argc, options->argv, NULL, root);
+
+	json_decref(root);
+	return good;
+}
+
 /* ---- The verdict --------------------------------------------------------------------------------------------- */
 
 static int verdict(const struct step_result *result)
@@ -137,7 +148,7 @@ int step_report(const struct step_bench *bench)
 	struct step_result *result = calloc(1, sizeof *result);
 	double *scratch = calloc(bench->options.rounds, sizeof *scratch);
 	int code = CLI_FAILED;
-	bool printed;
+	bool conclusive, good;
 
 	if (!result || !scratch) {
 		cli_message(COMMAND ": no memory for the result");
@@ -148,9 +159,11 @@ int step_report(const struct step_bench *bench)
 		cli_message(COMMAND ": the planner refuses this stack");
 		goto free_scratch;
 	}
-	printed = bench->options.json ? step_print_json(result, result->drift_percent <= bench->options.margin_percent)
-				      : print_text(result);
-	if (printed)
+	conclusive = result->drift_percent <= bench->options.margin_percent;
+	good = save(result, conclusive);
+	good = (bench->options.json ? cli_json_print(step_json(result, conclusive)) == CLI_DONE : print_text(result)) &&
+	       good;
+	if (good)
 		code = verdict(result);
 free_scratch:
 	free(scratch);

@@ -47,7 +47,7 @@ struct step_result {
 
 /** From the samples of all ranks; @p scratch has room for one number per round. False: the planner refused. */
 bool step_judge(struct step_result *result, double *scratch);
-/** Prints @p result as one object (bench_step_json.c). False, after a message, when that failed. */
-bool step_print_json(const struct step_result *result, bool conclusive);
+/** @p result as one object (bench_step_json.c). NULL: no memory. */
+json_t *step_json(const struct step_result *result, bool conclusive);
 
 #endif

@@ -48,7 +48,7 @@ def test_help(arguments):
 @pytest.mark.parametrize(
     "arguments, names",
     [
-        ([], "calls, step"),
+        ([], "calls, link, step"),
         (["walk"], "walk"),
         (["calls", "--max-ns", "0"], "--max-ns"),
         (["calls", "--max-ns", "fast"], "--max-ns"),

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Make the tables of README.md and docs/performance.md from what `layershard bench ... --save FILE` has saved.
+
+    readme_tables.py [--check] [MARKDOWN FILE]...
+
+A table stands between two comments; the first one says what it is made of:
+
+    <!-- table bench/results/2026-11-23-h100-link.json
+    rows: result.rows
+    where: placement=owner, readers=false
+    columns: size=bytes:bytes | to=first_to | us=pull.ns.median/1e3:.1f | of bare=share*100:.1f %
+    -->
+    ...
+    <!-- end of table -->
+
+The file's path is from the top of the tree. rows: where the list is in the file; result.tables.rows are the rows of all
+tables, each with the plain values of its table. where (optional): only the rows whose
+values are these, and NAME!=VALUE: are not these; columns: TITLE=PATH, then *NUMBER or /NUMBER, then :FORMAT and a unit
+behind it. FORMAT is Python's, or "bytes" (64 KiB). A value that a row lacks, or that is below 0 for want of a meter, is
+"-".
+
+Without --check the files are rewritten; with it nothing is, and the status is 1 when a table differs from what its file
+gives. 2: a comment or a file is wrong.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import pathlib
+import re
+import sys
+from typing import Any, Optional
+
+TREE = pathlib.Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "docs/performance.md")
+
+BEGIN = re.compile(r"<!-- table (?P<file>\S+)\n(?P<what>.*?)\n?-->\n", re.DOTALL)
+END = "<!-- end of table -->"
+COLUMN = re.compile(
+    r"(?P<title>[^=|]+)=(?P<path>[\w.]+)(?:(?P<operator>[*/])(?P<number>[0-9.e]+))?(?::(?P<format>\S*)(?P<unit>.*))?"
+)
+
+
+class Mistake(Exception):
+    """In a document or a saved result; the text is for its author."""
+
+
+def value_at(value: Any, path: str) -> Any:
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return None
+        value = value[name]
+    return value
+
+
+def rows_at(value: Any, names: list[str], above: dict) -> Optional[list[dict]]:
+    """The rows of a list, or of a list in each row of one: then they have the plain values of the row above too."""
+    if isinstance(value, dict) and names:
+        return rows_at(value.get(names[0]), names[1:], above)
+    if not isinstance(value, list):
+        return None
+    found: list[dict] = []
+    for row in value:
+        plain = {name: part for name, part in row.items() if not isinstance(part, (dict, list))}
+        inner = rows_at(row, names, {**above, **plain}) if names else [{**above, **row}]
+        if inner is None:
+            return None
+        found += inner
+    return found
+
+
+def bytes_text(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size and count * 100 % size == 0:
+            return f"{count / size:g} {unit}"
+    return str(count)
+
+
+@dataclasses.dataclass
+class Column:
+    title: str
+    path: str
+    factor: float
+    format: str
+    unit: str
+
+    def text(self, row: dict) -> str:
+        value = value_at(row, self.path)
+        number = isinstance(value, (int, float))
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if value is None or (number and value < 0 and not self.format.startswith("+")):
+            return "-"
+        if self.format == "bytes":
+            return bytes_text(value)
+        if number and self.factor != 1:
+            value = value * self.factor
+        return format(value, self.format) + self.unit
+
+
+def read_column(text: str) -> Column:
+    found = COLUMN.fullmatch(text.strip())
+    if not found:
+        raise Mistake(f"'{text.strip()}' is no column: TITLE=PATH[*NUMBER][:FORMAT[ UNIT]] is needed")
+    factor = float(found["number"] or 1)
+    return Column(
+        found["title"].strip(),
+        found["path"],
+        1 / factor if found["operator"] == "/" else factor,
+        found["format"] or "",
+        found["unit"] or "",
+    )
+
+
+def read_settings(text: str) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if not colon or name.strip() not in ("rows", "where", "columns"):
+            raise Mistake(f"'{line}' is none of rows:, where:, columns:")
+        # A long list of columns may go on in a second line of the same name.
+        name = name.strip()
+        settings[name] = f"{settings[name]} | {value.strip()}" if name in settings else value.strip()
+    for needed in ("rows", "columns"):
+        if needed not in settings:
+            raise Mistake(f"'{needed}:' is missing")
+    return settings
+
+
+def matches(row: dict, where: str) -> bool:
+    for condition in filter(None, (part.strip() for part in where.split(","))):
+        parts = re.fullmatch(r"([\w.]+)(!?)=(.*)", condition)
+        if not parts:
+            raise Mistake(f"'{condition}' is no condition: NAME=VALUE or NAME!=VALUE is needed")
+        name, differs, value = parts.groups()
+        found = value_at(row, name)
+        text = json.dumps(found) if not isinstance(found, str) else found
+        if (text == value) == bool(differs):
+            return False
+    return True
+
+
+def origin(saved: dict) -> str:
+    """Where the figures come from, in a line."""
+    gpus = sorted({gpu.get("name", "?") for gpu in saved.get("gpus", [])})
+    machine = saved.get("machine", {})
+    where = ", ".join(gpus) if gpus else f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores"
+    command = re.sub(r" --save ('[^']*'|\S)+", "", saved["command"])
+    return f"`{command}`, {where}, {saved['date'][:10]}, version {saved['version']}:"
+
+
+def make_table(file: str, what: str) -> list[str]:
+    settings = read_settings(what)
+    try:
+        saved = json.loads((TREE / file).read_text())
+    except (OSError, ValueError) as error:
+        raise Mistake(f"{file} cannot be read: {error}") from error
+    for needed in ("command", "date", "version"):
+        if needed not in saved:
+            raise Mistake(f"{file} has no '{needed}': was it made by --save?")
+    rows = rows_at(saved, settings["rows"].split("."), {})
+    if rows is None:
+        raise Mistake(f"{file} has no list '{settings['rows']}'")
+    columns = [read_column(text) for text in settings["columns"].split("|")]
+    chosen = [row for row in rows if matches(row, settings.get("where", ""))]
+    if not chosen:
+        raise Mistake(f"no row of {file} is as 'where: {settings.get('where', '')}' says")
+    lines = [origin(saved), ""]
+    lines.append("| " + " | ".join(column.title for column in columns) + " |")
+    lines.append("|" + " --- |" * len(columns))
+    lines += ["| " + " | ".join(column.text(row) for column in columns) + " |" for row in chosen]
+    return lines
+
+
+def renewed(text: str) -> tuple[str, int]:
+    """The document with all its tables made anew, and how many there are."""
+    done, at, count = "", 0, 0
+    while True:
+        begin = BEGIN.search(text, at)
+        if not begin:
+            return done + text[at:], count
+        end = text.find(END, begin.end())
+        if end < 0:
+            raise Mistake(f"the table of {begin['file']} has no '{END}'")
+        done += text[at : begin.end()] + "\n".join(make_table(begin["file"], begin["what"])) + "\n"
+        at, count = end, count + 1
+
+
+def work_on(path: pathlib.Path, check: bool) -> bool:
+    """True when the document is as it should be now."""
+    before = path.read_text()
+    try:
+        after, count = renewed(before)
+    except Mistake as mistake:
+        raise Mistake(f"{path}: {mistake}") from mistake
+    if before != after and check:
+        sys.stderr.writelines(
+            difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(path), "its saved results", n=1)
+        )
+        print(f"readme_tables.py: {path} is not what its saved results give: run bench/readme_tables.py",
+              file=sys.stderr)
+        return False
+    if before != after:
+        path.write_text(after)
+    print(f"{path}: {count} tables, {'renewed' if before != after else 'as they should be'}")
+    return True
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 when a table would change")
+    parser.add_argument("documents", nargs="*", metavar="FILE", help=f"default: {' '.join(DOCUMENTS)}")
+    options = parser.parse_args(arguments)
+    paths = [pathlib.Path(name) for name in options.documents] or [TREE / name for name in DOCUMENTS]
+    try:
+        good = [work_on(path, options.check) for path in paths]
+    except (Mistake, OSError) as mistake:
+        print(f"readme_tables.py: {mistake}", file=sys.stderr)
+        return 2
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

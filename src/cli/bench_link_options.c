@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * bench_link_options.c - the options of `bench link` and their help.
+ */
+#include "bench_link.h"
+#include "bench_save.h"
+#include "cli.h"
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COMMAND        "bench link"
+#define ROUNDS_LEAST   9u
+#define BYTES_LEAST    4096u
+#define BYTES_MOST     (UINT64_C(16) << 30)
+#define DEFAULT_LEAST  (UINT64_C(64) << 10)
+#define DEFAULT_HOST   (UINT64_C(16) << 20)
+#define DEFAULT_DEVICE (UINT64_C(256) << 20)
+
+enum {
+	OPTION_DEVICES = 256,
+	OPTION_RANKS,
+	OPTION_TRANSPORT,
+	OPTION_PLACEMENT,
+	OPTION_MIN_BYTES,
+	OPTION_MAX_BYTES,
+	OPTION_FACTOR,
+	OPTION_ITERS,
+	OPTION_WARMUP,
+	OPTION_ROUNDS,
+	OPTION_READERS,
+	OPTION_JSON,
+	OPTION_SAVE
+};
+
+static const struct option long_options[] = {{"devices", required_argument, NULL, OPTION_DEVICES},
+					     {"ranks", required_argument, NULL, OPTION_RANKS},
+					     {"transport", required_argument, NULL, OPTION_TRANSPORT},
+					     {"placement", required_argument, NULL, OPTION_PLACEMENT},
+					     {"min-bytes", required_argument, NULL, OPTION_MIN_BYTES},
+					     {"max-bytes", required_argument, NULL, OPTION_MAX_BYTES},
+					     {"factor", required_argument, NULL, OPTION_FACTOR},
+					     {"iters", required_argument, NULL, OPTION_ITERS},
+					     {"warmup", required_argument, NULL, OPTION_WARMUP},
+					     {"rounds", required_argument, NULL, OPTION_ROUNDS},
+					     {"readers", required_argument, NULL, OPTION_READERS},
+					     {"json", no_argument, NULL, OPTION_JSON},
+					     {"save", required_argument, NULL, OPTION_SAVE},
+					     {"help", no_argument, NULL, 'h'},
+					     {NULL, 0, NULL, 0}};
+
+/* clang-format off: one line of text per line */
+static const char help_text[] =
+	"Usage: layershard bench link --devices 0,1 [OPTION]...\n"
+	"       layershard bench link [--transport SPEC] [OPTION]...\n"
+	"\n"
+	"How fast a layer comes from another rank, by size: lshard_reach and lshard_wait with a transfer,\n"
+	"beside a bare copy of as many bytes between the same ranks in the same rounds, and a copy inside\n"
+	"one memory. All bytes are compared at the end.\n"
+	"\n"
+	"The ranks\n"
+	"  --devices D[,D]...    one process per entry on that GPU: 0,1 are two GPUs, 0,0 two processes on\n"
+	"                        one GPU. Without it layers lie in host memory\n"
+	"  --ranks N             in host memory: how many, 2 to 8 (default 2)\n"
+	"  --transport SPEC      as in lshard_group_options (default cuda with --devices, else shm:copy);\n"
+	"                        cuda:copy copies between ranks on one GPU too; on local, ranks are threads\n"
+	"  --placement P[,P]     owner (default), striped, or both\n"
+	"  --readers R           also: the last R ranks read from rank 0 (striped: from all) at once\n"
+	"The sizes\n"
+	"  --min-bytes B         the smallest, a multiple of 64 (default 64K; suffix K, M or G)\n"
+	"  --max-bytes B         the biggest (default 256M with --devices, else 16M)\n"
+	"  --factor F            from one to the next, 2 to 1024 (default 4)\n"
+	"The measurement\n"
+	"  --iters I             pulls of a sample, one after the other (default 20)\n"
+	"  --warmup W            pulls before them, at least 1 (default 3)\n"
+	"  --rounds R            samples of each line, at least 9 (default 9)\n"
+	"  --json                one JSON object instead of the table\n"
+	"  --save FILE           also write it to FILE, with machine, date, command and versions\n"
+	"  -h, --help            this text\n"
+	"\n" CLI_EXIT_HELP;
+/* clang-format on */
+
+static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)
+{
+	uint64_t number;
+
+	if (!cli_parse_count(text, least, most, &number))
+		return cli_usage(COMMAND, "--%s is '%s'; it must be a whole number from %llu to %llu", name, text,
+				 (unsigned long long)least, (unsigned long long)most);
+	*value = (uint32_t)number;
+	return CLI_DONE;
+}
+
+static int take_bytes(const char *name, const char *text, uint64_t *bytes)
+{
+	uint64_t number;
+
+	if (!cli_parse_bytes(text, &number) || number < BYTES_LEAST || number > BYTES_MOST ||
+	    number % BENCH_LINE_BYTES != 0)
+		return cli_usage(COMMAND, "--%s is '%s'; it must be a multiple of %u bytes from 4K to 16G", name, text,
+				 BENCH_LINE_BYTES);
+	*bytes = number;
+	return CLI_DONE;
+}
+
+/* ---- Lists: items separated by commas ------------------------------------------------------------------------ */
+
+static int take_device(struct link_options *options, const char *item)
+{
+	if (options->ranks == (int32_t)LINK_RANKS_MOST)
+		return cli_usage(COMMAND, "--devices has more than %u entries", LINK_RANKS_MOST);
+	return take_number("devices", item, 0, 1023, &options->devices[options->ranks++]);
+}
+
+static int take_placement(struct link_options *options, const char *item)
+{
+	lshard_placement placement;
+
+	if (!cli_parse_placement(item, &placement))
+		return cli_usage(COMMAND, "--placement has '%s'; there are owner and striped", item);
+	if (options->placement_count == LINK_PLACEMENTS_MOST ||
+	    (options->placement_count == 1 && options->placements[0] == placement))
+		return cli_usage(COMMAND, "--placement names '%s' twice", item);
+	options->placements[options->placement_count++] = placement;
+	return CLI_DONE;
+}
+
+static int take_list(struct link_options *options, const char *list, int (*take)(struct link_options *, const char *))
+{
+	char *copy = strdup(list);
+	char *rest = copy;
+	char *item;
+	int result = CLI_DONE;
+
+	if (!copy) {
+		cli_message(COMMAND ": no memory");
+		return CLI_FAILED;
+	}
+	while (result == CLI_DONE && (item = strsep(&rest, ",")) != NULL)
+		result = take(options, item);
+	free(copy);
+	return result;
+}
+
+/* ---- One option ---------------------------------------------------------------------------------------------- */
+
+static int take_devices(struct link_options *options, const char *list)
+{
+	options->has_devices = true;
+	options->ranks = 0;
+	return take_list(options, list, take_device);
+}
+
+static int take_placements(struct link_options *options, const char *list)
+{
+	options->placement_count = 0;
+	return take_list(options, list, take_placement);
+}
+
+static int take_option(int option, struct link_options *options, uint32_t *ranks)
+{
+	switch (option) {
+	case OPTION_DEVICES:
+		return take_devices(options, optarg);
+	case OPTION_RANKS:
+		return take_number("ranks", optarg, 2, LINK_RANKS_MOST, ranks);
+	case OPTION_TRANSPORT:
+		options->transport = optarg;
+		return CLI_DONE;
+	case OPTION_PLACEMENT:
+		return take_placements(options, optarg);
+	case OPTION_MIN_BYTES:
+		return take_bytes("min-bytes", optarg, &options->least_bytes);
+	case OPTION_MAX_BYTES:
+		return take_bytes("max-bytes", optarg, &options->most_bytes);
+	case OPTION_FACTOR:
+		return take_number("factor", optarg, 2, 1024, &options->factor);
+	case OPTION_ITERS:
+		return take_number("iters", optarg, 1, 1000000, &options->iterations);
+	case OPTION_WARMUP:
+		return take_number("warmup", optarg, 1, 1000000, &options->warm_up);
+	case OPTION_ROUNDS:
+		return take_number("rounds", optarg, ROUNDS_LEAST, 10000, &options->rounds);
+	case OPTION_READERS:
+		return take_number("readers", optarg, 1, LINK_RANKS_MOST - 1, &options->readers);
+	case OPTION_JSON:
+		options->json = true;
+		return CLI_DONE;
+	default:
+		options->save = optarg;
+		return CLI_DONE;
+	}
+}
+
+/* ---- All of them --------------------------------------------------------------------------------------------- */
+
+/* The transport exists and carries the memory that the ranks have. */
+static int check_transport(const struct link_options *options)
+{
+	lshard_transport_information found;
+	uint32_t index = 0;
+
+	while (lshard_transport_info(index, &found) == LSHARD_OK && !cli_transport_is(options->transport, found.name))
+		index++;
+	if (lshard_transport_info(index, &found) != LSHARD_OK)
+		return cli_usage(COMMAND, "--transport '%s': there is no such transport; 'layershard info' lists them",
+				 options->transport);
+	if (cli_transport_is_collective(options->transport))
+		return cli_usage(COMMAND, "on '%s' no rank can pull alone", options->transport);
+	if (options->has_devices && found.memory != LSHARD_MEMORY_CUDA)
+		return cli_usage(COMMAND, "--devices needs a transport for a GPU's memory, and %s is for the host's",
+				 found.name);
+	if (!options->has_devices && found.memory != LSHARD_MEMORY_HOST)
+		return cli_usage(COMMAND, "%s carries layers in a GPU's memory: give --devices", found.name);
+	if (!found.available) {
+		cli_message(COMMAND ": %s cannot be used here: %s", found.name, found.reason);
+		return CLI_FAILED;
+	}
+	return CLI_DONE;
+}
+
+static int check_all(const struct link_options *options)
+{
+	uint32_t sizes = 0;
+
+	if (options->ranks < 2)
+		return cli_usage(COMMAND, "--devices needs two entries at least: 0,0 are two processes on one GPU");
+	if (options->least_bytes > options->most_bytes)
+		return cli_usage(COMMAND, "--min-bytes is more than --max-bytes");
+	for (uint64_t bytes = options->least_bytes; bytes <= options->most_bytes; bytes *= options->factor)
+		sizes++;
+	if (sizes > LINK_SIZES_MOST)
+		return cli_usage(COMMAND, "%u sizes are more than %u: give a larger --factor", sizes, LINK_SIZES_MOST);
+	if (options->readers >= (uint32_t)options->ranks)
+		return cli_usage(COMMAND, "--readers %u: %d ranks have %d that can read from rank 0", options->readers,
+				 (int)options->ranks, (int)options->ranks - 1);
+	if (options->save && !bench_save_possible(COMMAND, options->save))
+		return CLI_USAGE;
+	return check_transport(options);
+}
+
+static int fill_in(struct link_options *options, uint32_t ranks)
+{
+	if (options->has_devices && ranks)
+		return cli_usage(COMMAND, "--devices says how many ranks there are; --ranks is for host memory");
+	if (!options->has_devices)
+		options->ranks = ranks ? (int32_t)ranks : 2;
+	if (!options->transport)
+		options->transport = options->has_devices ? "cuda" : "shm:copy";
+	if (!options->most_bytes)
+		options->most_bytes = options->has_devices ? DEFAULT_DEVICE : DEFAULT_HOST;
+	if (!options->least_bytes)
+		options->least_bytes = options->most_bytes < DEFAULT_LEAST ? options->most_bytes : DEFAULT_LEAST;
+	return check_all(options);
+}
+
+int link_options_parse(int argc, char **argv, struct link_options *options, bool *help)
+{
+	uint32_t ranks = 0;
+	int result = CLI_DONE;
+	int option;
+
+	*help = false;
+	*options = (struct link_options){.placements = {LSHARD_OWNER},
+					 .placement_count = 1,
+					 .factor = 4,
+					 .iterations = 20,
+					 .warm_up = 3,
+					 .rounds = ROUNDS_LEAST};
+	while (result == CLI_DONE && (option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
+		if (option == 'h')
+			*help = true;
+		else if (option == '?' || option == ':')
+			result = cli_bad_option(COMMAND, option, argv);
+		else
+			result = take_option(option, options, &ranks);
+	}
+	if (result != CLI_DONE)
+		return result;
+	if (optind < argc)
+		return cli_usage(COMMAND, "'%s' is not expected here", argv[optind]);
+	if (!*help)
+		return fill_in(options, ranks);
+	fputs(help_text, stdout);
+	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
+}
