@@ -40,6 +40,7 @@ demo: deps
 
 .PHONY: check
 check: check-deps
+	scripts/python_env.sh $(BUILD)/venv >/dev/null
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \

@@ -14,7 +14,7 @@ packages="$packages python3 python3-pip ca-certificates"
 tools="gcc make cmake pkg-config python3"
 for group in "$@"; do
 	case $group in
-	--check) packages="$packages g++ libcmocka-dev python3-pytest" tools="$tools g++" ;;
+	--check) packages="$packages g++ libcmocka-dev python3-pytest python3-venv" tools="$tools g++" ;;
 	--ci) packages="$packages clang libclang-rt-dev valgrind" tools="$tools clang valgrind" ;;
 	*) echo "usage: install_packages.sh [--check] [--ci]" >&2; exit 2 ;;
 	esac

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""layershard: data-parallel speed with 1/n of the weights.
+
+n ranks run the same model on different data. The layers of a series are stored once, spread over the ranks, and brought
+to the others just in time, while the layers before them compute.
+
+    with layershard.Group() as group:
+        series = group.series("o_proj", first_layer=0, layer_count=32, tensors=[layershard.Tensor("weight", nbytes)])
+        series.commit(load)                         # load(layer, addresses): once per layer, on its source
+        for layer in series.layers:
+            series.reach(layer)
+            series.wait(layer)
+            compute(series.address(layer, 0))
+
+This is the C library's interface in Python's words; it needs the standard library alone.
+"""
+from ._declarations import VERSION as _VERSION
+from ._library import get_include, version
+from .callbacks import Collectives
+from .dlpack import View
+from .errors import (
+    Aborted,
+    Busy,
+    CallbackFailed,
+    Corrupt,
+    Error,
+    Invalid,
+    LibraryError,
+    Mismatch,
+    NoMemory,
+    NotPeriodic,
+    NotSupported,
+    OutOfRange,
+    OutOfStep,
+    PeerFailed,
+    SystemFailed,
+    Timeout,
+    TransportFailed,
+    WrongState,
+)
+from .group import Group
+from .planning import Discovered, Plan, Transport, Variable, discover, plan, transports, variables
+from .series import ALL, Series, Stats, Stripe, Tensor
+
+__version__ = ".".join(map(str, _VERSION))
+__all__ = [
+    "ALL",
+    "Aborted",
+    "Busy",
+    "CallbackFailed",
+    "Collectives",
+    "Corrupt",
+    "Discovered",
+    "Error",
+    "Group",
+    "Invalid",
+    "LibraryError",
+    "Mismatch",
+    "NoMemory",
+    "NotPeriodic",
+    "NotSupported",
+    "OutOfRange",
+    "OutOfStep",
+    "PeerFailed",
+    "Plan",
+    "Series",
+    "Stats",
+    "Stripe",
+    "SystemFailed",
+    "Tensor",
+    "Timeout",
+    "Transport",
+    "TransportFailed",
+    "Variable",
+    "View",
+    "WrongState",
+    "discover",
+    "get_include",
+    "plan",
+    "transports",
+    "variables",
+    "version",
+]

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A group: n ranks and the transport between them.
+
+Knows the C group's life and its callbacks. What a series is made of is series.py.
+"""
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal, NoReturn
+
+from . import _declarations as c
+from ._calls import Kept, run_interruptible
+from ._library import library
+from .callbacks import Collectives, c_callbacks
+from .errors import Error, Invalid, WrongState, error_of
+from .planning import discover
+from .series import Series, Tensor, choice, series_options, unsigned
+
+LogFunction = Callable[[str, str], None]
+_LOG_WORDS = {number: word for word, number in c.LOG_LEVEL.items()}
+_LOGGING = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+_ERROR_BYTES = 1024
+
+
+_open_groups: weakref.WeakSet[GroupHandle] = weakref.WeakSet()
+
+
+@atexit.register
+def _abort_open_groups() -> None:
+    """A thread of the library must not call back into an interpreter that has ended."""
+    for group in list(_open_groups):
+        group.abort()
+
+
+class GroupHandle:
+    """The C group. Once closed it lives on as long as one of its series does.
+
+    Its collective calls come one after the other, and a series is never freed inside one: an array may be dropped
+    anywhere, also by a callback or by the garbage collector in the middle of such a call.
+    """
+
+    def __init__(self, pointer: ctypes.c_void_p, kept: Kept, callbacks: Sequence[object]) -> None:
+        self.library = library()
+        self.pointer = pointer
+        self.kept = kept
+        self.rank: int = self.library.lshard_group_rank(pointer)
+        self.size: int = self.library.lshard_group_size(pointer)
+        self.transport: str = self.library.lshard_group_transport(pointer).decode(errors="replace")
+        self._callbacks = callbacks
+        self._one_call = threading.Lock()
+        self._caller: int | None = None
+        self._live: set[int | None] = set()
+        self._dead: list[ctypes.c_void_p] = []
+        self._closed = False
+        self._process = os.getpid()
+        _open_groups.add(self)
+
+    def run(self, call: Callable[[], int]) -> int:
+        """The status of a collective call."""
+        if self._caller == threading.get_ident():
+            raise WrongState("a callback made a collective call of the group that called it", rank=self.rank)
+        try:
+            with self._one_call:
+                self._caller = threading.get_ident()
+                try:
+                    return run_interruptible(call, self.abort)
+                finally:
+                    self._caller = None
+        finally:
+            self._tidy()
+
+    def abort(self) -> None:
+        if self.pointer and self._is_ours():
+            self.library.lshard_group_abort(self.pointer)
+
+    def fail(self, code: int) -> NoReturn:
+        """Raise what a failed call on the group left: a callback's exception, or the library's text."""
+        text = self.library.lshard_group_error(self.pointer) or self.library.lshard_status_text(code)
+        self.kept.reraise(error_of(code, text.decode(errors="replace"), rank=self.rank))
+
+    def add_series(self, pointer: ctypes.c_void_p) -> None:
+        self._live.add(pointer.value)
+
+    def destroy_series(self, pointer: ctypes.c_void_p) -> int:
+        """Free a series: now, or after the collective call that is under way, which then has nobody to tell of a
+        failure. The status; on failure the series is still the caller's."""
+        self._dead.append(pointer)
+        return self._tidy().get(pointer.value, 0)
+
+    def close(self) -> None:
+        """Leave the group, when its last series has gone."""
+        self._closed = True
+        self._tidy()
+
+    def _tidy(self) -> dict[int | None, int]:
+        """Free what waits for it, unless a collective call is under way, which does it at its end. The statuses of
+        the series that could not be freed."""
+        failed: dict[int | None, int] = {}
+        if not self._is_ours():
+            return failed
+        while (self._dead or self._may_leave()) and self._one_call.acquire(blocking=False):
+            try:
+                self._destroy_dead(failed)
+                if self._may_leave():
+                    self.library.lshard_group_destroy(self.pointer)
+                    self.pointer.value = None
+            finally:
+                self._one_call.release()
+        return failed
+
+    def _is_ours(self) -> bool:
+        """A forked process has a copy, whose end must not be the end of the rank that it was forked from."""
+        return self._process == os.getpid()
+
+    def _may_leave(self) -> bool:
+        return self._closed and not self._live and bool(self.pointer)
+
+    def _destroy_dead(self, failed: dict[int | None, int]) -> None:
+        while self._dead:
+            pointer = self._dead.pop()
+            status = self.library.lshard_series_destroy(pointer)
+            if status < 0:
+                failed[pointer.value] = status
+            else:
+                self._live.discard(pointer.value)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _logger_function(logger: logging.Logger) -> LogFunction:
+    return lambda level, text: logger.log(_LOGGING[level], "%s", text)
+
+
+def _log_callback(log: LogFunction | logging.Logger | None) -> object:
+    """The C callback of a Python function or logger; its exceptions are shown as those of a destructor are."""
+    if log is None:
+        return c.LOG()
+    write = _logger_function(log) if isinstance(log, logging.Logger) else log
+
+    def called(_user: int | None, level: int, text: bytes) -> None:
+        write(_LOG_WORDS.get(level, "debug"), text.decode(errors="replace"))
+
+    return c.LOG(called)
+
+
+def _allgather_callback(allgather: Callable[[bytes], list[bytes]] | None, size: int | None, kept: Kept) -> object:
+    if allgather is None:
+        return c.ALLGATHER()
+    function = allgather
+    found = discover() if size is None else None
+    n = size or (found.size if found else 1)
+
+    def called(_user: int | None, send: int, receive: int, n_bytes: int) -> int:
+        def exchange() -> int:
+            parts = function(ctypes.string_at(send, n_bytes))
+            if [len(part) for part in parts] != [n_bytes] * n:
+                raise Invalid(
+                    f"allgather returned parts of {[len(part) for part in parts]} bytes, not {n} of {n_bytes}"
+                )
+            joined = b"".join(parts)
+            ctypes.memmove(receive, joined, len(joined))
+            return 0
+
+        return int(kept.run(exchange, 1))
+
+    return c.ALLGATHER(called)
+
+
+def _text(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
+
+
+class Group:
+    """Join the ranks of a job. Waits until all of them came, at most `timeout_ms`.
+
+    rank, size   both None: found in the environment (LAYERSHARD_*, torchrun, Open MPI, PMIx, PMI, Slurm)
+    transport    "auto", a transport's name, or wrappers before one; None: LAYERSHARD_TRANSPORT, else "auto"
+    job          the name under which separately started ranks meet; None: LAYERSHARD_JOB
+    timeout_ms   the longest wait of any call; None: LAYERSHARD_TIMEOUT_MS, else 30000
+    memory       where layers live: "host" or "cuda", there on `device`
+    allgather    how ranks meet instead of by `job`: gives this rank's bytes, returns those of all in rank order
+    callbacks    for the transport "callback": collectives of the caller's own, see Collectives
+    log          a logging.Logger, or a function of a level ("error", "warn", "info", "debug") and a line; any thread
+    """
+
+    def __init__(
+        self,
+        rank: int | None = None,
+        size: int | None = None,
+        *,
+        transport: str | None = None,
+        job: str | None = None,
+        timeout_ms: int | None = None,
+        memory: Literal["host", "cuda"] = "host",
+        device: int = 0,
+        allgather: Callable[[bytes], list[bytes]] | None = None,
+        callbacks: Collectives | None = None,
+        log: LogFunction | logging.Logger | None = None,
+        log_level: Literal["error", "warn", "info", "debug"] = "info",
+    ) -> None:
+        kept = Kept()
+        c_allgather, c_log = _allgather_callback(allgather, size, kept), _log_callback(log)
+        c_collectives = c_callbacks(callbacks, kept)
+        options = c.GroupOptions(
+            rank=-1 if rank is None else rank,
+            size=-1 if size is None else size,
+            transport=_text(transport),
+            job=_text(job),
+            timeout_ms=0 if timeout_ms is None else unsigned("timeout_ms", timeout_ms, 32),
+            memory=choice("memory", memory, c.MEMORY),
+            device=device,
+            bootstrap=c.Bootstrap(allgather=c_allgather),
+            log=c_log,
+            log_level=choice("log_level", log_level, c.LOG_LEVEL),
+            callbacks=c_collectives,
+        )
+        self.memory = memory
+        self.device = device
+        self._handle: GroupHandle | None = _create(options, kept, [c_allgather, c_log, c_collectives])
+        self._series: list[Series] = []
+
+    def _open_handle(self) -> GroupHandle:
+        if self._handle is None:
+            raise WrongState("the group is closed")
+        return self._handle
+
+    @property
+    def rank(self) -> int:
+        return self._open_handle().rank
+
+    @property
+    def size(self) -> int:
+        return self._open_handle().size
+
+    @property
+    def transport(self) -> str:
+        """The transport in use and why: "shm (auto: all ranks on one host)"."""
+        return self._open_handle().transport
+
+    def series(
+        self,
+        name: str,
+        *,
+        first_layer: int,
+        layer_count: int,
+        tensors: Sequence[Tensor],
+        prefetch: int = 1,
+        placement: Literal["owner", "striped"] = "owner",
+        resident_bytes: int = 0,
+    ) -> Series:
+        """Create a series: collective; all ranks describe it alike. `prefetch` is k, the layers fetched ahead;
+        `resident_bytes` is memory to spend on keeping layers of other ranks (layershard.ALL: as many as there are).
+        """
+        options = series_options(name, first_layer, layer_count, tensors, prefetch, placement, resident_bytes)
+        device = (c.MEMORY[self.memory], self.device if self.memory == "cuda" else 0)
+        series = Series(self._open_handle(), options, device)
+        self._series = [each for each in self._series if not each.closed] + [series]
+        return series
+
+    def abort(self) -> None:
+        """Make every call of this rank that waits return Aborted, now and from now on. From any thread."""
+        self._open_handle().abort()
+
+    def close(self) -> None:
+        """Close the series and leave the group. Memory that arrays still show stays until the last of them goes."""
+        for series in self._series:
+            series.close()
+        self._series = []
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = None
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Error:
+            if error is None:  # what went wrong first is what the caller must see
+                raise
+
+    def __repr__(self) -> str:
+        if self._handle is None:
+            return "<layershard.Group closed>"
+        return f"<layershard.Group rank {self.rank} of {self.size}, {self.transport}>"
+
+
+def _create(options: c.GroupOptions, kept: Kept, callbacks: Sequence[object]) -> GroupHandle:
+    """The new group. Interrupted, it is left to the thread that creates it, which then has the deadline to give up."""
+    loaded = library()
+    pointer = ctypes.c_void_p()
+    text = ctypes.create_string_buffer(_ERROR_BYTES)
+    options.error = ctypes.addressof(text)
+    options.error_bytes = len(text)
+
+    pinned = [*callbacks, text]  # by dispose, which a thread that goes on after an interruption holds
+
+    def create() -> int:
+        return int(loaded.lshard_group_create(options, pointer))
+
+    def dispose() -> None:
+        if pointer:
+            loaded.lshard_group_abort(pointer)
+            loaded.lshard_group_destroy(pointer)
+        pinned.clear()
+
+    status = run_interruptible(create, None, dispose)
+    if status < 0:
+        message = text.value or loaded.lshard_status_text(status)
+        rank = options.rank if options.rank >= 0 else None
+        kept.reraise(error_of(status, message.decode(errors="replace"), rank=rank))
+    return GroupHandle(pointer, kept, callbacks)

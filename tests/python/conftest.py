@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the Python package share. Where the package and the library are is the environment's to say:
+
+    PYTHONPATH           python/ of this tree (default), or an installed package's place
+    LAYERSHARD_LIBRARY   liblayershard.so (default: as the package finds it)
+"""
+import os
+import pathlib
+import sys
+
+TREE = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(TREE / "python"))
+# Ranks that are processes find the package as this one does.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TREE / "python")]))
+for _name in ("LAYERSHARD_TRANSPORT", "LAYERSHARD_JOB", "LAYERSHARD_TIMEOUT_MS", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    os.environ.pop(_name, None)
