@@ -3,7 +3,7 @@
 # A front to CMake; a fresh Debian or Ubuntu machine needs make and a shell, no more.
 #   make          build the libraries and build/layershard
 #   make demo     install what is missing, build, fetch the model, show it at work
-#   make check    install what is missing, build, run every test
+#   make check    install what is missing, build, run every test (Python packages: 5 GB in ~/.cache)
 #   make install  with PREFIX and DESTDIR as usual
 # The longer checks, with clang in build directories of their own: check-clang, check-asan, check-tsan, check-valgrind.
 # On a machine with an NVIDIA GPU: check-gpu.
@@ -40,7 +40,7 @@ demo: deps
 
 .PHONY: check
 check: check-deps
-	scripts/python_env.sh $(BUILD)/venv >/dev/null
+	scripts/python_env.sh $(BUILD)/venv --torch >/dev/null
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \

@@ -12,8 +12,11 @@ to the others just in time, while the layers before them compute.
             series.wait(layer)
             compute(series.address(layer, 0))
 
-This is the C library's interface in Python's words; it needs the standard library alone.
+This is the C library's interface in Python's words; it needs the standard library alone. layershard.torch shards a
+PyTorch model: layershard.shard and layershard.of are its functions, for which torch is imported when they are used.
 """
+from typing import TYPE_CHECKING
+
 from ._declarations import VERSION as _VERSION
 from ._library import get_include, version
 from .callbacks import Collectives
@@ -41,6 +44,24 @@ from .errors import (
 from .group import Group
 from .planning import Discovered, Plan, Transport, Variable, discover, plan, transports, variables
 from .series import ALL, Series, Stats, Stripe, Tensor
+
+if TYPE_CHECKING:
+    from .torch import of as of
+    from .torch import shard as shard
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in ("of", "shard"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        try:
+            return getattr(import_module(".torch", __name__), name)
+        except ModuleNotFoundError as missing:
+            if missing.name != "torch":
+                raise
+            raise ImportError(f"layershard.{name} needs PyTorch: pip install 'layershard[torch]'") from missing
+
 
 __version__ = ".".join(map(str, _VERSION))
 __all__ = [

@@ -35,6 +35,13 @@ def test_importing_needs_no_library_and_no_other_package():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_what_needs_torch_says_what_to_install():
+    done = python("-c", "import sys; sys.modules['torch'] = None; import layershard; layershard.shard")
+    assert done.returncode != 0
+    assert "layershard.shard needs PyTorch: pip install 'layershard[torch]'" in done.stderr
+
+
+
 def test_a_library_that_is_not_there_is_named():
     done = python("-c", ASK, LAYERSHARD_LIBRARY="/nowhere/liblayershard.so")
     last = done.stderr.splitlines()[-1]

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""layershard for PyTorch: one call shards any model's layers.
+
+    model = layershard.torch.shard(model, "model.layers.*", scope="block")
+    print(layershard.torch.of(model).report())
+"""
+
+from __future__ import annotations
+
+from .checkpoint import empty_weights, load
+from .dual import DualLinear, Regime, dual
+from .filling import fill
+from .guards import Guarded
+from .handle import Handle, of
+from .refusals import Refused
+from .sharding import shard
+
+__all__ = [
+    "DualLinear",
+    "Guarded",
+    "Handle",
+    "Refused",
+    "Regime",
+    "dual",
+    "empty_weights",
+    "fill",
+    "load",
+    "of",
+    "shard",
+]

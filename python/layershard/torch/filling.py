@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights put into a sharded model tensor by tensor: on each rank its own layers, and what is not shared.
+
+Knows the model's tensors and where each hangs; where values come from is the caller's: a checkpoint, a generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .grouping import Place
+from .handle import Handle, of
+from .layout import Layout
+from .memory import give_back
+from .refusals import Refused, all_tensors
+
+Give = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+class _Progress:
+    """A bar of bytes where a person looks on and tqdm is installed."""
+
+    def __init__(self, total: int, rank: int) -> None:
+        self._bar: Any = None
+        try:
+            from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+        except ImportError:
+            return
+        self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"rank {rank}", position=rank, disable=None)
+
+    def add(self, nbytes: int) -> None:
+        if self._bar is not None:
+            self._bar.update(nbytes)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _saved(model: nn.Module) -> dict[int, tuple[torch.Tensor, list[Place]]]:
+    """What a state_dict would hold: each tensor with every place where it hangs. Tied ones hang in several."""
+    found: dict[int, tuple[torch.Tensor, list[Place]]] = {}
+    for path, owner in model.named_modules(remove_duplicate=False):
+        named = [*owner._parameters.items()]
+        named += [each for each in owner._buffers.items() if each[0] not in owner._non_persistent_buffers_set]
+        for key, tensor in named:
+            if tensor is not None:
+                place = Place(f"{path}.{key}" if path else key, owner, key)
+                found.setdefault(id(tensor), (tensor, []))[1].append(place)
+    return found
+
+
+def unshared(model: nn.Module, handle: Handle) -> list[tuple[torch.Tensor, list[Place]]]:
+    shared = {place.name for place in handle.all_places()}
+    return [each for each in _saved(model).values() if each[1][0].name not in shared]
+
+
+def refuse_lost(model: nn.Module) -> None:
+    """What no checkpoint holds must be there already."""
+    saved = _saved(model)
+    lost = [name for name, tensor in all_tensors(model) if tensor.device.type == "meta" and id(tensor) not in saved]
+    if lost:
+        raise Refused(
+            f"{', '.join(lost[:4])} are on the meta device and computed, not saved: build the model inside "
+            f"layershard.torch.empty_weights(), which leaves such buffers real"
+        )
+
+
+class Filling:
+    """One filling of a model: @give gets a name and the tensor that is there, and returns values of the same shape."""
+
+    def __init__(self, model: nn.Module, handle: Handle, give: Give, *, everything: bool) -> None:
+        self._handle = handle
+        self._give = give
+        self._others = [each for each in unshared(model, handle) if everything or each[0].device.type == "meta"]
+        total = sum(place.tensor.nbytes for place in handle.own_places())
+        total += sum(tensor.nbytes for tensor, _ in self._others)
+        self._progress = _Progress(total, handle.group.rank)
+
+    def run(self) -> None:
+        self._handle.gate("the weights are being loaded, or loading them has failed")
+        try:
+            with torch.no_grad():
+                for tensor, places in self._others:
+                    self._set(tensor, places, self._value(places[0].name, tensor))
+                self._fill_shared()
+        finally:
+            self._progress.close()
+        self._handle.gate(None)
+
+    def _value(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        value = self._give(name, tensor)
+        if value.shape != tensor.shape:
+            raise Refused(f"{name} is {list(tensor.shape)}; it was to be filled with {list(value.shape)}")
+        self._progress.add(tensor.nbytes)
+        return value
+
+    def _set(self, tensor: torch.Tensor, places: list[Place], value: torch.Tensor) -> None:
+        if tensor.device.type != "meta":
+            tensor.copy_(value)
+            return
+        new = Layout.of(tensor).empty(self._handle.device).copy_(value)  # empty_like of meta imports half of torch
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            new.__dict__.update(tensor.__dict__)
+        for place in places:
+            (place.owner._parameters if place.is_parameter else place.owner._buffers)[place.key] = new  # type: ignore
+
+    def _read_shared(self, place: Place) -> torch.Tensor:
+        return self._value(place.name, place.tensor)
+
+    def _fill_shared(self) -> None:
+        for each in self._handle.shared:
+            if not each.committed:
+                each.commit(self._read_shared)
+                continue
+            each.series.update_begin()
+            each.series.update_end(each.writer(self._read_shared))
+
+
+def fill(model: nn.Module, give: Give) -> nn.Module:
+    """Fill a sharded model that is on the meta device by a function of one's own. Collective.
+
+    @give is called with a name and a tensor of the right shape, for each tensor of the layers that this rank is source
+    of and for what is not shared and still empty; it returns the values. Nothing else is ever made on this rank.
+    """
+    refuse_lost(model)
+    Filling(model, of(model), give, everything=False).run()
+    give_back()
+    return model

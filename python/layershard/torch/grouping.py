@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chosen modules made into series: which layers, which tensors in each, where each of them hangs in the model.
+
+Knows modules and layouts; nothing of ranks, memory or the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from .layout import Layout
+from .patterns import Unit
+from .refusals import Refused
+
+SCOPES = ("linear", "block")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor hangs: owner._parameters[key] or owner._buffers[key]."""
+
+    name: str  # qualified
+    owner: nn.Module
+    key: str
+
+    @property
+    def is_parameter(self) -> bool:
+        return self.key in self.owner._parameters
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        tensor = (self.owner._parameters if self.is_parameter else self.owner._buffers)[self.key]
+        assert tensor is not None
+        return tensor
+
+    def put(self, tensor: torch.Tensor) -> None:
+        """Hang @tensor there. The Parameter stays the same object where torch allows it: others may hold it."""
+        if not self.is_parameter:
+            self.owner._buffers[self.key] = tensor
+            return
+        old = self.owner._parameters[self.key]
+        assert old is not None
+        if old.device.type != tensor.device.type:
+            new = nn.Parameter(tensor, requires_grad=False)
+            new.__dict__.update(old.__dict__)
+            self.owner._parameters[self.key] = new
+            return
+        old.requires_grad_(False)
+        old.data = tensor
+
+
+@dataclass
+class SeriesPlan:
+    """Layers of one structure. tensors[t] describes places[layer][t] of every layer."""
+
+    name: str
+    block: str  # "model.layers.*": what the tensors' names are relative to
+    numbers: list[int]  # the layers' numbers in the model's names, ascending
+    tensors: dict[str, Layout] = field(default_factory=dict)
+    places: list[list[Place]] = field(default_factory=list)
+    units: list[list[Unit]] = field(default_factory=list)
+
+    @property
+    def first_layer(self) -> int:
+        """The library wants consecutive numbers: the model's own where they are, else positions."""
+        return self.numbers[0] if self.numbers[-1] - self.numbers[0] == len(self.numbers) - 1 else 0
+
+    @property
+    def layer_bytes(self) -> int:
+        return sum(layout.nbytes for layout in self.tensors.values())
+
+    def layers(self) -> Iterator[tuple[int, list[Place]]]:
+        """The library's layer numbers and what hangs there."""
+        return enumerate(self.places, self.first_layer)
+
+
+def places_of(name: str, module: nn.Module) -> Iterator[Place]:
+    """Parameters and persistent buffers. Others are computed, or written in every pass: each rank keeps its own."""
+    for path, owner in module.named_modules(prefix=name):
+        keys = [key for key, tensor in owner._parameters.items() if tensor is not None]
+        keys += [
+            key
+            for key, tensor in owner._buffers.items()
+            if tensor is not None and key not in owner._non_persistent_buffers_set
+        ]
+        for key in keys:
+            place = Place(f"{path}.{key}", owner, key)
+            if place.tensor.numel():
+                yield place
+
+
+def _by_series(units: Sequence[Unit], scope: str) -> dict[str, dict[int, list[Unit]]]:
+    found: dict[str, dict[int, list[Unit]]] = {}
+    for unit in units:
+        name = unit.block_template if scope == "block" else unit.template
+        found.setdefault(name, {}).setdefault(unit.layer, []).append(unit)
+    return found
+
+
+def _difference(first: dict[str, Layout], other: dict[str, Layout]) -> str:
+    for name in first.keys() | other.keys():
+        if first.get(name) != other.get(name):
+            return f"{name} is {first.get(name, 'absent')} in the one and {other.get(name, 'absent')} in the other"
+    return "the order of their tensors differs"
+
+
+def _add_layer(plan: SeriesPlan, units: list[Unit]) -> None:
+    places = [place for unit in units for place in places_of(unit.name, unit.module)]
+    start = len(units[0].block) + 1
+    tensors = {place.name[start:]: Layout.of(place.tensor) for place in places}
+    if plan.places and list(tensors.items()) != list(plan.tensors.items()):
+        raise Refused(
+            f"layers {plan.numbers[0]} and {units[0].layer} of {plan.name} differ: "
+            f"{_difference(plan.tensors, tensors)}; layers of a series must be alike: choose narrower patterns"
+        )
+    plan.tensors = tensors
+    plan.places.append(places)
+    plan.units.append(units)
+
+
+def group(units: Sequence[Unit], scope: str) -> list[SeriesPlan]:
+    """One series per module name (scope linear), or one per kind of block with all that was chosen in it (block)."""
+    if scope not in SCOPES:
+        raise Refused(f"scope is '{scope}'; it must be one of {', '.join(SCOPES)}")
+    plans = []
+    for name, layers in _by_series(units, scope).items():
+        block = next(iter(layers.values()))[0].block_template
+        plan = SeriesPlan(name, block, sorted(layers))
+        for number in plan.numbers:
+            _add_layer(plan, layers[number])
+        if plan.tensors:
+            plans.append(plan)
+    if not plans:
+        raise Refused("the chosen modules hold no parameters and no persistent buffers")
+    return plans
+
+
+def stripe_of(name: str, stripes: dict[str, str]) -> str:
+    """How the tensor @name is to be cut: the last of @stripes' patterns that matches it; by bytes without one."""
+    kinds = [kind for pattern, kind in stripes.items() if fnmatchcase(name, pattern)]
+    return kinds[-1] if kinds else "bytes"

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What would write to shared weights, or quietly take them out of sharing, raises instead.
+
+Guarded: load_state_dict, .to / .half / .cuda and all else that goes through Module._apply, deepcopy, pickling, and
+state_dict where it would save windows. Not to be guarded in Python: writing to a parameter's elements (weight.add_,
+weight.data += ...). That memory is read-only on ranks that are not its source, and the process dies by SIGSEGV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+_ATTRIBUTES = ("_apply", "__deepcopy__", "__reduce_ex__")
+
+
+class Guarded(RuntimeError):
+    """It would change shared weights, or copy what is only passing through; the text says what to do instead."""
+
+
+def _refuse(what: str, instead: str) -> Callable[..., Any]:
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
+        raise Guarded(f"{what} on weights shared by layershard: {instead}")
+
+    return refuse
+
+
+class Guards:
+    """The guards of one model: on what owns shared tensors and all that is above it. They are taken off by remove."""
+
+    def __init__(self, model: nn.Module, owners: Iterable[nn.Module], kinds: set[tuple[torch.dtype, torch.device]]):
+        self._kinds = kinds
+        self._owners = set(owners)
+        self._modules = [module for module in model.modules() if not self._owners.isdisjoint(module.modules())]
+        self._handles: list[Any] = []
+        for module in self._modules:
+            self._put(module)
+
+    def _put(self, module: nn.Module) -> None:
+        module.__dict__["_apply"] = self._guard_apply(module)
+        module.__dict__["__deepcopy__"] = _refuse(
+            "copy.deepcopy", "the copy would not be shared; build the second model and shard it too, or detach() first"
+        )
+        module.__dict__["__reduce_ex__"] = _refuse(
+            "pickling", "save layershard.of(model).state_dict() instead, or detach() first"
+        )
+        self._handles.append(
+            module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+                _refuse("load_state_dict", "use layershard.of(model).update(), or layershard.torch.load")
+            )
+        )
+
+    def refuse_state_dict(self) -> None:
+        """Where layers come through windows, a parameter shows whatever is passing through."""
+        refuse = _refuse("state_dict", "most layers are not here; use layershard.of(model).state_dict()")
+        for module in self._modules:
+            self._handles.append(module.register_state_dict_pre_hook(refuse))  # type: ignore[no-untyped-call]
+
+    def _guard_apply(self, module: nn.Module) -> Callable[..., nn.Module]:
+        """Module._apply for this one: nothing to do is allowed, so that .to() of the same device and dtype works."""
+
+        def apply(function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+            for dtype, device in self._kinds:
+                probe = function(torch.empty(0, dtype=dtype, device=device))
+                if probe.dtype != dtype or probe.device != device:
+                    raise Guarded(
+                        f"moving or converting weights shared by layershard ({dtype} on {device} to {probe.dtype} on "
+                        f"{probe.device}): do so before sharding, or detach() first"
+                    )
+            return self._apply_to_others(module, function, recurse)
+
+        return apply
+
+    def _apply_to_others(self, module: nn.Module, function: Callable[..., Any], recurse: bool) -> nn.Module:
+        """Module._apply without the shared tensors: they stay as they are."""
+        if module in self._owners:
+            return module
+        applied: nn.Module = type(module)._apply(module, function, recurse)  # type: ignore[no-untyped-call]
+        return applied
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for module in self._modules:
+            for name in _ATTRIBUTES:
+                module.__dict__.pop(name, None)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sharded model can be asked and told: layershard.of(model).
+
+Knows the parts (series, hooks, guards) and puts them together; how each works is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..group import Group
+from ..series import Stats
+from . import ops
+from .grouping import Place
+from .guards import Guarded, Guards
+from .memory import bytes_at, give_back
+from .refusals import Refused
+from .report import table
+from .shared import Shared
+from .trace import Trace
+from .update import Update
+from .wiring import Wiring
+
+_ATTRIBUTE = "_layershard_handle"
+
+
+class Handle:
+    """Made by shard. Lives as long as the model does, or until detach."""
+
+    def __init__(self, model: nn.Module, group: Group, shared: list[Shared], device: torch.device) -> None:
+        self.group = group
+        self.shared = shared
+        self.device = device
+        self._model = model
+        self._wiring: Wiring | None = None
+        self._ending = ops.Steps([], [], device, [each.series for each in shared])
+        self._gate: Any = None
+        self._guards: Guards | None = None
+        self._update: Update | None = None
+        model.__dict__[_ATTRIBUTE] = self
+
+    # ---- Put together by shard and load ----
+
+    def guard(self) -> None:
+        owners = (place.owner for each in self.shared for places in each.plan.places for place in places)
+        kinds = {(layout.dtype, self.device) for each in self.shared for layout in each.layouts}
+        self._guards = Guards(self._model, owners, kinds)
+        if any(each.moves for each in self.shared):
+            self._guards.refuse_state_dict()
+
+    def take(self, wiring: Wiring) -> None:
+        """The hooks that go with the model from now on."""
+        self._wiring = wiring
+        wiring.install()
+        self.guard()
+
+    def gate(self, why: str | None) -> None:
+        """No pass as long as there is a reason: there are no weights yet, or not all of them. None opens it."""
+
+        def refuse(*_args: Any) -> None:
+            raise Guarded(str(why))
+
+        if self._gate is not None:
+            self._gate.remove()
+        self._gate = None if why is None else self._model.register_forward_pre_hook(refuse, prepend=True)
+
+    @property
+    def committed(self) -> bool:
+        return all(each.committed for each in self.shared)
+
+    def own_places(self) -> Iterator[Place]:
+        """What this rank is source of."""
+        return (place for each in self.shared for _, places in each.own_layers() for place in places)
+
+    def all_places(self) -> Iterator[Place]:
+        return (place for each in self.shared for places in each.plan.places for place in places)
+
+    # ---- Seeing it work ----
+
+    def stats(self) -> dict[str, Stats]:
+        """The counters of every series."""
+        return {each.plan.name: each.series.stats() for each in self.shared}
+
+    def report(self) -> str:
+        """A table: series, layers, bytes, windows; the transport and why it was taken."""
+        return table(self.group, self.shared)
+
+    def verify(self) -> dict[str, int]:
+        """Check every layer as this rank sees it against its source's hash; host memory only. Collective."""
+        return {each.plan.name: each.series.verify() for each in self.shared}
+
+    def trace(self, path: str) -> Trace:
+        """with handle.trace("pass.json"): record this rank's calls; ui.perfetto.dev shows the file. Not compiled."""
+        if self._wiring is None:
+            raise Refused("the model has been detached: there are no calls to record")
+        return Trace(path, self.group.rank, [each.series for each in self.shared], self._wiring.install)
+
+    # ---- Weights ----
+
+    def update(self) -> Update:
+        """New weights in place: a context manager, collective at both ends."""
+        if not self.committed:
+            raise Guarded("there is nothing to update before the weights have been loaded")
+        self._update = self._update if any(each.updating for each in self.shared) else None
+        self._update = self._update or Update(self.shared, self.gate)
+        return self._update
+
+    def stripe(self, name: str) -> torch.Tensor:
+        """This rank's own slice of a weight striped by rows or columns, at an address that stays: for tensor parallel
+        products. Empty where no row or column is left for this rank."""
+        for shared in self.shared:
+            found = shared.find(name)
+            if found is not None:
+                return self._stripe(shared, *found)
+        raise Refused(f"{name} is not among the shared weights")
+
+    def _stripe(self, shared: Shared, layer: int, index: int) -> torch.Tensor:
+        layout, stripe = shared.layouts[index], shared.series.stripe(layer, index)
+        rows = layout.shape[0]
+        if stripe.row_bytes * rows == layout.nbytes:  # whole rows
+            shape = (stripe.end - stripe.begin, *layout.shape[1:])
+        else:
+            shape = (rows, (stripe.end - stripe.begin) * layout.shape[1] * rows // layout.nbytes, *layout.shape[2:])
+        if not torch.Size(shape).numel():
+            return torch.empty(shape, dtype=layout.dtype, device=self.device)
+        nbytes = stripe.row_bytes * shape[0]
+        raw = bytes_at(stripe.address, nbytes, self.device)
+        whole = raw.view(layout.dtype).view(shape[0], -1)
+        return whole[:, : torch.Size(shape[1:]).numel()].view(shape) if len(shape) > 1 else whole.view(shape)
+
+    def state_dict(self, kind: Literal["gathered", "sharded"] = "gathered") -> dict[str, torch.Tensor]:
+        """Copies of the shared weights and references to the others: all layers, or those this rank is source of.
+
+        On one-sided transports every rank may ask alone; on collective ones all ask for "gathered" together.
+        """
+        if kind not in ("gathered", "sharded"):
+            raise Refused(f"kind is '{kind}'; it must be gathered or sharded")
+        shared = {}
+        for each in self.shared:
+            for layer, places in each.plan.layers() if kind == "gathered" else each.own_layers():
+                tensors = each.gathered(layer, ops.stream_of(self.device))
+                shared.update({place.name: tensor for place, tensor in zip(places, tensors, strict=True)})
+        others = {place.name for place in self.all_places()} - shared.keys()
+        return {name: shared.get(name, tensor) for name, tensor in self._plain_state().items() if name not in others}
+
+    def _plain_state(self) -> dict[str, torch.Tensor]:
+        """The model's own state_dict, past the guards."""
+        with self._unguarded():
+            return dict(self._model.state_dict())
+
+    @contextmanager
+    def _unguarded(self) -> Iterator[None]:
+        assert self._guards is not None
+        self._guards.remove()
+        try:
+            yield
+        finally:
+            self.guard()
+
+    # ---- CUDA graphs ----
+
+    def prepare(self) -> None:
+        """Before a capture and before each replay, on the stream of the replay."""
+        for each in self.shared:
+            each.series.prepare(ops.stream_of(self.device))
+
+    def join(self, *outputs: torch.Tensor) -> None:
+        """The last call of a captured region: end every use of a layer, order what follows after all transfers.
+
+        In a function that torch.compile compiles, give it the pass's results: it comes after them.
+        """
+        if torch.compiler.is_compiling():
+            ops.arrive(list(outputs), self._ending.number)
+            return
+        for each in self.shared:
+            each.series.join(ops.stream_of(self.device))
+
+    # ---- Regimes ----
+
+    def pause(self, off: bool) -> None:
+        """Passes neither fetch nor wait while off: they must not use whole layers."""
+        if self._wiring is None:
+            raise Refused("the model has been detached: its weights are no stripes any more")
+        self._wiring.switch.off = off
+
+    # ---- End ----
+
+    def detach(self) -> nn.Module:
+        """Give the model whole weights of its own again, and leave the group. All ranks must still be there on a
+        collective transport; on others each leaves when it likes."""
+        for each in self.shared:
+            for layer, places in each.plan.layers():
+                copies = each.gathered(layer, ops.stream_of(self.device))
+                for place, copy in zip(places, copies, strict=True):
+                    place.put(copy)
+        self.close()
+        give_back()
+        return self._model
+
+    def close(self) -> None:
+        """Take hooks and guards off and leave the group. The weights that the model shows are gone after it, but where
+        something still holds them."""
+        if self._wiring is not None:
+            self._wiring.remove()
+        self.gate(None)
+        if self._guards is not None:
+            self._guards.remove()
+        self._wiring = None
+        forget(self._model)
+        self.group.close()
+
+
+def forget(model: nn.Module) -> None:
+    model.__dict__.pop(_ATTRIBUTE, None)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return _ATTRIBUTE in model.__dict__
+
+
+def of(model: nn.Module) -> Handle:
+    """The handle of a sharded model; also of one that torch.compile wraps."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    handle: Handle | None = inner.__dict__.get(_ATTRIBUTE)
+    if handle is None:
+        raise Refused(f"this {type(inner).__name__} has not been sharded")
+    return handle

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library's memory as torch tensors of bytes; nothing is copied.
+
+Knows addresses and devices; nothing of modules or of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import torch.utils.dlpack
+
+from ..series import Series
+
+
+class _DeviceBytes:
+    """Device memory as torch.as_tensor takes it from other libraries."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def bytes_at(address: int, nbytes: int, device: torch.device) -> torch.Tensor:
+    """Memory that the caller keeps alive: what a callback of the library was given, or a stripe."""
+    if device.type == "cpu":
+        return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
+    return torch.as_tensor(_DeviceBytes(address, nbytes), device=device)
+
+
+def bytes_of(series: Series, layer: int, tensor: int, nbytes: int, *, writable: bool = False) -> torch.Tensor:
+    """A layer's tensor where it is found after wait. Holds the series' memory as long as anybody looks at it."""
+    found: torch.Tensor = torch.utils.dlpack.from_dlpack(series.view(layer, tensor, (nbytes,), "uint8", writable))
+    return found
+
+
+def give_back() -> None:
+    """Let the C library return to the system what has been freed: it keeps large parts of it otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

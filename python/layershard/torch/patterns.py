@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which modules a pattern means: fnmatch on qualified names, the layer by the first integer in the name.
+
+Knows names only; nothing of tensors, ranks or the library.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from .refusals import Refused
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A module that a pattern chose; all its tensors are shared."""
+
+    name: str  # "model.layers.3.self_attn.q_proj"
+    module: nn.Module
+    layer: int  # 3
+    block: str  # "model.layers.3"
+    template: str  # "model.layers.*.self_attn.q_proj"
+
+    @property
+    def block_template(self) -> str:
+        return self.block[: self.block.rfind(str(self.layer))] + "*"
+
+
+def layer_number(name: str) -> tuple[int, str, str] | None:
+    """The first integer among the parts of @name: (3, "model.layers.3", "model.layers.*.rest"); None without one."""
+    found = _NUMBER.search(name)
+    if not found:
+        return None
+    return int(found[1]), name[: found.end(1)], name[: found.start(1)] + "*" + name[found.end(1) :]
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+
+
+def _topmost(names: Sequence[str]) -> Iterator[str]:
+    """Of a module and its children that are both chosen, only the module."""
+    chosen: set[str] = set()
+    for name in names:  # parents come before children
+        parts = name.split(".")
+        if not any(".".join(parts[:length]) in chosen for length in range(1, len(parts))):
+            chosen.add(name)
+            yield name
+
+
+def _near(pattern: str, names: Sequence[str]) -> str:
+    numbered = [layer_number(name) for name in names]
+    templates = dict.fromkeys(found[2] for found in numbered if found)
+    candidates = list(dict.fromkeys([f"*.{t.rsplit('.', 1)[-1]}" for t in templates if not t.endswith("*")]))
+    near = difflib.get_close_matches(pattern, candidates + list(templates), n=4, cutoff=0.5)
+    return "near it: " + ", ".join(near) if near else "modules are named like: " + ", ".join(list(templates)[:6])
+
+
+def _refuse_pattern(pattern: str, matched: Sequence[str], names: Sequence[str]) -> None:
+    if matched:
+        raise Refused(
+            f"pattern '{pattern}' matches {', '.join(matched[:3])}: without a number in the name there is no layer"
+        )
+    raise Refused(f"pattern '{pattern}' matches no module with tensors; {_near(pattern, names)}")
+
+
+def select(model: nn.Module, patterns: str | Sequence[str]) -> list[Unit]:
+    """The modules that @patterns choose, in the model's order.
+
+    A module without a number in its name is passed over as long as its pattern chooses others that have one.
+    """
+    modules = {name: module for name, module in model.named_modules() if name and _holds_tensors(module)}
+    names = list(modules)
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        numbered = [name for name in matched if layer_number(name)]
+        if not numbered:
+            _refuse_pattern(pattern, matched, names)
+        chosen.update(numbered)
+    if not chosen:
+        raise Refused("no pattern was given: name the modules to share, such as '*.mlp.*' or 'model.layers.*'")
+    units = []
+    for name in _topmost([name for name in names if name in chosen]):
+        found = layer_number(name)
+        assert found is not None
+        units.append(Unit(name, modules[name], *found))
+    return units

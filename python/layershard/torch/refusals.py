@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused, found before anything in the model is replaced.
+
+Knows torch's modules and the marks that other libraries leave on them; nothing of ranks or series.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+Named = tuple[str, torch.Tensor]
+
+
+class Refused(ValueError):
+    """The model or the call cannot be sharded; the text says why. Nothing was changed."""
+
+
+def all_tensors(model: nn.Module) -> Iterable[Named]:
+    """Every parameter and buffer under every name it has."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[str, int]:
+    """Equal for two tensors that share memory."""
+    if tensor.device.type == "meta" or is_traceable_wrapper_subclass(tensor) or not tensor.untyped_storage().nbytes():
+        return "object", id(tensor)
+    return "storage", tensor.untyped_storage().data_ptr()
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
+            raise Refused(f"{name or 'the model'} is compiled already: shard first, then compile")
+
+
+def refuse_freezing() -> None:
+    """Frozen weights are packed into copies of their own, which neither arrive nor change with the library's."""
+    config = sys.modules.get("torch._inductor.config")  # to import it takes seconds and 100 MB
+    if os.environ.get("TORCHINDUCTOR_FREEZING") == "1" if config is None else config.freezing:
+        raise Refused("torch._inductor.config.freezing is on: its copies of weights would not be shared, nor kept up")
+
+
+def refuse_hooked(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "_hf_hook"):
+            raise Refused(
+                f"{name or 'the model'} has accelerate's hooks (device_map or offloading), which move weights by "
+                f"themselves: load without device_map, or accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+            )
+
+
+def refuse_tied(model: nn.Module, chosen: Iterable[Named]) -> None:
+    names: dict[tuple[str, int], list[str]] = {}
+    for name, tensor in all_tensors(model):
+        names.setdefault(_memory_of(tensor), []).append(name)
+    for name, tensor in chosen:
+        others = [other for other in names[_memory_of(tensor)] if other != name]
+        if others:
+            raise Refused(
+                f"{name} is tied to {others[0]}: one tensor cannot come and go with a layer and stay for the other"
+            )
+
+
+def refuse_strange(chosen: Iterable[Named]) -> None:
+    for name, tensor in chosen:
+        if is_traceable_wrapper_subclass(tensor):
+            raise Refused(f"{name} is a {type(tensor).__name__}, which is no plain memory")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise Refused(f"{name} is sparse or quantized by torch; only plain strided tensors can be shared")
+        if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise Refused(f"{name} is an expanded tensor: its elements share memory")
+        if tensor.grad is not None:
+            raise Refused(f"{name} has a gradient: shared weights are for inference only")
+
+
+def refuse_training(modules: Iterable[nn.Module]) -> None:
+    """In train mode a batch norm writes its statistics in every pass, to memory that is read-only by then."""
+    for module in modules:
+        for name, each in module.named_modules():
+            if isinstance(each, nn.modules.batchnorm._NormBase) and each.training and each.track_running_stats:
+                kind = type(each).__name__
+                raise Refused(
+                    f"a {kind} ({name or 'chosen itself'}) in train mode writes to what is to be shared: "
+                    f"call model.eval() first"
+                )
+
+
+def refuse_before_change(model: nn.Module, chosen: list[Named]) -> None:
+    """Every check that needs no other rank."""
+    refuse_compiled(model)
+    refuse_freezing()
+    refuse_hooked(model)
+    refuse_strange(chosen)
+    refuse_tied(model, chosen)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sharded model as a table for people. Knows statistics; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..group import Group
+from .shared import Shared
+
+_HEAD = ("series", "layers", "placement", "MiB", "stored", "windows", "kept", "saved", "late", "misses", "waited ms")
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f}"
+
+
+def _row(shared: Shared) -> list[str]:
+    stats = shared.series.stats()
+    whole = stats.layer_bytes * len(shared.plan.places)
+    held = stats.share_bytes + stats.window_bytes + stats.resident_bytes
+    return [
+        shared.plan.name,
+        f"{shared.plan.numbers[0]}-{shared.plan.numbers[-1]}",
+        shared.placement,
+        _mib(whole),
+        _mib(stats.share_bytes),
+        f"{stats.windows} ({_mib(stats.window_bytes)})",
+        f"{stats.residents} ({_mib(stats.resident_bytes)})",
+        _mib(whole - held),
+        str(stats.late_count),
+        str(stats.misses),
+        f"{stats.blocked_ns / 1e6:.1f}",
+    ]
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def table(group: Group, series: Sequence[Shared]) -> str:
+    """One line per series; sizes in MiB on this rank."""
+    title = f"rank {group.rank} of {group.size}, transport {group.transport}"
+    if not any(each.moves for each in series):
+        title += "; every layer is read where it lies: nothing moves, no hook is called"
+    return title + "\n" + _align([_HEAD, *map(_row, series)])

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functions of vllm-ascend's layer sharding, by the same names and with the same meaning, on this library.
+
+    register_layer_to_shared_weight_series("o_proj", group, layer, prefetch_step=1)     for every layer, before loading
+    post_process_after_loading_for_shared_weight_series(layer)                          once, for any of its layers
+    reach_layer_for_shared_weight_series(layer)                                         in every pass, at every layer
+
+What differs: post-processing runs once per layer, on its source, and what it leaves (scales and all) is shared; a
+layer's weight is at one address for ever; a pass may be aborted, repeated or skip layers; ranks need no lockstep where
+the transport needs none; misuse raises and names series and layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from . import ops
+from .grouping import Place, SeriesPlan
+from .hooks import Switch, arrival_hook
+from .layout import Layout
+from .patterns import layer_number
+from .ranks import open_group
+from .refusals import Refused
+from .shared import Shared
+
+_ATTRIBUTE = "_layershard_series"
+_registering: dict[str, _Series] = {}
+
+
+class _Ranks:
+    """A GroupCoordinator of vLLM's, a ProcessGroup, or None for the default one."""
+
+    def __init__(self, group: Any) -> None:
+        self.meeting = getattr(group, "cpu_group", None) or getattr(group, "device_group", None) or group
+        if self.meeting is None and dist.is_available() and dist.is_initialized():
+            self.meeting = dist.group.WORLD
+        alone = self.meeting is None
+        self.rank: int = 0 if alone else dist.get_rank(self.meeting)
+        self.size: int = 1 if alone else dist.get_world_size(self.meeting)
+
+    def first_of(self, mine: Any) -> Any:
+        """What the lowest rank that has something has: collective."""
+        if self.size == 1:
+            return mine
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, mine, group=self.meeting)
+        return next(each for each in every if each is not None)
+
+
+def _index_of(layer: nn.Module) -> int:
+    found = layer_number(layer.prefix)  # type: ignore[arg-type]
+    if found is None:
+        raise Refused(f"'{layer.prefix}' has no number in it: there is no telling which layer it is")
+    return found[0]
+
+
+def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
+    named: list[tuple[str, torch.Tensor | None]] = [*layer._parameters.items()]
+    named += [each for each in layer._buffers.items() if each[0] not in layer._non_persistent_buffers_set]
+    return {name: tensor.data for name, tensor in named if tensor is not None and tensor.numel()}
+
+
+def _drop(layer: nn.Module) -> None:
+    """Free what would be loaded into, and let the loader pass it over."""
+    weight: Any = layer.weight
+    weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    weight.weight_loader = lambda *_args, **_kwargs: None
+
+
+def _take_post_method(quant_method: Any) -> Callable[[nn.Module], None]:
+    """The method that processes loaded weights, which nobody else shall call. Layers may have one quant_method."""
+    method = quant_method.process_weights_after_loading
+
+    def passed_over(_layer: nn.Module) -> None:
+        pass
+
+    passed_over.taken = getattr(method, "taken", method)  # type: ignore[attr-defined]
+    quant_method.process_weights_after_loading = passed_over
+    return passed_over.taken  # type: ignore[attr-defined, no-any-return]
+
+
+class _Series:
+    """The layers that have been registered under a name; shared once post_process has run."""
+
+    def __init__(self, name: str, group: Any, prefetch_step: int, device: torch.device) -> None:
+        self.name = name
+        self.ranks = _Ranks(group)
+        self.prefetch_step = prefetch_step
+        self.device = device
+        self.layers: dict[int, nn.Module] = {}
+        self.post_methods: dict[int, Callable[[nn.Module], None]] = {}
+        self.shared: Shared | None = None
+
+    def is_source(self, index: int) -> bool:
+        return bool(index % self.ranks.size == self.ranks.rank)
+
+    def register(self, layer: nn.Module) -> None:
+        index = _index_of(layer)
+        if index in self.layers:
+            raise Refused(f"series '{self.name}' has a layer {index} already: {self.layers[index].prefix}")
+        self.layers[index] = layer
+        self.post_methods[index] = _take_post_method(layer.quant_method)
+        if not self.is_source(index):
+            _drop(layer)
+        layer.__dict__[_ATTRIBUTE] = self
+
+    # ---- After loading ----
+
+    def _process(self, index: int) -> dict[str, torch.Tensor]:
+        """The layer's tensors as they are to be stored; processed the first time."""
+        method = self.post_methods.pop(index, None)
+        if method is not None:
+            with torch.no_grad():
+                method(self.layers[index])
+        return _tensors(self.layers[index])
+
+    def _layouts(self) -> dict[str, Layout]:
+        """What a processed layer looks like: only a source can know, so it tells the others."""
+        own = next((index for index in sorted(self.layers) if self.is_source(index)), None)
+        mine = None
+        if own is not None:
+            mine = {name: Layout.of(tensor) for name, tensor in self._process(own).items()}
+        return self.ranks.first_of(mine)  # type: ignore[no-any-return]
+
+    def _plan(self) -> SeriesPlan:
+        numbers = sorted(self.layers)
+        if numbers != list(range(numbers[0], numbers[-1] + 1)):
+            raise Refused(f"series '{self.name}' has layers {numbers}: they must be consecutive")
+        layouts = self._layouts()
+        places = []
+        for number in numbers:
+            layer = self.layers[number]
+            for name in layouts.keys() - layer._parameters.keys() - layer._buffers.keys():
+                layer.register_parameter(name, nn.Parameter(torch.empty(0, device=self.device), requires_grad=False))
+            places.append([Place(f"{layer.prefix}.{name}", layer, name) for name in layouts])
+        return SeriesPlan(self.name, self.name, numbers, layouts, places)
+
+    def post_process(self) -> None:
+        if self.shared is not None:
+            return
+        plan = self._plan()
+        group = open_group(self.ranks.meeting, "auto", self.device, None)
+        try:
+            shared = Shared(
+                group, plan, self.device, prefetch=self.prefetch_step, placement="owner", resident_bytes=0, stripes={}
+            )
+            shared.commit(self._read)
+        except BaseException:
+            group.close()
+            raise
+        shared.hang()
+        self.shared = shared
+        self._wrap_forwards(shared)
+        _registering.pop(self.name, None)
+
+    def _read(self, place: Place) -> torch.Tensor:
+        return self._process(_index_of(place.owner))[place.key]
+
+    def _wrap_forwards(self, shared: Shared) -> None:
+        if not shared.moves:
+            return
+        for index, layer in self.layers.items():
+            hook = arrival_hook([], [(shared.series, index)], self.device, Switch())
+            layer.forward = _waiting(layer, hook, layer.forward)
+
+    def reach(self, layer: nn.Module) -> None:
+        if self.shared is None:
+            raise Refused(f"series '{self.name}': call post_process_after_loading_for_shared_weight_series first")
+        self.shared.series.reach_fast(_index_of(layer), ops.stream_of(self.device))
+
+
+def _waiting(layer: nn.Module, hook: Callable[..., None], forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wait_and_forward(*args: Any, **kwargs: Any) -> Any:
+        hook(layer, args, kwargs)
+        return forward(*args, **kwargs)
+
+    return wait_and_forward
+
+
+def _series_of(layer: nn.Module) -> _Series:
+    series: _Series | None = layer.__dict__.get(_ATTRIBUTE)
+    if series is None:
+        raise Refused(f"'{getattr(layer, 'prefix', layer)}' has not been registered to a series")
+    return series
+
+
+def register_layer_to_shared_weight_series(
+    series_name: str, group: Any, layer: nn.Module, prefetch_step: int = 1
+) -> None:
+    """Add a linear layer to the series. Where it is not to be stored, its storage is freed and its loading skipped."""
+    series = _registering.get(series_name)
+    if series is None:
+        series = _Series(series_name, group, prefetch_step, layer.weight.device)  # type: ignore[arg-type]
+        _registering[series_name] = series
+    series.register(layer)
+
+
+def post_process_after_loading_for_shared_weight_series(layer: nn.Module) -> None:
+    """Process, share and prefetch the whole series of @layer, once: collective. Further calls do nothing."""
+    _series_of(layer).post_process()
+
+
+def reach_layer_for_shared_weight_series(layer: nn.Module) -> None:
+    """The program has arrived at @layer: start to bring what comes after it."""
+    _series_of(layer).reach(layer)
+
+
+def is_hidden_layer(vllm_config: Any, layer: nn.Module) -> bool:
+    """Whether @layer is one of the model's own, not one of a draft model's that is numbered after them."""
+    return bool(_index_of(layer) < vllm_config.model_config.hf_config.num_hidden_layers)

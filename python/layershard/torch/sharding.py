@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""shard: one call makes the layers of a model shared. Here the steps are put in order; each has a module of its own.
+
+choose (patterns), group (grouping), refuse (refusals), meet (ranks), lay out (shared), fill, hook (wiring), guard
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..series import ALL
+from .grouping import SeriesPlan
+from .grouping import group as group_units
+from .handle import Handle, forget, is_sharded
+from .memory import give_back
+from .patterns import select
+from .ranks import open_group, process_group
+from .refusals import Refused, all_tensors, refuse_before_change, refuse_training
+from .shared import Shared
+from .wiring import Wiring, refuse_unheard
+
+NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
+
+
+def _plan(model: nn.Module, modules: str | Sequence[str], scope: str) -> list[SeriesPlan]:
+    """What would be shared; refused with a reason where it cannot be. Changes nothing, meets nobody."""
+    if is_sharded(model):
+        raise Refused("the model is sharded already: give all patterns in one call, or detach() it first")
+    units = select(model, modules)
+    refuse_unheard(model, units)
+    plans = group_units(units, scope)
+    chosen = [(place.name, place.tensor) for plan in plans for places in plan.places for place in places]
+    refuse_before_change(model, chosen)
+    refuse_training(unit.module for unit in units)
+    return plans
+
+
+def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    found = {tensor.device for _, tensor in all_tensors(model) if tensor.device.type != "meta"}
+    if device is None:
+        device = next(iter(sorted(found, key=str)), torch.device("cpu"))
+        if len(found) > 1:
+            raise Refused(f"the model is spread over {', '.join(sorted(map(str, found)))}: a rank has one device")
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequence[SeriesPlan]) -> int:
+    """One series' part of the memory to spend on further layers: in proportion to its size."""
+    whole = plan.layer_bytes * len(plan.places)
+    if resident == "all":
+        return ALL
+    if isinstance(resident, str) and resident.endswith("%"):
+        resident = float(resident[:-1]) / 100
+    if isinstance(resident, float) and 0 <= resident <= 1:
+        return int(whole * resident)
+    if isinstance(resident, int) and resident >= 0:
+        return resident * whole // sum(each.layer_bytes * len(each.places) for each in plans)
+    raise Refused(f"resident is {resident!r}: give bytes, a share of the layers (0.3 or '30%'), or 'all'")
+
+
+def _placement(placement: str, plan: SeriesPlan, size: int) -> str:
+    """auto: whole layers, unless there are too few of them for every rank to store one."""
+    if placement != "auto":
+        return placement
+    return "owner" if len(plan.places) >= size else "striped"
+
+
+def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
+    """Whether anything that this rank must hold itself is still on the meta device."""
+    elsewhere = {
+        place.name
+        for each in shared
+        for layer, places in each.plan.layers()
+        if not each.series.is_source(layer)
+        for place in places
+    }
+    saved = set(model.state_dict(keep_vars=True))
+    return any(
+        tensor.device.type == "meta"
+        for name, tensor in all_tensors(model)
+        if name not in elsewhere and (name in saved or isinstance(tensor, nn.Parameter))
+    )
+
+
+def _fill(handle: Handle, model: nn.Module, shared: Sequence[Shared]) -> None:
+    """Bring the model's own weights into the library; its parameters change only when all of them are there."""
+    empty = _is_empty(model, shared)
+    if not empty:
+        for each in shared:
+            each.commit(lambda place: place.tensor)
+    for each in shared:
+        each.hang()
+    if empty:
+        handle.gate(NOT_LOADED)
+
+
+def shard(
+    model: nn.Module,
+    modules: str | Sequence[str],
+    group: Any = None,
+    prefetch: int = 1,
+    placement: str = "auto",
+    transport: str = "auto",
+    scope: str = "linear",
+    resident: int | float | str = 0,
+    *,
+    stripe: dict[str, str] | None = None,
+    device: torch.device | str | None = None,
+    timeout_ms: int | None = None,
+) -> nn.Module:
+    """Let the ranks of @group store the chosen layers once between them. In place; returns the model. Collective.
+
+    modules    fnmatch patterns on qualified names ("*.mlp.*_proj", ["*.q_proj", "*.o_proj"], "model.layers.*"):
+               linears, any module or whole blocks. The first integer in a name is the layer's number.
+    group      a ProcessGroup, a dimension of a DeviceMesh, or None: the default process group; without
+               torch.distributed, the ranks of torchrun or of LAYERSHARD_JOB on this host; else this process alone.
+    prefetch   layers fetched ahead, k: at most k + 1 windows per series.
+    placement  "owner" (layer i whole on rank i % n), "striped" (1/n of each layer everywhere) or "auto".
+    transport  as layershard.Group.
+    scope      "linear": a series and a wait for each chosen module of a block; "block": all that is chosen in a block
+               comes and goes together.
+    resident   memory for keeping layers of other ranks: bytes for all series together, a share (0.3, "30%") or "all".
+    stripe     how "striped" cuts a tensor: {"*": "rows", "*.o_proj.weight": "columns"}; by bytes without.
+    device     where layers live, for a model that is on the meta device entirely.
+    timeout_ms the longest wait for other ranks in one call.
+
+    A model whose own weights are on the meta device (layershard.torch.empty_weights) is filled by load, or by fill.
+    Parameters that are shared do not require gradients any more. Refused is raised before anything has changed.
+    """
+    plans = _plan(model, modules, scope)
+    place = _device_of(model, device)
+    process_group(group)
+    ranks = open_group(group, transport, place, timeout_ms)
+    try:
+        shared = [
+            Shared(
+                ranks,
+                plan,
+                place,
+                prefetch=prefetch,
+                placement=_placement(placement, plan, ranks.size),
+                resident_bytes=_resident_bytes(resident, plan, plans),
+                stripes=stripe or {},
+            )
+            for plan in plans
+        ]
+        handle = Handle(model, ranks, shared, place)
+        _fill(handle, model, shared)
+    except BaseException:
+        forget(model)
+        ranks.close()
+        raise
+    handle.take(Wiring(model, shared, scope, place))
+    give_back()
+    return model

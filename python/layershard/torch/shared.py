@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One series and the tensors of the model that are hung into it.
+
+Knows a plan (what hangs where), a series (where bytes are) and a device; nothing of hooks or of how ranks meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..group import Group
+from ..series import Series, Tensor
+from .grouping import Place, SeriesPlan, stripe_of
+from .layout import Layout, short
+from .memory import bytes_at, bytes_of
+from .refusals import Refused
+
+Read = Callable[[Place], torch.Tensor]
+
+
+def _description(name: str, layout: Layout, stripe: str) -> Tensor:
+    """Ranks compare descriptions: the name carries what the library itself does not look at."""
+    label = short(f"{name} {layout}")
+    if stripe == "bytes":
+        return Tensor(label, layout.nbytes)
+    if not layout.is_plain or not layout.shape:
+        raise Refused(f"{name} is {layout}: only a plain tensor with rows can be striped by {stripe}")
+    rows, row_bytes = layout.shape[0], layout.nbytes // layout.shape[0]
+    if stripe == "rows":
+        return Tensor(label, layout.nbytes, stripe="rows", rows=rows)
+    if stripe == "columns" and len(layout.shape) > 1:
+        column_bytes = row_bytes // layout.shape[1]
+        return Tensor(label, layout.nbytes, stripe="columns", rows=rows, column_bytes=column_bytes)
+    raise Refused(f"stripe '{stripe}' of {name}: it must be bytes, rows or, with two dimensions, columns")
+
+
+class Shared:
+    """The layers of one series: what the model saw before, what the library holds now."""
+
+    def __init__(
+        self,
+        group: Group,
+        plan: SeriesPlan,
+        device: torch.device,
+        *,
+        prefetch: int,
+        placement: str,
+        resident_bytes: int,
+        stripes: dict[str, str],
+    ) -> None:
+        self.plan = plan
+        self.device = device
+        self.placement = placement
+        self.layouts = list(plan.tensors.values())
+        self.series: Series = group.series(
+            short(plan.name),
+            first_layer=plan.first_layer,
+            layer_count=len(plan.places),
+            tensors=[
+                _description(name, layout, stripe_of(f"{plan.block}.{name}", stripes))
+                for name, layout in plan.tensors.items()
+            ],
+            prefetch=prefetch,
+            placement=placement,  # type: ignore[arg-type]  # the library names what is wrong
+            resident_bytes=resident_bytes,
+        )
+        self.committed = False
+        self.updating = False
+
+    # ---- Layers and tensors ----
+
+    def own_layers(self) -> Iterator[tuple[int, list[Place]]]:
+        """The layers that this rank is source of."""
+        return ((layer, places) for layer, places in self.plan.layers() if self.series.is_source(layer))
+
+    def find(self, name: str) -> tuple[int, int] | None:
+        """Layer and tensor index of a qualified name."""
+        for layer, places in self.plan.layers():
+            for index, place in enumerate(places):
+                if place.name == name:
+                    return layer, index
+        return None
+
+    @property
+    def moves(self) -> bool:
+        """Whether any layer has to be brought; where all are read in place, a pass has nothing to call."""
+        return self.series.stats().windows > 0
+
+    # ---- Views ----
+
+    def view(self, layer: int, index: int, *, writable: bool = False) -> torch.Tensor:
+        layout = self.layouts[index]
+        return layout.view(bytes_of(self.series, layer, index, layout.nbytes, writable=writable))
+
+    def hang(self) -> None:
+        """Let the model's parameters be views of the library's memory, for good."""
+        for layer, places in self.plan.layers():
+            for index, place in enumerate(places):
+                place.put(self.view(layer, index))
+
+    def gathered(self, layer: int, stream: int) -> list[torch.Tensor]:
+        """Copies of one layer's tensors, brought here if need be."""
+        self.series.reach(layer, stream)
+        self.series.wait(layer, stream)
+        return [self.view(layer, index).clone() for index in range(len(self.layouts))]
+
+    # ---- Bytes ----
+
+    def writer(self, read: Read) -> Callable[[int, list[int]], None]:
+        """What commit and update_end call for each layer this rank is source of: @read gives its tensors."""
+
+        def write(layer: int, addresses: list[int]) -> None:
+            places = self.plan.places[layer - self.plan.first_layer]
+            for place, address, layout in zip(places, addresses, self.layouts, strict=True):
+                layout.view(bytes_at(address, layout.nbytes, self.device)).copy_(read(place))
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
+
+        return write
+
+    def commit(self, read: Read) -> None:
+        with torch.no_grad():
+            self.series.commit(self.writer(read))
+        self.committed = True

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New weights in place: while an update lasts, the model's parameters may be written on every rank.
+
+On a layer's source they are the library's own storage (placement owner) or a copy that is cut up at the end (striped).
+Elsewhere they are scratch, one layer's worth for the whole series: code that fuses weights runs unchanged on all ranks,
+and what it writes to layers that are not its own is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+
+import torch
+
+from . import ops
+from .grouping import Place
+from .memory import give_back
+from .refusals import Refused
+from .shared import Read, Shared
+
+
+class _Abandoned(RuntimeError):
+    """An update's body raised: the ranks are told so."""
+
+
+class Update:
+    """with handle.update() as update: collective at both ends. If the body raises on one rank, all ranks raise."""
+
+    def __init__(self, shared: list[Shared], gate: Callable[[str | None], None]) -> None:
+        self._shared = shared
+        self._gate = gate  # given a reason, no pass is made
+        self._copies: dict[str, torch.Tensor] = {}
+        self._own: dict[str, Place] = {}
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor of what this rank is source of: what is worth writing here."""
+        return ((name, place.tensor) for name, place in self._own.items())
+
+    def copy(self, weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take new values by qualified name; those that belong to other ranks are passed over."""
+        if not any(shared.updating for shared in self._shared):
+            raise Refused("the update is over: begin another one")
+        known = {place.name: place for each in self._shared for places in each.plan.places for place in places}
+        for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
+            if name not in known:
+                raise Refused(f"{name} is not among the shared weights")
+            place = known[name]
+            if place.tensor.shape != tensor.shape:
+                raise Refused(f"{name} is {list(tensor.shape)}; the shared weight is {list(place.tensor.shape)}")
+            if name in self._own:
+                with torch.no_grad():
+                    place.tensor.copy_(tensor)
+
+    # ---- Begin and end ----
+
+    def __enter__(self) -> Update:
+        begin = [shared for shared in self._shared if not shared.updating]  # the others' last update has failed
+        for shared in begin:
+            self._copy_own(shared)
+        self._gate("an update of the shared weights is under way")
+        try:
+            for shared in begin:
+                shared.series.update_begin()
+                shared.updating = True
+        except BaseException:
+            if not any(shared.updating for shared in self._shared):
+                self._gate(None)  # nothing was changed
+            raise
+        for shared in self._shared:
+            self._hang_writable(shared)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        failed = error is not None
+
+        def read(place: Place) -> torch.Tensor:
+            if failed:
+                raise _Abandoned("the update was given up")
+            return place.tensor
+
+        self._gate("an update has failed, and the shared weights may be half written: make the update again")
+        try:
+            for shared in self._shared:
+                self._end(shared, read, failed)
+            self._gate(None)
+            self._copies.clear()
+            self._own.clear()
+        except Exception:
+            if not failed:  # what went wrong first is what the caller must see
+                raise
+        finally:
+            for shared in self._shared:
+                shared.hang()
+            give_back()
+
+    def _end(self, shared: Shared, read: Read, failed: bool) -> None:
+        writer = shared.writer(read) if shared.placement == "striped" or failed else None
+        if shared.device.type == "cuda":
+            torch.cuda.synchronize(shared.device)  # what the body wrote, on whatever stream
+        with torch.no_grad():
+            shared.series.update_end(writer)
+        shared.updating = False
+
+    def _copy_own(self, shared: Shared) -> None:
+        """Of striped layers no rank has all the bytes in one writable place: the source takes a copy."""
+        if shared.placement != "striped":
+            return
+        for layer, places in shared.own_layers():
+            tensors = shared.gathered(layer, ops.stream_of(shared.device))
+            self._copies.update({place.name: tensor for place, tensor in zip(places, tensors, strict=True)})
+
+    def _hang_writable(self, shared: Shared) -> None:
+        scratch = [layout.empty(shared.device) for layout in shared.layouts]
+        for layer, places in shared.plan.layers():
+            own = shared.series.is_source(layer)
+            for index, place in enumerate(places):
+                if not own:
+                    place.put(scratch[index])
+                    continue
+                copy = self._copies.get(place.name)
+                place.put(shared.view(layer, index, writable=True) if copy is None else copy)
+                self._own[place.name] = place

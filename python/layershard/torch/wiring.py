@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which module gets which hook: reach at a block's entry, wait at the first module that needs the layer.
+
+Knows plans, series and hooks; nothing of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .hooks import Switch, arrival_hook, install, runs_forward
+from .ops import Step
+from .patterns import Unit
+from .refusals import Refused
+from .shared import Shared
+
+
+def refuse_unheard(model: nn.Module, units: Iterable[Unit]) -> None:
+    """A module that is never called cannot say when its weights are needed."""
+    modules = dict(model.named_modules())
+    for unit in units:
+        parent = modules[unit.name.rpartition(".")[0]]
+        if isinstance(parent, nn.MultiheadAttention):
+            raise Refused(f"{unit.name} is read by its parent without being called: choose the MultiheadAttention")
+        if not runs_forward(unit.module):
+            kind = type(unit.module).__name__
+            raise Refused(f"{unit.name} is a {kind}, which is never called: choose what is in it")
+
+
+class Wiring:
+    """The steps of every module, and the hooks while they are installed."""
+
+    def __init__(self, model: nn.Module, shared: Iterable[Shared], scope: str, device: torch.device) -> None:
+        self._device = device
+        self.switch = Switch()
+        self._reaches: dict[nn.Module, list[Step]] = {}
+        self._waits: dict[nn.Module, list[Step]] = {}
+        self._handles: list[Any] = []
+        modules = dict(model.named_modules())
+        for each in (each for each in shared if each.moves):
+            for layer, units in enumerate(each.plan.units, each.plan.first_layer):
+                self._wire((each.series, layer), modules[units[0].block], units, scope)
+
+    def _wire(self, step: Step, block: nn.Module, units: list[Unit], scope: str) -> None:
+        heard = runs_forward(block)
+        users = [block] if scope == "block" and heard else [unit.module for unit in units]
+        for module in [block] if heard else users:
+            self._reaches.setdefault(module, []).append(step)
+        for module in users:
+            self._waits.setdefault(module, []).append(step)
+
+    def install(self) -> None:
+        """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
+        self.remove()
+        for module in dict.fromkeys([*self._reaches, *self._waits]):
+            steps = self._reaches.get(module, []), self._waits.get(module, [])
+            self._handles.append(install(module, arrival_hook(*steps, self._device, self.switch)))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()

