@@ -5,6 +5,7 @@
 #include "cuda_ranks.h"
 
 #include <string.h>
+#include <time.h>
 
 /* ---- a rank ---- */
 
@@ -66,7 +67,7 @@ int cuda_fill_layer(void *user, uint32_t layer, void *const *tensors)
 	return 0;
 }
 
-lshard_status cuda_create_series(struct rank *rank)
+lshard_status cuda_create_series_in(struct rank *rank, const lshard_memory_source *source)
 {
 	const lshard_tensor tensor = {"weight", BYTES, 0, LSHARD_STRIPE_BYTES, 0, 0};
 	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
@@ -78,10 +79,26 @@ lshard_status cuda_create_series(struct rank *rank)
 	options.tensor_count = 1;
 	options.prefetch = rank->setting->prefetch;
 	options.placement = rank->setting->placement;
+	options.memory_source = *source;
 	return lshard_series_create(rank->group, &options, &rank->series);
 }
 
-static int open_streams(struct rank *rank)
+lshard_status cuda_create_series(struct rank *rank)
+{
+	const lshard_memory_source none = {NULL, NULL, NULL};
+
+	return cuda_create_series_in(rank, &none);
+}
+
+double cuda_now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+int cuda_open_streams(struct rank *rank)
 {
 	cuInit(0);
 	if (cuDevicePrimaryCtxRetain(&rank->context, rank->member->rank) || cuCtxSetCurrent(rank->context))
@@ -110,7 +127,7 @@ int cuda_open_rank(struct rank *rank, const struct member *member)
 	EXPECT(member, cuda_create_series(rank) == LSHARD_OK, "%s", lshard_group_error(rank->group));
 	cuda_foretell(rank, 0);
 	OK(rank, lshard_series_commit(rank->series, cuda_fill_layer, rank));
-	EXPECT(member, open_streams(rank), "streams");
+	EXPECT(member, cuda_open_streams(rank), "streams");
 	return 1;
 failed:
 	cuda_close_rank(rank);

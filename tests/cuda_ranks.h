@@ -44,6 +44,12 @@ struct rank {
 void cuda_set_stub(const struct member *member, const struct setting *setting);
 lshard_status cuda_open_group(struct rank *rank, const struct member *member, const struct setting *setting);
 lshard_status cuda_create_series(struct rank *rank);
+/* In memory of the caller's. */
+lshard_status cuda_create_series_in(struct rank *rank, const lshard_memory_source *source);
+/* Makes the device's context current. */
+int cuda_open_streams(struct rank *rank);
+/* Of a clock that only goes on. */
+double cuda_now_s(void);
 /* Stub, group, series, streams; member->user is the setting. 0 with a message when something is not OK. */
 int cuda_open_rank(struct rank *rank, const struct member *member);
 void cuda_close_rank(struct rank *rank);

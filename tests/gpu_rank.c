@@ -194,7 +194,7 @@ static void print_line(void *user, lshard_log_level level, const char *text)
 		printf("  %s\n", text);
 }
 
-static int open_group(struct rank *rank)
+int gpu_open_group(struct rank *rank)
 {
 	lshard_group_options group = LSHARD_GROUP_OPTIONS_INIT;
 	char error[512] = "";
@@ -272,7 +272,7 @@ failed:
 
 int gpu_open_all(struct rank *rank)
 {
-	if (!open_group(rank))
+	if (!rank->group && !gpu_open_group(rank))
 		return 0;
 	while (rank->n_series < rank->plan->series)
 		if (!open_series(rank))
@@ -288,7 +288,9 @@ int gpu_close_all(struct rank *rank)
 	right &= lshard_series_destroy(rank->series) == LSHARD_OK;
 	rank->series = NULL;
 	right &= !rank->plan->lent || team_barrier(rank->member); /* nobody reads what is lent: it is given back */
-	return right && lshard_group_destroy(rank->group) == LSHARD_OK;
+	right &= lshard_group_destroy(rank->group) == LSHARD_OK;
+	rank->group = NULL;
+	return right;
 }
 
 int gpu_visit(struct rank *rank, uint32_t layer, cuda_stream stream)

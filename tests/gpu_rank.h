@@ -75,6 +75,8 @@ int gpu_fill_references(struct rank *rank);
 int gpu_fill_layer(void *user, uint32_t layer, void *const *tensors);
 uint64_t gpu_rows_of(const struct rank *rank, uint32_t tensor);
 
+/* Group, unless it is open, and series. */
+int gpu_open_group(struct rank *rank);
 int gpu_open_all(struct rank *rank);
 int gpu_close_all(struct rank *rank);
 

@@ -11,12 +11,14 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #define SEGMENT ((size_t)2 << 20)
 
 /* What the caller's allocator gives. */
-enum gives { CUT_OUT, HOST, OTHER_DEVICE, MAPPED, CROOKED, NOTHING, FAR_END };
+enum gives { CUT_OUT, HOST, OTHER_DEVICE, MAPPED, CROOKED, NOTHING, FAR_END, NO_PIPE };
 
 struct variant {
 	struct setting setting;
@@ -104,21 +106,26 @@ static void take_back(void *user, lshard_purpose purpose, void *pointer)
 	((struct purse *)user)->returned[purpose]++;
 }
 
+/* So many descriptors are open: no further one from now on. Returns the limit there was. */
+static struct rlimit forbid_descriptors(void)
+{
+	const int next = dup(0);
+	struct rlimit before;
+	struct rlimit now;
+
+	close(next);
+	getrlimit(RLIMIT_NOFILE, &before);
+	now = before;
+	now.rlim_cur = (rlim_t)next;
+	setrlimit(RLIMIT_NOFILE, &now);
+	return before;
+}
+
 static lshard_status create(struct rank *rank, struct purse *purse)
 {
-	const lshard_tensor tensor = {"weight", BYTES, 0, LSHARD_STRIPE_BYTES, 0, 0};
-	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+	const lshard_memory_source source = {give, take_back, purse};
 
-	options.name = "blocks";
-	options.first_layer = FIRST;
-	options.layer_count = LAYERS;
-	options.tensors = &tensor;
-	options.tensor_count = 1;
-	options.prefetch = rank->setting->prefetch;
-	options.placement = rank->setting->placement;
-	if (purse)
-		options.memory_source = (lshard_memory_source){give, take_back, purse};
-	return lshard_series_create(rank->group, &options, &rank->series);
+	return purse ? cuda_create_series_in(rank, &source) : cuda_create_series(rank);
 }
 
 static int open_rank(struct rank *rank, struct purse *purse, const struct member *member)
@@ -128,11 +135,7 @@ static int open_rank(struct rank *rank, struct purse *purse, const struct member
 	cuda_set_stub(member, &variant->setting);
 	EXPECT(member, cuda_open_group(rank, member, &variant->setting) == LSHARD_OK, "%s", rank->error);
 	EXPECT(member, open_purse(purse, variant, member), "no segment");
-	EXPECT(member,
-	       !cuDevicePrimaryCtxRetain(&rank->context, member->rank) && !cuCtxSetCurrent(rank->context) &&
-		       !cuStreamCreateWithPriority(&rank->streams[0], CUDA_STREAM_NON_BLOCKING, 0) &&
-		       !cuStreamCreateWithPriority(&rank->streams[1], CUDA_STREAM_NON_BLOCKING, 0),
-	       "streams");
+	EXPECT(member, cuda_open_streams(rank), "streams");
 	cuda_foretell(rank, 0);
 	return 1;
 failed:
@@ -300,12 +303,55 @@ static void what_is_read_for_ever_is_not_given_back(void **state)
 	assert_int_equal(team_of_processes(2, keeps, &variant), 0);
 }
 
+/* Rank 0's device hangs with a copy on its way when it leaves; nobody else reads its share. */
+static int keeps_what_hangs(const struct member *member)
+{
+	static struct purse purse;
+	struct rank rank;
+
+	if (!open_rank(&rank, &purse, member))
+		return 1;
+	EXPECT(member, create(&rank, &purse) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	OK(&rank, lshard_series_commit(rank.series, cuda_fill_layer, &rank));
+	if (!cuda_one_pass(&rank, LAYERS, rank.streams[0]) || !cuda_all_right(&rank, "before"))
+		goto failed;
+	if (member->rank == 1) {
+		cuda_close_rank(&rank);
+		EXPECT(member, team_barrier(member), "another rank failed");
+		return 0;
+	}
+	EXPECT(member, team_barrier(member), "another rank failed");
+	stub_cuda_set(STUB_STUCK, 1);
+	for (uint32_t layer = FIRST; layer < FIRST + LAYERS; layer++)
+		OK(&rank, lshard_reach(rank.series, layer, rank.streams[0]));
+	EXPECT(member, lshard_series_destroy(rank.series) == LSHARD_ERR_TIMEOUT, "nothing hangs");
+	lshard_group_abort(rank.group); /* now it goes without */
+	EXPECT(member, lshard_series_destroy(rank.series) == LSHARD_OK, "destroy");
+	lshard_group_destroy(rank.group);
+	EXPECT(member, purse.given[LSHARD_FOR_SHARE] == 1 && purse.given[LSHARD_FOR_WINDOWS] == 1, "nothing was lent");
+	EXPECT(member, !purse.returned[LSHARD_FOR_SHARE] && !purse.returned[LSHARD_FOR_WINDOWS],
+	       "%d shares and %d windows were given back under a copy", purse.returned[LSHARD_FOR_SHARE],
+	       purse.returned[LSHARD_FOR_WINDOWS]);
+	return 0;
+failed:
+	return 1;
+}
+
+static void what_a_copy_may_still_use_is_not_given_back(void **state)
+{
+	struct variant variant = {.setting = {.spec = "cuda", .prefetch = 0, .timeout_ms = 2000}, .rank = -1};
+
+	(void)state;
+	assert_int_equal(team_of_processes(2, keeps_what_hangs, &variant), 0);
+}
+
 /* ---- refused ---- */
 
 static int is_refused(const struct member *member)
 {
 	const struct variant *variant = member->user;
 	static struct purse purse;
+	struct rlimit limit;
 	struct rank rank;
 	lshard_status status;
 	int objects;
@@ -313,7 +359,11 @@ static int is_refused(const struct member *member)
 	if (!open_rank(&rank, &purse, member))
 		return 1;
 	objects = stub_cuda_outstanding();
+	getrlimit(RLIMIT_NOFILE, &limit);
+	if (purse.gives == NO_PIPE)
+		limit = forbid_descriptors();
 	status = create(&rank, variant->status == LSHARD_ERR_MISMATCH && member->rank == 1 ? NULL : &purse);
+	setrlimit(RLIMIT_NOFILE, &limit);
 	EXPECT(member, status == variant->status && strstr(lshard_group_error(rank.group), variant->words), "%d: %s",
 	       (int)status, lshard_group_error(rank.group));
 	EXPECT(member, stub_cuda_outstanding() == objects, "%d objects are left", stub_cuda_outstanding() - objects);
@@ -338,6 +388,7 @@ static void memory_that_will_not_do_is_refused(void **state)
 		{setting, CROOKED, 1, LSHARD_ERR_INVALID, "is not aligned to 256"},
 		{setting, NOTHING, 1, LSHARD_ERR_NO_MEMORY,
 		 "rank 1: series 'blocks': the caller has no memory for a share"},
+		{setting, NO_PIPE, 1, LSHARD_ERR_TRANSPORT, "who reads the caller's memory: Too many open files"},
 		{setting, FAR_END, 1, LSHARD_ERR_INVALID, "ends after 4096"},
 		{setting, CUT_OUT, 1, LSHARD_ERR_MISMATCH, "memory_source is 1 on rank 0 and 0 on rank 1"},
 	};
@@ -356,6 +407,7 @@ int main(int count, char **arguments)
 		cmocka_unit_test(the_callers_memory_is_used),
 		cmocka_unit_test(a_share_is_given_back_when_nobody_reads_it),
 		cmocka_unit_test(what_is_read_for_ever_is_not_given_back),
+		cmocka_unit_test(what_a_copy_may_still_use_is_not_given_back),
 		cmocka_unit_test(memory_that_will_not_do_is_refused),
 	};
 

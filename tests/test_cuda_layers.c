@@ -377,6 +377,7 @@ static int sees_its_own_stripe(const struct member *member)
 	OK(&truth.rank, lshard_series_stripe(truth.rank.series, FIRST + 1, 0, &stripe, &range));
 	row_bytes = truth.variant->shape->tensors[0].bytes / truth.variant->shape->tensors[0].rows;
 	EXPECT(member, stripe != (char *)layer + range.begin * row_bytes, "the same address tells nothing");
+	EXPECT(member, team_barrier(member), "another rank failed"); /* whose pass may still read the stripe */
 	copied = stub_cuda_copied();
 	memset(stripe, 0x77, (range.end - range.begin) * row_bytes);
 	EXPECT(member,

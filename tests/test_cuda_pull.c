@@ -10,16 +10,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <cmocka.h>
-
-static double now_s(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
 
 /* ---- calls of the driver ---- */
 
@@ -360,8 +351,8 @@ static int took_its_time(const struct matrix *matrix, const struct cut *cut, dou
 {
 	const double least = cut->bytes_per_s > 0 ? (bytes - 2.0 * 1024 * 1024) / cut->bytes_per_s : 0;
 
-	EXPECT(matrix->member, now_s() - began_s >= least, "%.0f bytes in %.3f s, %s", bytes, now_s() - began_s,
-	       cut->spec);
+	EXPECT(matrix->member, cuda_now_s() - began_s >= least, "%.0f bytes in %.3f s, %s", bytes,
+	       cuda_now_s() - began_s, cut->spec);
 	return 1;
 failed:
 	return 0;
@@ -377,7 +368,7 @@ static int cuts_right(const struct member *member)
 
 	if (!open_matrix(&matrix, cut))
 		goto failed;
-	began_s = now_s();
+	began_s = cuda_now_s();
 	bytes = fetched(&matrix);
 	for (int pass = 0; pass < 3; pass++)
 		if (!look_at_all(&matrix))
@@ -387,7 +378,7 @@ static int cuts_right(const struct member *member)
 		goto failed;
 	EXPECT(member, bytes > 0, "nothing was moved");
 	cuStreamSynchronize(matrix.stream);
-	began_s = now_s();
+	began_s = cuda_now_s();
 	for (int pass = 0; pass < 3; pass++) {
 		OK(&matrix, lshard_series_prepare(matrix.series, matrix.stream));
 		EXPECT(member, !cuGraphLaunch(exec, matrix.stream), "launch");
@@ -425,7 +416,7 @@ static void slices_make_up_the_layer_at_the_pace_asked_for(void **state)
 static int does_not_wait_for_its_pace(const struct member *member)
 {
 	struct matrix matrix = {.member = member};
-	const double began_s = now_s();
+	const double began_s = cuda_now_s();
 
 	if (!open_matrix(&matrix, member->user))
 		goto failed;
@@ -437,7 +428,7 @@ static int does_not_wait_for_its_pace(const struct member *member)
 	OK(&matrix, lshard_reach(matrix.series, 1, matrix.stream));
 	EXPECT(member, lshard_series_destroy(matrix.series) == LSHARD_OK, "destroy");
 	matrix.series = NULL;
-	EXPECT(member, now_s() - began_s < 60, "%.1f s", now_s() - began_s);
+	EXPECT(member, cuda_now_s() - began_s < 60, "%.1f s", cuda_now_s() - began_s);
 	close_matrix(&matrix);
 	return 0;
 failed:

@@ -172,6 +172,11 @@ static lshard_status make_pace(struct cuda *cuda)
 	if (!cuda->pace)
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "no memory for a pace");
 	cuda->pace->ns_per_byte = 1 / cuda->options.pace;
+	context->log(
+		context, LSHARD_LOG_INFO,
+		"rank %d: pulls are paced to %g GB/s by host functions: reach waits while the program is more than "
+		"about one transfer ahead, and the program's own host functions wait for the pace's",
+		(int)context->rank, cuda->options.pace);
 	return LSHARD_OK;
 }
 

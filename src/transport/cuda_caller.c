@@ -13,8 +13,10 @@
 #include "cuda_transport.h"
 #include "sockets.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <string.h>
 #include <unistd.h>
 
 /* A share of the caller's. */
@@ -150,21 +152,27 @@ static lshard_status take(struct cuda_store *store, lshard_purpose purpose, uint
 	return status;
 }
 
-static struct cuda_loan *new_loan(struct cuda *cuda, const lshard_memory_source *source)
+static lshard_status new_loan(struct cuda_store *store, struct cuda_loan **made)
 {
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	const lshard_store_plan *plan = store->base.plan;
 	struct cuda_loan *loan = cuda->base.context->allocate(cuda->base.context, sizeof *loan);
 	int ends[2];
 
 	if (!loan)
-		return NULL;
-	*loan = (struct cuda_loan){.source = *source, .readers = -1, .offered = -1};
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory to lend a share",
+				   plan->name);
 	if (pipe2(ends, O_CLOEXEC) != 0) {
+		const int cause = errno;
+
 		cuda->base.context->release(cuda->base.context, loan);
-		return NULL;
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_TRANSPORT,
+				   "series '%s': no pipe to see who reads the caller's memory: %s", plan->name,
+				   strerror(cause));
 	}
-	loan->readers = ends[0];
-	loan->offered = ends[1];
-	return loan;
+	*loan = (struct cuda_loan){.source = plan->memory_source, .readers = ends[0], .offered = ends[1]};
+	*made = loan;
+	return LSHARD_OK;
 }
 
 static lshard_status name_share(struct cuda_store *store, struct cuda_place *place)
@@ -197,15 +205,14 @@ static lshard_status take_share(struct cuda_store *store, struct cuda_place *pla
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
 	const lshard_store_plan *plan = store->base.plan;
-	struct cuda_loan *loan;
+	struct cuda_loan *loan = NULL;
 	lshard_status status;
 
 	if (plan->share_bytes == 0)
 		return LSHARD_OK;
-	loan = new_loan(cuda, &plan->memory_source);
-	if (!loan)
-		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "series '%s': no room to lend a share",
-				   plan->name);
+	status = new_loan(store, &loan);
+	if (status != LSHARD_OK)
+		return status;
 	status = take(store, LSHARD_FOR_SHARE, plan->share_bytes, &loan->pointer);
 	if (status != LSHARD_OK) {
 		end_loan(cuda, loan, 0);

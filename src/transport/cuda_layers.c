@@ -111,10 +111,10 @@ lshard_status cuda_layers_list(struct cuda_store *store)
 lshard_status cuda_layers_make(struct cuda_store *store)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const uint32_t memories = store->base.plan->cells * store->n_gaps;
+	const size_t memories = (size_t)store->base.plan->cells * store->n_gaps;
 	lshard_status status = LSHARD_OK;
 
-	for (uint32_t i = 0; i < memories && status == LSHARD_OK; i++) {
+	for (size_t i = 0; i < memories && status == LSHARD_OK; i++) {
 		const struct cuda_gap *gap = &store->gaps[i % store->n_gaps];
 
 		status = cuda_refused(store, cuda_memory_make(cuda, gap->bytes, &store->gap_memory[i]), "windows",
@@ -173,12 +173,12 @@ static lshard_status map_cells(struct cuda_store *store)
 {
 	const lshard_store_plan *plan = store->base.plan;
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const uint32_t places = plan->layers * store->n_gaps;
+	const size_t places = (size_t)plan->layers * store->n_gaps;
 	lshard_status status = LSHARD_OK;
 
-	for (uint32_t i = 0; i < places && status == LSHARD_OK; i++) {
-		const uint32_t position = i / store->n_gaps;
-		const uint32_t number = i % store->n_gaps;
+	for (size_t i = 0; i < places && status == LSHARD_OK; i++) {
+		const size_t position = i / store->n_gaps;
+		const size_t number = i % store->n_gaps;
 		const struct cuda_gap *gap = &store->gaps[number];
 
 		if (plan->cell_of[position] == LSHARD_NO_CELL)
@@ -186,7 +186,7 @@ static lshard_status map_cells(struct cuda_store *store)
 		status = cuda_refused(
 			store,
 			cuda_range_map(cuda, &store->layers, position * plan->layer_bytes + gap->offset, gap->bytes,
-				       store->gap_memory[plan->cell_of[position] * store->n_gaps + number], 1),
+				       store->gap_memory[(size_t)plan->cell_of[position] * store->n_gaps + number], 1),
 			"mapping a window into a layer", gap->bytes);
 	}
 	return status;
@@ -214,9 +214,9 @@ lshard_status cuda_layers_map(struct cuda_store *store)
 void cuda_layers_release(struct cuda_store *store)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const uint32_t memories = store->gap_memory ? store->base.plan->cells * store->n_gaps : 0;
+	const size_t memories = store->gap_memory ? (size_t)store->base.plan->cells * store->n_gaps : 0;
 
-	for (uint32_t i = 0; i < memories; i++) {
+	for (size_t i = 0; i < memories; i++) {
 		if (store->gap_memory[i])
 			cuda->driver.memory_release(store->gap_memory[i]);
 		store->gap_memory[i] = 0;
@@ -232,7 +232,7 @@ void cuda_layers_unmap(struct cuda_store *store)
 	for (uint32_t i = 0; i < store->n_blocks; i++)
 		if (is_mapped(store, &store->blocks[i], &offset))
 			cuda_range_unmap(cuda, &store->layers, offset, store->blocks[i].bytes);
-	for (uint32_t i = 0; i < plan->layers * store->n_gaps; i++) {
+	for (size_t i = 0; i < (size_t)plan->layers * store->n_gaps; i++) {
 		const struct cuda_gap *gap = &store->gaps[i % store->n_gaps];
 
 		cuda_range_unmap(cuda, &store->layers, i / store->n_gaps * plan->layer_bytes + gap->offset, gap->bytes);

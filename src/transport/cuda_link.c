@@ -80,6 +80,7 @@ static lshard_status plan_sample(struct cuda *cuda, struct sample *sample)
 	}
 	sample->plan = (lshard_store_plan){.name = "link check",
 					   .layers = (uint32_t)size,
+					   .alignment = 1,
 					   .layer_bytes = SAMPLE_BYTES,
 					   .share_bytes = SAMPLE_BYTES,
 					   .share_bytes_of = sample->share_bytes_of,
@@ -199,7 +200,7 @@ static void free_sample(struct cuda *cuda, struct sample *sample)
 		cuda->driver.event_destroy(sample->to);
 	if (sample->from)
 		cuda->driver.event_destroy(sample->from);
-	if (sample->host)
+	if (sample->host && !cuda->unsettled) /* a copy may still come to it */
 		context->release(context, sample->host);
 	if (sample->first_piece)
 		context->release(context, sample->first_piece);

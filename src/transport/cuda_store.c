@@ -14,6 +14,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* The driver puts allocations that are not whole blocks of this size anywhere among others of the process. */
+#define LEGACY_BLOCK ((uint64_t)2 << 20)
+
 /* While a store is opened. */
 struct opening {
 	struct cuda *cuda;
@@ -111,14 +114,33 @@ static lshard_status make_windows(struct opening *opening)
 	return status;
 }
 
+static lshard_status check_alignment(struct opening *opening, const char *what, const struct cuda_range *range)
+{
+	const lshard_store_plan *plan = opening->plan;
+
+	if (plan->alignment == 0 || range->address % plan->alignment == 0) /* 0: no tensors are in it */
+		return LSHARD_OK;
+	return lshard_fail(
+		opening->error, LSHARD_ERR_NOT_SUPPORTED,
+		"series '%s': the driver puts its %s at 0x%llx, which is not aligned to %llu: choose a smaller "
+		"alignment of the tensors",
+		plan->name, what, (unsigned long long)range->address, (unsigned long long)plan->alignment);
+}
+
+/* Whole blocks, which are aligned by themselves, and whose handle shows other ranks nothing else of this process. */
 static lshard_status allocate(struct opening *opening, const char *what, uint64_t bytes, struct cuda_range *range)
 {
+	const uint64_t whole = (bytes + LEGACY_BLOCK - 1) & ~(LEGACY_BLOCK - 1);
 	cuda_address address = 0;
-	const cuda_result result = bytes ? opening->cuda->driver.allocate(&address, (size_t)bytes) : CUDA_OK;
+	cuda_result result;
 
-	if (result == CUDA_OK && bytes)
-		*range = (struct cuda_range){CUDA_ALLOCATED, address, bytes, 0};
-	return refused(opening, result, what, bytes);
+	if (bytes == 0)
+		return LSHARD_OK;
+	result = opening->cuda->driver.allocate(&address, (size_t)whole);
+	if (result != CUDA_OK)
+		return refused(opening, result, what, whole);
+	*range = (struct cuda_range){CUDA_ALLOCATED, address, bytes, 0};
+	return check_alignment(opening, what, range);
 }
 
 /* Without descriptors: memory that the driver's legacy handles can name. */
@@ -261,6 +283,11 @@ static lshard_status refuse_thread(struct opening *opening, int32_t rank)
 		opening->plan->name, (int)opening->cuda->base.context->rank, (int)rank);
 }
 
+static int is_read_in_place(const struct cuda *cuda, int32_t rank)
+{
+	return cuda->ops.capabilities & LSHARD_CAP_DIRECT && cuda_same_device(cuda, cuda->base.context->rank, rank);
+}
+
 static lshard_status open_legacy(struct opening *opening)
 {
 	const lshard_context *context = opening->cuda->base.context;
@@ -278,9 +305,12 @@ static lshard_status open_legacy(struct opening *opening)
 			status = not_opened(
 				opening, opening->cuda->driver.ipc_open(&address, place.handle, CUDA_IPC_ENABLE_PEER),
 				rank, "cuIpcOpenMemHandle");
-		if (status == LSHARD_OK)
-			opening->store->shares[rank] = (struct cuda_range){
-				CUDA_OPENED, address + place.offset, opening->plan->share_bytes_of[rank], place.offset};
+		if (status != LSHARD_OK)
+			break;
+		opening->store->shares[rank] = (struct cuda_range){CUDA_OPENED, address + place.offset,
+								   opening->plan->share_bytes_of[rank], place.offset};
+		if (is_read_in_place(opening->cuda, rank))
+			status = check_alignment(opening, "peer's share", &opening->store->shares[rank]);
 	}
 	return status;
 }

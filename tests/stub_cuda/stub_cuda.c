@@ -5,6 +5,7 @@
 #include "stub_world.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -63,7 +64,11 @@ cuda_result stub_enter(const char *symbol)
 	pthread_mutex_lock(&world.lock);
 	set_defaults();
 	call = call_of(symbol);
-	return ++call->count == call->fail_at ? call->result : CUDA_OK;
+	if (++call->count != call->fail_at)
+		return CUDA_OK;
+	if (call->result == STUB_KILLED)
+		raise(SIGKILL);
+	return call->result;
 }
 
 cuda_result stub_leave(cuda_result result)

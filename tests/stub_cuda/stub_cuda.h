@@ -29,11 +29,17 @@ enum stub_setting {
 	STUB_LATE,           /* not 0: seed; work runs only when somebody asks for its end */
 	STUB_STUCK,          /* 1: no work ends */
 	STUB_GARBLE,         /* 1: copies between devices change their first byte */
+	STUB_CROOKED,        /* bytes by which allocations lie beside where they should */
 	STUB_SETTINGS
 };
 
 void stub_cuda_set(enum stub_setting setting, int64_t value);
-/* The @p nth call (1: the next) of the function with this symbol returns @p result; 0 as nth: never. */
+enum { STUB_KILLED = -1 }; /* instead of a result */
+
+/*
+ * The @p nth call (1: the next) of the function with this symbol returns @p result, or kills this process where it is
+ * STUB_KILLED; 0 as nth: never.
+ */
 void stub_cuda_fail(const char *symbol, unsigned nth, cuda_result result);
 /* Calls of the function so far; NULL: of all. */
 unsigned stub_cuda_calls(const char *symbol);
@@ -45,6 +51,10 @@ int stub_cuda_outstanding(void);
 uint64_t stub_cuda_bytes(void);
 /* Bytes that this process' copies have moved so far. */
 uint64_t stub_cuda_copied(void);
+/* How much this process' streams were asked for so far; of the first @p before of it, the copies that are not done. For
+ * work on streams. */
+uint64_t stub_cuda_asked(void);
+unsigned stub_cuda_unfinished_copies(uint64_t before);
 
 #define STUB_DECLARE(member, symbol, parameters) cuda_result symbol parameters;
 CUDA_FUNCTIONS(STUB_DECLARE)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define GRANULE ((size_t)2 << 20)
+#define STEP    ((size_t)512) /* of allocations that are not whole granules: they share one with others */
 #define MOST    4096
 
 struct physical {
@@ -32,7 +33,8 @@ struct area {
 	size_t bytes;
 	struct physical *physical;
 	enum area_kind kind;
-	int device; /* of an allocation */
+	int device;  /* of an allocation */
+	size_t skip; /* of an allocation, from where the file is mapped */
 };
 
 static struct area areas[MOST];
@@ -50,8 +52,8 @@ static struct area *new_area(void *address, size_t bytes, struct physical *physi
 {
 	for (int i = 0; i < MOST; i++)
 		if (areas[i].kind == FREE) {
-			areas[i] =
-				(struct area){address, bytes, physical, kind, stub_has_context() ? stub_device() : 0};
+			areas[i] = (struct area){address, bytes, physical, kind, stub_has_context() ? stub_device() : 0,
+						 0};
 			stub_count(1);
 			return &areas[i];
 		}
@@ -121,7 +123,7 @@ void stub_memory_reset(void)
 {
 	for (int i = 0; i < MOST; i++) {
 		if (areas[i].kind == RESERVED || areas[i].kind == ALLOCATED || areas[i].kind == OPENED)
-			munmap(areas[i].address, areas[i].bytes);
+			munmap(areas[i].address - areas[i].skip, areas[i].bytes + areas[i].skip);
 		areas[i].kind = FREE;
 	}
 	made = 0;
@@ -205,22 +207,34 @@ cuda_result cuMemImportFromShareableHandle(cuda_handle *handle, void *in, int ty
 
 /* ---- addresses ---- */
 
+/* Addresses that begin at a granule; NULL: none. */
+static char *reserve(size_t bytes)
+{
+	char *mapped = mmap(NULL, bytes + GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	const size_t whole = (bytes + 4095) & ~(size_t)4095;
+	char *start;
+
+	if (mapped == MAP_FAILED)
+		return NULL;
+	start = (char *)(((uintptr_t)mapped + GRANULE - 1) & ~(uintptr_t)(GRANULE - 1));
+	if (start != mapped)
+		munmap(mapped, (size_t)(start - mapped));
+	if (mapped + bytes + GRANULE > start + whole)
+		munmap(start + whole, (size_t)(mapped + bytes + GRANULE - (start + whole)));
+	return start;
+}
+
 cuda_result cuMemAddressReserve(cuda_address *address, size_t bytes, size_t alignment, cuda_address wish,
 				uint64_t flags)
 {
-	char *mapped;
 	char *start;
 
 	STUB_ENTER();
 	if (bytes == 0 || bytes % GRANULE || alignment || wish || flags)
 		return stub_leave(STUB_INVALID_VALUE);
-	mapped = mmap(NULL, bytes + GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (mapped == MAP_FAILED)
+	start = reserve(bytes);
+	if (!start)
 		return stub_leave(CUDA_NO_MEMORY);
-	start = (char *)(((uintptr_t)mapped + GRANULE - 1) & ~(uintptr_t)(GRANULE - 1));
-	if (start != mapped)
-		munmap(mapped, (size_t)(start - mapped));
-	munmap(start + bytes, (size_t)(mapped + bytes + GRANULE - (start + bytes)));
 	new_area(start, bytes, NULL, RESERVED);
 	*address = (uintptr_t)start;
 	return stub_leave(CUDA_OK);
@@ -302,16 +316,17 @@ cuda_result cuMemUnmap(cuda_address address, size_t bytes)
 
 /* ---- allocations, and the legacy way to share them ---- */
 
-static cuda_address map_whole(struct physical *physical, enum area_kind kind)
+static cuda_address map_whole(struct physical *physical, size_t skip, enum area_kind kind)
 {
-	void *mapped = mmap(NULL, physical->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, physical->fd, 0);
+	char *mapped = reserve(physical->bytes + skip);
 
-	if (mapped == MAP_FAILED)
+	if (!mapped || mmap(mapped, physical->bytes + skip, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			    physical->fd, 0) == MAP_FAILED)
 		abort();
 	physical->handles--; /* the mapping holds it */
 	physical->mappings++;
-	new_area(mapped, physical->bytes, physical, kind);
-	return (uintptr_t)mapped;
+	new_area(mapped + skip, physical->bytes, physical, kind)->skip = skip;
+	return (uintptr_t)(mapped + skip);
 }
 
 static cuda_result unmap_whole(cuda_address address, enum area_kind kind)
@@ -320,24 +335,28 @@ static cuda_result unmap_whole(cuda_address address, enum area_kind kind)
 
 	if (!area)
 		return STUB_INVALID_VALUE;
-	munmap(area->address, area->bytes);
+	munmap(area->address - area->skip, area->bytes + area->skip);
 	area->physical->mappings--;
 	drop_physical(area->physical);
 	drop_area(area);
 	return CUDA_OK;
 }
 
+/* As the driver's: whole granules begin at one, anything else anywhere in a granule. */
 cuda_result cuMemAlloc_v2(cuda_address *address, size_t bytes)
 {
+	static size_t turn;
+	size_t skip = bytes % GRANULE ? STEP * (1 + turn++ % 7) : 0;
 	cuda_result unsafe;
 
 	STUB_ENTER();
+	skip += (size_t)stub_setting(STUB_CROOKED);
 	unsafe = stub_unsafe_call();
 	if (unsafe || bytes == 0)
 		return stub_leave(unsafe ? unsafe : STUB_INVALID_VALUE);
 	if (!fits(bytes))
 		return stub_leave(CUDA_NO_MEMORY);
-	*address = map_whole(new_physical(new_file(bytes), bytes, 1), ALLOCATED);
+	*address = map_whole(new_physical(new_file(bytes + skip), bytes, 1), skip, ALLOCATED);
 	return stub_leave(CUDA_OK);
 }
 
@@ -388,11 +407,12 @@ struct legacy {
 	pid_t process;
 	int fd;
 	size_t bytes;
+	size_t skip;
 };
 
 cuda_result cuIpcGetMemHandle(struct cuda_ipc *handle, cuda_address address)
 {
-	struct legacy legacy = {getpid(), -1, 0};
+	struct legacy legacy = {getpid(), -1, 0, 0};
 	struct area *area;
 
 	STUB_ENTER();
@@ -401,6 +421,7 @@ cuda_result cuIpcGetMemHandle(struct cuda_ipc *handle, cuda_address address)
 		return stub_leave(STUB_INVALID_VALUE);
 	legacy.fd = area->physical->fd;
 	legacy.bytes = area->bytes;
+	legacy.skip = area->skip;
 	memcpy(handle, &legacy, sizeof legacy);
 	return stub_leave(CUDA_OK);
 }
@@ -417,7 +438,7 @@ cuda_result cuIpcOpenMemHandle_v2(cuda_address *address, struct cuda_ipc handle,
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0 || flags != CUDA_IPC_ENABLE_PEER || legacy.process == getpid())
 		return stub_leave(STUB_INVALID_CONTEXT);
-	*address = map_whole(new_physical(fd, legacy.bytes, 0), OPENED);
+	*address = map_whole(new_physical(fd, legacy.bytes, 0), legacy.skip, OPENED);
 	return stub_leave(CUDA_OK);
 }
 
