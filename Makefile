@@ -65,9 +65,12 @@ check-valgrind: ci-deps
 	$(call COMPILE,$(BUILD))
 	tests/run_valgrind.sh $(BUILD)
 
-# A skipped test is a failed one here; shows what the device was and what it took.
-.PHONY: check-gpu
-check-gpu: check-deps
+# A skipped test is a failed one here; shows what the device was and what it took. Where there is no network,
+# scripts/gpu_packages.sh has what is missing. python3, or LAYERSHARD_PYTHON, should have torch and pytest.
+.PHONY: check-gpu gpu-deps
+gpu-deps:
+	scripts/install_packages.sh --gpu
+check-gpu: gpu-deps
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_STRICT=1 tests/run_tests.sh $(BUILD) -L gpu --verbose $(TEST_FLAGS)

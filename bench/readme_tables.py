@@ -3,6 +3,7 @@
 """Make the tables of README.md and docs/performance.md from what `layershard bench ... --save FILE` has saved.
 
     readme_tables.py [--check] [MARKDOWN FILE]...
+    readme_tables.py --new SAVED FILE...      print a table for each, to be put into a document and trimmed there
 
 A table stands between two comments; the first one says what it is made of:
 
@@ -175,6 +176,34 @@ def make_table(file: str, what: str) -> list[str]:
     return lines
 
 
+STEP_COLUMNS = """\
+columns: tokens=tokens | way=arm | graph=graph | delayed=last_rank_delayed | k=prefetch | resident=resident
+columns: windows=windows | ms per pass=pass_ns.median/1e6:.3f | to resident=ratio.median:.3f | from=ratio.low:.3f
+columns: to=ratio.high:.3f | to bound=ratio_to_bound.median:.3f | to eager=ratio_to_eager.median:.3f
+columns: SM MHz=sm_mhz:.0f | watts=watts:.0f"""
+LINK_COLUMNS = """\
+columns: size=bytes:bytes | placement=placement | readers=to_count | us=pull.ns.median/1e3:.1f
+columns: GB/s=pull.gigabytes_per_s:.1f | bare us=bare.ns.median/1e3:.1f | bare GB/s=bare.gigabytes_per_s:.1f
+columns: of bare=share*100:.1f %"""
+NEW = {
+    "step": f"rows: result.tables.rows\nwhere: again=false\n{STEP_COLUMNS}",
+    "link": f"rows: result.rows\nwhere: placement!=inside\n{LINK_COLUMNS}",
+}
+
+
+def new_table(path: pathlib.Path) -> str:
+    """What a document holds for the result of `bench step --devices` or `bench link`."""
+    try:
+        bench = json.loads(path.read_text())["result"]["bench"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Mistake(f"{path} cannot be read as a saved result: {error}") from error
+    if bench not in NEW:
+        raise Mistake(f"{path} is of 'bench {bench}'; there are columns for {' and '.join(NEW)} alone")
+    file = path.resolve()
+    name = file.relative_to(TREE) if TREE in file.parents else file
+    return "\n".join([f"<!-- table {name}", NEW[bench], "-->", *make_table(str(name), NEW[bench]), END])
+
+
 def renewed(text: str) -> tuple[str, int]:
     """The document with all its tables made anew, and how many there are."""
     done, at, count = "", 0, 0
@@ -212,10 +241,14 @@ def work_on(path: pathlib.Path, check: bool) -> bool:
 def main(arguments: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 when a table would change")
+    parser.add_argument("--new", action="store_true", help="the files are saved results: print tables for them")
     parser.add_argument("documents", nargs="*", metavar="FILE", help=f"default: {' '.join(DOCUMENTS)}")
     options = parser.parse_args(arguments)
     paths = [pathlib.Path(name) for name in options.documents] or [TREE / name for name in DOCUMENTS]
     try:
+        if options.new:
+            print("\n\n".join(new_table(path) for path in paths))
+            return 0
         good = [work_on(path, options.check) for path in paths]
     except (Mistake, OSError) as mistake:
         print(f"readme_tables.py: {mistake}", file=sys.stderr)

@@ -1,30 +1,41 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# install_packages.sh [--check] [--ci] - install the Debian or Ubuntu packages that are missing, and nothing else.
+# install_packages.sh [--check] [--ci] | --gpu - install the Debian or Ubuntu packages that are missing, and no more.
 #   (always)  what building, the model's download and the demo need
 #   --check   also what the tests need
 #   --ci      also what the longer checks need: clang with its sanitizers, valgrind
-# Needs root only if something is missing; without root and without sudo it prints the command to run and exits 1. On
-# other systems it names what is needed, and goes on if the tools are there.
+#   --gpu     what building and the tests on a GPU need, alone
+# What is there without a package counts as well: a program in PATH, a library that pkg-config finds. Without network,
+# scripts/gpu_packages.sh makes a folder of the libraries. Needs root only if something is missing; without root and
+# without sudo it prints the command to run and exits 1. On other systems it names what is needed, and goes on if the
+# tools are there.
 set -eu
 
-packages="gcc libc6-dev binutils make cmake pkg-config libjansson-dev libpcre2-dev libopenblas-dev"
-packages="$packages python3 python3-pip ca-certificates"
+build="gcc libc6-dev binutils make cmake pkg-config libjansson-dev libpcre2-dev libopenblas-dev python3"
+packages="$build python3-pip ca-certificates"
 tools="gcc make cmake pkg-config python3"
 for group in "$@"; do
 	case $group in
+	--gpu) packages="$build g++ libcmocka-dev" tools="$tools g++" ;;
 	--check) packages="$packages g++ libcmocka-dev python3-pytest python3-venv" tools="$tools g++" ;;
 	--ci) packages="$packages clang libclang-rt-dev valgrind" tools="$tools clang valgrind" ;;
-	*) echo "usage: install_packages.sh [--check] [--ci]" >&2; exit 2 ;;
+	*) echo "usage: install_packages.sh [--check] [--ci] | --gpu" >&2; exit 2 ;;
 	esac
 done
 
 is_installed() {
+	dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed && return
 	case $1 in
-	pkg-config) command -v pkg-config >/dev/null && return ;; # pkgconf serves as well
+	gcc | g++ | make | cmake | pkg-config | python3 | clang | valgrind) command -v "$1" >/dev/null ;;
+	binutils) command -v ld >/dev/null ;;
+	libc6-dev) echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1 ;;
+	libjansson-dev) pkg-config --exists jansson 2>/dev/null ;;
+	libpcre2-dev) pkg-config --exists libpcre2-8 2>/dev/null ;;
+	libopenblas-dev) pkg-config --exists openblas 2>/dev/null || pkg-config --exists cblas 2>/dev/null ;;
+	libcmocka-dev) pkg-config --exists cmocka 2>/dev/null ;;
+	*) false ;;
 	esac
-	dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed
 }
 
 # Older releases ship clang's sanitizers with clang itself.

@@ -13,7 +13,7 @@
 #define ROUNDS 31u
 #define RANKS  2u
 
-enum { FIRST, LAST, COPIES, OVERLAPPED, DELAYED, RIVAL, ARMS };
+enum { FIRST, LAST, COPIES, OVERLAPPED, DELAYED, PEER, RIVAL, ARMS };
 
 static struct gemm_sample samples[ARMS][RANKS][ROUNDS];
 static struct gemm_bench bench;
@@ -31,7 +31,7 @@ struct gemm_sample *gemm_sample_at(const struct gemm_bench *of, uint32_t tokens,
 bool gemm_is_run(const struct gemm_bench *of, const struct gemm_arm *arm)
 {
 	(void)of;
-	return arm->kind != GEMM_RIVAL;
+	return arm->kind != GEMM_RIVAL || arm->rival != GEMM_BROADCAST;
 }
 
 static void set_arm(uint32_t arm, uint32_t rank, double pass_ns, double per_round)
@@ -43,16 +43,22 @@ static void set_arm(uint32_t arm, uint32_t rank, double pass_ns, double per_roun
 static int set_up(void **state)
 {
 	static const struct gemm_arm arms[ARMS] = {
-		{.kind = GEMM_RESIDENT, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM},
-		{.kind = GEMM_RESIDENT, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM},
-		{.kind = GEMM_COPIES, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM},
-		{.kind = GEMM_OVERLAPPED, .copies = COPIES, .eager = GEMM_NO_ARM},
+		{.kind = GEMM_RESIDENT, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM, .ours = GEMM_NO_ARM},
+		{.kind = GEMM_RESIDENT, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM, .ours = GEMM_NO_ARM},
+		{.kind = GEMM_COPIES, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM, .ours = GEMM_NO_ARM},
+		{.kind = GEMM_OVERLAPPED, .copies = COPIES, .eager = GEMM_NO_ARM, .ours = GEMM_NO_ARM},
 		{.kind = GEMM_OVERLAPPED,
 		 .delayed = true,
 		 .baseline = OVERLAPPED,
 		 .copies = GEMM_NO_ARM,
-		 .eager = GEMM_NO_ARM},
-		{.kind = GEMM_RIVAL, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM},
+		 .eager = GEMM_NO_ARM,
+		 .ours = GEMM_NO_ARM},
+		{.kind = GEMM_RIVAL,
+		 .rival = GEMM_PEER_COPY,
+		 .copies = GEMM_NO_ARM,
+		 .eager = GEMM_NO_ARM,
+		 .ours = OVERLAPPED},
+		{.kind = GEMM_RIVAL, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM, .ours = OVERLAPPED},
 	};
 
 	(void)state;
@@ -70,6 +76,7 @@ static int set_up(void **state)
 		set_arm(COPIES, rank, 500, 0);
 		set_arm(OVERLAPPED, rank, 1000, 0);
 		set_arm(DELAYED, rank, 1000, 0);
+		set_arm(PEER, rank, 1000, 0);
 	}
 	return 0;
 }
@@ -151,6 +158,19 @@ static void a_delayed_arm_is_about_the_rank_that_is_not_delayed(void **state)
 	assert_near(judged(DELAYED)->to_baseline.median, 1.01);
 }
 
+/* Both get slower from round to round: medians of each would hide what the ratios of the rounds tell. */
+static void a_rival_is_compared_with_the_overlapped_arm_of_its_round(void **state)
+{
+	(void)state;
+	for (uint32_t rank = 0; rank < RANKS; rank++) {
+		set_arm(OVERLAPPED, rank, 1000, 100);
+		set_arm(PEER, rank, 1100, 110);
+	}
+	assert_near(judged(PEER)->to_ours.median, 1.1);
+	assert_near(result.tables[0].rows[PEER].to_ours.low, 1.1);
+	assert_true(result.tables[0].rows[OVERLAPPED].to_ours.median < 0);
+}
+
 static void drift_makes_a_table_void(void **state)
 {
 	(void)state;
@@ -206,6 +226,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(the_interval_is_by_ranks, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(the_bound_is_the_longer_of_compute_and_copies, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_delayed_arm_is_about_the_rank_that_is_not_delayed, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(a_rival_is_compared_with_the_overlapped_arm_of_its_round, set_up,
+						tear_down),
 		cmocka_unit_test_setup_teardown(drift_makes_a_table_void, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(rivals_that_were_not_run_have_no_row, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(exposed_time_is_taken_apart_for_the_rank_that_lost_most, set_up,

@@ -92,7 +92,7 @@ void gemm_series_options(const struct gemm_bench *bench, const struct gemm_serie
 }
 
 /* A percentage is of the bytes that the rank with the fewest of its own does not store: the same on every rank. */
-static uint64_t resident_bytes(const struct gemm_bench *bench, const struct gemm_resident *resident)
+static uint64_t resident_bytes(const struct gemm_bench *bench, const struct bench_resident *resident)
 {
 	const struct gemm_series none = {0, 0, 0};
 	lshard_plan_input input = LSHARD_PLAN_INPUT_INIT;
@@ -128,28 +128,42 @@ static uint32_t add_series(struct gemm_bench *bench, uint32_t prefetch, uint32_t
 
 static uint32_t add_arm(struct gemm_bench *bench, enum gemm_kind kind, uint32_t series, uint32_t baseline)
 {
-	bench->arms[bench->arm_count] = (struct gemm_arm){
-		.kind = kind, .series = series, .baseline = baseline, .copies = GEMM_NO_ARM, .eager = GEMM_NO_ARM};
+	bench->arms[bench->arm_count] = (struct gemm_arm){.kind = kind,
+							  .series = series,
+							  .baseline = baseline,
+							  .copies = GEMM_NO_ARM,
+							  .eager = GEMM_NO_ARM,
+							  .ours = GEMM_NO_ARM};
 	return bench->arm_count++;
 }
 
-static uint32_t add_rival(struct gemm_bench *bench, enum gemm_rival rival)
+static void add_rival(struct gemm_bench *bench, enum gemm_rival rival, uint32_t overlapped)
 {
 	const uint32_t arm = add_arm(bench, GEMM_RIVAL, GEMM_NO_SERIES, GEMM_ARM_FIRST);
 
 	bench->arms[arm].rival = rival;
-	return arm;
+	bench->arms[arm].ours = overlapped;
 }
 
+static bool is_wanted(const struct gemm_bench *bench, enum gemm_kind kind)
+{
+	return !(bench->options.left_out & 1u << kind);
+}
+
+/* Returns the overlapped arm, or GEMM_NO_ARM. */
 static uint32_t add_case(struct gemm_bench *bench, uint32_t prefetch, uint32_t resident, uint32_t graph_baseline)
 {
-	const uint32_t series = add_series(bench, prefetch, resident);
-	const uint32_t copies = add_arm(bench, GEMM_COPIES, series, GEMM_ARM_FIRST);
-	const uint32_t overlapped = add_arm(bench, GEMM_OVERLAPPED, series, GEMM_ARM_FIRST);
+	uint32_t copies = GEMM_NO_ARM, overlapped;
 
+	if (is_wanted(bench, GEMM_COPIES))
+		copies = add_arm(bench, GEMM_COPIES, add_series(bench, prefetch, resident), GEMM_ARM_FIRST);
+	if (!is_wanted(bench, GEMM_OVERLAPPED))
+		return GEMM_NO_ARM;
+	overlapped = add_arm(bench, GEMM_OVERLAPPED, add_series(bench, prefetch, resident), GEMM_ARM_FIRST);
 	bench->arms[overlapped].copies = copies;
 	if (bench->options.graph) {
-		const uint32_t captured = add_arm(bench, GEMM_OVERLAPPED, series, graph_baseline);
+		const uint32_t captured =
+			add_arm(bench, GEMM_OVERLAPPED, bench->arms[overlapped].series, graph_baseline);
 
 		bench->arms[captured].graph = true;
 		bench->arms[captured].copies = copies;
@@ -163,6 +177,7 @@ static void add_delayed(struct gemm_bench *bench, uint32_t even)
 	bench->arms[bench->arm_count] = bench->arms[even];
 	bench->arms[bench->arm_count].delayed = true;
 	bench->arms[bench->arm_count].copies = GEMM_NO_ARM;
+	bench->arms[bench->arm_count].ours = GEMM_NO_ARM;
 	bench->arms[bench->arm_count++].baseline = even;
 }
 
@@ -173,7 +188,7 @@ static void add_rivals(struct gemm_bench *bench, uint32_t overlapped)
 	options->rivals[GEMM_BROADCAST] |= options->slow_percent > 0;
 	for (unsigned rival = 0; rival < GEMM_RIVALS; rival++)
 		if (options->rivals[rival])
-			(void)add_rival(bench, (enum gemm_rival)rival);
+			add_rival(bench, (enum gemm_rival)rival, overlapped);
 	if (options->slow_percent <= 0)
 		return;
 	add_delayed(bench, overlapped);
@@ -192,7 +207,8 @@ static void add_arms(struct gemm_bench *bench)
 
 	(void)add_arm(bench, GEMM_RESIDENT, GEMM_NO_SERIES, GEMM_ARM_FIRST);
 	(void)add_arm(bench, GEMM_RESIDENT, GEMM_NO_SERIES, GEMM_ARM_FIRST);
-	(void)add_arm(bench, GEMM_CONTROL, add_series(bench, 0, GEMM_ALL_RESIDENT), GEMM_ARM_FIRST);
+	if (is_wanted(bench, GEMM_CONTROL))
+		(void)add_arm(bench, GEMM_CONTROL, add_series(bench, 0, GEMM_ALL_RESIDENT), GEMM_ARM_FIRST);
 	if (options->graph) {
 		graph_baseline = add_arm(bench, GEMM_RESIDENT, GEMM_NO_SERIES, GEMM_ARM_FIRST);
 		bench->arms[graph_baseline].graph = true;
@@ -205,7 +221,8 @@ static void add_arms(struct gemm_bench *bench)
 
 			first_case = first_case ? first_case : overlapped;
 		}
-		(void)add_arm(bench, GEMM_SERIAL, add_series(bench, 0, resident), GEMM_ARM_FIRST);
+		if (is_wanted(bench, GEMM_SERIAL))
+			(void)add_arm(bench, GEMM_SERIAL, add_series(bench, 0, resident), GEMM_ARM_FIRST);
 	}
 	add_rivals(bench, first_case);
 }

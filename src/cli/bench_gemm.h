@@ -10,6 +10,7 @@
 #define BENCH_GEMM_H
 
 #include "bench.h"
+#include "bench_options.h"
 #include "bench_ranks.h"
 
 #define GEMM_RANKS_MOST   16u
@@ -20,14 +21,10 @@
 #define GEMM_SPLIT_ROUNDS 9u /* of passes that are taken apart */
 #define GEMM_TEXT_BYTES   512u
 
-struct gemm_resident {
-	bool is_percent; /* of the layers a rank does not store */
-	double percent;
-	uint64_t bytes;
-	char text[24];
-};
-
 enum gemm_rival { GEMM_BROADCAST, GEMM_GATHER, GEMM_GATHER_CE, GEMM_PEER_COPY, GEMM_RIVALS };
+
+enum gemm_kind { GEMM_RESIDENT, GEMM_CONTROL, GEMM_COPIES, GEMM_OVERLAPPED, GEMM_SERIAL, GEMM_RIVAL };
+#define GEMM_EVERY_KIND ((1u << GEMM_RIVAL) - 1)
 
 struct gemm_options {
 	uint32_t devices[GEMM_RANKS_MOST];
@@ -39,7 +36,7 @@ struct gemm_options {
 	uint32_t token_count;
 	uint32_t prefetches[GEMM_LIST_MOST];
 	uint32_t prefetch_count;
-	struct gemm_resident residents[GEMM_LIST_MOST];
+	struct bench_resident residents[GEMM_LIST_MOST];
 	uint32_t resident_count;
 	lshard_placement placement;
 	const char *transport;
@@ -48,6 +45,7 @@ struct gemm_options {
 	double warm_ms;
 	bool graph;
 	bool rivals[GEMM_RIVALS];
+	uint32_t left_out; /* 1 << gemm_kind */
 	double slow_percent;
 	bool all_compute;
 	double margin_percent;
@@ -59,11 +57,11 @@ struct gemm_options {
 int gemm_options_parse(int argc, char **argv, struct gemm_options *options, bool *help);
 /** "broadcast", as --rivals takes it. */
 const char *gemm_rival_name(enum gemm_rival rival);
+/** "overlapped", as --only takes it and JSON names it; not of rivals. */
+const char *gemm_kind_name(enum gemm_kind kind);
 /** Does any device hold two ranks? */
 bool gemm_shares_device(const struct gemm_options *options);
 uint64_t gemm_layer_bytes(const struct gemm_options *options);
-
-enum gemm_kind { GEMM_RESIDENT, GEMM_CONTROL, GEMM_COPIES, GEMM_OVERLAPPED, GEMM_SERIAL, GEMM_RIVAL };
 
 #define GEMM_NO_SERIES UINT32_MAX
 
@@ -76,6 +74,7 @@ struct gemm_arm {
 	uint32_t baseline; /* arm that its ratio is to; GEMM_ARM_FIRST stands for first and last */
 	uint32_t copies;   /* arm B of its series; GEMM_NO_ARM */
 	uint32_t eager;    /* of a graph: the arm that does the same without; GEMM_NO_ARM */
+	uint32_t ours;     /* of a rival: the first overlapped arm; GEMM_NO_ARM */
 };
 
 #define GEMM_NO_ARM UINT32_MAX

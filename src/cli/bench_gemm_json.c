@@ -56,9 +56,7 @@ static bool add_rival_to(json_t *object, const struct gemm_arm *arm)
 
 static const char *arm_name(const struct gemm_arm *arm)
 {
-	static const char *const names[] = {"resident", "control", "copies", "overlapped", "serial"};
-
-	return arm->kind == GEMM_RIVAL ? gemm_rival_name(arm->rival) : names[arm->kind];
+	return arm->kind == GEMM_RIVAL ? gemm_rival_name(arm->rival) : gemm_kind_name(arm->kind);
 }
 
 static json_t *row_json(const struct gemm_bench *bench, const struct gemm_row *row)
@@ -66,14 +64,14 @@ static json_t *row_json(const struct gemm_bench *bench, const struct gemm_row *r
 	const struct gemm_arm *arm = row->arm;
 	const struct gpu_reading metered = {.samples = row->sm_mhz > 0, .throttled = row->throttled};
 	char text[128];
-	json_t *object = json_pack("{s:s, s:b, s:b, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "arm",
-				   arm_name(arm), "again", arm == &bench->arms[GEMM_ARM_LAST], "graph", arm->graph,
-				   "last_rank_delayed", arm->delayed, "pass_ns", bench_spread_json(&row->pass_ns),
-				   "ratio", ratio_json(&row->to_baseline), "ratio_to_bound", ratio_json(&row->to_bound),
-				   "ratio_to_eager", ratio_json(&row->to_eager), "sustained_pass_ns",
-				   known(row->sustained_ns), "sm_mhz", known(row->sm_mhz), "watts", known(row->watts),
-				   "stalled_ns", split(row, row->stalled_ns), "slowed_ns", split(row, row->slowed_ns),
-				   "throttled", gpu_throttle_text(&metered, text, sizeof text));
+	json_t *object = json_pack(
+		"{s:s, s:b, s:b, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "arm", arm_name(arm),
+		"again", arm == &bench->arms[GEMM_ARM_LAST], "graph", arm->graph, "last_rank_delayed", arm->delayed,
+		"pass_ns", bench_spread_json(&row->pass_ns), "ratio", ratio_json(&row->to_baseline), "ratio_to_bound",
+		ratio_json(&row->to_bound), "ratio_to_eager", ratio_json(&row->to_eager), "ratio_to_overlapped",
+		ratio_json(&row->to_ours), "sustained_pass_ns", known(row->sustained_ns), "sm_mhz", known(row->sm_mhz),
+		"watts", known(row->watts), "stalled_ns", split(row, row->stalled_ns), "slowed_ns",
+		split(row, row->slowed_ns), "throttled", gpu_throttle_text(&metered, text, sizeof text));
 
 	if (object &&
 	    !(arm->series == GEMM_NO_SERIES ? add_rival_to(object, arm) : add_series_to(object, bench, arm))) {

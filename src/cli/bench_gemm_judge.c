@@ -171,7 +171,7 @@ static struct gemm_row judge_arm(const struct judge *judge, uint32_t index)
 {
 	const struct gemm_arm *arm = &judge->bench->arms[index];
 	const struct gemm_ratio none = {-1, -1, -1};
-	struct gemm_row row = {.arm = arm, .to_bound = none, .to_eager = none};
+	struct gemm_row row = {.arm = arm, .to_bound = none, .to_eager = none, .to_ours = none};
 
 	row.pass_ns = spread_of_arm(judge, index);
 	row.to_baseline = compare(judge, index, arm->baseline, GEMM_NO_ARM);
@@ -179,6 +179,8 @@ static struct gemm_row judge_arm(const struct judge *judge, uint32_t index)
 		row.to_bound = compare(judge, index, arm->baseline, arm->copies);
 	if (arm->eager != GEMM_NO_ARM)
 		row.to_eager = compare(judge, index, arm->eager, GEMM_NO_ARM);
+	if (arm->ours != GEMM_NO_ARM)
+		row.to_ours = compare(judge, index, arm->ours, GEMM_NO_ARM);
 	row.is_split = arm->kind == GEMM_OVERLAPPED && !arm->graph && !arm->delayed;
 	if (row.is_split)
 		take_apart(judge, index, &row);

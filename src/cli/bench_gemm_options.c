@@ -5,10 +5,9 @@
 #include "bench_gemm.h"
 #include "cli.h"
 
-#include <getopt.h>
 #include <string.h>
 
-#define COMMAND      "bench step"
+#define COMMAND      "bench step --devices 0" /* of which --help tells of these options */
 #define ROUNDS_LEAST 3u
 
 enum {
@@ -21,6 +20,7 @@ enum {
 	OPTION_RESIDENT,
 	OPTION_TRANSPORT,
 	OPTION_RIVALS,
+	OPTION_ONLY,
 	OPTION_GRAPH,
 	OPTION_PASSES,
 	OPTION_ROUNDS,
@@ -41,6 +41,7 @@ static const struct option long_options[] = {{"devices", required_argument, NULL
 					     {"resident", required_argument, NULL, OPTION_RESIDENT},
 					     {"transport", required_argument, NULL, OPTION_TRANSPORT},
 					     {"rivals", required_argument, NULL, OPTION_RIVALS},
+					     {"only", required_argument, NULL, OPTION_ONLY},
 					     {"graph", no_argument, NULL, OPTION_GRAPH},
 					     {"passes", required_argument, NULL, OPTION_PASSES},
 					     {"rounds", required_argument, NULL, OPTION_ROUNDS},
@@ -76,6 +77,8 @@ static const char help_text[] =
 	"  --rivals R[,R]...      none (default), all, or of: broadcast (NCCL, k = 1), allgather (NCCL, of\n"
 	"                         stripes), allgather-ce (the same by copy engines), peer-copy (copies that\n"
 	"                         run on the GPU they come from)\n"
+	"  --only W[,W]...        of control, copies, overlapped and serial only these, beside resident and\n"
+	"                         rivals: for less time, or one way under a profiler\n"
 	"  --slow-rank-percent S  also: the last rank computes S % more in every pass, on pulls and on\n"
 	"                         broadcast\n"
 	"  --all-compute          every rank runs passes although ranks share a GPU, whose time they then\n"
@@ -104,6 +107,13 @@ const char *gemm_rival_name(enum gemm_rival rival)
 	return rival_names[rival];
 }
 
+const char *gemm_kind_name(enum gemm_kind kind)
+{
+	static const char *const names[GEMM_RIVAL] = {"resident", "control", "copies", "overlapped", "serial"};
+
+	return names[kind];
+}
+
 bool gemm_shares_device(const struct gemm_options *options)
 {
 	for (uint32_t rank = 1; rank < options->ranks; rank++)
@@ -120,84 +130,58 @@ uint64_t gemm_layer_bytes(const struct gemm_options *options)
 
 static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)
 {
-	uint64_t number;
-
-	if (!cli_parse_count(text, least, most, &number))
-		return cli_usage(COMMAND, "--%s is '%s'; it must be a whole number from %llu to %llu", name, text,
-				 (unsigned long long)least, (unsigned long long)most);
-	*value = (uint32_t)number;
-	return CLI_DONE;
+	return cli_take_number(COMMAND, name, text, least, most, value);
 }
 
 static int take_positive(const char *name, const char *text, double most, double *value)
 {
-	double number;
-
-	if (!cli_parse_positive(text, &number) || number > most)
-		return cli_usage(COMMAND, "--%s is '%s'; it must be a number above 0 and at most %g", name, text, most);
-	*value = number;
-	return CLI_DONE;
+	return bench_take_positive(COMMAND, name, text, most, value);
 }
 
 /* ---- Lists --------------------------------------------------------------------------------------------------- */
 
-static int take_device(struct gemm_options *options, const char *item)
+static int take_device(void *user, uint32_t index, const char *item)
 {
-	return take_number("devices", item, 0, 1023, &options->devices[options->ranks++]);
+	struct gemm_options *options = user;
+
+	options->ranks = index + 1;
+	return take_number("devices", item, 0, 1023, &options->devices[index]);
 }
 
-static int take_tokens(struct gemm_options *options, const char *item)
+static int take_tokens(void *user, uint32_t index, const char *item)
 {
-	return take_number("tokens", item, 1, 1u << 20, &options->tokens[options->token_count++]);
+	struct gemm_options *options = user;
+
+	options->token_count = index + 1;
+	return take_number("tokens", item, 1, 1u << 20, &options->tokens[index]);
 }
 
-static int take_prefetch(struct gemm_options *options, const char *item)
+static int take_prefetch(void *user, uint32_t index, const char *item)
 {
-	return take_number("prefetch", item, 0, UINT32_MAX, &options->prefetches[options->prefetch_count++]);
+	struct gemm_options *options = user;
+
+	options->prefetch_count = index + 1;
+	return take_number("prefetch", item, 0, UINT32_MAX, &options->prefetches[index]);
 }
 
-static int take_resident(struct gemm_options *options, const char *item)
+static int take_resident(void *user, uint32_t index, const char *item)
 {
-	struct gemm_resident *resident = &options->residents[options->resident_count++];
+	struct gemm_options *options = user;
 
-	resident->is_percent = cli_parse_percent(item, &resident->percent);
-	if (!resident->is_percent && !cli_parse_bytes(item, &resident->bytes))
-		return cli_usage(COMMAND, "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%)",
-				 item);
-	snprintf(resident->text, sizeof resident->text, "%s", item);
-	return CLI_DONE;
+	options->resident_count = index + 1;
+	return bench_take_resident(COMMAND, item, &options->residents[index]);
 }
 
-/* A list given again replaces the one before. */
-static int take_list(struct gemm_options *options, const char *name, const char *text, uint32_t most, uint32_t *counted,
-		     int (*take)(struct gemm_options *options, const char *item))
+static int take_rival(void *user, uint32_t index, const char *item)
 {
-	char copy[256];
-	char *rest = copy;
-	char *item;
-	int result = CLI_DONE;
-
-	if (strlen(text) >= sizeof copy)
-		return cli_usage(COMMAND, "--%s is too long (at most %zu characters)", name, sizeof copy - 1);
-	memcpy(copy, text, strlen(text) + 1);
-	*counted = 0;
-	while (result == CLI_DONE && (item = strsep(&rest, ",")) != NULL) {
-		if (*counted == most)
-			return cli_usage(COMMAND, "--%s has more than %u values", name, most);
-		result = take(options, item);
-	}
-	return result;
-}
-
-static int take_rival(struct gemm_options *options, const char *item)
-{
+	struct gemm_options *options = user;
 	const bool all = strcmp(item, "all") == 0;
 	bool known = all || strcmp(item, "none") == 0;
 
 	for (unsigned rival = 0; rival < GEMM_RIVALS; rival++) {
 		const bool named = strcmp(item, rival_names[rival]) == 0;
 
-		options->rivals[rival] |= all || named;
+		options->rivals[rival] = (index > 0 && options->rivals[rival]) || all || named;
 		known |= named;
 	}
 	return known ? CLI_DONE
@@ -207,12 +191,24 @@ static int take_rival(struct gemm_options *options, const char *item)
 				 item);
 }
 
-static int take_rivals(struct gemm_options *options, const char *text)
+static int take_way(void *user, uint32_t index, const char *item)
 {
-	uint32_t counted;
+	struct gemm_options *options = user;
 
-	memset(options->rivals, 0, sizeof options->rivals);
-	return take_list(options, "rivals", text, GEMM_LIST_MOST, &counted, take_rival);
+	for (unsigned kind = GEMM_CONTROL; kind < GEMM_RIVAL; kind++)
+		if (strcmp(item, gemm_kind_name((enum gemm_kind)kind)) == 0) {
+			options->left_out = (index ? options->left_out : GEMM_EVERY_KIND) & ~(1u << kind);
+			return CLI_DONE;
+		}
+	return cli_usage(COMMAND, "--only has no '%s'; there are control, copies, overlapped, serial", item);
+}
+
+static int take_list(struct gemm_options *options, const char *name, const char *text,
+		     int (*take)(void *options, uint32_t index, const char *item))
+{
+	const uint32_t most = take == take_device ? GEMM_RANKS_MOST : GEMM_LIST_MOST;
+
+	return bench_take_list(COMMAND, name, text, most, take, options);
 }
 
 /* ---- One option ---------------------------------------------------------------------------------------------- */
@@ -253,31 +249,33 @@ static int take_stack_option(struct gemm_options *options, int option, const cha
 {
 	switch (option) {
 	case OPTION_DEVICES:
-		return take_list(options, "devices", text, GEMM_RANKS_MOST, &options->ranks, take_device);
+		return take_list(options, "devices", text, take_device);
 	case OPTION_LAYERS:
 		return take_number("layers", text, 1, 4096, &options->layers);
 	case OPTION_DIMS:
 		return take_dims(options, text);
 	case OPTION_TOKENS:
-		return take_list(options, "tokens", text, GEMM_LIST_MOST, &options->token_count, take_tokens);
+		return take_list(options, "tokens", text, take_tokens);
 	case OPTION_PREFETCH:
-		return take_list(options, "prefetch", text, GEMM_LIST_MOST, &options->prefetch_count, take_prefetch);
+		return take_list(options, "prefetch", text, take_prefetch);
 	case OPTION_RESIDENT:
-		return take_list(options, "resident", text, GEMM_LIST_MOST, &options->resident_count, take_resident);
+		return take_list(options, "resident", text, take_resident);
 	case OPTION_PLACEMENT:
-		if (!cli_parse_placement(text, &options->placement))
-			return cli_usage(COMMAND, "--placement is '%s'; it may be owner or striped", text);
-		return CLI_DONE;
+		return bench_take_placement(COMMAND, text, &options->placement);
 	default:
 		return take_transport(options, text);
 	}
 }
 
-static int take_option(struct gemm_options *options, int option, const char *text)
+static int take_option(void *user, int option, const char *text)
 {
+	struct gemm_options *options = user;
+
 	switch (option) {
 	case OPTION_RIVALS:
-		return take_rivals(options, text);
+		return take_list(options, "rivals", text, take_rival);
+	case OPTION_ONLY:
+		return take_list(options, "only", text, take_way);
 	case OPTION_GRAPH:
 		options->graph = true;
 		return CLI_DONE;
@@ -310,6 +308,8 @@ static int complete(struct gemm_options *options)
 {
 	static const uint32_t tokens[] = {8192, 4096, 2048, 1024, 512, 16};
 
+	if (options->slow_percent > 0 && options->left_out & 1u << GEMM_OVERLAPPED)
+		return cli_usage(COMMAND, "--slow-rank-percent delays what is overlapped, which --only leaves out");
 	if (options->slow_percent > 0 && (options->ranks < 2 || gemm_shares_device(options)))
 		return cli_usage(COMMAND, "--slow-rank-percent needs at least 2 ranks, each on a GPU of its own: on a "
 					  "shared one more work for one rank slows all");
@@ -319,7 +319,7 @@ static int complete(struct gemm_options *options)
 	}
 	if (!options->prefetch_count)
 		options->prefetches[options->prefetch_count++] = 1;
-	if (!options->resident_count && take_resident(options, "0") != CLI_DONE)
+	if (!options->resident_count && take_resident(options, 0, "0") != CLI_DONE)
 		return CLI_USAGE;
 	options->all_compute |= !gemm_shares_device(options);
 	return CLI_DONE;
@@ -327,8 +327,8 @@ static int complete(struct gemm_options *options)
 
 int gemm_options_parse(int argc, char **argv, struct gemm_options *options, bool *help)
 {
-	int result = CLI_DONE;
-	int option;
+	static const struct bench_syntax syntax = {COMMAND, long_options, help_text, take_option};
+	int result;
 
 	*options = (struct gemm_options){.layers = 16,
 					 .hidden = 7168,
@@ -338,17 +338,6 @@ int gemm_options_parse(int argc, char **argv, struct gemm_options *options, bool
 					 .rounds = 31,
 					 .warm_ms = 200,
 					 .margin_percent = 0.5};
-	*help = false;
-	while (result == CLI_DONE && (option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
-		if (option == 'h') {
-			*help = true;
-			fputs(help_text, stdout);
-			return cli_flush_output() ? CLI_DONE : CLI_FAILED;
-		}
-		result = option == '?' || option == ':' ? cli_bad_option(COMMAND, option, argv)
-							: take_option(options, option, optarg);
-	}
-	if (result == CLI_DONE && optind < argc)
-		return cli_usage(COMMAND, "'%s' is not expected here", argv[optind]);
-	return result == CLI_DONE ? complete(options) : result;
+	result = bench_options_read(&syntax, argc, argv, options, help);
+	return result == CLI_DONE && !*help ? complete(options) : result;
 }

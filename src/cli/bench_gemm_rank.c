@@ -144,6 +144,7 @@ static bool open_group(struct gemm_rank *self)
 
 	if (!cli_log_open(&self->log, self->rank))
 		return bench_ranks_fail(ranks_of(self), "LAYERSHARD_LOG is not understood");
+	cli_log_default_to_warnings(&self->log); /* a slow link is told of there alone */
 	cli_log_attach(&self->log, &options);
 	options.rank = self->rank;
 	options.size = (int32_t)self->bench->options.ranks;

@@ -23,7 +23,8 @@ struct gemm_row {
 	struct gemm_ratio to_baseline;
 	struct gemm_ratio to_bound; /* the longer of resident and copies alone */
 	struct gemm_ratio to_eager;
-	bool is_split; /* the two below are known; they may be a little below 0 */
+	struct gemm_ratio to_ours; /* a rival's */
+	bool is_split;             /* the two below are known; they may be a little below 0 */
 	double stalled_ns;
 	double slowed_ns;
 	double sustained_ns; /* below 0, as the next two: not metered */

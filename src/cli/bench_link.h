@@ -27,6 +27,7 @@ struct link_options {
 	bool has_devices; /* GPUs; else host memory */
 	uint32_t devices[LINK_RANKS_MOST];
 	int32_t ranks;
+	uint32_t wanted_ranks; /* --ranks; 0: not given */
 	const char *transport;
 	lshard_placement placements[LINK_PLACEMENTS_MOST];
 	uint32_t placement_count;

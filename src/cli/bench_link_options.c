@@ -3,11 +3,10 @@
  * bench_link_options.c - the options of `bench link` and their help.
  */
 #include "bench_link.h"
+#include "bench_options.h"
 #include "bench_save.h"
 #include "cli.h"
 
-#include <getopt.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define COMMAND        "bench link"
@@ -83,13 +82,7 @@ static const char help_text[] =
 
 static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)
 {
-	uint64_t number;
-
-	if (!cli_parse_count(text, least, most, &number))
-		return cli_usage(COMMAND, "--%s is '%s'; it must be a whole number from %llu to %llu", name, text,
-				 (unsigned long long)least, (unsigned long long)most);
-	*value = (uint32_t)number;
-	return CLI_DONE;
+	return cli_take_number(COMMAND, name, text, least, most, value);
 }
 
 static int take_bytes(const char *name, const char *text, uint64_t *bytes)
@@ -104,91 +97,60 @@ static int take_bytes(const char *name, const char *text, uint64_t *bytes)
 	return CLI_DONE;
 }
 
-/* ---- Lists: items separated by commas ------------------------------------------------------------------------ */
-
-static int take_device(struct link_options *options, const char *item)
+static int take_device(void *user, uint32_t index, const char *item)
 {
-	if (options->ranks == (int32_t)LINK_RANKS_MOST)
-		return cli_usage(COMMAND, "--devices has more than %u entries", LINK_RANKS_MOST);
-	return take_number("devices", item, 0, 1023, &options->devices[options->ranks++]);
+	struct link_options *options = user;
+
+	options->ranks = (int32_t)index + 1;
+	return take_number("devices", item, 0, 1023, &options->devices[index]);
 }
 
-static int take_placement(struct link_options *options, const char *item)
+static int take_placement(void *user, uint32_t index, const char *item)
 {
-	lshard_placement placement;
+	struct link_options *options = user;
 
-	if (!cli_parse_placement(item, &placement))
-		return cli_usage(COMMAND, "--placement has '%s'; there are owner and striped", item);
-	if (options->placement_count == LINK_PLACEMENTS_MOST ||
-	    (options->placement_count == 1 && options->placements[0] == placement))
+	const int result = bench_take_placement(COMMAND, item, &options->placements[index]);
+
+	if (result == CLI_DONE && index > 0 && options->placements[index] == options->placements[0])
 		return cli_usage(COMMAND, "--placement names '%s' twice", item);
-	options->placements[options->placement_count++] = placement;
-	return CLI_DONE;
-}
-
-static int take_list(struct link_options *options, const char *list, int (*take)(struct link_options *, const char *))
-{
-	char *copy = strdup(list);
-	char *rest = copy;
-	char *item;
-	int result = CLI_DONE;
-
-	if (!copy) {
-		cli_message(COMMAND ": no memory");
-		return CLI_FAILED;
-	}
-	while (result == CLI_DONE && (item = strsep(&rest, ",")) != NULL)
-		result = take(options, item);
-	free(copy);
+	options->placement_count = index + 1;
 	return result;
 }
 
-/* ---- One option ---------------------------------------------------------------------------------------------- */
-
-static int take_devices(struct link_options *options, const char *list)
+static int take_option(void *user, int option, const char *text)
 {
-	options->has_devices = true;
-	options->ranks = 0;
-	return take_list(options, list, take_device);
-}
+	struct link_options *options = user;
 
-static int take_placements(struct link_options *options, const char *list)
-{
-	options->placement_count = 0;
-	return take_list(options, list, take_placement);
-}
-
-static int take_option(int option, struct link_options *options, uint32_t *ranks)
-{
 	switch (option) {
 	case OPTION_DEVICES:
-		return take_devices(options, optarg);
+		options->has_devices = true;
+		return bench_take_list(COMMAND, "devices", text, LINK_RANKS_MOST, take_device, options);
 	case OPTION_RANKS:
-		return take_number("ranks", optarg, 2, LINK_RANKS_MOST, ranks);
+		return take_number("ranks", text, 2, LINK_RANKS_MOST, &options->wanted_ranks);
 	case OPTION_TRANSPORT:
-		options->transport = optarg;
+		options->transport = text;
 		return CLI_DONE;
 	case OPTION_PLACEMENT:
-		return take_placements(options, optarg);
+		return bench_take_list(COMMAND, "placement", text, LINK_PLACEMENTS_MOST, take_placement, options);
 	case OPTION_MIN_BYTES:
-		return take_bytes("min-bytes", optarg, &options->least_bytes);
+		return take_bytes("min-bytes", text, &options->least_bytes);
 	case OPTION_MAX_BYTES:
-		return take_bytes("max-bytes", optarg, &options->most_bytes);
+		return take_bytes("max-bytes", text, &options->most_bytes);
 	case OPTION_FACTOR:
-		return take_number("factor", optarg, 2, 1024, &options->factor);
+		return take_number("factor", text, 2, 1024, &options->factor);
 	case OPTION_ITERS:
-		return take_number("iters", optarg, 1, 1000000, &options->iterations);
+		return take_number("iters", text, 1, 1000000, &options->iterations);
 	case OPTION_WARMUP:
-		return take_number("warmup", optarg, 1, 1000000, &options->warm_up);
+		return take_number("warmup", text, 1, 1000000, &options->warm_up);
 	case OPTION_ROUNDS:
-		return take_number("rounds", optarg, ROUNDS_LEAST, 10000, &options->rounds);
+		return take_number("rounds", text, ROUNDS_LEAST, 10000, &options->rounds);
 	case OPTION_READERS:
-		return take_number("readers", optarg, 1, LINK_RANKS_MOST - 1, &options->readers);
+		return take_number("readers", text, 1, LINK_RANKS_MOST - 1, &options->readers);
 	case OPTION_JSON:
 		options->json = true;
 		return CLI_DONE;
 	default:
-		options->save = optarg;
+		options->save = text;
 		return CLI_DONE;
 	}
 }
@@ -240,8 +202,10 @@ static int check_all(const struct link_options *options)
 	return check_transport(options);
 }
 
-static int fill_in(struct link_options *options, uint32_t ranks)
+static int fill_in(struct link_options *options)
 {
+	const uint32_t ranks = options->wanted_ranks;
+
 	if (options->has_devices && ranks)
 		return cli_usage(COMMAND, "--devices says how many ranks there are; --ranks is for host memory");
 	if (!options->has_devices)
@@ -257,31 +221,15 @@ static int fill_in(struct link_options *options, uint32_t ranks)
 
 int link_options_parse(int argc, char **argv, struct link_options *options, bool *help)
 {
-	uint32_t ranks = 0;
-	int result = CLI_DONE;
-	int option;
+	static const struct bench_syntax syntax = {COMMAND, long_options, help_text, take_option};
+	int result;
 
-	*help = false;
 	*options = (struct link_options){.placements = {LSHARD_OWNER},
 					 .placement_count = 1,
 					 .factor = 4,
 					 .iterations = 20,
 					 .warm_up = 3,
 					 .rounds = ROUNDS_LEAST};
-	while (result == CLI_DONE && (option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
-		if (option == 'h')
-			*help = true;
-		else if (option == '?' || option == ':')
-			result = cli_bad_option(COMMAND, option, argv);
-		else
-			result = take_option(option, options, &ranks);
-	}
-	if (result != CLI_DONE)
-		return result;
-	if (optind < argc)
-		return cli_usage(COMMAND, "'%s' is not expected here", argv[optind]);
-	if (!*help)
-		return fill_in(options, ranks);
-	fputs(help_text, stdout);
-	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
+	result = bench_options_read(&syntax, argc, argv, options, help);
+	return result == CLI_DONE && !*help ? fill_in(options) : result;
 }

@@ -22,6 +22,7 @@ struct link_rank {
 	gpu_stream urgent; /* of bare copies, as the library's own copies are */
 	gpu_event begin, end;
 	unsigned char *staging; /* GPUs: a layer on the host */
+	struct cli_log log;
 	lshard_group *group;
 	lshard_series *series[LINK_SERIES_MOST];
 	uint32_t turn[LINK_SERIES_MOST];  /* which of the two layers comes next */
@@ -109,8 +110,12 @@ static bool open_group(struct link_rank *self)
 	ranks.device = self->used ? self->gpu.ordinal : 0;
 	ranks.error = error;
 	ranks.error_bytes = sizeof error;
+	if (!cli_log_open(&self->log, self->rank))
+		return fail(self, "LAYERSHARD_LOG is not understood");
+	cli_log_default_to_warnings(&self->log); /* a slow link is told of there alone */
+	cli_log_attach(&self->log, &ranks);
 	if (lshard_group_create(&ranks, &self->group) != LSHARD_OK)
-		return fail(self, error);
+		return bench_ranks_fail(&self->bench->shared->ranks, "%s", error); /* it names the rank */
 	snprintf(place->transport, sizeof place->transport, "%s", lshard_group_transport(self->group));
 	return true;
 }

@@ -130,7 +130,7 @@ static uint32_t add_arm(struct step_bench *bench, enum step_kind kind, uint32_t 
 }
 
 /* A percentage is of the bytes that the rank with the fewest of its own does not store: the same on every rank. */
-static uint64_t resident_bytes(const struct step_resident *resident, const lshard_plan_result *last_rank)
+static uint64_t resident_bytes(const struct bench_resident *resident, const lshard_plan_result *last_rank)
 {
 	if (!resident->is_percent)
 		return resident->bytes;

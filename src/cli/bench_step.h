@@ -13,6 +13,7 @@
 #define BENCH_STEP_H
 
 #include "bench.h"
+#include "bench_options.h"
 
 #define STEP_LIST_MOST   8u
 #define STEP_LINKS_MOST  (STEP_LIST_MOST + 1)
@@ -20,13 +21,6 @@
 #define STEP_CASES_MOST  128u
 #define STEP_ARMS_MOST   384u
 #define STEP_SPEC_BYTES  256u
-
-struct step_resident {
-	bool is_percent; /* of the layers a rank does not store */
-	double percent;
-	uint64_t bytes;
-	char text[24]; /* as given */
-};
 
 struct step_options {
 	uint32_t layers;
@@ -37,7 +31,7 @@ struct step_options {
 	const char *transport;
 	uint32_t prefetches[STEP_LIST_MOST];
 	uint32_t prefetch_count;
-	struct step_resident residents[STEP_LIST_MOST];
+	struct bench_resident residents[STEP_LIST_MOST];
 	uint32_t resident_count;
 	double ratios[STEP_LIST_MOST];
 	uint32_t ratio_count;

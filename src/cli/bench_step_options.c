@@ -6,7 +6,6 @@
 #include "bench_step.h"
 #include "cli.h"
 
-#include <getopt.h>
 #include <string.h>
 
 #define COMMAND      "bench step"
@@ -102,68 +101,44 @@ static const char help_text[] =
 
 static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)
 {
-	uint64_t number;
-
-	if (!cli_parse_count(text, least, most, &number))
-		return cli_usage(COMMAND, "--%s is '%s'; it must be a whole number from %llu to %llu", name, text,
-				 (unsigned long long)least, (unsigned long long)most);
-	*value = (uint32_t)number;
-	return CLI_DONE;
+	return cli_take_number(COMMAND, name, text, least, most, value);
 }
 
 static int take_positive(const char *name, const char *text, double most, double *value)
 {
-	double number;
-
-	if (!cli_parse_positive(text, &number) || number > most)
-		return cli_usage(COMMAND, "--%s is '%s'; it must be a number above 0 and at most %g", name, text, most);
-	*value = number;
-	return CLI_DONE;
+	return bench_take_positive(COMMAND, name, text, most, value);
 }
 
 /* ---- Lists: items separated by commas ------------------------------------------------------------------------ */
 
-static int take_ratio(struct step_options *options, const char *item)
+static int take_ratio(void *user, uint32_t index, const char *item)
 {
-	return take_positive("ratio", item, 1000, &options->ratios[options->ratio_count++]);
+	struct step_options *options = user;
+
+	options->ratio_count = index + 1;
+	return take_positive("ratio", item, 1000, &options->ratios[index]);
 }
 
-static int take_prefetch(struct step_options *options, const char *item)
+static int take_prefetch(void *user, uint32_t index, const char *item)
 {
-	return take_number("prefetch", item, 0, UINT32_MAX, &options->prefetches[options->prefetch_count++]);
+	struct step_options *options = user;
+
+	options->prefetch_count = index + 1;
+	return take_number("prefetch", item, 0, UINT32_MAX, &options->prefetches[index]);
 }
 
-static int take_resident(struct step_options *options, const char *item)
+static int take_resident(void *user, uint32_t index, const char *item)
 {
-	struct step_resident *resident = &options->residents[options->resident_count++];
+	struct step_options *options = user;
 
-	resident->is_percent = cli_parse_percent(item, &resident->percent);
-	if (!resident->is_percent && !cli_parse_bytes(item, &resident->bytes))
-		return cli_usage(COMMAND, "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%)",
-				 item);
-	snprintf(resident->text, sizeof resident->text, "%s", item);
-	return CLI_DONE;
+	options->resident_count = index + 1;
+	return bench_take_resident(COMMAND, item, &options->residents[index]);
 }
 
-/* A list given again replaces the one before. */
-static int take_list(struct step_options *options, const char *name, const char *text, uint32_t *counted,
-		     int (*take)(struct step_options *options, const char *item))
+static int take_list(struct step_options *options, const char *name, const char *text,
+		     int (*take)(void *options, uint32_t index, const char *item))
 {
-	char copy[256];
-	char *rest = copy;
-	char *item;
-	int result = CLI_DONE;
-
-	if (strlen(text) >= sizeof copy)
-		return cli_usage(COMMAND, "--%s is too long (at most %zu characters)", name, sizeof copy - 1);
-	memcpy(copy, text, strlen(text) + 1);
-	*counted = 0;
-	while (result == CLI_DONE && (item = strsep(&rest, ",")) != NULL) {
-		if (*counted == STEP_LIST_MOST)
-			return cli_usage(COMMAND, "--%s has more than %u values", name, STEP_LIST_MOST);
-		result = take(options, item);
-	}
-	return result;
+	return bench_take_list(COMMAND, name, text, STEP_LIST_MOST, take, options);
 }
 
 /* ---- One option ---------------------------------------------------------------------------------------------- */
@@ -208,13 +183,6 @@ static int take_link(struct step_options *options, const char *text)
 	return CLI_DONE;
 }
 
-static int take_placement(struct step_options *options, const char *text)
-{
-	if (!cli_parse_placement(text, &options->placement))
-		return cli_usage(COMMAND, "--placement is '%s'; it may be owner or striped", text);
-	return CLI_DONE;
-}
-
 static int take_stack_option(struct step_options *options, int option, const char *text)
 {
 	uint32_t ranks = 0;
@@ -232,25 +200,27 @@ static int take_stack_option(struct step_options *options, int option, const cha
 		options->ranks = (int32_t)ranks;
 		return result;
 	case OPTION_PREFETCH:
-		return take_list(options, "prefetch", text, &options->prefetch_count, take_prefetch);
+		return take_list(options, "prefetch", text, take_prefetch);
 	case OPTION_RESIDENT:
-		return take_list(options, "resident", text, &options->resident_count, take_resident);
+		return take_list(options, "resident", text, take_resident);
 	case OPTION_PLACEMENT:
-		return take_placement(options, text);
+		return bench_take_placement(COMMAND, text, &options->placement);
 	default:
 		return cli_usage(COMMAND, "wrong option");
 	}
 }
 
-static int take_option(struct step_options *options, int option, const char *text)
+static int take_option(void *user, int option, const char *text)
 {
+	struct step_options *options = user;
+
 	switch (option) {
 	case OPTION_TRANSPORT:
 		return take_transport(options, text);
 	case OPTION_LINK:
 		return take_link(options, text);
 	case OPTION_RATIO:
-		return take_list(options, "ratio", text, &options->ratio_count, take_ratio);
+		return take_list(options, "ratio", text, take_ratio);
 	case OPTION_PASSES:
 		return take_number("passes", text, 1, 1000000, &options->passes);
 	case OPTION_ROUNDS:
@@ -296,13 +266,13 @@ static int complete(struct step_options *options)
 		memcpy(options->prefetches, prefetches, sizeof prefetches);
 		options->prefetch_count = sizeof prefetches / sizeof *prefetches;
 	}
-	return options->resident_count ? CLI_DONE : take_resident(options, "0");
+	return options->resident_count ? CLI_DONE : take_resident(options, 0, "0");
 }
 
 int step_options_parse(int argc, char **argv, struct step_options *options, bool *help)
 {
-	int result = CLI_DONE;
-	int option;
+	static const struct bench_syntax syntax = {COMMAND, long_options, help_text, take_option};
+	int result;
 
 	*options = (struct step_options){.layers = 16,
 					 .layer_bytes = 64 * 1024,
@@ -314,17 +284,6 @@ int step_options_parse(int argc, char **argv, struct step_options *options, bool
 					 .margin_percent = 1,
 					 .argc = argc,
 					 .argv = argv};
-	*help = false;
-	while (result == CLI_DONE && (option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
-		if (option == 'h') {
-			*help = true;
-			fputs(help_text, stdout);
-			return cli_flush_output() ? CLI_DONE : CLI_FAILED;
-		}
-		result = option == '?' || option == ':' ? cli_bad_option(COMMAND, option, argv)
-							: take_option(options, option, optarg);
-	}
-	if (result == CLI_DONE && optind < argc)
-		return cli_usage(COMMAND, "'%s' is not expected here", argv[optind]);
-	return result == CLI_DONE ? complete(options) : result;
+	result = bench_options_read(&syntax, argc, argv, options, help);
+	return result == CLI_DONE && !*help ? complete(options) : result;
 }

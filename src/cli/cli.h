@@ -57,10 +57,13 @@ bool cli_flush_output(void);
 struct cli_log {
 	bool wanted;
 	lshard_log_level level;
+	bool warnings_alone;
 	int32_t rank;
 };
 /** Reads the variable. False, after a message, when its value is none of the four. */
 bool cli_log_open(struct cli_log *log, int32_t rank);
+/** Where the variable is not set: warnings alone; errors are returned as well, and told by whom they fail. */
+void cli_log_default_to_warnings(struct cli_log *log);
 /** Sets log, log_user and log_level of @p options; @p log outlives the group. */
 void cli_log_attach(struct cli_log *log, lshard_group_options *options);
 
@@ -75,6 +78,9 @@ int cli_bad_option(const char *command, int option, char **argv);
 #define CLI_OPTSTRING "+:h" /* one short option, no message of getopt's own, a missing value is ':' */
 
 bool cli_parse_count(const char *text, uint64_t least, uint64_t most, uint64_t *value);
+/** The same for the option --NAME of a command: CLI_DONE, or CLI_USAGE after a message. */
+int cli_take_number(const char *command, const char *name, const char *text, uint64_t least, uint64_t most,
+		    uint32_t *value);
 /** A finite number above 0. */
 bool cli_parse_positive(const char *text, double *value);
 /** "1500", "12K", "1.5M", "2G", "2GiB": powers of 1024. */

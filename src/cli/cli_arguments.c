@@ -40,6 +40,18 @@ bool cli_parse_count(const char *text, uint64_t least, uint64_t most, uint64_t *
 	return true;
 }
 
+int cli_take_number(const char *command, const char *name, const char *text, uint64_t least, uint64_t most,
+		    uint32_t *value)
+{
+	uint64_t number;
+
+	if (!cli_parse_count(text, least, most, &number))
+		return cli_usage(command, "--%s is '%s'; it must be a whole number from %llu to %llu", name, text,
+				 (unsigned long long)least, (unsigned long long)most);
+	*value = (uint32_t)number;
+	return CLI_DONE;
+}
+
 /* A finite number at or above 0; *end is what follows it. Only digits and a point: no exponent-less "inf", no hex. */
 static bool parse_decimal(const char *text, double *number, const char **end)
 {

@@ -86,7 +86,7 @@ bool cli_log_open(struct cli_log *log, int32_t rank)
 {
 	const char *value = getenv("LAYERSHARD_LOG");
 
-	*log = (struct cli_log){false, LSHARD_LOG_ERROR, rank};
+	*log = (struct cli_log){false, LSHARD_LOG_ERROR, false, rank};
 	if (!value || !*value)
 		return true;
 	for (size_t i = 0; i < sizeof level_names / sizeof *level_names; i++) {
@@ -100,11 +100,19 @@ bool cli_log_open(struct cli_log *log, int32_t rank)
 	return false;
 }
 
+void cli_log_default_to_warnings(struct cli_log *log)
+{
+	if (!log->wanted)
+		*log = (struct cli_log){true, LSHARD_LOG_WARN, true, log->rank};
+}
+
 /* One write per line, so that the lines of several ranks do not run into one another. */
 static void log_line(void *user, lshard_log_level level, const char *text)
 {
 	const struct cli_log *log = user;
 
+	if (log->warnings_alone && level != LSHARD_LOG_WARN)
+		return;
 	fprintf(stderr, "[layershard r%d] %s: %s\n", log->rank, level_names[level], text);
 }
 

@@ -91,7 +91,11 @@ static lshard_status find_device(struct gpu *gpu)
 	if (status != LSHARD_OK)
 		return status;
 	if (gpu->ordinal < 0 || gpu->ordinal >= count) {
-		snprintf(gpu->error, sizeof gpu->error, "there is no GPU %d: the driver shows %d", gpu->ordinal, count);
+		const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+
+		snprintf(gpu->error, sizeof gpu->error, "there is no GPU %d: the driver shows %d, counted from 0%s%s%s",
+			 gpu->ordinal, count, visible ? " (CUDA_VISIBLE_DEVICES=" : "", visible ? visible : "",
+			 visible ? ")" : "");
 		return LSHARD_ERR_NOT_SUPPORTED;
 	}
 	status = gpu_checked(gpu, driver->device_get(&gpu->device, gpu->ordinal), "cuDeviceGet");

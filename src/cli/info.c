@@ -77,16 +77,24 @@ static json_t *json_of_build(void)
 
 /* ---- Transports -------------------------------------------------------------------------------------------------- */
 
+/* The library's word for `callback` is that of the two that needs nothing of the caller's device. */
+static const char *memory_word(const lshard_transport_information *found)
+{
+	if (strcmp(found->name, "callback") == 0)
+		return "host or device";
+	return found->memory == LSHARD_MEMORY_HOST ? "host" : "device";
+}
+
 static json_t *json_of_transports(void)
 {
 	json_t *array = json_array();
 	lshard_transport_information found;
 
 	for (uint32_t i = 0; array && lshard_transport_info(i, &found) == LSHARD_OK; i++) {
-		json_t *item = json_pack("{s:s,s:s,s:b,s:s,s:b,s:b,s:s}", "name", found.name, "summary", found.summary,
-					 "available", found.available, "reason", found.reason, "collective",
-					 found.collective, "caller_memory", found.caller_memory, "memory",
-					 found.memory == LSHARD_MEMORY_HOST ? "host" : "device");
+		json_t *item =
+			json_pack("{s:s,s:s,s:b,s:s,s:b,s:b,s:s}", "name", found.name, "summary", found.summary,
+				  "available", found.available, "reason", found.reason, "collective", found.collective,
+				  "caller_memory", found.caller_memory, "memory", memory_word(&found));
 
 		if (json_array_append_new(array, item) != 0) {
 			json_decref(array);
@@ -135,6 +143,12 @@ static json_t *json_of_variables(void)
 		add_own_variable(array, "HOME", "", "without both, that folder is '.cache/layershard' in this one") &&
 		add_own_variable(array, "LAYERSHARD_LOG", "",
 				 "the library's log on stderr: error, warn, info or debug") &&
+		add_own_variable(array, "LAYERSHARD_CUBLAS_SO_PATH", "",
+				 "cuBLAS for 'bench step --devices', where the loader does not find it") &&
+		add_own_variable(array, "LAYERSHARD_NCCL_SO_PATH", "",
+				 "NCCL for its --rivals, where the loader does not find it") &&
+		add_own_variable(array, "CUDA_VISIBLE_DEVICES", "",
+				 "the GPUs that NVIDIA's driver shows, which --devices counts; not set: all") &&
 		add_own_variable(array, "OPENBLAS_NUM_THREADS", "1", "threads per rank for the products");
 	if (added)
 		return array;

@@ -62,7 +62,7 @@ bool rank_send(int socket, enum rank_message_kind kind, const void *fixed, const
 	const size_t middle = (size_t)fixed_bytes(kind);
 	char start[sizeof head + sizeof(struct rank_report)];
 
-	if (tail_bytes > TAIL_MOST)
+	if (tail_bytes > TAIL_MOST || middle > sizeof(struct rank_report)) /* no such kind */
 		return false;
 	memcpy(start, &head, sizeof head);
 	if (middle > 0)

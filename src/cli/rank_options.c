@@ -16,18 +16,6 @@
 #define LINK_GBITS_LEAST 8e-9 /* a byte per second */
 #define LINK_GBITS_MOST  1e9
 
-static int take_number(const char *command, const char *name, const char *text, uint64_t least, uint64_t most,
-		       uint32_t *value)
-{
-	uint64_t number;
-
-	if (!cli_parse_count(text, least, most, &number))
-		return cli_usage(command, "--%s is '%s'; it must be a whole number from %llu to %llu", name, text,
-				 (unsigned long long)least, (unsigned long long)most);
-	*value = (uint32_t)number;
-	return CLI_DONE;
-}
-
 static int take_transport(struct rank_options *options, const char *command, const char *text, const char *where)
 {
 	char why[256];
@@ -45,9 +33,9 @@ int rank_options_take(struct rank_options *options, const char *command, int opt
 	switch (option) {
 	case OPTION_RANKS:
 		options->ranks_given = true;
-		return take_number(command, "ranks", argument, 1, RANKS_MOST, &options->ranks);
+		return cli_take_number(command, "ranks", argument, 1, RANKS_MOST, &options->ranks);
 	case OPTION_PREFETCH:
-		return take_number(command, "prefetch", argument, 0, UINT32_MAX, &options->prefetch);
+		return cli_take_number(command, "prefetch", argument, 0, UINT32_MAX, &options->prefetch);
 	case OPTION_PLACEMENT:
 		if (!cli_parse_placement(argument, &options->placement))
 			return cli_usage(command, "--placement is '%s'; it may be owner or striped", argument);

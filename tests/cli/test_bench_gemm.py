@@ -16,7 +16,7 @@ import pytest
 
 from conftest import children_of, wait_until
 
-SMALL = ["--layers", "7", "--dims", "32x64", "--tokens", "4", "--rounds", "3", "--passes", "2", "--warm-ms", "1"]
+SMALL = ["--layers", "7", "--dims", "32x64", "--tokens", "4", "--rounds", "3", "--passes", "2", "--warm-ms", "0.3"]
 MANY = ["--layers", "16", "--dims", "128x256", "--tokens", "64", "--rounds", "1000", "--warm-ms", "1"]
 NOWHERE = "/nonexistent/lib.so"
 NCCL_RIVALS = {"broadcast", "allgather", "allgather-ce"}
@@ -78,6 +78,8 @@ def test_help(program):
     [
         (["--devices", "x"], "--devices"),
         (["--devices="], "--devices"),
+        (["--devices", "0,,1"], "'0,,1'"),
+        (["--devices", "0,1", "--passes", "x"], "layershard bench step --devices 0 --help"),
         (["--devices", "0,1", "--dims", "7168"], "--dims"),
         (["--devices", "0,1", "--dims", "10x64"], "--dims"),
         (["--devices", "0,1", "--tokens", "0"], "--tokens"),
@@ -92,6 +94,8 @@ def test_help(program):
         (["--devices", "0,1", "--save", "/nonexistent/file"], "--save"),
         (["--devices", "0,1", "--warm-ms", "0"], "--warm-ms"),
         (["--devices", "0,1", "more"], "more"),
+        (["--devices", "0,1", "--only", "broadcast"], "--only"),
+        (["--devices", "0,1", "--only", "serial", "--slow-rank-percent", "5"], "--slow-rank-percent"),
     ],
 )
 def test_wrong_arguments_are_named(program, arguments, named):
@@ -112,6 +116,14 @@ def test_without_cublas_the_message_says_how_to_name_it(program, stubs):
     text = failed(program, {**stubs, "LAYERSHARD_CUBLAS_SO_PATH": NOWHERE}, "0,1")
     assert "cuBLAS cannot be loaded" in text
     assert "LAYERSHARD_CUBLAS_SO_PATH" in text
+
+
+def test_a_link_below_the_floor_is_shown(program, stubs):
+    slow = ["--devices", "0,1", "--transport", "cuda:floor=100000", "--only", "control"]
+    done = program.run("bench", "step", *SMALL, *slow, env=stubs)
+    assert done.returncode == 0
+    assert "slow: a pull goes at" in done.stdout
+    assert "rank 0 (Stub 0" in done.stderr and "pulls from rank 1 (Stub 1" in done.stderr
 
 
 def test_a_device_that_is_not_there_is_named(program, stubs):
@@ -185,6 +197,8 @@ def test_all_arms_are_there_and_agree_in_their_bits(program, stubs):
     assert all((row["ratio_to_eager"] is not None) == row["graph"] for row in arms(result))
     for rival in NCCL_RIVALS:
         assert (one_row(result, rival)["prefetch"], one_row(result, rival)["windows"]) == (1, 2)
+    rivals = [row for row in arms(result) if row["ratio_to_overlapped"] is not None]
+    assert {row["arm"] for row in rivals} >= NCCL_RIVALS and "overlapped" not in {row["arm"] for row in rivals}
     overlapped = one_row(result, "overlapped", graph=False, prefetch=1, resident="0")
     assert overlapped["windows"] == 2
     assert overlapped["fetched_layers"] > 0
@@ -251,6 +265,86 @@ def test_a_saved_result_says_where_it_came_from(program, stubs, tmp_path):
     assert saved["command"].startswith("layershard bench step --devices 0,1")
     assert [gpu["name"] for gpu in saved["gpus"]] == ["Stub 0", "Stub 1"]
     assert {"date", "machine", "version"} <= set(saved)
+
+
+# ---- What ways really do, by the stubs' own counts
+
+
+@pytest.fixture
+def counted(program, stubs, tmp_path):
+    """Runs a bench and returns the sums over its ranks of what the stubs have counted."""
+
+    def run(devices, *arguments, late=None):
+        tallies = {name: tmp_path / name for name in ("CUBLAS", "NCCL")}
+        for path in tallies.values():
+            path.write_text("")
+        env = {**stubs, **{f"STUB_{name}_TALLY": str(path) for name, path in tallies.items()}}
+        step(program, {**env, "STUB_CUBLAS_LATE": late}, devices, "--warm-ms", "1", *arguments)
+        total = {}
+        for path in tallies.values():
+            for line in path.read_text().splitlines():
+                for name, count in json.loads(line).items():
+                    total[name] = total.get(name, 0) + count
+        return total
+
+    return run
+
+
+PRODUCTS = 2 * 7  # of a pass
+LAYER = 32 * 64 * 2  # bytes
+COMPARED = 2 * 2 * 4 * 32 * 2  # bytes of the results of two rounds of two ranks
+
+
+def test_a_way_from_a_graph_asks_for_its_products_once(counted):
+    eager = counted("0", "--only", "control")
+    graph = counted("0", "--only", "control", "--graph")  # and resident from a graph
+    assert graph["asked"] - eager["asked"] == PRODUCTS
+    assert graph["done"] - eager["done"] > 100 * PRODUCTS
+    assert eager["asked"] == eager["done"]
+
+
+def test_overlapped_passes_from_a_graph_ask_for_nothing_but_copy_as_much(counted):
+    eager = counted("0,1", "--only", "overlapped")
+    graph = counted("0,1", "--only", "overlapped", "--graph")
+    assert graph["asked"] - eager["asked"] == 2 * 2 * PRODUCTS  # two ranks, resident and overlapped
+    passes = (graph["done"] - eager["done"]) / (2 * 2 * PRODUCTS)
+    assert passes > 100
+    # In a pass 4 layers come to the one rank and 2 to the other, whose third has a window of its own.
+    assert abs(passes * 6 * LAYER - (graph["copied"] - eager["copied"])) <= 2 * 7 * LAYER
+
+
+@pytest.mark.parametrize("late", ["1", "2", "3"])
+def test_one_after_the_other_never_computes_beside_a_transfer(counted, late):
+    timed_calls = 2 * 9 * PRODUCTS  # nine passes on each rank that time the calls do not wait
+    assert counted("0,1", "--only", "serial", late=late)["beside_copies"] <= timed_calls
+    assert counted("0,1", "--only", "overlapped", late=late)["beside_copies"] > 4 * timed_calls  # it would be seen
+
+
+@pytest.mark.parametrize(
+    "rival, count, layers",
+    [
+        ("broadcast", "broadcast", 3 + 4),
+        ("allgather", "gathered", 7),  # half of each to both
+        ("allgather-ce", "gathered", 7),
+        ("peer-copy", "copied", 3 + 4),
+    ],
+)
+def test_rivals_move_all_that_a_rank_does_not_store(counted, rival, count, layers):
+    without = counted("0,1", "--only", "control")
+    rivals = counted("0,1", "--only", "control", "--rivals", rival)
+    moved = rivals[count] - without.get(count, 0)
+    passes = (rivals["done"] - without["done"]) / (2 * PRODUCTS)
+    assert passes > 100
+    # Up to two layers per rank are on their way when the last pass ends; what is compared is copied too.
+    assert 0 <= moved - passes * layers * LAYER <= 4 * LAYER + COMPARED
+
+
+def test_only_names_the_ways(program, stubs):
+    assert names(step(program, stubs, "0,1", "--only", "overlapped,serial")) == [
+        "resident", "resident", "overlapped", "serial",
+    ]  # fmt: skip
+    row = one_row(step(program, stubs, "0,1", "--only", "overlapped"), "overlapped")
+    assert row["ratio_to_bound"] is None
 
 
 # ---- What must not pass

@@ -258,6 +258,26 @@ def test_a_gpu_that_is_not_there(program, stub):
     assert "99" in done.stderr
 
 
+def test_what_hides_gpus_is_named(program, stub):
+    done = program.run("bench", "link", *SMALL, "--devices", "0,99", env={**stub, "CUDA_VISIBLE_DEVICES": "0,1,2"})
+    assert "counted from 0 (CUDA_VISIBLE_DEVICES=0,1,2)" in done.stderr
+
+
+def test_a_link_below_the_floor_is_shown(program, stub):
+    slow = ["--devices", "0,1", "--transport", "cuda:floor=100000"]
+    done = program.run("bench", "link", *SMALL, *slow, env=stub)
+    assert done.returncode == 0
+    assert "slow: a pull goes at" in done.stdout
+    assert "rank 0 (Stub 0" in done.stderr and "pulls from rank 1 (Stub 1" in done.stderr
+    assert "pulls from" not in program.run("bench", "link", *SMALL, "--devices", "0,1", env=stub).stderr
+
+
+def test_a_mistake_in_the_transport_names_one_rank(program, stub):
+    done = program.run("bench", "link", *SMALL, "--devices", "0,1", "--transport", "cuda:nope", env=stub)
+    assert done.returncode == 1
+    assert "cuda has no option 'nope'" in done.stderr and done.stderr.count("rank ") == 1, done.stderr
+
+
 def test_the_gpus_table_names_them(program, stub):
     done = program.run("bench", "link", *SMALL, "--devices", "0,1", env=stub)
     assert done.returncode == 0

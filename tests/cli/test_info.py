@@ -37,6 +37,7 @@ def test_transports_say_whether_they_can_be_used(program):
     transports = {transport["name"]: transport for transport in info["transports"]}
     assert {"shm", "local", "cuda"} <= set(transports)
     assert transports["shm"]["memory"] == "host" and transports["cuda"]["memory"] == "device"
+    assert transports["callback"]["memory"] == "host or device"
     for transport in transports.values():
         assert transport["summary"]
         assert transport["available"] == (transport["reason"] == ""), "a reason exactly where it is missing"
@@ -67,8 +68,9 @@ def test_every_variable_the_sources_read_is_listed(program):
     listed = {variable["name"] for variable in json.loads(program.run("info", "--json").stdout)["variables"]}
     read = set()
     for path in (TREE / "src").rglob("*.c"):
-        read |= set(re.findall(r'getenv\("([A-Z_]+)"\)', path.read_text()))
-    read -= {"TERM"}  # not ours
+        read |= set(re.findall(r'getenv\("([A-Z_]+)"\)|"(?=LAYERSHARD_)([A-Z_]+)"', path.read_text()))
+    read = {name for pair in read for name in pair if name} - {"TERM"}  # that one is not ours
+    assert {"LAYERSHARD_CUBLAS_SO_PATH", "LAYERSHARD_NCCL_SO_PATH"} <= read
     read |= {"HOME", "XDG_CACHE_HOME"}  # they decide which model is the default
     assert read and read <= listed
 

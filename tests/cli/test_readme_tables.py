@@ -126,6 +126,17 @@ def test_a_table_without_an_end(tmp_path, saved):
     assert "end of table" in done.stderr
 
 
+def test_a_new_table_for_a_saved_result_is_as_it_should_be(tmp_path):
+    saved = TREE / "bench" / "results" / "2026-11-23-h100-striped.json"
+    page = tmp_path / "page.md"
+    page.write_text(tables("--new", saved).stdout)
+    assert "overlapped" in page.read_text()
+    assert tables("--check", page).returncode == 0
+    assert "bench/results" in tables("--new", saved).stdout.splitlines()[0]
+    done = tables("--new", page)
+    assert done.returncode == 2 and str(page) in done.stderr
+
+
 def test_the_documents_of_this_tree_are_what_their_results_give():
     done = tables("--check")
     assert done.returncode == 0, done.stderr
