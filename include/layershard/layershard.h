@@ -135,6 +135,39 @@ typedef struct lshard_bootstrap {
 } lshard_bootstrap;
 
 /**
+ * The caller's device, for the transport "callback": the library itself calls no driver. It goes on to agree in host
+ * memory on every collective; then broadcast and allgather get addresses in device memory, and put the collective on
+ * @p stream, behind what is there. OK from finish then means: what is put on @p stream from now on comes after it. A
+ * backend that blocks the host until its bytes are there does that too.
+ *
+ * All get the user of lshard_callbacks and are called by any thread, several at a time. None may wait for the device.
+ * A failure is a negative status with a text in @p error, and is the end of the group where a collective needed it.
+ *
+ * allocate   @p bytes of zeros that are there when it returns; NULL: no memory. Used for what has no
+ *            lshard_memory_source.
+ * record     after what @p stream (@p stream of this struct, or one of the program's) has been given so far. *event is
+ *            the caller's own; where it is NULL a new one is made.
+ * follow     what @p stream is given from now on comes after the event.
+ * query      OK: what comes before the event is done. IN_PROGRESS: not yet.
+ * drop       free an event.
+ * copy       put on @p stream of this struct: @p rows runs of @p width bytes; one side may be host memory, and then the
+ *            call may wait for the copy.
+ * capturing  1 while the stream is recorded into a graph, in which nothing can be agreed on: calls are refused then.
+ */
+typedef struct lshard_device_callbacks {
+	void *stream;
+	void *(*allocate)(void *user, size_t bytes, size_t alignment);
+	void (*release)(void *user, void *pointer);
+	lshard_status (*record)(void *user, void **event, void *stream, char *error, size_t error_bytes);
+	lshard_status (*follow)(void *user, void *stream, void *event, char *error, size_t error_bytes);
+	lshard_status (*query)(void *user, void *event, char *error, size_t error_bytes);
+	void (*drop)(void *user, void *event);
+	lshard_status (*copy)(void *user, void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+			      size_t rows, char *error, size_t error_bytes);
+	int (*capturing)(void *user, void *stream);
+} lshard_device_callbacks;
+
+/**
  * The caller's collectives, for the transport "callback": whatever broadcasts and all-gathers among the ranks can carry
  * the layers, step by step on all of them. For a communicator that nothing else uses: the library makes the same calls
  * in the same order on every rank, whatever the ranks do.
@@ -155,6 +188,8 @@ typedef struct lshard_bootstrap {
  * stop       this rank takes part in nothing any more: what the others wait for should fail. What is in progress should
  *            end; finish is called for it until it does, or timeout_ms of the group have passed: then its memory is
  *            never freed. Once per group at most, by lshard_group_abort, lshard_group_destroy or a failure; may be NULL.
+ *
+ * For layers in device memory there must be a @p device: see lshard_device_callbacks.
  */
 typedef struct lshard_callbacks {
 	lshard_status (*broadcast)(void *user, void *bytes, size_t count, int32_t root, void **work, char *error,
@@ -164,11 +199,12 @@ typedef struct lshard_callbacks {
 	lshard_status (*finish)(void *user, void *work, uint32_t timeout_ms, char *error, size_t error_bytes);
 	void (*stop)(void *user);
 	void *user;
+	const lshard_device_callbacks *device; /* copied; NULL: layers in host memory only */
 } lshard_callbacks;
 
 #define LSHARD_CALLBACKS_INIT                                                                                          \
 	{                                                                                                              \
-		NULL, NULL, NULL, NULL, NULL                                                                           \
+		NULL, NULL, NULL, NULL, NULL, NULL                                                                     \
 	}
 
 typedef enum lshard_log_level {
@@ -395,7 +431,8 @@ LSHARD_API lshard_status lshard_reach(lshard_series *series, uint32_t layer, voi
  *
  * Starts a view. A layer that is neither there nor coming is fetched on demand (one-sided; counted as a miss).
  *
- * Blocks:   host memory: at most timeout_ms; streams: never.   Capture: allowed.
+ * Blocks:   host memory: at most timeout_ms; streams: never, but with the transport "callback" until all ranks have
+ *           asked for the layer, at most timeout_ms.   Capture: allowed (not with "callback").
  * @return OK; RANGE; BUSY naming both layers when the window this layer needs has a live view; TIMEOUT; PEER_FAILED,
  *         TRANSPORT: the fetch failed (the next reach or wait tries again; after TIMEOUT wait goes on waiting);
  *                    OUT_OF_STEP on collective transports;

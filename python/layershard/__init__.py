@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ._declarations import VERSION as _VERSION
 from ._library import get_include, version
-from .callbacks import Collectives
+from .callbacks import Collectives, Device
 from .dlpack import View
 from .errors import (
     Aborted,
@@ -71,6 +71,7 @@ __all__ = [
     "CallbackFailed",
     "Collectives",
     "Corrupt",
+    "Device",
     "Discovered",
     "Error",
     "Group",

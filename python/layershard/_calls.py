@@ -19,11 +19,13 @@ class Kept:
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
+        self.layer: int | None = None  # what it was called for
 
-    def keep(self, error: BaseException) -> None:
-        self.error = self.error or error
+    def keep(self, error: BaseException, layer: int | None = None) -> None:
+        if self.error is None:
+            self.error, self.layer = error, layer
 
-    def run(self, function: Callable[[], Any], failed: Any) -> Any:
+    def run(self, function: Callable[[], Any], failed: Any, layer: int | None = None) -> Any:
         """What the function returns, run in the thread that made the call; `failed` if it raises."""
         desk: _Desk | None = getattr(_here, "desk", None)
         try:
@@ -31,7 +33,7 @@ class Kept:
         except _Abandoned:
             return failed
         except BaseException as error:  # also KeyboardInterrupt: nothing passes through C
-            self.keep(error)
+            self.keep(error, layer)
             return failed
 
     def reraise(self, failure: Exception) -> NoReturn:

@@ -50,6 +50,14 @@ ALLGATHER_START = CFUNCTYPE(
 )
 FINISH = CFUNCTYPE(Status, c_void_p, c_void_p, c_uint32, c_void_p, c_size_t)
 STOP = CFUNCTYPE(None, c_void_p)
+DEVICE_ALLOCATE = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
+RECORD = CFUNCTYPE(Status, c_void_p, POINTER(c_void_p), c_void_p, c_void_p, c_size_t)
+FOLLOW = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t)
+QUERY = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_size_t)
+COPY = CFUNCTYPE(
+    Status, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t
+)
+CAPTURING = CFUNCTYPE(c_int, c_void_p, c_void_p)
 LOG = CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 POST_PROCESS = CFUNCTYPE(c_int, c_void_p, c_uint32, POINTER(c_void_p))
 
@@ -66,6 +74,20 @@ class Bootstrap(ctypes.Structure):
     _fields_ = [("allgather", ALLGATHER), ("user", c_void_p)]
 
 
+class DeviceCallbacks(ctypes.Structure):
+    _fields_ = [
+        ("stream", c_void_p),
+        ("allocate", DEVICE_ALLOCATE),
+        ("release", RELEASE),
+        ("record", RECORD),
+        ("follow", FOLLOW),
+        ("query", QUERY),
+        ("drop", RELEASE),
+        ("copy", COPY),
+        ("capturing", CAPTURING),
+    ]
+
+
 class Callbacks(ctypes.Structure):
     _fields_ = [
         ("broadcast", BROADCAST),
@@ -73,6 +95,7 @@ class Callbacks(ctypes.Structure):
         ("finish", FINISH),
         ("stop", STOP),
         ("user", c_void_p),
+        ("device", POINTER(DeviceCallbacks)),
     ]
 
 
@@ -228,6 +251,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "lshard_allocator": Allocator,
     "lshard_memory_source": MemorySource,
     "lshard_bootstrap": Bootstrap,
+    "lshard_device_callbacks": DeviceCallbacks,
     "lshard_callbacks": Callbacks,
     "lshard_group_options": GroupOptions,
     "lshard_tensor": TensorDescription,

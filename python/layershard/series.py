@@ -181,8 +181,11 @@ class SeriesHandle:
     def fail(self, code: int, layer: int | None, kept: Kept | None = None) -> NoReturn:
         """Raise what a failed call left: a callback's exception, or the library's text."""
         text = self.library.lshard_series_error(self.pointer) or self.library.lshard_status_text(code)
-        error = error_of(code, text.decode(errors="replace"), rank=self.group.rank, layer=layer)
-        (kept if kept is not None and kept.error else self.group.kept).reraise(error)
+        words = text.decode(errors="replace")
+        if kept is None or kept.error is None:
+            self.group.kept.reraise(error_of(code, words, rank=self.group.rank, layer=layer))
+        words += f": {type(kept.error).__name__}: {kept.error}"
+        kept.reraise(error_of(code, words, rank=self.group.rank, layer=kept.layer))
 
     def __del__(self) -> None:
         self._free()
@@ -198,7 +201,7 @@ def _post_process_callback(post_process: PostProcess | None, tensor_count: int, 
             function(layer, [tensors[i] or 0 for i in range(tensor_count)])
             return 0
 
-        return int(kept.run(process, 1))
+        return int(kept.run(process, 1, layer))
 
     return c.POST_PROCESS(called)
 
@@ -226,9 +229,12 @@ class Series:
         self.wait_fast = self._bind(self._wait_function())
 
     def _wait_function(self) -> Callable[..., int]:
-        """lshard_wait itself, but where it may block: in host memory, with layers that come through windows."""
+        """lshard_wait itself, but where it may block: with layers that come through windows, in host memory or, on
+        any device, by collectives that all ranks must ask for."""
         function: Callable[..., int] = self._handle.library.lshard_wait
-        if self._device[0] != c.MEMORY["host"] or self.stats().windows == 0:
+        base = self._handle.group.transport.split(" (")[0].rsplit(",", 1)[-1]
+        blocks = self._device[0] == c.MEMORY["host"] or base.split(":")[0] == "callback"
+        if not blocks or self.stats().windows == 0:
             return function
         return interruptible(function, self._handle.group.abort)
 

@@ -26,6 +26,7 @@ static void callback_free(struct callback *callback)
 
 	if (callback->abandoned)
 		return; /* a collective may still come into these, and the worker back */
+	callback_drop_event(callback, callback->done);
 	pthread_cond_destroy(&callback->changed);
 	pthread_mutex_destroy(&callback->lock);
 	context->release(context, callback->queue);
@@ -56,7 +57,8 @@ static struct callback *callback_new(const lshard_context *context)
 		return NULL;
 	callback->context = *context;
 	callback->base.context = &callback->context;
-	callback->base.ops = &lshard__callback;
+	callback->ops = lshard__callback;
+	callback->base.ops = &callback->ops;
 	if (pthread_mutex_init(&callback->lock, NULL) != 0)
 		goto release;
 	if (!condition_open(&callback->changed))
@@ -80,10 +82,8 @@ release:
 static lshard_status make_worker(const lshard_context *context, struct callback **made, lshard_error *error)
 {
 	const lshard_callbacks *calls = &context->callbacks;
-	lshard_status status;
+	lshard_status status = LSHARD_OK;
 
-	if (context->memory != LSHARD_MEMORY_HOST)
-		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "callback: layers live in host memory only");
 	if (context->options[0])
 		return lshard_fail(error, LSHARD_ERR_INVALID, "callback: there is no option '%s'", context->options);
 	if (!calls->broadcast || !calls->allgather || !calls->finish)
@@ -94,7 +94,10 @@ static lshard_status make_worker(const lshard_context *context, struct callback 
 	if (!*made)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
 				   (int)context->rank);
-	status = callback_start(*made, error);
+	if (context->memory != LSHARD_MEMORY_HOST)
+		status = callback_device_take(*made, context, error);
+	if (status == LSHARD_OK)
+		status = callback_start(*made, error);
 	if (status < 0)
 		callback_free(*made);
 	return status;
@@ -336,7 +339,6 @@ static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stre
 	uint64_t began_ns, blocked_ns = 0;
 	lshard_status status = LSHARD_OK;
 
-	(void)stream;
 	*arrival = (lshard_arrival){0, 0, 0, 0};
 	pthread_mutex_lock(&callback->lock);
 	if (!landing->unwaited)
@@ -354,6 +356,8 @@ static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stre
 	arrival->blocked_ns = blocked_ns;
 unlock:
 	pthread_mutex_unlock(&callback->lock);
+	if (callback->on_device && status == LSHARD_OK)
+		status = callback_device_follow(callback_store_of(base), cell, stream);
 	return status;
 }
 
@@ -363,20 +367,21 @@ static lshard_status callback_join(lshard_store *base, void *stream)
 	struct callback *callback = callback_of(base->transport);
 	lshard_status status = LSHARD_OK;
 
-	(void)stream;
 	pthread_mutex_lock(&callback->lock);
 	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
 		if (callback_store_of(base)->landings[cell].unwaited)
 			status = await(callback, base, &callback_store_of(base)->landings[cell]);
 	pthread_mutex_unlock(&callback->lock);
+	if (callback->on_device && status == LSHARD_OK)
+		status = callback_device_join(callback_store_of(base), stream);
 	return status;
 }
 
 /* All ranks count on every transfer that was asked for, so none is dropped; those that only give count too. */
-static lshard_status callback_drain(lshard_store *base)
+lshard_status callback_empty(struct callback_store *store)
 {
+	lshard_store *base = &store->base;
 	struct callback *callback = callback_of(base->transport);
-	struct callback_store *store = callback_store_of(base);
 	const uint64_t deadline = callback_deadline(callback);
 	lshard_status status = LSHARD_OK;
 
@@ -393,9 +398,19 @@ static lshard_status callback_drain(lshard_store *base)
 				     "left: %u",
 				     (int)callback->base.context->rank, (unsigned)callback->base.context->timeout_ms,
 				     store->outstanding);
-	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
-		store->landings[cell].unwaited = false;
 	pthread_mutex_unlock(&callback->lock);
+	return status;
+}
+
+static lshard_status callback_drain(lshard_store *base)
+{
+	struct callback_store *store = callback_store_of(base);
+	lshard_status status = callback_empty(store);
+
+	if (status == LSHARD_OK && callback_of(base->transport)->on_device)
+		status = callback_device_drain(store);
+	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
+		store->landings[cell].unwaited = false; /* the worker has nothing of this store any more */
 	return status;
 }
 
@@ -403,7 +418,8 @@ const lshard_transport_ops lshard__callback = {
 	.struct_size = sizeof(lshard_transport_ops),
 	.abi = LSHARD_TRANSPORT_ABI,
 	.name = "callback",
-	.summary = "the caller's own broadcast and all-gather, between any ranks (collective)",
+	.summary = "the caller's own broadcast and all-gather, between any ranks, in host memory or on "
+		   "the caller's device (collective)",
 	.capabilities = LSHARD_CAP_COLLECTIVE | LSHARD_CAP_CALLER_MEMORY,
 	.granule_bytes = 256,
 	.available = callback_available,

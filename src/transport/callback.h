@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * callback.h - what the files of the callback transport share: callback.c (table, what the ring asks for),
- * callback_rounds.c (what the ranks say to each other), callback_store.c (memory, and which collective brings a layer)
- * and callback_worker.c (the thread that calls the caller).
+ * callback_rounds.c (what the ranks say to each other), callback_store.c (memory, and which collective brings a layer),
+ * callback_device.c (order on streams, where layers live in device memory) and callback_worker.c (the thread that calls
+ * the caller).
  *
  * One thread makes all of the caller's collectives. What is to be done stands in a queue, in the order of the calls. As
  * collectives that do not match hang or mix up bytes, each begins with a round: every rank all-gathers a card of one
@@ -63,8 +64,23 @@ struct vote {
 	unsigned char payload[LSHARD_EXCHANGE_BYTES];
 };
 
+/* The streams of the caller's that read one window, as many as the core allows. */
+#define GATE_READERS 8
+
+/* What comes before and after a window's bytes in stream order. */
+struct gate {
+	void *ready;      /* event after the last collective into it; NULL: none yet */
+	uint32_t readers; /* under the lock, as fresh[] */
+	void *streams[GATE_READERS];
+	void *retired[GATE_READERS]; /* event after what streams[i] had been given */
+	bool fresh[GATE_READERS];    /* no collective follows it yet */
+};
+
 struct callback {
 	lshard_transport base;
+	lshard_transport_ops ops;       /* as the memory demands */
+	lshard_device_callbacks device; /* of device memory */
+	bool on_device;
 	lshard_context context; /* a copy: a worker that is lost may come back when the group has gone */
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* anything below */
@@ -98,6 +114,7 @@ struct callback {
 	struct card *cards; /* [size] */
 	struct vote vote;
 	unsigned char *votes; /* [size] of the bytes in use */
+	void *done;           /* event after a read's collective */
 };
 
 /* The last fetch into one cell. */
@@ -120,9 +137,12 @@ struct callback_store {
 	unsigned char *cells;
 	void *cells_block;
 	uint64_t cell_pitch;
-	uint64_t slot_bytes;      /* what every rank gives to a gathered layer; 0: none is gathered by way of staging */
-	unsigned char *staging;   /* [size] slots */
+	uint64_t slot_bytes;    /* what every rank gives to a gathered layer; 0: none is gathered by way of staging */
+	unsigned char *staging; /* [size] slots */
+	void *staging_block;
 	struct landing *landings; /* [cells] */
+	struct gate *gates;       /* device memory: [cells + 1], the last for readers of nothing in particular */
+	void *point;              /* event after all that is on the collectives' stream; the group's thread's */
 };
 
 static inline struct callback *callback_of(const lshard_transport *transport)
@@ -149,6 +169,38 @@ lshard_status callback_store_open(lshard_transport *transport, const lshard_stor
 void callback_store_close(lshard_store *store);
 void *callback_share(lshard_store *store);
 void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position);
+
+/* ---- callback_device.c: device memory only ---- */
+
+lshard_status callback_device_take(struct callback *callback, const lshard_context *context, lshard_error *error);
+bool callback_device_store_open(struct callback_store *store);
+/* False: work on the device did not end; nothing of the store may be freed. */
+bool callback_device_store_settle(struct callback_store *store);
+void callback_device_store_close(struct callback_store *store);
+void callback_drop_event(const struct callback *callback, void *event);
+
+/* The worker's, around a collective into the cell (LSHARD_NO_CELL: none). A failure is the end of the group. */
+lshard_status callback_device_before(struct callback_store *store, uint32_t cell);
+lshard_status callback_device_after(struct callback_store *store, uint32_t cell);
+/* The worker's: until all it has put on the stream is done. */
+lshard_status callback_device_finish(struct callback *callback);
+/* The worker's, in any memory: copies that come after the collectives so far. */
+lshard_status callback_copy_piece(struct callback *callback, const lshard_piece *piece, const unsigned char *share,
+				  unsigned char *layer);
+
+/* The program's. */
+lshard_status callback_device_follow(struct callback_store *store, uint32_t cell, void *stream);
+lshard_status callback_device_join(struct callback_store *store, void *stream);
+lshard_status callback_device_drain(struct callback_store *store);
+lshard_status callback_retire(lshard_store *store, uint32_t cell, void *stream);
+lshard_status callback_capture(lshard_store *store, void *stream, uint64_t *capture);
+lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from,
+				   uint64_t from_pitch, uint64_t width, uint64_t rows);
+
+/* ---- callback.c ---- */
+
+/* Until nothing of the store is in the queue. */
+lshard_status callback_empty(struct callback_store *store);
 
 /* ---- callback_worker.c ---- */
 

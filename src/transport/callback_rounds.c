@@ -10,7 +10,6 @@
  * read       a round; a second one in which each says that its caller still waits; then the data.
  */
 #include "callback.h"
-#include "host_copy.h"
 #include "clock.h"
 
 #include <stdio.h>
@@ -186,7 +185,7 @@ static lshard_status bring_from_one(struct callback *callback, struct callback_s
 	const lshard_status status = callback_broadcast(callback, bytes, piece->width, piece->rank);
 
 	if (status == LSHARD_OK && mine && destination)
-		memcpy(destination + piece->layer_offset, bytes, piece->width);
+		return callback_copy_piece(callback, piece, store->share, destination);
 	return status;
 }
 
@@ -196,16 +195,18 @@ static lshard_status bring_by_staging(struct callback *callback, struct callback
 	const lshard_store_plan *plan = store->base.plan;
 	uint64_t bytes;
 	const uint64_t own = callback_block(plan, position, callback->base.context->rank, &bytes);
-	const lshard_status status =
-		callback_allgather(callback, store->share + own, store->staging, store->slot_bytes);
+	lshard_status status = callback_allgather(callback, store->share + own, store->staging, store->slot_bytes);
+	uint32_t end;
 
 	if (status < 0)
 		return status; /* the plan may have gone with the group */
-	for (uint32_t index = plan->first_piece[position]; index < plan->first_piece[position + 1]; index++) {
+	end = plan->first_piece[position + 1];
+	for (uint32_t index = plan->first_piece[position]; index < end && status == LSHARD_OK; index++) {
 		lshard_piece piece = plan->pieces[index];
 
 		piece.share_offset -= callback_block(plan, position, piece.rank, &bytes);
-		lshard__host_copy_piece(&piece, store->staging + (uint64_t)piece.rank * store->slot_bytes, destination);
+		status = callback_copy_piece(callback, &piece,
+					     store->staging + (uint64_t)piece.rank * store->slot_bytes, destination);
 	}
 	return status;
 }
@@ -256,14 +257,18 @@ static void carry_out(struct callback *callback, const struct operation *operati
 	lshard_status status;
 
 	pthread_mutex_unlock(&callback->lock);
-	status = bring(callback, store, operation->position,
-		       landing ? callback_cell(&store->base, operation->cell, operation->position) : NULL);
+	status = callback->on_device ? callback_device_before(store, operation->cell) : LSHARD_OK;
+	if (status == LSHARD_OK)
+		status = bring(callback, store, operation->position,
+			       landing ? callback_cell(&store->base, operation->cell, operation->position) : NULL);
+	if (status == LSHARD_OK && callback->on_device)
+		status = callback_device_after(store, operation->cell);
 	arrival.finished_ns = lshard__now_ns();
 	arrival.busy_ns = arrival.finished_ns - arrival.started_ns;
 	pthread_mutex_lock(&callback->lock);
 	if (status < 0)
-		return; /* the end: it fails with the rest */
-	if (landing)
+		return;                      /* the end: it fails with the rest */
+	if (landing && !callback->on_device) /* there it is only on its way */
 		landing->arrival = arrival;
 	callback_conclude(callback, status, NULL);
 }
@@ -343,6 +348,8 @@ static void serve_read(struct callback *callback, const struct operation *operat
 
 		pthread_mutex_unlock(&callback->lock);
 		status = bring(callback, operation->store, operation->position, destination);
+		if (status == LSHARD_OK && callback->on_device)
+			status = callback_device_finish(callback);
 		pthread_mutex_lock(&callback->lock);
 		if (status == LSHARD_OK)
 			callback_conclude(callback, status, NULL);

@@ -78,20 +78,14 @@ static uint64_t longest_part(const lshard_store_plan *plan, int32_t size)
 
 /* ---- Memory ---------------------------------------------------------------------------------------------------- */
 
-/* Zeroed, at a multiple of ALIGNMENT; *block is what must be given back. Also where nothing is asked for. */
-static bool take_memory(struct callback_store *store, lshard_purpose purpose, uint64_t bytes, void **block,
-			unsigned char **memory)
+/* Zeroed, at a multiple of ALIGNMENT; *block is what must be given back. */
+static bool take_own(const struct callback *callback, uint64_t bytes, void **block, unsigned char **memory)
 {
-	const lshard_context *context = store->base.transport->context;
-	const lshard_memory_source *source = &store->base.plan->memory_source;
+	const lshard_context *context = &callback->context;
 
-	if (bytes == 0)
-		return true;
-	if (source->allocate) {
-		*block = source->allocate(source->user, purpose, bytes, ALIGNMENT);
+	if (callback->on_device) {
+		*block = callback->device.allocate(context->callbacks.user, bytes, ALIGNMENT);
 		*memory = *block;
-		if (*memory)
-			memset(*memory, 0, bytes);
 	} else {
 		*block = context->allocate(context, bytes + ALIGNMENT - 1);
 		*memory = (unsigned char *)(uintptr_t)round_up((uintptr_t)*block, ALIGNMENT);
@@ -99,23 +93,50 @@ static bool take_memory(struct callback_store *store, lshard_purpose purpose, ui
 	return *block != NULL;
 }
 
+static void give_own(const struct callback *callback, void *block)
+{
+	if (callback->on_device && block)
+		callback->device.release(callback->context.callbacks.user, block);
+	else if (block)
+		callback->context.release(&callback->context, block);
+}
+
+/* The caller's device memory comes as it is. Also where nothing is asked for. */
+static bool take_memory(struct callback_store *store, lshard_purpose purpose, uint64_t bytes, void **block,
+			unsigned char **memory)
+{
+	const struct callback *callback = callback_of(store->base.transport);
+	const lshard_memory_source *source = &store->base.plan->memory_source;
+
+	if (bytes == 0)
+		return true;
+	if (!source->allocate)
+		return take_own(callback, bytes, block, memory);
+	*block = source->allocate(source->user, purpose, bytes, ALIGNMENT);
+	*memory = *block;
+	if (*memory && !callback->on_device)
+		memset(*memory, 0, bytes);
+	return *block != NULL;
+}
+
 static void give_memory(struct callback_store *store, lshard_purpose purpose, void *block)
 {
-	const lshard_context *context = store->base.transport->context;
 	const lshard_memory_source *source = &store->base.plan->memory_source;
 
 	if (source->allocate && block)
 		source->release(source->user, purpose, block);
 	else
-		context->release(context, block);
+		give_own(callback_of(store->base.transport), block);
 }
 
 static void store_free(struct callback_store *store)
 {
 	const lshard_context *context = store->base.transport->context;
 
+	if (callback_of(store->base.transport)->on_device)
+		callback_device_store_close(store);
 	context->release(context, store->landings);
-	context->release(context, store->staging);
+	give_own(callback_of(store->base.transport), store->staging_block);
 	give_memory(store, LSHARD_FOR_WINDOWS, store->cells_block);
 	give_memory(store, LSHARD_FOR_SHARE, store->share_block);
 	context->release(context, store);
@@ -124,6 +145,7 @@ static void store_free(struct callback_store *store)
 /* What is given to a gathering is as long as the longest part, so the share has that much room behind it. */
 static bool store_fill(struct callback_store *store)
 {
+	const struct callback *callback = callback_of(store->base.transport);
 	const lshard_context *context = store->base.transport->context;
 	const lshard_store_plan *plan = store->base.plan;
 	const size_t cells = plan->cells > 0 ? plan->cells : 1;
@@ -131,10 +153,12 @@ static bool store_fill(struct callback_store *store)
 	store->cell_pitch = round_up(plan->layer_bytes, ALIGNMENT);
 	store->slot_bytes = longest_part(plan, context->size);
 	store->landings = context->allocate(context, cells * sizeof *store->landings);
-	if (store->slot_bytes > 0)
-		store->staging = context->allocate(context, (size_t)context->size * store->slot_bytes);
-	return store->landings && (store->staging || store->slot_bytes == 0) &&
-	       take_memory(store, LSHARD_FOR_SHARE, plan->share_bytes + store->slot_bytes, &store->share_block,
+	if (!store->landings || (callback->on_device && !callback_device_store_open(store)))
+		return false;
+	if (store->slot_bytes > 0 &&
+	    !take_own(callback, (uint64_t)context->size * store->slot_bytes, &store->staging_block, &store->staging))
+		return false;
+	return take_memory(store, LSHARD_FOR_SHARE, plan->share_bytes + store->slot_bytes, &store->share_block,
 			   &store->share) &&
 	       take_memory(store, LSHARD_FOR_WINDOWS, plan->cells * store->cell_pitch, &store->cells_block,
 			   &store->cells);
@@ -227,6 +251,7 @@ void callback_store_close(lshard_store *base)
 	forget(callback, store);
 	abandoned = callback->abandoned;
 	pthread_mutex_unlock(&callback->lock);
+	abandoned = abandoned || (callback->on_device && !callback_device_store_settle(store));
 	callback->reserved -= base->plan->cells;
 	if (!abandoned) {
 		store_free(store);

@@ -116,12 +116,18 @@ struct lshard__stack {
 	char description[256];
 };
 
+/* The caller's collectives carry what the caller says they do. */
+static int carries(int i, int32_t memory)
+{
+	return transports[i].reach == ANYWHERE || (int32_t)transports[i].memory == memory;
+}
+
 static void fill_available(struct card *card)
 {
 	for (int i = 0; i < N_TRANSPORTS; i++) {
 		lshard_error reason = {{0}};
 
-		if (card->memory != (int32_t)transports[i].memory)
+		if (!carries(i, card->memory))
 			continue; /* no driver is loaded for nothing */
 		if (transports[i].ops->available(&reason))
 			card->available |= 1u << i;
@@ -139,7 +145,8 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 	card->version = LSHARD_VERSION_MAJOR << 16 | LSHARD_VERSION_MINOR << 8 | LSHARD_VERSION_PATCH;
 	card->size = stack->base->size;
 	card->memory = (int32_t)stack->base->memory;
-	card->callbacks = stack->base->callbacks.finish != NULL;
+	card->callbacks = stack->base->callbacks.finish != NULL &&
+			  (card->memory == LSHARD_MEMORY_HOST || stack->base->callbacks.device != NULL);
 	card->failed = failed;
 	card->spec_hash = lshard__text_hash(spec);
 	snprintf(card->spec, sizeof card->spec, "%.*s", (int)sizeof card->spec - 1, spec);
@@ -196,7 +203,7 @@ static int connects(int i, const struct card *cards, int32_t size, char *why, si
 	const char *name = transports[i].ops->name;
 	const struct host_identity *first = &cards[0].host;
 
-	if (cards[0].memory != (int32_t)transports[i].memory) {
+	if (!carries(i, cards[0].memory)) {
 		snprintf(why, bytes, "%s carries %s memory only", name,
 			 transports[i].memory == LSHARD_MEMORY_HOST ? "host" : "device");
 		return 0;
@@ -209,8 +216,8 @@ static int connects(int i, const struct card *cards, int32_t size, char *why, si
 			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank, cards[rank].why[i]);
 		else if (transports[i].reach == ANYWHERE) {
 			if (!cards[rank].callbacks)
-				snprintf(why, bytes, "%s needs callbacks in the group options, and rank %d has none",
-					 name, (int)rank);
+				snprintf(why, bytes, "%s needs callbacks%s in the group options, and rank %d has none",
+					 name, cards[0].memory == LSHARD_MEMORY_HOST ? "" : " for a device", (int)rank);
 		} else if (transports[i].reach == SAME_PROCESS && !lshard__same_process(first, other))
 			snprintf(why, bytes, "%s connects threads of one process, and ranks 0 and %d are two processes",
 				 name, (int)rank);

@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * callback_device.c - order on streams, where the callback transport's layers live in device memory. Knows the caller's
+ * device functions and what reads and fills a window; no driver, and nothing of what the ranks say to each other.
+ *
+ * The worker puts collectives on one stream of the caller's, each after the ranks have agreed on it. So the host waits
+ * for the other ranks' hosts until a collective is on its stream, and never for the device: what reads a window follows
+ * an event after the collective, and the collective follows an event after what read the window before. An event is
+ * recorded by the thread that has given the stream its work, and followed by the worker when the collective's turn has
+ * come: an earlier one, still waiting for a rank, is not held up by it.
+ */
+#include "callback.h"
+#include "clock.h"
+#include "host_copy.h"
+
+#include <string.h>
+#include <time.h>
+
+#define NAP_NS 50000
+
+/* ---- The caller's functions ------------------------------------------------------------------------------------ */
+
+/* What a failing function left, whose status may be none of ours. */
+static lshard_status failed(lshard_error *error, lshard_status status, const char *what, const char *text)
+{
+	if (status > 0 || strcmp(lshard_status_name(status), "LSHARD_UNKNOWN") == 0)
+		status = LSHARD_ERR_CALLBACK;
+	return lshard_fail(error, status, "the caller's %s failed: %s", what,
+			   text[0] ? text : lshard_status_name(status));
+}
+
+static lshard_status record(const struct callback *callback, void **event, void *stream, lshard_error *error)
+{
+	char text[384] = "";
+	const lshard_status status =
+		callback->device.record(callback->context.callbacks.user, event, stream, text, sizeof text);
+
+	return status == LSHARD_OK ? status : failed(error, status, "record", text);
+}
+
+static lshard_status follow(const struct callback *callback, void *stream, void *event, lshard_error *error)
+{
+	char text[384] = "";
+	const lshard_status status =
+		callback->device.follow(callback->context.callbacks.user, stream, event, text, sizeof text);
+
+	return status == LSHARD_OK ? status : failed(error, status, "follow", text);
+}
+
+static lshard_status copy_rows(const struct callback *callback, void *to, uint64_t to_pitch, const void *from,
+			       uint64_t from_pitch, uint64_t width, uint64_t rows, lshard_error *error)
+{
+	char text[384] = "";
+	const lshard_status status = callback->device.copy(callback->context.callbacks.user, to, to_pitch, from,
+							   from_pitch, width, rows, text, sizeof text);
+
+	return status == LSHARD_OK ? status : failed(error, status, "copy", text);
+}
+
+void callback_drop_event(const struct callback *callback, void *event)
+{
+	if (event)
+		callback->device.drop(callback->context.callbacks.user, event);
+}
+
+static bool is_set(struct callback *callback, const bool *flag)
+{
+	bool set;
+
+	pthread_mutex_lock(&callback->lock);
+	set = *flag;
+	pthread_mutex_unlock(&callback->lock);
+	return set;
+}
+
+/* Until what comes before the event is done, or @p given_up (NULL: nothing gives up) is set. */
+static lshard_status await_event(struct callback *callback, void *event, uint64_t deadline, const bool *given_up,
+				 lshard_error *error)
+{
+	const lshard_context *context = &callback->context;
+	const struct timespec nap = {0, NAP_NS};
+	char text[384] = "";
+
+	for (;;) {
+		const lshard_status status = callback->device.query(context->callbacks.user, event, text, sizeof text);
+
+		if (status == LSHARD_OK)
+			return status;
+		if (status != LSHARD_IN_PROGRESS)
+			return failed(error, status, "query", text);
+		if (given_up && is_set(callback, given_up))
+			return lshard_fail(error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted or has failed",
+					   (int)context->rank);
+		if (lshard__now_ns() >= deadline)
+			return lshard_fail(error, LSHARD_ERR_TIMEOUT,
+					   "rank %d waited %u ms for work on the device: a kernel or a collective "
+					   "there does not end",
+					   (int)context->rank, (unsigned)context->timeout_ms);
+		nanosleep(&nap, NULL);
+	}
+}
+
+/* ---- Life ------------------------------------------------------------------------------------------------------ */
+
+lshard_status callback_device_take(struct callback *callback, const lshard_context *context, lshard_error *error)
+{
+	const lshard_device_callbacks *calls = context->callbacks.device;
+
+	if (!calls)
+		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "callback: rank %d gives callbacks for host memory only", (int)context->rank);
+	if (!calls->allocate || !calls->release || !calls->record || !calls->follow || !calls->query || !calls->drop ||
+	    !calls->copy || !calls->capturing)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "callback: rank %d gives callbacks for a device of which one is NULL",
+				   (int)context->rank);
+	callback->device = *calls;
+	callback->on_device = true;
+	callback->ops.capabilities |= LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE;
+	callback->ops.retire = callback_retire;
+	callback->ops.capture = callback_capture;
+	callback->ops.copy = callback_device_copy;
+	return LSHARD_OK;
+}
+
+bool callback_device_store_open(struct callback_store *store)
+{
+	const lshard_context *context = store->base.transport->context;
+
+	store->gates = context->allocate(context, (store->base.plan->cells + (size_t)1) * sizeof *store->gates);
+	return store->gates != NULL;
+}
+
+void callback_device_store_close(struct callback_store *store)
+{
+	const struct callback *callback = callback_of(store->base.transport);
+	const lshard_context *context = store->base.transport->context;
+
+	callback_drop_event(callback, store->point);
+	for (uint32_t cell = 0; store->gates && cell <= store->base.plan->cells; cell++) {
+		callback_drop_event(callback, store->gates[cell].ready);
+		for (uint32_t reader = 0; reader < GATE_READERS; reader++)
+			callback_drop_event(callback, store->gates[cell].retired[reader]);
+	}
+	context->release(context, store->gates);
+}
+
+/* ---- The worker's ---------------------------------------------------------------------------------------------- */
+
+lshard_status callback_device_before(struct callback_store *store, uint32_t cell)
+{
+	struct callback *callback = callback_of(store->base.transport);
+	struct gate *gate = &store->gates[cell];
+	void *events[GATE_READERS];
+	lshard_status status = LSHARD_OK;
+	lshard_error error;
+	uint32_t count = 0;
+
+	if (cell == LSHARD_NO_CELL)
+		return LSHARD_OK;
+	pthread_mutex_lock(&callback->lock);
+	for (uint32_t reader = 0; reader < gate->readers; reader++) {
+		if (gate->fresh[reader])
+			events[count++] = gate->retired[reader];
+		gate->fresh[reader] = false;
+	}
+	pthread_mutex_unlock(&callback->lock);
+	while (count > 0 && status == LSHARD_OK)
+		status = follow(callback, callback->device.stream, events[--count], &error);
+	return status == LSHARD_OK ? status : callback_break(callback, status, error.text);
+}
+
+lshard_status callback_device_after(struct callback_store *store, uint32_t cell)
+{
+	struct callback *callback = callback_of(store->base.transport);
+	lshard_status status;
+	lshard_error error;
+
+	if (cell == LSHARD_NO_CELL)
+		return LSHARD_OK;
+	status = record(callback, &store->gates[cell].ready, callback->device.stream, &error);
+	return status == LSHARD_OK ? status : callback_break(callback, status, error.text);
+}
+
+/* The caller that reads has the deadline. */
+lshard_status callback_device_finish(struct callback *callback)
+{
+	lshard_error error;
+	lshard_status status = record(callback, &callback->done, callback->device.stream, &error);
+
+	if (status == LSHARD_OK)
+		status = await_event(callback, callback->done, UINT64_MAX, &callback->stopping, &error);
+	if (status < 0 && status != LSHARD_ERR_ABORTED)
+		callback_break(callback, status, error.text);
+	return status;
+}
+
+lshard_status callback_copy_piece(struct callback *callback, const lshard_piece *piece, const unsigned char *share,
+				  unsigned char *layer)
+{
+	lshard_status status;
+	lshard_error error;
+
+	if (!callback->on_device) {
+		lshard__host_copy_piece(piece, share, layer);
+		return LSHARD_OK;
+	}
+	status = copy_rows(callback, layer + piece->layer_offset, piece->layer_pitch, share + piece->share_offset,
+			   piece->share_pitch, piece->width, piece->rows, &error);
+	return status == LSHARD_OK ? status : callback_break(callback, status, error.text);
+}
+
+/* ---- The pass -------------------------------------------------------------------------------------------------- */
+
+static lshard_status tell(struct callback_store *store, lshard_status status, const lshard_error *error)
+{
+	if (status == LSHARD_OK)
+		return status;
+	return lshard_fail(&store->base.error, status, "series '%s': %s", store->base.plan->name, error->text);
+}
+
+lshard_status callback_retire(lshard_store *base, uint32_t cell, void *stream)
+{
+	struct callback *callback = callback_of(base->transport);
+	struct callback_store *store = callback_store_of(base);
+	struct gate *gate = &store->gates[cell == LSHARD_NO_CELL ? base->plan->cells : cell];
+	uint32_t reader = 0;
+	lshard_status status;
+	lshard_error error;
+
+	while (reader < gate->readers && gate->streams[reader] != stream)
+		reader++;
+	if (reader == GATE_READERS)
+		return lshard_fail(&base->error, LSHARD_ERR_NOT_SUPPORTED, "series '%s': more than %d streams read it",
+				   base->plan->name, GATE_READERS);
+	status = record(callback, &gate->retired[reader], stream, &error);
+	if (status < 0)
+		return tell(store, status, &error);
+	pthread_mutex_lock(&callback->lock);
+	gate->streams[reader] = stream;
+	gate->fresh[reader] = true;
+	gate->readers += reader == gate->readers;
+	pthread_mutex_unlock(&callback->lock);
+	return LSHARD_OK;
+}
+
+lshard_status callback_device_follow(struct callback_store *store, uint32_t cell, void *stream)
+{
+	struct callback *callback = callback_of(store->base.transport);
+	lshard_error error;
+
+	if (!store->gates[cell].ready)
+		return LSHARD_OK; /* nothing was ever fetched */
+	return tell(store, follow(callback, stream, store->gates[cell].ready, &error), &error);
+}
+
+/* The next reader that no collective follows yet, counted over all gates; its event, or NULL: there is none. */
+static void *next_reader(struct callback_store *store, uint32_t *at, void **stream)
+{
+	struct callback *callback = callback_of(store->base.transport);
+	const uint32_t all = (store->base.plan->cells + 1) * GATE_READERS;
+	void *event = NULL;
+
+	pthread_mutex_lock(&callback->lock);
+	for (; *at < all && !event; ++*at) {
+		const struct gate *gate = &store->gates[*at / GATE_READERS];
+		const uint32_t reader = *at % GATE_READERS;
+
+		if (reader >= gate->readers || !gate->fresh[reader])
+			continue;
+		event = gate->retired[reader];
+		*stream = gate->streams[reader];
+	}
+	pthread_mutex_unlock(&callback->lock);
+	return event;
+}
+
+lshard_status callback_device_join(struct callback_store *store, void *stream)
+{
+	struct callback *callback = callback_of(store->base.transport);
+	void *event, *other = NULL;
+	uint32_t at = 0;
+	lshard_error error;
+	lshard_status status = record(callback, &store->point, callback->device.stream, &error);
+
+	if (status == LSHARD_OK)
+		status = follow(callback, stream, store->point, &error);
+	while (status == LSHARD_OK && (event = next_reader(store, &at, &other)))
+		if (other != stream)
+			status = follow(callback, stream, event, &error);
+	return tell(store, status, &error);
+}
+
+/* All ranks agree on the host on every collective, and a replay would make it without being asked. */
+lshard_status callback_capture(lshard_store *base, void *stream, uint64_t *capture)
+{
+	struct callback *callback = callback_of(base->transport);
+
+	*capture = 0;
+	if (!callback->device.capturing(callback->context.callbacks.user, stream))
+		return LSHARD_OK;
+	return lshard_fail(&base->error, LSHARD_ERR_NOT_SUPPORTED,
+			   "the transport callback cannot be captured: the ranks agree on the host on each collective "
+			   "before it begins, which a replay would not");
+}
+
+/* ---- Outside passes -------------------------------------------------------------------------------------------- */
+
+static lshard_status await_stream(struct callback_store *store, uint64_t deadline, const bool *given_up,
+				  lshard_error *error)
+{
+	struct callback *callback = callback_of(store->base.transport);
+	lshard_status status = record(callback, &store->point, callback->device.stream, error);
+
+	if (status == LSHARD_OK)
+		status = await_event(callback, store->point, deadline, given_up, error);
+	return status;
+}
+
+static lshard_status settle(struct callback_store *store, const bool *given_up, lshard_error *error)
+{
+	struct callback *callback = callback_of(store->base.transport);
+	const uint64_t deadline = callback_deadline(callback);
+	lshard_status status = await_stream(store, deadline, given_up, error);
+	void *event, *stream = NULL;
+	uint32_t at = 0;
+
+	while (status == LSHARD_OK && (event = next_reader(store, &at, &stream)))
+		status = await_event(callback, event, deadline, given_up, error);
+	return status;
+}
+
+lshard_status callback_device_drain(struct callback_store *store)
+{
+	lshard_error error;
+
+	return tell(store, settle(store, &callback_of(store->base.transport)->aborted, &error), &error);
+}
+
+bool callback_device_store_settle(struct callback_store *store)
+{
+	lshard_error error;
+
+	return settle(store, NULL, &error) == LSHARD_OK;
+}
+
+/* With nothing in the queue: the first fetch that nobody was told of and that failed. */
+static lshard_status failed_fetch(struct callback_store *store)
+{
+	for (uint32_t cell = 0; cell < store->base.plan->cells; cell++)
+		if (store->landings[cell].unwaited && store->landings[cell].status < 0)
+			return tell(store, store->landings[cell].status, &store->landings[cell].error);
+	return LSHARD_OK;
+}
+
+/* What was fetched before comes first. One side may be host memory: the copy itself has no deadline, so all else has
+ * ended before it. */
+lshard_status callback_device_copy(lshard_store *base, void *to, uint64_t to_pitch, const void *from,
+				   uint64_t from_pitch, uint64_t width, uint64_t rows)
+{
+	struct callback_store *store = callback_store_of(base);
+	struct callback *callback = callback_of(base->transport);
+	lshard_status status = callback_empty(store);
+	lshard_error error;
+
+	if (status == LSHARD_OK)
+		status = failed_fetch(store);
+	if (status < 0)
+		return status;
+	status = await_stream(store, callback_deadline(callback), &callback->aborted, &error);
+	if (status == LSHARD_OK)
+		status = copy_rows(callback, to, to_pitch, from, from_pitch, width, rows, &error);
+	if (status == LSHARD_OK)
+		status = await_stream(store, callback_deadline(callback), &callback->aborted, &error);
+	return tell(store, status, &error);
+}
