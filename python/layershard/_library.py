@@ -73,7 +73,7 @@ def _open(path: str) -> ctypes.CDLL:
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library, its functions typed. Its calls let other Python threads run."""
-    path = _candidates()[0]
+    path = library_path()
     loaded = _open(path)
     for name, (result, arguments) in FUNCTIONS.items():
         try:
@@ -83,6 +83,11 @@ def library() -> ctypes.CDLL:
         function.restype = result
         function.argtypes = arguments
     return loaded
+
+
+def library_path() -> str:
+    """The file that library() loads, or a name for the system's loader."""
+    return _candidates()[0]
 
 
 def get_include() -> str:

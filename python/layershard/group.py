@@ -6,6 +6,7 @@ Knows the C group's life and its callbacks. What a series is made of is series.p
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import logging
 import os
@@ -17,9 +18,9 @@ from typing import Literal, NoReturn
 
 from . import _declarations as c
 from ._calls import Kept, run_interruptible
-from ._library import library
+from ._library import library, library_path
 from .callbacks import Collectives, c_callbacks
-from .errors import Error, Invalid, WrongState, error_of
+from .errors import Error, Invalid, LibraryError, WrongState, error_of
 from .planning import discover
 from .series import Series, Tensor, choice, series_options, unsigned
 
@@ -296,6 +297,20 @@ class Group:
         return f"<layershard.Group rank {self.rank} of {self.size}, {self.transport}>"
 
 
+def _creation_error(status: int, text: str, rank: int) -> Error:
+    """With the rank that was found where none was given; an older or newer library is named as what it is."""
+    if status == c.STATUS["ERR_INVALID"] and text.startswith("struct_size"):
+        return LibraryError(
+            f"{library_path()} is not of the same build as this package, although both say they are "
+            f"{'.'.join(map(str, c.VERSION))}: build or install them together ({text})"
+        )
+    if rank < 0:
+        with contextlib.suppress(Error):
+            found = discover()
+            rank = found.rank if found else -1
+    return error_of(status, text, rank=rank if rank >= 0 else None)
+
+
 def _create(options: c.GroupOptions, kept: Kept, callbacks: Sequence[object]) -> GroupHandle:
     """The new group. Interrupted, it is left to the thread that creates it, which then has the deadline to give up."""
     loaded = library()
@@ -318,6 +333,5 @@ def _create(options: c.GroupOptions, kept: Kept, callbacks: Sequence[object]) ->
     status = run_interruptible(create, None, dispose)
     if status < 0:
         message = text.value or loaded.lshard_status_text(status)
-        rank = options.rank if options.rank >= 0 else None
-        kept.reraise(error_of(status, message.decode(errors="replace"), rank=rank))
+        kept.reraise(_creation_error(status, message.decode(errors="replace"), options.rank))
     return GroupHandle(pointer, kept, callbacks)

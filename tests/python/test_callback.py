@@ -28,16 +28,17 @@ TENSORS = [layershard.Tensor("w", SIZES[0], stripe="rows", rows=15), layershard.
 
 
 def layers_of(group, **options):
-    given = {"first_layer": 11, "layer_count": 7, "tensors": TENSORS, "prefetch": 1}
-    return group.series("w", **{**given, **options})
+    given = {"name": "w", "first_layer": 11, "layer_count": 7, "tensors": TENSORS, "prefetch": 1}
+    return group.series(**{**given, **options})
 
 
-def open_group(pg, timeout_ms=20000, transport="callback"):
+def open_group(pg, timeout_ms=20000, transport="callback", memory="host"):
+    """Memory "cuda" is the processor's here: all is done as on a device, and at once."""
     from layershard.torch.distributed import ProcessGroupCollectives
 
-    collectives = ProcessGroupCollectives(pg)
+    collectives = ProcessGroupCollectives(pg, None if memory == "host" else torch.device("cpu"))
     return layershard.Group(
-        dist.get_rank(pg), dist.get_world_size(pg), transport=transport, timeout_ms=timeout_ms,
+        dist.get_rank(pg), dist.get_world_size(pg), transport=transport, timeout_ms=timeout_ms, memory=memory,
         allgather=collectives.exchange, callbacks=collectives,
     )
 
@@ -84,8 +85,8 @@ def run(tmp_path, size, work, *arguments):
 # ---- Bits ----
 
 
-def walk(rank, size, options):
-    with open_group(dist.group.WORLD) as group:
+def walk(rank, size, options, memory):
+    with open_group(dist.group.WORLD, memory=memory) as group:
         series = layers_of(group, **options)
         series.commit(filler(SIZES))
         check_pass(series, SIZES)
@@ -102,8 +103,9 @@ def walk(rank, size, options):
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("placement", ["owner", "striped"])
-def test_every_rank_sees_what_the_sources_stored(tmp_path, size, placement):
-    results = run(tmp_path, size, walk, {"placement": placement, "prefetch": size - 1})
+@pytest.mark.parametrize("memory", ["host", "cuda"])
+def test_every_rank_sees_what_the_sources_stored(tmp_path, size, placement, memory):
+    results = run(tmp_path, size, walk, {"placement": placement, "prefetch": size - 1}, memory)
     assert all(transport.startswith("callback") for transport, _, _ in results)
     assert len({seen for _, seen, _ in results}) == 1
     assert all(fetched > 0 for _, _, fetched in results)
@@ -144,22 +146,48 @@ def test_a_sharded_model_gives_the_same_bits(tmp_path):
         assert "callback" in report
 
 
+def update_stripes(rank, size):
+    """No rank has a striped layer's bytes, so its source needs the others to have it whole."""
+    import layershard.torch
+    from torch_ranks import inputs, stack
+
+    model, want = stack(), stack()
+    layershard.torch.shard(model, "layers.*", scope="block", transport="callback", placement="striped")
+    for factor in (2.0, 0.5):
+        with layershard.torch.of(model).update():
+            for layer in model.layers:
+                layer.up.weight.data.mul_(factor)
+                layer.norm.bias.data += factor
+        for layer in want.layers:
+            layer.up.weight.data.mul_(factor)
+            layer.norm.bias.data += factor
+        with torch.no_grad():
+            assert torch.equal(model(inputs(rank)), want(inputs(rank)))
+    layershard.torch.of(model).detach()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_striped_layers_take_new_weights(tmp_path, size):
+    run(tmp_path, size, update_stripes)
+
+
 def ask_for_collectives(rank, size):
     from layershard.torch import distributed
 
     def given(transport, memory, host="one"):
         distributed.socket.gethostname = lambda: host
-        return distributed.collectives_for(dist.group.WORLD, transport, memory) is not None
+        found = distributed.collectives_for(dist.group.WORLD, transport, memory, torch.device("cpu"))
+        return found is not None and (found.device is not None) == (memory != "host")
 
     return [
         given("auto", "host"), given("auto", "host", f"host {rank}"), given("callback", "host"),
-        given("trace=t.json,callback", "host"), given("shm", "host"), given("callback", "cuda"),
+        given("trace=t.json,callback", "host"), given("shm", "host"), given("callback", "cuda"), given("auto", "cuda"),
     ]
 
 
 def test_torch_carries_layers_where_it_is_asked_to_or_nothing_else_can(tmp_path):
     for given in run(tmp_path, 2, ask_for_collectives):
-        assert given == [False, True, True, True, False, False]
+        assert given == [False, True, True, True, False, True, False]
 
 
 # ---- Out of step ----
@@ -273,6 +301,108 @@ def test_an_exception_in_a_collective_is_told_by_the_call_that_fails(tmp_path):
     assert second[0] in ("LSHARD_ERR_PEER_FAILED", "LSHARD_ERR_TIMEOUT")
 
 
+def fail_on_the_device(rank, size, method):
+    from layershard.torch.distributed import ProcessGroupCollectives
+
+    def fail(*arguments):
+        raise FileNotFoundError("the device is not there")
+
+    collectives = ProcessGroupCollectives(dist.group.WORLD, torch.device("cpu"))
+    with layershard.Group(
+        rank, size, transport="callback", timeout_ms=5000, memory="cuda", allgather=collectives.exchange,
+        callbacks=collectives,
+    ) as group:
+        series = layers_of(group, placement="striped")
+        series.commit(filler(SIZES))
+        check_pass(series, SIZES)
+        works = getattr(collectives.device, method)
+        if rank == 0:
+            setattr(collectives.device, method, fail)
+        with pytest.raises(layershard.Error) as failure:
+            if method == "allocate":
+                layers_of(group, name="more")
+            for _ in range(3):
+                check_pass(series, SIZES)
+        setattr(collectives.device, method, works)
+        return failure.value.status, str(failure.value), type(failure.value.__cause__).__name__
+
+
+@pytest.mark.parametrize(
+    "method, status",
+    [
+        ("allocate", "LSHARD_ERR_NO_MEMORY"), ("record", "LSHARD_ERR_TRANSPORT"), ("follow", "LSHARD_ERR_TRANSPORT"),
+        ("copy", "LSHARD_ERR_TRANSPORT"), ("capturing", "LSHARD_ERR_NOT_SUPPORTED"),
+    ],
+)
+def test_an_exception_of_the_device_is_told_by_the_call_that_fails(tmp_path, method, status):
+    first, second = run(tmp_path, 2, fail_on_the_device, method)
+    assert first[0] == status and first[2] == "FileNotFoundError", first
+    assert status != "LSHARD_ERR_TRANSPORT" or "the device is not there" in first[1], first
+    assert second[0] == "LSHARD_ERR_NO_MEMORY" if method == "allocate" else second[0].startswith("LSHARD_ERR_")
+    assert "rank 0" in second[1] or method != "allocate"
+
+
+def test_a_device_without_handles_of_streams_is_refused():
+    from layershard.torch.device import TorchDevice
+
+    with pytest.raises(layershard.NotSupported, match="cannot be on xpu:1"):
+        TorchDevice(torch.device("xpu", 1))
+
+
+# ---- Ctrl-C ----
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import torch.distributed as dist
+import layershard
+from test_callback import filler, SIZES, layers_of, open_group
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+group = open_group(dist.group.WORLD, timeout_ms=60000, memory=sys.argv[3])
+series = layers_of(group)
+series.commit(filler(SIZES))
+if rank == 1:
+    time.sleep(100)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    for layer in [*series.layers, *series.layers]:
+        series.reach_fast(layer)
+        series.wait_fast(layer)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+try:
+    series.wait(11)
+except layershard.Aborted:
+    print("aborted", flush=True)
+"""
+
+
+def start_both(text, tmp_path, *arguments):
+    """Processes, the second rank first."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ["PYTHONPATH"]])}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", text, str(rank), str(tmp_path / "store"), *arguments],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (1, 0)
+    ]
+
+
+@pytest.mark.parametrize("memory", ["host", "cuda"])
+def test_ctrl_c_ends_the_wait_for_a_layer_that_a_rank_has_not_asked_for(tmp_path, memory):
+    silent, waiting = start_both(INTERRUPTED, tmp_path, memory)
+    try:
+        text, errors = waiting.communicate(timeout=40)  # the deadline is later
+        assert (waiting.returncode, text) == (0, "interrupted\naborted\n"), errors
+    finally:
+        for process in (silent, waiting):
+            process.kill()
+            process.communicate()
+
+
 # ---- The end of a process ----
 
 GIVE_UP = """
@@ -298,15 +428,7 @@ except layershard.Timeout:
 
 def test_a_process_that_waits_in_vain_still_ends_well(tmp_path):
     """A collective is in progress when the interpreter ends: no crash, and no wait for a rank that never comes."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ["PYTHONPATH"]])}
-    silent, waiting = [
-        subprocess.Popen(
-            [sys.executable, "-c", GIVE_UP, str(rank), str(tmp_path / "store")],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (1, 0)
-    ]
+    silent, waiting = start_both(GIVE_UP, tmp_path)
     try:
         text, errors = waiting.communicate(timeout=50)
         assert (waiting.returncode, text) == (0, "gave up\n"), errors

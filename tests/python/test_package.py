@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package as it is delivered: one wheel, no dependencies, the right library found, types that check."""
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -143,14 +144,32 @@ def mypy(tmp_path_factory):
     """Its command, with a cache that the tests share."""
     pytest.importorskip("mypy", reason="mypy is not installed: scripts/python_env.sh installs it")
     cache = tmp_path_factory.mktemp("mypy")
-    return ["-m", "mypy", "--strict", "--python-version", "3.10", f"--cache-dir={cache}"]
+    return ["-m", "mypy", "--strict", f"--cache-dir={cache}"]
 
 
-def test_types_check_strictly(mypy):
-    folder = TREE / "python" / "layershard"  # and not what needs torch
-    modules = [str(path) for path in sorted(folder.glob("*.py")) if path.name not in ("diffusers.py", "vllm.py")]
-    done = python(*mypy, *modules)
+@pytest.mark.parametrize("version", ["3.10", "3.14"])
+def test_types_check_strictly_and_the_standard_library_has_what_is_used(mypy, version):
+    """By the oldest and the newest Python that the package promises: also what each one's library holds."""
+    folder = TREE / "python" / "layershard"
+    modules = [str(folder)]
+    if importlib.util.find_spec("torch") is None:
+        modules = [str(path) for path in sorted(folder.glob("*.py")) if path.name not in ("diffusers.py", "vllm.py")]
+    done = python(*mypy, "--python-version", version, *modules)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_oldest_python_knows_the_syntax():
+    """ruff knows each version's: it is told py310 in pyproject.toml."""
+    pytest.importorskip("ruff", reason="ruff is not installed: scripts/python_env.sh installs it")
+    folders = [str(TREE / each) for each in ("python", "tests/python", "examples/python")]
+    done = python("-m", "ruff", "check", "--no-cache", *folders)
+    assert done.returncode == 0, done.stdout
+    too_new = "match 1:\n    case 1: pass\ntype A = int\ntry: pass\nexcept* OSError: pass\n"
+    told = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(TREE / "pyproject.toml"), "-"],
+        input=too_new, capture_output=True, text=True, timeout=60,
+    )
+    assert "Cannot use `type` alias statement on Python 3.10" in told.stdout, told.stdout
 
 
 def test_a_users_types_check(mypy, tmp_path):

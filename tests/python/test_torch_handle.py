@@ -203,6 +203,32 @@ def test_detach_gives_the_model_back():
     ranks.run(2, work)
 
 
+def test_a_closed_model_makes_no_pass_and_cannot_be_sharded():
+    def work(rank, size):
+        model = sharded(transport="shm:copy")
+        sharding.of(model).close()
+        with pytest.raises(sharding.Guarded, match=r"given up by close\(\)"):
+            compute(model, rank)
+        with pytest.raises(sharding.Refused, match=r"given up by close\(\)"):
+            sharding.shard(model, "*.up")
+
+    ranks.run(2, work)
+
+
+def test_a_closed_model_takes_no_weights_into_memory_that_is_read_only():
+    def work(rank, size):
+        model = sharded(transport="shm")
+        sharding.of(model).close()
+        for part in (model, model.layers[0].up, model.layers[1].up):
+            with pytest.raises(sharding.Guarded, match=r"given up by close\(\)"):
+                part.load_state_dict(part.state_dict())
+        with pytest.raises(sharding.Refused, match=r"given up by close\(\)"):
+            sharding.of(model)
+
+    assert ranks.run(2, work) == [None] * 2
+    assert ranks.run(1, work) == [None]
+
+
 def test_survivors_of_a_killed_rank_go_on():
     def work(rank, size):
         import os

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .filling import Filling, refuse_lost, unshared
-from .handle import of
+from .filling import Filling, Give, refuse_lost, unshared
+from .handle import Handle, of
 from .memory import give_back
 from .refusals import Refused
 
@@ -65,10 +65,13 @@ class Checkpoint:
         )
 
     def _file(self, path: Path) -> Any:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if path not in self._files:
-            self._files[path] = self._open.enter_context(safe_open(path, framework="pt"))
+            try:
+                self._files[path] = self._open.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise Refused(f"{path} is no whole safetensors file ({path.stat().st_size} bytes): {error}") from error
         return self._files[path]
 
     def names(self) -> Iterable[str]:
@@ -110,22 +113,31 @@ class _Names:
         return found
 
 
+def _where_all_are(model: nn.Module, handle: Handle, names: _Names) -> dict[str, str]:
+    """The checkpoint's name of every tensor that a load may ask for."""
+    where = {place.name: names.must_find(place.name) for place in handle.all_places()}
+    for _, places in unshared(model, handle):
+        where[places[0].name] = names.find_any(place.name for place in places)
+    return where
+
+
 def load(model: nn.Module, checkpoint_dir: str | os.PathLike[str]) -> nn.Module:
     """Fill a sharded model from safetensors files: exactly this rank's layers, and what is not shared. Collective.
 
     Values are converted to the model's dtypes. On a model that has weights they are replaced, in place. All names are
-    found before the first byte is read. Returns the model.
+    found before the first byte is read. What fails on one rank is an error on all; it may be called again then. Returns
+    the model.
     """
     handle = of(model)
-    refuse_lost(model)
-    checkpoint = Checkpoint(checkpoint_dir)
-    try:
-        names = _Names(model, checkpoint)
-        where = {place.name: names.must_find(place.name) for place in handle.all_places()}
-        for _, places in unshared(model, handle):
-            where[places[0].name] = names.find_any(place.name for place in places)
-        Filling(model, handle, lambda name, like: checkpoint.read(where[name], like.shape), everything=True).run()
-    finally:
-        checkpoint.close()
-        give_back()
+    with ExitStack() as ends:
+        ends.callback(give_back)
+
+        def open_checkpoint() -> Give:
+            refuse_lost(model)
+            checkpoint = Checkpoint(checkpoint_dir)
+            ends.callback(checkpoint.close)
+            where = _where_all_are(model, handle, _Names(model, checkpoint))
+            return lambda name, like: checkpoint.read(where[name], like.shape)
+
+        Filling(model, handle, open_checkpoint, everything=True).run()
     return model

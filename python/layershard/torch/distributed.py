@@ -2,12 +2,14 @@
 """torch.distributed as the transport "callback": any backend that has broadcast and all-gather carries the layers.
 
 The collectives run in a thread of the library, in a process group of their own, so that they never come between the
-model's. Knows torch.distributed's public calls; nothing of modules or layers.
+model's. Where layers live on a device, the group has two backends: one for the processor, by which the ranks agree on
+every collective, and one for the device's memory. Knows torch.distributed's public calls; nothing of modules or layers.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import socket
@@ -20,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import Aborted, PeerFailed, TransportFailed
+from .device import TorchDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +32,9 @@ _NEVER = timedelta(days=30)
 _GRACE_S = 2.0
 _SIGNS_OF_DEATH = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "not connected")
 
+
+# These block the host until the bytes are there; the others only enqueue.
+_HOST_SYNCHRONOUS = ("gloo", "mpi")
 
 # Named all_gather_single from torch 2.13 on.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
@@ -43,34 +49,52 @@ def _end_open() -> None:
         collectives.end()
 
 
-def _backend_for_host_memory(group: Any) -> str:
-    """The group's own for the processor's memory ("cpu:gloo,cuda:nccl"), else gloo: nccl, hccl and xccl have none."""
+def _backend_for(group: Any, kind: str) -> str:
+    """The group's own for this memory ("cpu:gloo,cuda:nccl"), else gloo: nccl, hccl and xccl have none for the
+    processor's."""
     pairs = str(dist.get_backend_config(group)).split(",")
     by_device = dict(pair.split(":", 1) for pair in pairs if ":" in pair)
-    return by_device.get("cpu", "gloo")
+    return by_device.get(kind, "gloo")
 
 
-def _bytes_at(address: int, count: int) -> torch.Tensor:
+def _host_bytes(address: int, count: int) -> torch.Tensor:
     return torch.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype=torch.uint8)
 
 
 class ProcessGroupCollectives:
-    """The collectives that layershard.Group takes as `callbacks`, and an `allgather` for it. Collective to make."""
+    """The collectives that layershard.Group takes as `callbacks`, and an `allgather` for it. Collective to make.
 
-    def __init__(self, group: Any) -> None:
+    With a device, layers live there and not in host memory.
+    """
+
+    def __init__(self, group: Any, device: torch.device | None = None) -> None:
         self._ranks = dist.get_process_group_ranks(group)
+        self.device = None if device is None else TorchDevice(device)
+        kind = "cpu" if device is None else device.type
+        backend, for_layers = _backend_for(group, "cpu"), _backend_for(group, kind)
+        self._enqueues = for_layers not in _HOST_SYNCHRONOUS
+        if for_layers != backend:
+            backend = f"cpu:{backend},{kind}:{for_layers}"
         everyone = len(self._ranks) == dist.get_world_size()
         self._group: Any = dist.new_group(
             self._ranks,
             timeout=_NEVER,
-            backend=_backend_for_host_memory(group),
+            backend=backend,
             use_local_synchronization=not everyone,
         )
         self._in_progress: set[Any] = set()
         self._inside_torch = threading.Lock()
         self._ended = False
         self._stopped = threading.Event()
+        if self.device is not None:
+            self._connect()
         _open.add(self)
+
+    def _connect(self) -> None:
+        """Backends connect at their first collective, wait for all ranks there and know no deadline: here all are."""
+        first = torch.zeros(1, dtype=torch.uint8, device=self.device.device if self.device else None)
+        dist.broadcast(first, src=self._ranks[0], group=self._group)
+        first.item()
 
     def exchange(self, mine: bytes) -> list[bytes]:
         """Give these bytes, get those of all ranks, which are as many. For Group's `allgather`."""
@@ -78,31 +102,45 @@ class ProcessGroupCollectives:
         dist.all_gather(parts, torch.frombuffer(bytearray(mine), dtype=torch.uint8), group=self._group)
         return [bytes(part.numpy()) for part in parts]
 
+    def _bytes_at(self, address: int, count: int) -> torch.Tensor:
+        return _host_bytes(address, count) if self.device is None else self.device.bytes_at(address, count)
+
+    def _on_stream(self) -> Any:
+        return contextlib.nullcontext() if self.device is None else self.device.current()
+
     def broadcast(self, address: int, count: int, root: int) -> Any:
-        tensor = _bytes_at(address, count)
-        return self._start(lambda: dist.broadcast(tensor, src=self._ranks[root], group=self._group, async_op=True))
+        tensor = self._bytes_at(address, count)
+        return self._start(
+            lambda: dist.broadcast(tensor, src=self._ranks[root], group=self._group, async_op=True), tensor.device
+        )
 
     def allgather(self, send: int, receive: int, count: int) -> Any:
-        every = _bytes_at(receive, count * len(self._ranks))
-        mine = _bytes_at(send, count)
-        return self._start(lambda: _all_gather(every, mine, group=self._group, async_op=True))
+        every = self._bytes_at(receive, count * len(self._ranks))
+        mine = self._bytes_at(send, count)
+        return self._start(lambda: _all_gather(every, mine, group=self._group, async_op=True), every.device)
 
-    def _start(self, collective: Callable[[], Any]) -> Any:
-        with self._inside_torch:
+    def _start(self, collective: Callable[[], Any], device: torch.device) -> Any:
+        """The work, and whether it is only enqueued."""
+        with self._inside_torch, self._on_stream():
             if self._ended:
                 raise PeerFailed("this process is ending")
             try:
                 work = collective()
             except RuntimeError as error:
-                raise _failure(str(error)) from error
+                raise failure_of(str(error)) from error
             self._in_progress.add(work)
-        return work
+        return work, self._enqueues and device.type != "cpu"
 
-    def finish(self, work: Any, timeout_ms: int) -> bool:
-        with self._inside_torch:
+    def finish(self, started: Any, timeout_ms: int) -> bool:
+        work, is_enqueued = started
+        with self._inside_torch, self._on_stream():
             if self._ended:
                 raise Aborted("this process is ending")
-            return self._wait(work, timeout_ms)
+            if not is_enqueued:
+                return self._wait(work, timeout_ms)
+            self._see_result(work)  # orders the stream after it; with a time to wait the host would wait for it
+            self._in_progress.discard(work)
+            return True
 
     def _wait(self, work: Any, timeout_ms: int) -> bool:
         """gloo says "timed out" by an exception as well; the work then goes on."""
@@ -121,7 +159,7 @@ class ProcessGroupCollectives:
             work.wait()
         except RuntimeError as error:
             self._in_progress.discard(work)
-            raise _failure(str(error)) from error
+            raise failure_of(str(error)) from error
 
     def end(self) -> None:
         """Keep the library's thread out of torch from now on."""
@@ -144,13 +182,17 @@ class ProcessGroupCollectives:
         if self._ended or self._keep_what_is_stuck():
             return
         group, self._group = self._group, None
-        try:
-            dist.destroy_process_group(group)
-        except (AssertionError, RuntimeError, ValueError):
-            pass  # the program has destroyed all groups before
+        # What is enqueued for a rank that has gone would keep the device busy for ever, and destroying waits for it.
+        abort = getattr(dist.distributed_c10d, "_abort_process_group", None) if self._enqueues else None
+        for end in (abort, dist.destroy_process_group):
+            if end is None:
+                continue
+            with contextlib.suppress(AssertionError, RuntimeError, ValueError):  # the program has destroyed all before
+                end(group)
+                return
 
 
-def _failure(text: str) -> Exception:
+def failure_of(text: str) -> PeerFailed | TransportFailed:
     """In one line; the cause has the rest."""
     line = text.splitlines()[0] if text else "no text"
     if any(sign in text.lower() for sign in _SIGNS_OF_DEATH):
@@ -158,18 +200,25 @@ def _failure(text: str) -> Exception:
     return TransportFailed(line)
 
 
-def collectives_for(group: Any, transport: str, memory: str) -> ProcessGroupCollectives | None:
+def family(transport: str) -> str:
+    """The transport that is meant, without wrappers and options: "shm" of "trace=run.json,shm:copy"."""
+    if transport == "auto":
+        transport = os.environ.get("LAYERSHARD_TRANSPORT") or transport
+    return transport.rsplit(",", 1)[-1].split(":")[0]
+
+
+def collectives_for(
+    group: Any, transport: str, memory: str, device: torch.device | None = None
+) -> ProcessGroupCollectives | None:
     """What a group of this transport needs of torch.distributed: collective. None where the library needs nothing:
     ranks of one host meet in its own ways, which "auto" prefers.
     """
-    if transport == "auto":
-        transport = os.environ.get("LAYERSHARD_TRANSPORT") or transport
-    name = transport.rsplit(",", 1)[-1].split(":")[0]
-    if name not in ("auto", "callback") or memory != "host":
+    name = family(transport)
+    if name not in ("auto", "callback"):
         return None
     if name == "auto":
         hosts: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(hosts, socket.gethostname(), group=group)
         if len(set(hosts)) == 1:
             return None
-    return ProcessGroupCollectives(group)
+    return ProcessGroupCollectives(group, None if memory == "host" else device)

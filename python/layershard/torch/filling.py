@@ -7,16 +7,19 @@ Knows the model's tensors and where each hangs; where values come from is the ca
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from ..errors import Error
 from .grouping import Place
 from .handle import Handle, of
 from .layout import Layout
 from .memory import give_back
 from .refusals import Refused, all_tensors
+from .shared import Read, Shared
 
 Give = Callable[[str, torch.Tensor], torch.Tensor]
 
@@ -24,8 +27,12 @@ Give = Callable[[str, torch.Tensor], torch.Tensor]
 class _Progress:
     """A bar of bytes where a person looks on and tqdm is installed."""
 
-    def __init__(self, total: int, rank: int) -> None:
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
         self._bar: Any = None
+
+    def open(self, total: int) -> None:
+        rank = self._rank
         try:
             from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
         except ImportError:
@@ -71,26 +78,50 @@ def refuse_lost(model: nn.Module) -> None:
 
 
 class Filling:
-    """One filling of a model: @give gets a name and the tensor that is there, and returns values of the same shape."""
+    """One filling of a model. @prepare returns what is called with a name and the tensor that is there, and returns
+    values of the same shape. An exception on this rank alone, also of @prepare, is told to the others."""
 
-    def __init__(self, model: nn.Module, handle: Handle, give: Give, *, everything: bool) -> None:
+    def __init__(self, model: nn.Module, handle: Handle, prepare: Callable[[], Give], *, everything: bool) -> None:
+        self._model = model
         self._handle = handle
-        self._give = give
-        self._others = [each for each in unshared(model, handle) if everything or each[0].device.type == "meta"]
-        total = sum(place.tensor.nbytes for place in handle.own_places())
-        total += sum(tensor.nbytes for tensor, _ in self._others)
-        self._progress = _Progress(total, handle.group.rank)
+        self._prepare = prepare
+        self._everything = everything
+        self._give: Give
+        self._progress = _Progress(handle.group.rank)
 
     def run(self) -> None:
         self._handle.gate("the weights are being loaded, or loading them has failed")
         try:
             with torch.no_grad():
-                for tensor, places in self._others:
-                    self._set(tensor, places, self._value(places[0].name, tensor))
-                self._fill_shared()
+                try:
+                    self._fill_others()
+                except Exception as failure:
+                    self._fail_on_all(failure)
+                for each in self._handle.shared:
+                    self._fill_shared(each, self._read_shared)
         finally:
             self._progress.close()
         self._handle.gate(None)
+
+    def _fill_others(self) -> None:
+        """What is not shared: meets nobody."""
+        self._give = self._prepare()
+        others = [each for each in unshared(self._model, self._handle) if self._everything or each[0].is_meta]
+        total = sum(place.tensor.nbytes for place in self._handle.own_places())
+        self._progress.open(total + sum(tensor.nbytes for tensor, _ in others))
+        for tensor, places in others:
+            self._set(tensor, places, self._value(places[0].name, tensor))
+
+    def _fail_on_all(self, failure: Exception) -> NoReturn:
+        """Raise it, when the others, who wait for this rank's layers, have been told that there are none."""
+
+        def read(_place: Place) -> torch.Tensor:
+            raise failure
+
+        with suppress(Error):
+            for each in self._handle.shared:  # this rank may be source of nothing in the first
+                self._fill_shared(each, read)
+        raise failure
 
     def _value(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         value = self._give(name, tensor)
@@ -113,13 +144,15 @@ class Filling:
     def _read_shared(self, place: Place) -> torch.Tensor:
         return self._value(place.name, place.tensor)
 
-    def _fill_shared(self) -> None:
-        for each in self._handle.shared:
-            if not each.committed:
-                each.commit(self._read_shared)
-                continue
-            each.series.update_begin()
-            each.series.update_end(each.writer(self._read_shared))
+    def _fill_shared(self, shared: Shared, read: Read) -> None:
+        if not shared.committed:
+            shared.commit(read)
+            return
+        if not shared.updating:  # else the last load or update has failed
+            shared.series.update_begin()
+            shared.updating = shared.loading = True
+        shared.series.update_end(shared.writer(read))
+        shared.updating = shared.loading = False
 
 
 def fill(model: nn.Module, give: Give) -> nn.Module:
@@ -128,7 +161,11 @@ def fill(model: nn.Module, give: Give) -> nn.Module:
     @give is called with a name and a tensor of the right shape, for each tensor of the layers that this rank is source
     of and for what is not shared and still empty; it returns the values. Nothing else is ever made on this rank.
     """
-    refuse_lost(model)
-    Filling(model, of(model), give, everything=False).run()
+
+    def prepare() -> Give:
+        refuse_lost(model)
+        return give
+
+    Filling(model, of(model), prepare, everything=False).run()
     give_back()
     return model

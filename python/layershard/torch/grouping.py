@@ -6,9 +6,10 @@ Knows modules and layouts; nothing of ranks, memory or the library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import nn
@@ -52,6 +53,21 @@ class Place:
             return
         old.requires_grad_(False)
         old.data = tensor
+
+    def undo(self) -> Callable[[], None]:
+        """What brings back what hangs there now, whatever has been put there since."""
+        if not self.is_parameter:
+            return partial(self.owner._buffers.__setitem__, self.key, self.tensor)
+        parameter = self.owner._parameters[self.key]
+        assert parameter is not None
+        data, wants_gradients = parameter.data, parameter.requires_grad
+
+        def back() -> None:
+            self.owner._parameters[self.key] = parameter
+            parameter.data = data
+            parameter.requires_grad_(wants_gradients)
+
+        return back
 
 
 @dataclass

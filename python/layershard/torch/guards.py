@@ -28,6 +28,12 @@ def _refuse(what: str, instead: str) -> Callable[..., Any]:
     return refuse
 
 
+def refuse_loading(model: nn.Module, why: str) -> None:
+    """For good. Nothing here refers to the model, which must go when its last user does."""
+    for module in model.modules():
+        module.register_load_state_dict_pre_hook(_refuse("load_state_dict", why))  # type: ignore[no-untyped-call]
+
+
 class Guards:
     """The guards of one model: on what owns shared tensors and all that is above it. They are taken off by remove."""
 
@@ -45,7 +51,7 @@ class Guards:
             "copy.deepcopy", "the copy would not be shared; build the second model and shard it too, or detach() first"
         )
         module.__dict__["__reduce_ex__"] = _refuse(
-            "pickling", "save layershard.of(model).state_dict() instead, or detach() first"
+            "copying or pickling", "save layershard.of(model).state_dict() instead, or detach() first"
         )
         self._handles.append(
             module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]

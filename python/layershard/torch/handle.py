@@ -17,7 +17,7 @@ from ..group import Group
 from ..series import Stats
 from . import ops
 from .grouping import Place
-from .guards import Guarded, Guards
+from .guards import Guarded, Guards, refuse_loading
 from .memory import bytes_at, give_back
 from .refusals import Refused
 from .report import table
@@ -27,6 +27,8 @@ from .update import Update
 from .wiring import Wiring
 
 _ATTRIBUTE = "_layershard_handle"
+_CLOSED = "_layershard_closed"
+_GIVEN_UP = "the shared weights have been given up by close(): build the model again, or detach() instead"
 
 
 class Handle:
@@ -106,6 +108,8 @@ class Handle:
         """New weights in place: a context manager, collective at both ends."""
         if not self.committed:
             raise Guarded("there is nothing to update before the weights have been loaded")
+        if any(each.loading for each in self.shared):
+            raise Guarded("loading the weights has failed, and they may be half written: load them again")
         self._update = self._update if any(each.updating for each in self.shared) else None
         self._update = self._update or Update(self.shared, self.gate)
         return self._update
@@ -198,13 +202,20 @@ class Handle:
                 copies = each.gathered(layer, ops.stream_of(self.device))
                 for place, copy in zip(places, copies, strict=True):
                     place.put(copy)
-        self.close()
+        self.leave()
         give_back()
         return self._model
 
     def close(self) -> None:
-        """Take hooks and guards off and leave the group. The weights that the model shows are gone after it, but where
-        something still holds them."""
+        """Leave the group, hooks and guards off: the end of the program, or of the model, which makes no pass then and
+        takes no weights, since its parameters still show memory that is read-only."""
+        self.leave()
+        self.gate(_GIVEN_UP)
+        refuse_loading(self._model, _GIVEN_UP)
+        self._model.__dict__[_CLOSED] = True
+
+    def leave(self) -> None:
+        """Hooks and guards off, and out of the group. The model's parameters are the caller's matter."""
         if self._wiring is not None:
             self._wiring.remove()
         self.gate(None)
@@ -223,10 +234,16 @@ def is_sharded(model: nn.Module) -> bool:
     return _ATTRIBUTE in model.__dict__
 
 
+def is_closed(model: nn.Module) -> bool:
+    return _CLOSED in model.__dict__
+
+
 def of(model: nn.Module) -> Handle:
     """The handle of a sharded model; also of one that torch.compile wraps."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
     handle: Handle | None = inner.__dict__.get(_ATTRIBUTE)
+    if is_closed(inner):
+        raise Refused(_GIVEN_UP)
     if handle is None:
         raise Refused(f"this {type(inner).__name__} has not been sharded")
     return handle

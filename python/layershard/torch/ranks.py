@@ -6,19 +6,26 @@ Knows torch.distributed's public calls and the environment; nothing of modules o
 
 from __future__ import annotations
 
-import itertools
+import ctypes
 import os
+import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
+from .._library import library
+from ..errors import Error, LibraryError, Mismatch, Timeout
 from ..group import Group
-from .distributed import collectives_for
+from ..series import Tensor
+from .distributed import collectives_for, failure_of, family
+from .layout import NAME_LIMIT
 from .refusals import Refused
 
-_numbers = itertools.count()
+_LOOK_S = 0.001  # how often a wait for other ranks looks up, and hears Ctrl-C
+_WORD_BYTES = 512  # of what a rank says to the others when they meet
 
 
 def process_group(group: Any) -> Any:
@@ -35,11 +42,12 @@ def process_group(group: Any) -> Any:
 
 
 def _job() -> str | None:
-    """A name that the ranks of one torchrun share, where the user gave none. Each call is a new meeting."""
+    """A name that the ranks of one torchrun share, where the user gave none. The same for every call: a meeting is over
+    before the next one can begin, and a rank that has failed alone meets the others by it when they try again."""
     job = os.environ.get("LAYERSHARD_JOB")
     if job is None and "TORCHELASTIC_RUN_ID" in os.environ:
         job = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT', '')}"
-    return None if job is None else f"{job}.torch{next(_numbers)}"
+    return None if job is None else f"{job}.torch"
 
 
 def _alone() -> bool:
@@ -64,23 +72,132 @@ def open_group(group: Any, transport: str, device: torch.device, timeout_ms: int
     }
     pg = process_group(group)
     if pg is not None:
-        collectives = collectives_for(pg, transport, options["memory"])
-        exchange = _allgather(pg) if collectives is None else collectives.exchange
+        _await_library(pg, timeout_ms)
+        _agree_on_transport(pg, transport, options["memory"], timeout_ms)
+        collectives = collectives_for(pg, transport, options["memory"], device)
+        exchange = _allgather(pg, timeout_ms) if collectives is None else collectives.exchange
         return Group(dist.get_rank(pg), dist.get_world_size(pg), allgather=exchange, callbacks=collectives, **options)
     if _alone():
         return Group(0, 1, **options)
     return Group(job=_job(), **options)
 
 
-def _allgather(pg: Any) -> Callable[[bytes], list[bytes]]:
+def refuse_to_all(
+    refusal: Exception, group: Any, transport: str, device: torch.device, timeout_ms: int | None
+) -> NoReturn:
+    """Raise what this rank alone may have found. The others wait for it to come: so it comes and tells them."""
+    with suppress(Error, ValueError):  # what went wrong first is what the caller must see
+        pg = process_group(group)
+        if pg is not None:
+            await_ranks(pg, timeout_ms, f"refused: {refusal}")
+        elif not _alone():
+            _refuse_by_name(f"refused: {refusal}", transport, device, timeout_ms)
+    raise refusal
+
+
+def _refuse_by_name(text: str, transport: str, device: torch.device, timeout_ms: int | None) -> None:
+    """A series that nobody else opens: the library's own comparison tells the others its name."""
+    with open_group(None, transport, device, timeout_ms) as ranks:
+        if ranks.size > 1:
+            name = text.encode()[:NAME_LIMIT].decode(errors="ignore")
+            ranks.series(name, first_layer=0, layer_count=1, tensors=[Tensor("refused", 1)])
+
+
+# ---- Through torch.distributed ----
+
+
+def _deadline(timeout_ms: int | None) -> float:
+    """When a wait is over; without a number of the caller's the process group's own timeout ends it."""
+    if timeout_ms is None:
+        timeout_ms = int(os.environ.get("LAYERSHARD_TIMEOUT_MS") or 0)
+    return time.monotonic() + timeout_ms / 1e3 if timeout_ms else float("inf")
+
+
+def _keep(pg: Any) -> None:
+    """Of a group in which a collective is stuck: to free it would wait for what is stuck, also when Python ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pg))
+
+
+def _finish(start: Callable[[], Any], pg: Any, timeout_ms: int | None) -> None:
+    """A collective. torch's own wait would not hear Ctrl-C, nor end before the process group's timeout."""
+    begin, deadline = time.monotonic(), _deadline(timeout_ms)
+    try:
+        work = start()
+        _await(work, pg, begin, deadline)
+        work.wait()
+    except RuntimeError as error:
+        failure = failure_of(f"the ranks of the process group could not meet: {error}")
+        failure.rank = dist.get_rank(pg)
+        raise failure from error
+
+
+def _await(work: Any, pg: Any, begin: float, deadline: float) -> None:
+    try:
+        while not work.is_completed():
+            if time.monotonic() > deadline:
+                raise Timeout(
+                    f"waited {1e3 * (time.monotonic() - begin):.0f} ms for the other ranks of the process group: at "
+                    f"least one of its {dist.get_world_size(pg)} has not made this call of layershard.torch",
+                    rank=dist.get_rank(pg),
+                )
+            time.sleep(_LOOK_S)
+    except BaseException:
+        _keep(pg)
+        raise
+
+
+def _device_of_collectives(pg: Any) -> torch.device:
+    """Where the group's backend wants tensors: host memory if it takes that at all."""
+    backends = str(dist.get_backend_config(pg)).split(",")
+    kinds = [each.split(":", 1)[0] for each in backends if ":" in each]
+    if not kinds or "cpu" in kinds:
+        return torch.device("cpu")
+    return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())
+
+
+def _allgather(pg: Any, timeout_ms: int | None) -> Callable[[bytes], list[bytes]]:
     """How the library's ranks meet through torch.distributed: while the group is created, and never again."""
 
     def allgather(mine: bytes) -> list[bytes]:
-        parts: list[bytes] = [b""] * dist.get_world_size(pg)
-        dist.all_gather_object(parts, mine, group=pg)
-        return parts
+        device = _device_of_collectives(pg)
+        parts = [torch.empty(len(mine), dtype=torch.uint8, device=device) for _ in range(dist.get_world_size(pg))]
+        given = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(device)
+        _finish(lambda: dist.all_gather(parts, given, group=pg, async_op=True), pg, timeout_ms)
+        return [bytes(part.cpu().numpy()) for part in parts]
 
     return allgather
+
+
+def _words(pg: Any, timeout_ms: int | None, mine: str) -> list[str]:
+    """What every rank says."""
+    words = _allgather(pg, timeout_ms)(mine.encode()[:_WORD_BYTES].ljust(_WORD_BYTES, b"\0"))
+    return [word.rstrip(b"\0").decode(errors="replace") for word in words]
+
+
+def await_ranks(pg: Any, timeout_ms: int | None = None, refusal: str = "") -> None:
+    """Until all ranks of the process group have come, so that what torch waits for without hearing Ctrl-C is short.
+    Where one of them comes to say that it cannot take part, the others raise that."""
+    for rank, word in enumerate(_words(pg, timeout_ms, refusal)):
+        if word and not refusal:
+            raise Mismatch(f"rank {dist.get_rank(pg)}: rank {rank} {word}", rank=dist.get_rank(pg))
+
+
+def _agree_on_transport(pg: Any, transport: str, memory: str, timeout_ms: int | None) -> None:
+    """What torch's collectives are asked for depends on these; ranks that make different ones end each other."""
+    words = _words(pg, timeout_ms, f"transport '{family(transport)}' for {memory} memory")
+    for rank, word in enumerate(words):
+        if word != words[0]:
+            raise Mismatch(f"rank 0 asks for {words[0]}, rank {rank} for {word}", rank=dist.get_rank(pg))
+
+
+def _await_library(pg: Any, timeout_ms: int | None) -> None:
+    """A rank that has no library could not come to a meeting of the library's."""
+    try:
+        library()
+    except LibraryError as error:
+        await_ranks(pg, timeout_ms, f"cannot take part: {error}")
+        raise
+    await_ranks(pg, timeout_ms)
 
 
 def _current(device: torch.device) -> int:

@@ -24,7 +24,7 @@ from .grouping import Place, SeriesPlan
 from .hooks import Switch, arrival_hook
 from .layout import Layout
 from .patterns import layer_number
-from .ranks import open_group
+from .ranks import await_ranks, open_group
 from .refusals import Refused
 from .shared import Shared
 
@@ -47,6 +47,7 @@ class _Ranks:
         """What the lowest rank that has something has: collective."""
         if self.size == 1:
             return mine
+        await_ranks(self.meeting)
         every: list[Any] = [None] * self.size
         dist.all_gather_object(every, mine, group=self.meeting)
         return next(each for each in every if each is not None)

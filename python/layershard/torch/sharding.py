@@ -6,21 +6,24 @@ choose (patterns), group (grouping), refuse (refusals), meet (ranks), lay out (s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..series import ALL
+from .._declarations import PLACEMENT
+from ..group import Group
+from ..series import ALL, choice, unsigned
 from .grouping import SeriesPlan
 from .grouping import group as group_units
-from .handle import Handle, forget, is_sharded
+from .handle import Handle, is_closed, is_sharded, of
 from .memory import give_back
 from .patterns import select
-from .ranks import open_group, process_group
+from .ranks import memory_of, open_group, process_group, refuse_to_all
 from .refusals import Refused, all_tensors, refuse_before_change, refuse_training
-from .shared import Shared
+from .shared import Shared, describe
 from .wiring import Wiring, refuse_unheard
 
 NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
@@ -30,6 +33,8 @@ def _plan(model: nn.Module, modules: str | Sequence[str], scope: str) -> list[Se
     """What would be shared; refused with a reason where it cannot be. Changes nothing, meets nobody."""
     if is_sharded(model):
         raise Refused("the model is sharded already: give all patterns in one call, or detach() it first")
+    if is_closed(model):
+        raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
     units = select(model, modules)
     refuse_unheard(model, units)
     plans = group_units(units, scope)
@@ -63,6 +68,14 @@ def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequen
     if isinstance(resident, int) and resident >= 0:
         return resident * whole // sum(each.layer_bytes * len(each.places) for each in plans)
     raise Refused(f"resident is {resident!r}: give bytes, a share of the layers (0.3 or '30%'), or 'all'")
+
+
+def _refuse_numbers_and_words(prefetch: int, placement: str, timeout_ms: int | None) -> None:
+    """What the library would refuse on this rank alone, when the others wait for it."""
+    unsigned("prefetch", prefetch, 32)
+    unsigned("timeout_ms", timeout_ms or 0, 32)
+    if placement != "auto":
+        choice("placement", placement, PLACEMENT)
 
 
 def _placement(placement: str, plan: SeriesPlan, size: int) -> str:
@@ -101,6 +114,21 @@ def _fill(handle: Handle, model: nn.Module, shared: Sequence[Shared]) -> None:
         handle.gate(NOT_LOADED)
 
 
+@contextmanager
+def _as_before_on_failure(model: nn.Module, ranks: Group, plans: Sequence[SeriesPlan]) -> Iterator[None]:
+    """Also on Ctrl-C: a model that is shared by half, without hooks, would compute with what passes through windows."""
+    undo = [place.undo() for plan in plans for places in plan.places for place in places]
+    try:
+        yield
+    except BaseException:
+        for back in undo:
+            back()
+        if is_sharded(model):
+            of(model).leave()
+        ranks.close()
+        raise
+
+
 def shard(
     model: nn.Module,
     modules: str | Sequence[str],
@@ -132,13 +160,25 @@ def shard(
     timeout_ms the longest wait for other ranks in one call.
 
     A model whose own weights are on the meta device (layershard.torch.empty_weights) is filled by load, or by fill.
-    Parameters that are shared do not require gradients any more. Refused is raised before anything has changed.
+    Parameters that are shared do not require gradients any more. Refused is raised before anything has changed; where
+    one rank alone refuses, the others raise Mismatch with its reason.
     """
-    plans = _plan(model, modules, scope)
-    place = _device_of(model, device)
     process_group(group)
-    ranks = open_group(group, transport, place, timeout_ms)
+    place, longest_ms = torch.device("cpu"), None  # as the others are told what is wrong with these
     try:
+        _refuse_numbers_and_words(prefetch, placement, timeout_ms)
+        longest_ms = timeout_ms
+        found = _device_of(model, device)
+        memory_of(found)
+        place = found
+        plans = _plan(model, modules, scope)
+        resident_bytes = [_resident_bytes(resident, plan, plans) for plan in plans]
+        for plan in plans:
+            describe(plan, stripe or {})
+    except Exception as refusal:
+        refuse_to_all(refusal, group, transport, place, longest_ms)
+    ranks = open_group(group, transport, place, timeout_ms)
+    with _as_before_on_failure(model, ranks, plans):
         shared = [
             Shared(
                 ranks,
@@ -146,17 +186,13 @@ def shard(
                 place,
                 prefetch=prefetch,
                 placement=_placement(placement, plan, ranks.size),
-                resident_bytes=_resident_bytes(resident, plan, plans),
+                resident_bytes=nbytes,
                 stripes=stripe or {},
             )
-            for plan in plans
+            for plan, nbytes in zip(plans, resident_bytes, strict=True)
         ]
         handle = Handle(model, ranks, shared, place)
         _fill(handle, model, shared)
-    except BaseException:
-        forget(model)
-        ranks.close()
-        raise
-    handle.take(Wiring(model, shared, scope, place))
+        handle.take(Wiring(model, shared, scope, place))
     give_back()
     return model

@@ -36,6 +36,13 @@ def _description(name: str, layout: Layout, stripe: str) -> Tensor:
     raise Refused(f"stripe '{stripe}' of {name}: it must be bytes, rows or, with two dimensions, columns")
 
 
+def describe(plan: SeriesPlan, stripes: dict[str, str]) -> list[Tensor]:
+    """What the library is told of one layer's tensors; refused where they cannot be cut so."""
+    return [
+        _description(name, layout, stripe_of(f"{plan.block}.{name}", stripes)) for name, layout in plan.tensors.items()
+    ]
+
+
 class Shared:
     """The layers of one series: what the model saw before, what the library holds now."""
 
@@ -58,16 +65,14 @@ class Shared:
             short(plan.name),
             first_layer=plan.first_layer,
             layer_count=len(plan.places),
-            tensors=[
-                _description(name, layout, stripe_of(f"{plan.block}.{name}", stripes))
-                for name, layout in plan.tensors.items()
-            ],
+            tensors=describe(plan, stripes),
             prefetch=prefetch,
             placement=placement,  # type: ignore[arg-type]  # the library names what is wrong
             resident_bytes=resident_bytes,
         )
         self.committed = False
         self.updating = False
+        self.loading = False  # the update that is under way is a load's, which must be made again if it fails
 
     # ---- Layers and tensors ----
 

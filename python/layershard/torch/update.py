@@ -105,11 +105,19 @@ class Update:
         shared.updating = False
 
     def _copy_own(self, shared: Shared) -> None:
-        """Of striped layers no rank has all the bytes in one writable place: the source takes a copy."""
+        """Of striped layers no rank has all the bytes in one writable place: the source takes a copy.
+
+        All ranks go through all layers, as a collective transport brings one to all ranks or to none.
+        """
         if shared.placement != "striped":
             return
-        for layer, places in shared.own_layers():
-            tensors = shared.gathered(layer, ops.stream_of(shared.device))
+        stream = ops.stream_of(shared.device)
+        for layer, places in shared.plan.layers():
+            if not shared.series.is_source(layer):
+                shared.series.reach(layer, stream)
+                shared.series.wait(layer, stream)
+                continue
+            tensors = shared.gathered(layer, stream)
             self._copies.update({place.name: tensor for place, tensor in zip(places, tensors, strict=True)})
 
     def _hang_writable(self, shared: Shared) -> None:
