@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways of bench/e2e.py to hold and run the model: replicated, and shared by layershard; each eager, from a CUDA
+graph and compiled. The rivals are in e2e_rivals.py.
+
+A way says what memory it needs before it takes any, and why it cannot be run where it cannot. Knows the model and
+layershard.torch; nothing of rounds or of what a good result would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch._dynamo
+from e2e_model import Shape, Stack, empty_stack, hang, tokens_of, values
+from torch_rounds import Arm, Meeting
+
+import layershard.torch
+
+Pass = Callable[[torch.Tensor], torch.Tensor]
+LINEARS = "layers.*_proj"
+BY_COLUMNS = {"*": "rows", "*o_proj.weight": "columns", "*down_proj.weight": "columns"}
+
+
+@dataclasses.dataclass
+class Bench:
+    """What all ways have in common."""
+
+    meeting: Meeting
+    shape: Shape
+    transport: str = "auto"
+    scope: str = "block"
+    # Memory of all captured graphs: one replays at a time, and nothing lives from one to another.
+    graph_memory: Any = None
+
+    @property
+    def fewest_own(self) -> int:
+        """Layers that the rank with the fewest of its own is source of."""
+        return self.shape.layers // self.meeting.size
+
+    @property
+    def most_own(self) -> int:
+        return -(-self.shape.layers // self.meeting.size)
+
+    @property
+    def ranks_here(self) -> int:
+        """On this rank's device."""
+        return self.meeting.devices.count(self.meeting.device)
+
+    def free_bytes(self) -> int | None:
+        """Of this rank's device, by the driver; None on a processor."""
+        if not self.meeting.on_gpus:
+            return None
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.meeting.device)[0]
+
+
+class Way:
+    """One way to hold the model: opened, asked for the arms of one number of tokens, closed."""
+
+    title = ""
+    suffixes: tuple[str, ...] = ("",)
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.meeting = bench.meeting
+        self.shape = bench.shape
+        self.memory: dict[str, Any] | None = None
+
+    def names(self) -> list[str]:
+        """Of the arms it has."""
+        return [self.title + suffix for suffix in self.suffixes]
+
+    def needs(self) -> int:
+        """Bytes on this rank, roughly."""
+        raise NotImplementedError
+
+    def refusal(self) -> str | None:
+        """Why it cannot be run here, apart from memory."""
+        return None
+
+    def refusal_of(self, suffix: str) -> str | None:
+        """Why one of its arms cannot be run where the others can."""
+        return None
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def arms(self, tokens: int) -> list[Arm]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Drop what it holds. Collective."""
+        for name in set(vars(self)) - {"bench", "meeting", "shape", "memory"}:
+            delattr(self, name)
+
+    def input(self, tokens: int) -> torch.Tensor:
+        return tokens_of(self.meeting.rank, tokens, self.shape, self.meeting.device)
+
+
+def no_graphs(meeting: Meeting) -> str | None:
+    return None if meeting.on_gpus else "there are no CUDA graphs on a processor"
+
+
+# ---- Eager, captured, compiled ------------------------------------------------------------------------------------
+
+
+def _nothing() -> None:
+    pass
+
+
+class Captured:
+    """A pass as a CUDA graph, captured at the first call."""
+
+    def __init__(self, bench: Bench, run: Pass, x: torch.Tensor, prepare: Callable[[], None] = _nothing,
+                 join: Callable[[], None] = _nothing) -> None:
+        self._bench, self._run, self._x, self._prepare, self._join = bench, run, x, prepare, join
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._output: torch.Tensor | None = None
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._run(self._x)
+            self._prepare()
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            self._bench.graph_memory = self._bench.graph_memory or torch.cuda.graph_pool_handle()
+            how = {"stream": stream, "pool": self._bench.graph_memory, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, **how):
+                self._output = self._run(self._x)
+                self._join()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = graph
+
+    def __call__(self) -> torch.Tensor:
+        if self._graph is None:
+            self._capture()
+        self._prepare()
+        self._graph.replay()  # type: ignore[union-attr]
+        return self._output  # type: ignore[return-value]
+
+
+def compiled(model: Stack) -> Pass:
+    """Layer by layer: they share what is compiled, and hooks are compiled with them. Every model of the run is a new
+    variant of the same code: dynamo must neither give up after a few of them nor go on uncompiled."""
+    torch._dynamo.config.recompile_limit = 64
+    layers = [torch.compile(layer, dynamic=False, fullgraph=True) for layer in model.layers]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return run
+
+
+class StackWay(Way):
+    """A way whose model is a Stack that does all by itself."""
+
+    suffixes = ("", ", graph", ", compiled")
+    model: Stack
+
+    def refusal_of(self, suffix: str) -> str | None:
+        return no_graphs(self.meeting) if suffix.endswith("graph") else None
+
+    def details(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self) -> None:
+        pass
+
+    def join(self) -> None:
+        pass
+
+    def arms(self, tokens: int) -> list[Arm]:
+        x = self.input(tokens)
+        details = self.details()
+        captured = Captured(self.bench, self.model, x, self.prepare, self.join)
+        fast = compiled(self.model)
+        runs: list[tuple[str, Callable[[], torch.Tensor], str]] = [
+            ("", lambda: self.model(x), "bits"),
+            (", graph", captured, "bits"),
+            (", compiled", lambda: fast(x), "close"),  # what is fused is rounded less often
+        ]
+        return [
+            Arm(self.title + suffix, run, rest=self.prepare, baseline="replicated" + suffix, check=check,
+                details=details | {"way": suffix.removeprefix(", ") or "eager"})
+            for suffix, run, check in runs
+            if self.refusal_of(suffix) is None
+        ]
+
+
+# ---- Replicated ---------------------------------------------------------------------------------------------------
+
+
+class Replicated(StackWay):
+    """All layers on every rank, each in one piece of memory: rivals take them from there."""
+
+    title = "replicated"
+
+    def needs(self) -> int:
+        return self.shape.bytes
+
+    def open(self) -> None:
+        self.model = empty_stack(self.shape)
+        self.layers: list[torch.Tensor] = []
+        for number, layer in enumerate(self.model.layers):
+            memory = torch.empty(self.shape.layer_bytes, dtype=torch.uint8, device=self.meeting.device)
+            hang(layer, memory)
+            for name, parameter in layer.named_parameters(prefix=f"layers.{number}"):
+                parameter.copy_(values(name, parameter, self.meeting.device))
+            self.layers.append(memory)
+
+
+# ---- layershard ---------------------------------------------------------------------------------------------------
+
+
+class Layershard(StackWay):
+    """Layers stored once; k ahead; @share of the remote layers resident."""
+
+    def __init__(self, bench: Bench, prefetch: int, share: float, title: str) -> None:
+        super().__init__(bench)
+        self.prefetch = prefetch
+        self.title = title
+        self.resident: int | str = "all"
+        if share < 1:
+            remote = self.shape.layers - bench.most_own
+            self.resident = int(remote * share + 1e-6) * self.shape.layer_bytes
+
+    def needs(self) -> int:
+        if self.resident == "all":
+            return self.shape.bytes
+        return (self.bench.most_own + self.prefetch + 1) * self.shape.layer_bytes + int(self.resident)
+
+    def shard(self) -> None:
+        layershard.torch.shard(
+            self.model,
+            "layers.*" if self.bench.scope == "block" else LINEARS,
+            scope=self.bench.scope,
+            prefetch=self.prefetch,
+            placement="owner",
+            resident=self.resident,
+            transport=self.bench.transport,
+            device=self.meeting.device,
+        )
+
+    def open(self) -> None:
+        self.model = empty_stack(self.shape)
+        with measured_memory(self):
+            self.shard()
+            layershard.torch.fill(self.model, lambda name, like: values(name, like, self.meeting.device))
+        self.handle = layershard.torch.of(self.model)
+        series = list(self.handle.stats().values())
+        self.memory = {
+            "arm": self.title,
+            "windows": max(each.windows for each in series),
+            "residents": max(each.residents for each in series),
+            "layers_bytes": self.shape.bytes,
+            "counted_bytes": sum(each.share_bytes + each.window_bytes + each.resident_bytes for each in series),
+            "expected_bytes": self._expected_bytes(max(each.windows for each in series)),
+            "driver_bytes": self.taken_bytes,
+        }
+
+    def _expected_bytes(self, windows: int) -> int:
+        """(1/n + windows) of the layers, and residents."""
+        residents = self.shape.bytes if self.resident == "all" else int(self.resident)
+        own = self.bench.shape.layers // self.meeting.size
+        own += self.meeting.rank < self.bench.shape.layers % self.meeting.size
+        return min((own + windows) * self.shape.layer_bytes + residents, self.shape.bytes)
+
+    def details(self) -> dict[str, Any]:
+        memory = self.memory or {}
+        return {"prefetch": self.prefetch, "windows": memory["windows"], "residents": memory["residents"]}
+
+    def prepare(self) -> None:
+        self.handle.prepare()
+
+    def join(self) -> None:
+        self.handle.join()
+
+    def close(self) -> None:
+        self.meeting.synchronize()
+        self.meeting.meet()  # nobody reads what another closes
+        self.handle.close()
+        for name in ("model", "handle", "taken_bytes"):
+            delattr(self, name)
+        self.meeting.meet()
+
+
+@contextlib.contextmanager
+def measured_memory(way: Any) -> Iterator[None]:
+    """Puts into way.taken_bytes what its device has less of afterwards, by the driver; a rank's part of it."""
+    before = _free_for_all(way)
+    yield
+    after = _free_for_all(way)
+    way.taken_bytes = None if before is None else (before - after) // way.bench.ranks_here
+
+
+def _free_for_all(way: Any) -> int | None:
+    """Read when every rank on the device has given back what its allocator keeps."""
+    way.meeting.synchronize()
+    way.bench.free_bytes()
+    way.meeting.meet()
+    free: int | None = way.bench.free_bytes()
+    way.meeting.meet()
+    return free
+
+
+class TwoRegimes(Layershard):
+    """One striped store: gathered layers for prefill, tensor-parallel products from the stripes for decode."""
+
+    suffixes = (" gathered", " parallel", " parallel, graph")
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench, 1, 0, "two regimes")
+
+    def needs(self) -> int:
+        return self.shape.bytes // self.meeting.size + 2 * self.shape.layer_bytes
+
+    def refusal(self) -> str | None:
+        return None if self.shape.divides_by(self.meeting.size) else "heads or hidden columns do not divide"
+
+    def shard(self) -> None:
+        how = {"scope": "block", "prefetch": self.prefetch, "placement": "striped", "stripe": BY_COLUMNS}
+        layershard.torch.shard(
+            self.model, LINEARS, transport=self.bench.transport, device=self.meeting.device, **how
+        )
+
+    def _expected_bytes(self, windows: int) -> int:
+        return self.shape.bytes // self.meeting.size + windows * self.shape.layer_bytes
+
+    def open(self) -> None:
+        super().open()
+        self.regime = layershard.torch.dual(self.model)
+
+    def refusal_of(self, suffix: str) -> str | None:
+        if suffix and self.meeting.shares_device:
+            return "its sums need NCCL, which refuses two ranks on one GPU"
+        return super().refusal_of(suffix)
+
+    def arms(self, tokens: int) -> list[Arm]:
+        x, details = self.input(tokens), self.details()
+        everyones = all_tokens(self, tokens)
+
+        def parallel(x: torch.Tensor) -> torch.Tensor:
+            with self.regime.parallel():
+                return self.model(x)
+
+        mine = slice(self.meeting.rank, self.meeting.rank + 1)
+        captured = Captured(self.bench, parallel, everyones)
+        made = [Arm(f"{self.title} gathered", lambda: self.model(x), rest=self.prepare, details=details)]
+        runs = [(" parallel", lambda: parallel(everyones)), (" parallel, graph", captured)]
+        made += [
+            Arm(self.title + suffix, lambda run=run: run()[mine], check="close", tolerance=tolerance_of(self.shape))
+            for suffix, run in runs
+            if self.refusal_of(suffix) is None
+        ]
+        return made
+
+    def close(self) -> None:
+        if hasattr(self, "regime"):
+            del self.regime
+        super().close()
+
+
+def all_tokens(way: Way, tokens: int) -> torch.Tensor:
+    """The sequences of all ranks: what a tensor-parallel pass computes in one."""
+    device = way.meeting.device
+    return torch.cat([tokens_of(rank, tokens, way.shape, device) for rank in range(way.meeting.size)])
+
+
+def tolerance_of(shape: Shape) -> float:
+    """Of sums in another order, through all layers."""
+    return 1e-3 if shape.dtype == torch.float32 else 0.05
+
+
+def has_nccl(meeting: Meeting) -> str | None:
+    """Why collectives of the ranks' devices are not to be had."""
+    if meeting.shares_device:
+        return "NCCL refuses two ranks on one GPU, and gloo would carry it through the host"
+    return None
+

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What bench/e2e.py should show, in one table, and whether it did. Knows names of arms and ratios; nothing of how they
+came about."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch_rounds import Table
+
+PLAIN = ("layershard k=1", "layershard k=2")  # no residents
+AT_BEST = (*PLAIN, *(f"{name}, graph" for name in PLAIN))
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The fastest of @arms to the fastest of @others, at numbers of tokens from @least to @most: at most @limit."""
+
+    arms: tuple[str, ...]
+    others: tuple[str, ...]
+    least: int
+    most: float
+    limit: float
+
+
+TARGETS = (
+    Target(PLAIN, ("replicated",), 1024, 2047, 1.05),
+    Target(PLAIN, ("replicated",), 2048, 4095, 1.04),
+    Target(PLAIN, ("replicated",), 4096, math.inf, 1.025),
+    Target(AT_BEST, ("TP?*",), 4096, 4096, 1 / 1.05),
+    Target(AT_BEST, ("FSDP2*",), 4096, 4096, 1 / 1.10),
+    Target(AT_BEST, ("broadcast",), 4096, 4096, 1 / 1.06),
+    Target(("two regimes parallel", "two regimes parallel, graph"), ("TP?*",), 16, 16, 1.10),
+    Target(("two regimes gathered",), ("replicated",), 4096, 4096, 1.03),
+)
+MEMORY_OFF = 0.02  # of (1/n + windows) of the layers
+WHOLE_FREE_BYTES = 60e9  # of each GPU, with 80 layers of 70B on two
+
+NO_GPUS = "not judged: each rank needs a GPU of its own"
+VOID = "void: the control arm drifted"
+
+
+def _fastest(table: Table, patterns: Sequence[str]) -> str | None:
+    names = [name for name in table.times if table.times[name] and any(fnmatchcase(name, each) for each in patterns)]
+    return min(names, key=lambda name: sorted(table.times[name])[len(table.times[name]) // 2], default=None)
+
+
+def _row(what: str, limit: str, found: str, verdict: str, **more: Any) -> dict[str, Any]:
+    return {"what": what, "limit": limit, "found": found, "verdict": verdict} | more
+
+
+def _verdict(good: bool, conclusive: bool, own_gpus: bool) -> str:
+    return NO_GPUS if not own_gpus else VOID if not conclusive else "met" if good else "MISSED"
+
+
+def judge_tables(tables: dict[int, Table], own_gpus: bool) -> list[dict[str, Any]]:
+    """@tables by tokens. A target whose tokens or arms were not run says so."""
+    rows = []
+    for target in TARGETS:
+        said = " or ".join(target.others)
+        tokens = [count for count in tables if target.least <= count <= target.most]
+        span = str(target.least) if target.most == target.least else f"from {target.least}"
+        if not tokens:
+            rows.append(_row(f"{target.arms[0]} : {said}, {span} tokens", f"{target.limit:.3f}", "-", "not run"))
+        for count in tokens:
+            arm, other = _fastest(tables[count], target.arms), _fastest(tables[count], target.others)
+            what = f"{arm or target.arms[0]} : {other or said}, {count} tokens"
+            ratio = tables[count].ratio(arm, other) if arm and other else None
+            if ratio is None:
+                rows.append(_row(what, f"{target.limit:.3f}", "-", "not run"))
+                continue
+            found = f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+            verdict = _verdict(ratio.median <= target.limit, tables[count].conclusive, own_gpus)
+            rows.append(_row(what, f"{target.limit:.3f}", found, verdict, ratio=dataclasses.asdict(ratio)))
+    return rows
+
+
+def judge_memory(memories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Counted by the driver on each rank's device; the rank that is most off counts."""
+    rows = []
+    for each in memories:
+        what = f"{each['arm']}: memory of the device to (1/n + {each['windows']} windows) of the layers"
+        if each["driver_bytes"] is None:
+            rows.append(_row(what, f"{1 + MEMORY_OFF:.2f}", "-", "not run"))
+            continue
+        share = each["driver_bytes"] / each["expected_bytes"]
+        found = f"{share:.3f} ({each['driver_bytes'] / 2**20:.0f} MiB of {each['layers_bytes'] / 2**20:.0f})"
+        rows.append(_row(what, f"{1 + MEMORY_OFF:.2f}", found, "met" if share <= 1 + MEMORY_OFF else "MISSED"))
+    return rows
+
+
+def as_text(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{'target':<74}{'at most':>8}  {'found':<26}"]
+    lines += [f"{row['what']:<74}{row['limit']:>8}  {row['found']:<26}  {row['verdict']}" for row in rows]
+    return "\n".join(lines)

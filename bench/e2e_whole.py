@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/e2e.py --whole: a model that is too large to be replicated, by layershard and tensor-parallel, each in turn:
+one is freed before the next is built, and the second time the order is swapped.
+
+Knows the two ways and what to print of them; nothing of how they work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import Any
+
+import e2e_judge
+import torch
+import torch_rounds
+from e2e_arms import Bench, Layershard, Way
+from e2e_rivals import TensorParallel
+from torch_rounds import Arm, Rounds
+
+SAMPLES = 5
+
+
+def _sharded(bench: Bench) -> Way:
+    return Layershard(bench, 1, 0, "layershard k=1")
+
+
+class Stage:
+    """One way, built, timed and freed."""
+
+    def __init__(self, bench: Bench, rounds: Rounds, make: Any) -> None:
+        self._bench = bench
+        self._rounds = rounds
+        self.way = make(bench)
+        self.output: torch.Tensor | None = None
+
+    def run(self, tokens: list[int]) -> list[dict[str, Any]]:
+        meeting = self._bench.meeting
+        meeting.note(f"building {self.way.title}")
+        trouble = self.way.refusal()
+        free, needed = self._bench.free_bytes(), self.way.needs() * self._bench.ranks_here
+        if trouble is None and free is not None and needed > free:
+            trouble = f"no memory: it would need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        trouble = meeting.agree(trouble)
+        if trouble is not None:
+            return [{"arm": self.way.title, "not_run": trouble}]
+        self.way.open()
+        weights_free = self._least_free()
+        rows = [self._row(count, weights_free) for count in tokens]
+        self.way.close()
+        return rows
+
+    def _least_free(self) -> int | None:
+        return min((each for each in self._bench.meeting.gather(self._bench.free_bytes()) if each), default=None)
+
+    def _row(self, tokens: int, weights_free: int | None) -> dict[str, Any]:
+        """The first number of tokens leaves its output to compare."""
+        arm: Arm = next(arm for arm in self.way.arms(tokens) if arm.name == self.way.title)
+        arm.baseline = None
+        table = self._rounds.run([arm], f"{arm.name}, {tokens} tokens, ")
+        if self.output is None:
+            output = arm.run()
+            assert output is not None
+            self.output = output.cpu()
+            arm.rest()
+        times = table.times[arm.name] + table.again
+        seconds = statistics.median(times)
+        with_activations = None
+        if self._bench.meeting.on_gpus:
+            self._bench.meeting.synchronize()
+            # What the allocator keeps is not free to others.
+            with_activations = min(self._bench.meeting.gather(torch.cuda.mem_get_info(self._bench.meeting.device)[0]))
+        return {
+            "arm": arm.name,
+            "tokens": tokens,
+            "tokens_per_second_per_gpu": tokens / seconds,
+            "pass_ns": {"median": 1e9 * seconds, "min": 1e9 * min(times), "max": 1e9 * max(times)},
+            "free_bytes": weights_free,
+            "free_bytes_with_activations": with_activations,
+            "sm_mhz": table.metered.get(arm.name, {}).get("sm_mhz"),
+            "watts": table.metered.get(arm.name, {}).get("watts"),
+        }
+
+
+def _text(row: dict[str, Any]) -> str:
+    if "not_run" in row:
+        return f"not run: {row['arm']}: {row['not_run']}"
+    free = ", ".join(
+        f"{row[key] / 1e9:.1f} GB free {when}"
+        for key, when in (("free_bytes", "beside weights"), ("free_bytes_with_activations", "with activations"))
+        if row[key] is not None
+    )
+    speed = f"{row['tokens_per_second_per_gpu']:.0f} tokens/s a GPU, {row['pass_ns']['median'] / 1e6:.2f} ms a pass"
+    return f"{row['arm']:<20}{row['tokens']:>7} tokens: {speed}{', ' + free if free else ''}"
+
+
+def _differences(stages: list[Stage], tolerance: float) -> list[str]:
+    """Layershard's two passes must be equal, TP's near to them."""
+    outputs = [(stage.way.title, stage.output) for stage in stages if stage.output is not None]
+    wrong = []
+    for title, output in outputs[1:]:
+        first = outputs[0][1].float()
+        far = float((output.float() - first).norm() / first.norm())
+        if far > (0 if title == outputs[0][0] else tolerance):
+            wrong.append(f"{title} is off {outputs[0][0]} by {far:.3g} of its size")
+    return wrong
+
+
+def _judge(rows: list[dict[str, Any]], own_gpus: bool) -> list[dict[str, Any]]:
+    mine = [row for row in rows if row["arm"].startswith("layershard") and "not_run" not in row]
+    found = []
+    if mine and mine[0]["free_bytes"] is not None:
+        least = min(row["free_bytes_with_activations"] for row in mine)
+        verdict = "met" if least >= e2e_judge.WHOLE_FREE_BYTES else "MISSED"
+        found.append({
+            "what": "free memory of each GPU, layershard, with activations (at least)",
+            "limit": f"{e2e_judge.WHOLE_FREE_BYTES / 1e9:.0f} GB",
+            "found": f"{least / 1e9:.1f} GB",
+            "verdict": verdict if own_gpus else e2e_judge.NO_GPUS,
+        })
+    return found
+
+
+def run(options: argparse.Namespace, bench: Bench, tokens: list[int], config: dict[str, Any]) -> int:
+    from e2e_arms import tolerance_of
+
+    meeting = bench.meeting
+    rounds = Rounds(meeting, passes=options.passes, rounds=SAMPLES, warm_ms=options.warm_ms)
+    size = f"{bench.shape.bytes / 1e9:.1f} GB in {bench.shape.layers} layers"
+    meeting.say(f"{size}: replicated it would be {bench.ranks_here * bench.shape.bytes / 1e9:.1f} GB a device")
+    stages, rows = [], []
+    for make in (_sharded, TensorParallel, TensorParallel, _sharded):
+        stage = Stage(bench, rounds, make)
+        for row in stage.run(tokens):
+            rows.append(row)
+            meeting.say(_text(row))
+        stages.append(stage)
+    trouble = meeting.agree("; ".join(_differences(stages, tolerance_of(bench.shape))) or None)
+    if trouble is not None:
+        meeting.say(f"wrong output: {trouble}")
+        return 1
+    targets = _judge(rows, meeting.on_gpus and not meeting.shares_device)
+    if targets:
+        meeting.say(e2e_judge.as_text(targets))
+    result = {"bench": "e2e --whole", "config": config, "rows": rows, "targets": targets}
+    torch_rounds.save(options.save, meeting, result)
+    return 0

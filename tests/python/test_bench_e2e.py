@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/e2e.py on processors, with shapes of a few KiB: every way there is is run and compared, or named with a reason;
+what is said of ratios is what the samples hold."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch.distributed.fsdp._fully_shard", reason="this torch has no fully_shard")
+
+TREE = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(TREE / "bench"))
+
+import e2e_judge  # noqa: E402
+import torch_rounds  # noqa: E402
+from torch_rounds import Arm, Meeting, Rounds, Table  # noqa: E402
+
+DEADLINE_S = 240
+SMALL = "--devices cpu,cpu --shape 32,88,4,2 --layers 5 --passes 1 --warm-ms 0".split()
+
+
+def bench(*options):
+    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    command = [sys.executable, "bench/e2e.py", *SMALL, *options]
+    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
+
+
+# ---- The script ----
+
+
+def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
+    eager = "replicated;layershard k=?;layershard k=?, a third resident;*all resident;TP2*;broadcast;peer*;FSDP2*;two*"
+    done = bench("--tokens", "8", "--rounds", "2", "--arms", eager, "--margin", "1000", "--save", tmp_path / "e2e.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    saved = json.loads((tmp_path / "e2e.json").read_text(encoding="utf-8"))
+    assert saved["command"].startswith("bench/e2e.py --devices cpu,cpu") and saved["versions"]["torch"]
+    assert "NCCL_NVLS_ENABLE" in saved["result"]["config"]["environment"]
+    (table,) = saved["result"]["tables"]
+    equal = {row["arm"]: row["bits_equal"] for row in table["rows"]}
+    same = ["replicated", "layershard k=1", "layershard k=2", "broadcast", "two regimes gathered"]
+    same += [f"layershard k={k}, a third resident" for k in (1, 2)] + ["layershard all resident"]
+    same += [f"FSDP2 p={p}{across}" for p in (1, 2) for across in ("", " across passes")]
+    assert [name for name in same if equal.get(name) is not True] == []
+    assert {"TP2", "two regimes parallel"} <= equal.keys()
+    reasons = {each["arm"]: each["reason"] for each in table["not_run"]}
+    assert reasons["peer copy"] == "there is no CUDA IPC on a processor"
+    assert reasons["TP2, graph"] == "there are no CUDA graphs on a processor"
+    rows = {row["arm"]: row for row in table["rows"]}
+    assert (rows["layershard k=2"]["windows"], rows["layershard k=1, a third resident"]["residents"]) == (2, 0)
+
+
+def test_the_whole_model_one_way_after_the_other(tmp_path):
+    done = bench("--whole", "--tokens", "8", "--save", tmp_path / "whole.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))["result"]["rows"]
+    assert [row["arm"] for row in rows] == ["layershard k=1", "TP2", "TP2", "layershard k=1"]
+    assert all(row["tokens_per_second_per_gpu"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["--devices", "cpu,x"], "'cpu,x' is not one device a rank"),
+        (["--devices", "0,cpu"], "'0,cpu' is not one device a rank"),
+        (["--shape", "32,88"], "argument --shape"),
+        (["--shape", "32,88,5,2"], "argument --shape"),
+        (["--tokens", "8,0"], "argument --tokens"),
+        (["--rounds", "0"], "argument --rounds"),
+        (["--dtype", "int8"], "argument --dtype"),
+    ],
+)
+def test_wrong_arguments_are_named_before_ranks_begin(wrong, said):
+    done = bench(*wrong)
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_arm_that_is_not_there():
+    done = bench("--tokens", "8", "--arms", "layershardd")
+    assert done.returncode == 1
+    assert "--list names them" in done.stderr
+
+
+def test_a_rank_that_fails_ends_the_others():
+    done = bench("--tokens", "8", "--transport", "nonsense", "--arms", "layershard k=1")
+    assert done.returncode != 0
+    assert "layershard k=1" in done.stderr and "nonsense" in done.stderr
+
+
+# ---- Rounds and ratios ----
+
+
+class Alone(Meeting):
+    def __init__(self):
+        super().__init__(0, 1, [torch.device("cpu")], None)
+
+    def meet(self):
+        pass
+
+    def gather(self, mine):
+        return [mine]
+
+
+def rounds(**options):
+    return Rounds(Alone(), passes=1, warm_ms=0, **options)
+
+
+def test_another_result_ends_the_run():
+    right = torch.arange(1.0, 5.0)
+    near = Arm("near", lambda: right * (1 + 1e-4), check="close", tolerance=1e-3)
+    table = rounds(rounds=2).run([Arm("right", lambda: right), near])
+    assert table.equal == {"right": True, "near": False}
+    with pytest.raises(torch_rounds.WrongBits, match="rank 0: near is off right by 0.0001"):
+        rounds(rounds=2).run([Arm("right", lambda: right), Arm("near", near.run)])
+
+
+def test_a_result_that_goes_wrong_later_is_seen():
+    calls = iter(range(1000))
+    late = Arm("late", lambda: torch.ones(3) if next(calls) < 8 else torch.zeros(3))
+    with pytest.raises(torch_rounds.WrongBits, match="late is off right"):
+        rounds(rounds=5).run([Arm("right", lambda: torch.ones(3)), late])
+
+
+def test_results_that_could_not_differ_are_refused():
+    with pytest.raises(torch_rounds.WrongBits, match="mostly zero"):
+        rounds(rounds=2).run([Arm("zeros", lambda: torch.zeros(3))])
+
+
+def test_an_arm_that_cannot_run_is_named():
+    def broken():
+        raise RuntimeError("no such thing\nat all")
+
+    table = rounds(rounds=2).run([Arm("right", lambda: torch.ones(3)), Arm("broken", broken)])
+    assert table.not_run == {"broken": "RuntimeError: no such thing"}
+    assert [row["arm"] for row in table.rows()] == ["right", "right"]
+
+
+def test_interval_holds_the_median_of_what_is_drawn():
+    draw, held = random.Random(1), 0
+    for _ in range(400):
+        found = torch_rounds.ratio_of([draw.expovariate(1) for _ in range(31)])
+        assert found.low <= found.median <= found.high
+        held += found.low <= 0.6931 <= found.high
+    assert 370 <= held < 400
+
+
+def table_of(drift=0.0, **times):
+    table = Table([Arm(name.replace("_", " "), lambda: None) for name in ("replicated", *times)], 0.5)
+    table.times = {name.replace("_", " "): list(values) for name, values in times.items()}
+    table.times["replicated"] = [1.0, 2.0, 4.0]
+    table.again = [each * (1 + drift) for each in table.times["replicated"]]
+    return table
+
+
+def test_ratios_are_the_rounds_own():
+    table = table_of(other=[1.1, 2.2, 4.4])
+    assert table.ratio("other", "replicated").median == pytest.approx(1.1)
+    assert table.ratio("other", "absent") is None
+    assert table.conclusive and not table_of(drift=0.006).conclusive
+
+
+@pytest.mark.parametrize(
+    "drift, slower, own_gpus, verdict",
+    [
+        (0, 1.02, True, "met"),
+        (0, 1.03, True, "MISSED"),
+        (0.01, 1.02, True, e2e_judge.VOID),
+        (0, 1.02, False, e2e_judge.NO_GPUS),
+    ],
+)
+def test_targets_are_judged(drift, slower, own_gpus, verdict):
+    table = table_of(drift)
+    table.times["layershard k=1"] = [slower * each for each in (1.0, 2.0, 4.0)]
+    table.times["layershard k=2"] = [3 * each for each in (1.0, 2.0, 4.0)]
+    found = {row["what"]: row["verdict"] for row in e2e_judge.judge_tables({4096: table}, own_gpus)}
+    assert found["layershard k=1 : replicated, 4096 tokens"] == verdict
+    assert found["layershard k=1 : FSDP2*, 4096 tokens"] == "not run"
+
+
+def test_memory_is_judged():
+    memory = {"arm": "layershard k=1", "windows": 2, "layers_bytes": 300, "expected_bytes": 100}
+    verdicts = [e2e_judge.judge_memory([memory | {"driver_bytes": each}])[0]["verdict"] for each in (102, 103, None)]
+    assert verdicts == ["met", "MISSED", "not run"]

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/wan.py on processors: the whole program at a tiny shape, and what its figures are made of."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import torch_ranks as ranks
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+BENCH = pathlib.Path(__file__).resolve().parents[2] / "bench"
+TINY = ["--shape", "tiny", "--video", "64x32x9", "--text-tokens", "6", "--rounds", "2", "--warm-ms", "1"]
+TINY += ["--alltoall-rounds", "2", "--passes", "1"]
+BLOCKS = 8
+
+
+def load(name):
+    """A script of bench/ as a module; those beside it it finds as it does when it is run."""
+    if str(BENCH) not in sys.path:
+        sys.path.append(str(BENCH))
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def wan(*arguments):
+    command = [sys.executable, str(BENCH / "wan.py"), *TINY, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def saved(tmp_path, *arguments):
+    """What a run has saved. Status 3 says that the machine was busy, which is no fault here."""
+    done = wan("--save", str(tmp_path / "wan.json"), *arguments)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    return json.loads((tmp_path / "wan.json").read_text())["result"], done.stdout
+
+
+# ---- The whole program ----
+
+
+def test_all_ways_compute_the_same(tmp_path):
+    result, text = saved(tmp_path, "--devices", "cpu,cpu", "--control", "--fsdp-prefetch", "1")
+    rows = {row["arm"]: row for row in result["tables"][0]["rows"] if not row["again"]}
+    assert list(rows) == ["replicated", "layershard", "layershard, all resident", "FSDP2, prefetch 1"]
+    assert all(row["bits_equal"] for name, row in rows.items() if not name.startswith("FSDP2"))
+    memory = {row["arm"]: row for row in result["memory"]["rows"]}
+    assert [memory[name]["windows"] for name in rows] == [0, 2, 0, 0]
+    assert memory["FSDP2, prefetch 1"]["wanted_bytes"] * 2 == memory["replicated"]["wanted_bytes"]
+    whole = memory["replicated"]["wanted_bytes"]
+    assert memory["layershard"]["wanted_bytes"] == whole * (BLOCKS / 2 + 2) / BLOCKS
+    assert memory["layershard, all resident"]["wanted_bytes"] == whole > 0
+    # what the other rank has, in every pass
+    assert whole / 2 <= memory["layershard"]["pulled_bytes"] < 0.6 * whole
+    assert [memory[name]["pulled_bytes"] for name in rows if name != "layershard"] == [0, 0, 0]
+    assert {row["arm"]: row["calls"] for row in result["all_to_alls"]["rows"]} == dict.fromkeys(rows, 4 * BLOCKS)
+    assert all(target["verdict"] is None for target in result["targets"]["rows"])
+    assert "all-to-alls by gloo" in text and "not judged" in text
+
+
+def test_second_expert_takes_over(tmp_path):
+    result, _ = saved(tmp_path, "--devices", "cpu,cpu", "--experts", "2", "--fsdp-prefetch", "")
+    rows = {row["arm"]: row for row in result["tables"][0]["rows"]}
+    assert rows["layershard"]["bits_equal"]
+    assert result["steps"] == 2
+    assert {row["calls"] for row in result["all_to_alls"]["rows"]} == {2 * 4 * BLOCKS}
+    memory = {row["arm"]: row for row in result["memory"]["rows"]}
+    assert memory["layershard"]["windows"] == 4
+
+
+def test_windows_that_hold_everything_are_pointed_at(tmp_path):
+    _, text = saved(tmp_path, "--devices", "cpu,cpu", "--layers", "4", "--fsdp-prefetch", "")
+    assert "layershard: NOTHING IS PULLED" in text
+
+
+def test_a_way_that_cannot_be_built_is_named_and_the_rest_runs(tmp_path):
+    result, text = saved(tmp_path, "--devices", "cpu,cpu", "--pace", "20", "--fsdp-prefetch", "")
+    assert [each["arm"] for each in result["tables"][0]["not_run"]] == ["layershard, 20 GB/s"]
+    assert "shm has no option" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--devices", "cpu,cpu,cpu"], "3 ranks cannot share 24 tokens, 4 heads"),
+        (["--devices", "cpu,cpu", "--video", "64x33x9"], "must be multiples of 16"),
+        (["--devices", "cpu,cpu", "--video", "64x32"], "is not WIDTHxHEIGHTxFRAMES"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_before_ranks_start(arguments, text):
+    done = wan(*arguments)
+    assert done.returncode == 2 and text in done.stderr
+
+
+def test_all_to_alls_by_what_the_devices_do_not_have_are_refused():
+    done = wan("--devices", "cpu,cpu", "--all-to-all", "nccl")
+    assert done.returncode == 1 and "all-to-alls by nccl: on these devices it can be gloo" in done.stdout
+
+
+# ---- The model ----
+
+
+def denoise(rank, size, port, experts):
+    """This rank's output with the tokens split, and that of the same weights in one piece."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    rounds, model, alltoall = load("torch_rounds"), load("wan_model"), load("wan_alltoall")
+    meeting = rounds.join([torch.device("cpu")] * size)
+    shape, device = model.SHAPES["tiny"], meeting.device
+    parallel = model.ulysses(meeting, model.make_meshes(size, device)[0])
+    denoiser = model.Denoiser(shape, "64x32x9", 2, device, 6)
+    alltoall.AllToAlls(meeting, "gloo", 0).install()
+    outputs = []
+    with torch.no_grad():
+        for split in (True, False):
+            models = [model.empty(shape, BLOCKS, device) for _ in range(experts)]
+            for number, each in enumerate(models):
+                model.replicate(each, f"{number}.", device)
+                if split:
+                    model.split_tokens(each, parallel)
+            outputs.append(denoiser.run(models).float().tolist())
+    rounds.leave(meeting)
+    return outputs
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_split_tokens_give_what_one_piece_gives_and_experts_differ():
+    wholes = []
+    for experts in (1, 2):
+        outputs = [[torch.tensor(each) for each in both] for both in ranks.run(2, denoise, free_port(), experts)]
+        for split, whole in outputs:
+            assert torch.isfinite(whole).all()
+            assert torch.equal(split, outputs[0][0])
+            assert (split - whole).norm() < 0.02 * whole.norm()
+        wholes.append(outputs[0][1])
+    assert (wholes[0] - wholes[1]).norm() > 0.1 * wholes[0].norm()
+
+
+def test_shape_is_the_published_one():
+    model = load("wan_model")
+    assert model.tokens_of("832x480x81") == 32760
+    assert model.tokens_of("1280x720x81") == 75600
+    whole = model.empty(model.SHAPES["a14b"], 40, torch.device("cpu"))
+    assert 14.2e9 < sum(each.numel() for each in whole.parameters()) < 14.4e9
+    assert {str(each.dtype) for each in whole.blocks[0].parameters()} == {"torch.bfloat16", "torch.float32"}
+
+
+# ---- Figures ----
+
+
+def test_own_time_is_that_of_the_rank_that_waits_for_nobody():
+    row = load("wan_times").alltoall_row("x", [[[1e-3, 5e-3], [4e-3, 2e-3]]])
+    assert row["calls"] == 2
+    assert row["own_ns"]["pass"] == pytest.approx(3e6)
+    assert row["with_waiting_ns"]["pass"] == pytest.approx(9e6)
+
+
+class Place:
+    """A meeting as far as a judgement looks at it."""
+
+    def __init__(self, on_gpus, shares_device):
+        self.on_gpus, self.shares_device = on_gpus, shares_device
+
+
+@pytest.mark.parametrize(
+    "sharded, again, place, verdict",
+    [
+        (1.02, 1.0, Place(True, False), "met"),
+        (1.04, 1.0, Place(True, False), "MISSED"),
+        (1.02, 1.01, Place(True, False), None),
+        (1.02, 1.0, Place(True, True), None),
+        (1.02, 1.0, Place(False, False), None),
+    ],
+)
+def test_verdict(sharded, again, place, verdict):
+    rounds, report = load("torch_rounds"), load("wan_report")
+    table = rounds.Table([rounds.Arm("replicated", None), rounds.Arm("layershard", None)], 0.5)
+    table.times = {"replicated": [1.0] * 3, "layershard": [sharded] * 3}
+    table.again = [again] * 3
+    way = load("wan_ways").Way("layershard", "layershard", memory={"off_wanted": 0.03})
+    speed, memory = report.judge(place, table, [way])
+    assert speed["verdict"] == verdict
+    assert memory["verdict"] == "MISSED"
+    assert (verdict or "not judged" if not place.on_gpus else verdict or "") in report.verdict_text([speed], place)
+
+
+def test_a_pace_is_an_option_of_the_transport():
+    script = load("wan_ways")
+    assert [script.paced("cuda", 50), script.paced("cuda:copy", 2.5)] == ["cuda:pace=50", "cuda:copy+pace=2.5"]
+
+
+class Circle:
+    """Ranks that are threads, meeting as far as the counters need it."""
+
+    def __init__(self, rank, size, barrier, shared):
+        self.rank, self.size, self.meet, self._shared = rank, size, barrier.wait, shared
+
+    def first(self, mine):
+        if self.rank == 0:
+            self._shared.append(mine)
+        self.meet()
+        return self._shared[0]
+
+
+def test_a_rank_that_does_not_come_to_an_all_to_all_is_named():
+    alltoall = load("wan_alltoall")
+    barrier, shared, counters = threading.Barrier(2), [], {}
+
+    def work(rank):
+        counters[rank] = alltoall._Counters(Circle(rank, 2, barrier, shared))
+        counters[rank].begin(1)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert not os.path.exists(shared[0])
+    counters[0].DEADLINE_S = 0.05
+    with pytest.raises(TimeoutError, match=r"rank 0: all-to-all 2: ranks \[1\] have not come"):
+        counters[0].begin(2)
+
+
+class Event:
+    """CUDA's, where everything enqueued is done at once."""
+
+    def __init__(self, **_options):
+        pass
+
+    def ipc_handle(self):
+        return b"handle"
+
+    @classmethod
+    def from_ipc_handle(cls, _device, _handle):
+        return cls()
+
+    def record(self):
+        pass
+
+    wait = record
+
+
+class Crowd(Circle):
+    device = torch.device("cpu")
+
+    def gather(self, mine):
+        self._shared.append((self.rank, mine))
+        self.meet()
+        everyones = [given for _, given in sorted(self._shared[-self.size :], key=lambda each: each[0])]
+        self.meet()
+        return everyones
+
+    def first(self, mine):
+        return self.gather(mine)[0]
+
+
+def test_copies_inside_a_gpu_bring_every_rank_its_part(monkeypatch):
+    """The places and their turns; that streams wait for each other takes a GPU."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    alltoall = load("wan_alltoall")
+    size, calls, part = 3, 7, 4
+    barrier, shared, received = threading.Barrier(size), [], {}
+
+    def value(sender, receiver, call):
+        return torch.full((part,), 100 * sender + 10 * receiver + call, dtype=torch.bfloat16)
+
+    def work(rank):
+        exchange = alltoall.CopiesInside(Crowd(rank, size, barrier, shared), 2 * part * size)
+        sent = [torch.stack([value(rank, receiver, call) for receiver in range(size)]) for call in range(calls)]
+        received[rank] = [exchange(each, None) for each in sent]
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    for rank, outputs in received.items():
+        for call, output in enumerate(outputs):
+            assert torch.equal(output, torch.stack([value(sender, rank, call) for sender in range(size)]))
