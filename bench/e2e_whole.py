@@ -106,12 +106,13 @@ def _differences(stages: list[Stage], tolerance: float) -> list[str]:
     return wrong
 
 
-def _judge(rows: list[dict[str, Any]], own_gpus: bool) -> list[dict[str, Any]]:
+def _judge(rows: list[dict[str, Any]], own_gpus: bool, model_bytes: int) -> list[dict[str, Any]]:
     mine = [row for row in rows if row["arm"].startswith("layershard") and "not_run" not in row]
     found = []
     if mine and mine[0]["free_bytes"] is not None:
         least = min(row["free_bytes_with_activations"] for row in mine)
         verdict = "met" if least >= e2e_judge.WHOLE_FREE_BYTES else "MISSED"
+        verdict = verdict if model_bytes >= e2e_judge.WHOLE_BYTES else e2e_judge.NOT_WHOLE
         found.append({
             "what": "free memory of each GPU, layershard, with activations (at least)",
             "limit": f"{e2e_judge.WHOLE_FREE_BYTES / 1e9:.0f} GB",
@@ -139,7 +140,7 @@ def run(options: argparse.Namespace, bench: Bench, tokens: list[int], config: di
     if trouble is not None:
         meeting.say(f"wrong output: {trouble}")
         return 1
-    targets = _judge(rows, meeting.on_gpus and not meeting.shares_device)
+    targets = _judge(rows, meeting.on_gpus and not meeting.shares_device, bench.shape.bytes)
     if targets:
         meeting.say(e2e_judge.as_text(targets))
     result = {"bench": "e2e --whole", "config": config, "rows": rows, "targets": targets}

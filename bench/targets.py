@@ -5,8 +5,10 @@
     targets.py [--markdown] [FILE OR DIRECTORY]...      (default: bench/results)
 
 One line for every target and place it was measured in: the figure, its limit, "met" or "missed", and the file; "void"
-where everything resident was not as fast again at the end, "not measured" with the part of bench/gpu.sh that measures
-it where no file has it. Targets about a link between GPUs are not judged by processes that share one GPU.
+where everything resident was not as fast again at the end, or where the driver reports less memory than is in use;
+"other setting" where the stack, the rounds, the margin or the delay are not those that the target is about; "not
+measured" with what no file has and the part of bench/gpu.sh that measures it. Targets about a link between GPUs are not
+judged by processes that share one GPU.
 
 Status 0: no target that was measured is missed; 1: one is; 2: a file is wrong.
 """
@@ -18,12 +20,15 @@ import json
 import pathlib
 import re
 import sys
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterable, Iterator, Optional
 
 TREE = pathlib.Path(__file__).resolve().parents[1]
 MIB = 2**20
 RIVALS = ("allgather", "allgather-ce", "peer-copy")
 BROADCAST_LEAST = {8192: 1.03, 1024: 1.4, 512: 2.0, 16: 2.0}
+SIZES = (8192, 4096, 2048, 1024, 512, 16)
+STACK = {"layers": 16, "hidden": 7168, "inner": 16384}
+LEAST_ROUNDS, MOST_MARGIN, DELAY = 31, 0.5, 50
 
 
 @dataclasses.dataclass
@@ -36,12 +41,15 @@ class Finding:
     at_most: bool = True
     unit: str = ""
     void: bool = False
+    setting: bool = True  # is the target's
 
     def verdict(self) -> str:
         if self.void:
             return "void"
         if self.limit is None:
             return "shown"
+        if not self.setting:
+            return "other setting"
         return "met" if (self.value <= self.limit if self.at_most else self.value >= self.limit) else "missed"
 
     def cells(self) -> tuple[str, str]:
@@ -165,11 +173,12 @@ def calls(saved: Saved) -> Iterator[Finding]:
 
 def delayed(saved: Saved) -> Iterator[Finding]:
     for table in tables(saved):
+        is_half = saved["result"]["config"]["slow_rank_percent"] == DELAY
         allowed = 1 + saved["result"]["config"]["margin_percent"] / 100
         for arm, limit in (("overlapped", allowed), ("broadcast", None)):
             for row in chosen(table, arm, last_rank_delayed=True):
-                where = f"{arm}, {table['tokens']} tokens"
-                yield Finding(where, ratio(row, "ratio"), limit, void=not table["conclusive"])
+                where, void = f"{arm}, {table['tokens']} tokens", not table["conclusive"]
+                yield Finding(where, ratio(row, "ratio"), limit, void=void, setting=is_half)
 
 
 def is_together(saved: Saved) -> bool:
@@ -190,7 +199,7 @@ def once(saved: Saved) -> Iterator[Finding]:
         config = saved["result"]["config"]
         where = f"{config['placement']}, k = {series['prefetch']}, residents {series['resident']}: the layers"
         value = series["driver_bytes_on_device"] / (config["layers"] * config["layer_bytes"])
-        yield Finding(where, value, 1 + 2 * MIB / config["layer_bytes"], unit="x")
+        yield Finding(where, value, 1 + 2 * MIB / config["layer_bytes"], unit="x", void=value < 1)
 
 
 def shares_on_first(config: dict) -> int:
@@ -211,7 +220,7 @@ def memory(saved: Saved) -> Iterator[Finding]:
         parts = shares_on_first(config) + ranks * series["windows"]
         spare = (series["driver_bytes_on_device"] - series["counted_bytes_on_device"]) / MIB
         where = f"{ranks} ranks, {config['placement']}, k = {series['prefetch']}, residents {series['resident']}"
-        yield Finding(f"{where}: beyond shares and windows", spare, 2 * parts, unit=" MiB")
+        yield Finding(f"{where}: beyond shares and windows", spare, 2 * parts, unit=" MiB", void=spare < 0)
 
 
 @dataclasses.dataclass
@@ -220,22 +229,34 @@ class Target:
     part: str  # of bench/gpu.sh
     between_gpus: bool
     find: Callable[[Saved], Iterator[Finding]]
+    timed: bool = True
+    needs: tuple[str, ...] = ()  # how the places that must all be measured begin
 
+
+def each_size(sizes: Iterable[int], before: str = "") -> tuple[str, ...]:
+    return tuple(f"{before}{tokens} tokens" for tokens in sizes)
+
+
+NEEDED_RIVALS = tuple(where for rival in RIVALS for where in each_size(SIZES, f"{rival}, "))
 
 TARGETS = (
-    Target("8192 to 2048 tokens, k = 1: to resident", "hidden middle", True, hidden),
-    Target("512 and 16 tokens: to the longer of resident and copies alone", "copies", True, bound),
+    Target("8192 to 2048 tokens, k = 1: to resident", "hidden middle", True, hidden,
+           needs=each_size((8192, 4096, 2048))),
+    Target("512 and 16 tokens: to the longer of resident and copies alone", "copies", True, bound,
+           needs=each_size((512, 16))),
     Target("512 tokens, residents at half of what sharding saved: to resident", "residents", True, residents),
-    Target("a graph to the same way eager", "copies hidden middle", True, graphs),
-    Target("NCCL broadcast beside ours", "copies hidden middle", True, broadcast),
-    Target("NCCL all-gather and peer copies beside ours", "copies hidden middle", True, others),
-    Target("one pull: share of a bare copy's speed", "link", False, pulls),
-    Target("host time of reach and wait with a transfer", "copies", False, calls),
-    Target("the last rank delayed: rank 0's step to undelayed", "copies hidden middle", True, delayed),
-    Target("two readers of one source, four ranks", "readers", True, readers),
-    Target("four ranks on one GPU: speed of replicated", "together", False, together),
-    Target("four ranks on one GPU: the layers in memory once", "together", False, once),
-    Target("device memory by the driver", "copies", False, memory),
+    Target("a graph to the same way eager", "copies hidden middle", True, graphs, needs=each_size(SIZES)),
+    Target("NCCL broadcast beside ours", "copies hidden middle", True, broadcast,
+           needs=each_size(BROADCAST_LEAST, "broadcast, ")),
+    Target("NCCL all-gather and peer copies beside ours", "copies hidden middle", True, others, needs=NEEDED_RIVALS),
+    Target("one pull: share of a bare copy's speed", "link", True, pulls, timed=False),
+    Target("host time of reach and wait with a transfer", "copies", False, calls, timed=False),
+    Target("the last rank delayed: rank 0's step to undelayed", "copies hidden middle", True, delayed,
+           needs=each_size(SIZES, "overlapped, ")),
+    Target("two readers of one source, four ranks", "readers", True, readers, timed=False),
+    Target("four ranks on one GPU: speed of replicated", "together", False, together, needs=each_size((16, 1))),
+    Target("four ranks on one GPU: the layers in memory once", "together", False, once, timed=False),
+    Target("device memory by the driver", "copies", False, memory, timed=False),
 )
 
 
@@ -243,11 +264,27 @@ TARGETS = (
 
 
 def kills(log: str) -> Optional[Finding]:
-    survivors = re.findall(r"after rank \d+ was killed: (.*)", log)
-    if not survivors:
+    """Every plan of the log that kills a rank must have passed, with a line from each rank that was not killed."""
+    log = re.sub(r"^\d+: ", "", log, flags=re.MULTILINE)  # ctest's number of the test
+    plans = re.findall(r"^(.*, (\d+) ranks, .*, rank 1 is killed)\n((?:  .*\n)*)(.*)", log, re.MULTILINE)
+    if not plans:
         return None
-    good = sum(text.startswith("bit-exact") for text in survivors)
-    return Finding("survivors whose passes are bit-exact", good, len(survivors), at_most=False)
+    most = sum(int(ranks) - 1 for _, ranks, _, _ in plans)
+    good = sum(
+        len(set(re.findall(r"^  (rank \d+): 100 passes .* after rank 1 was killed: bit-exact$", said, re.MULTILINE)))
+        for _, _, said, end in plans
+        if end == "passed"
+    )
+    return Finding("survivors whose passes are bit-exact", good, most, at_most=False)
+
+
+def faster(found: list[Finding]) -> Optional[Finding]:
+    """Of all rivals and sizes: more than half."""
+    valid = [one for one in found if one.verdict() in ("met", "missed")]
+    if not valid:
+        return None
+    where = f"of {len(valid)} rivals and sizes those where ours is faster"
+    return Finding(where, sum(one.value > 1 for one in valid), len(valid) // 2 + 1, at_most=False)
 
 
 # ---- Reading and printing ----
@@ -276,21 +313,49 @@ def read(path: pathlib.Path) -> Optional[Saved]:
     return saved if saved["result"].get("bench") in ("step", "link") and saved["result"].get("gpus") else None
 
 
+def is_setting(saved: Saved) -> bool:
+    config = saved["result"]["config"]
+    stack = all(config[name] == value for name, value in STACK.items())
+    return stack and config["rounds"] >= LEAST_ROUNDS and config["margin_percent"] <= MOST_MARGIN
+
+
+def findings(target: Target, path: pathlib.Path, saved: Saved) -> list[Finding]:
+    try:
+        if not saved["result"]["bits_checked"]:
+            raise Mistake(f"{path}: the bits were not checked")
+        found = list(target.find(saved))
+        if target.timed and found and not is_setting(saved):
+            found = [dataclasses.replace(one, setting=False) for one in found]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Mistake(f"{path} lacks what a result of this version has: {error}") from error
+    return found
+
+
+def not_measured(target: Target, found: list[Finding]) -> Iterator[tuple[str, ...]]:
+    """One row, with every place that no result of the target's setting has."""
+    valid = [one.where for one in found if one.verdict() != "other setting"]
+    missing = [need for need in target.needs if not any(where.startswith(need) for where in valid)]
+    if missing or not valid:
+        where = f"bench/gpu.sh {target.part}"
+        where += f": {'; '.join(missing)}" if valid else ""
+        yield (target.title, where, "-", "-", "not measured", "-")
+
+
 def all_rows(paths: list[pathlib.Path]) -> list[tuple[str, ...]]:
     results = {path: read(path) for path in paths if path.suffix != ".log"}
     rows: list[tuple[str, ...]] = []
     for target in TARGETS:
-        count = len(rows)
+        everywhere: list[Finding] = []
         for path, saved in results.items():
             if saved is None or (target.between_gpus and len(buses(saved)) < 2):
                 continue
-            try:
-                found = list(target.find(saved))
-            except (KeyError, TypeError, AttributeError) as error:
-                raise Mistake(f"{path} lacks what a result of this version has: {error}") from error
+            found = findings(target, path, saved)
+            everywhere += found
             rows += [(target.title, one.where, *one.cells(), one.verdict(), path.name) for one in found]
-        if len(rows) == count:
-            rows.append((target.title, f"bench/gpu.sh {target.part}", "-", "-", "not measured", "-"))
+        most = faster(everywhere) if target.find is others else None
+        if most:
+            rows.append((target.title, most.where, *most.cells(), most.verdict(), "-"))
+        rows += not_measured(target, everywhere)
     deaths = [(path, kills(path.read_text())) for path in paths if path.suffix == ".log"]
     for path, one in deaths:
         if one:
@@ -300,6 +365,7 @@ def all_rows(paths: list[pathlib.Path]) -> list[tuple[str, ...]]:
     return rows
 
 
+VERDICTS = ("met", "missed", "void", "other setting", "shown", "not measured")
 HEADINGS = ("target", "where", "measured", "limit", "verdict", "file")
 
 
@@ -312,7 +378,7 @@ def show(rows: list[tuple[str, ...]], markdown: bool) -> None:
         for row in [HEADINGS, *rows]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     verdicts = [row[4] for row in rows]
-    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("met", "missed", "void", "shown", "not measured"))
+    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in VERDICTS)
     print(f"\n{counts}")
 
 

@@ -49,23 +49,31 @@ def warm_up(meeting: torch_rounds.Meeting, alltoalls: wan_alltoall.AllToAlls) ->
     meeting.synchronize()
 
 
-def first_passes(meeting: torch_rounds.Meeting, way: wan_ways.Way, run: Callable[[], Any]) -> None:
+def first_passes(meeting: torch_rounds.Meeting, way: wan_ways.Way, run: Callable[[], Any]) -> str | None:
     """What a pass takes for a while, by torch's allocator: activations, and what FSDP2 has gathered. What a steady pass
-    pulls: nothing where the windows hold all that others have."""
-    before = torch.cuda.memory_allocated() if meeting.on_gpus else 0
-    way.begin()
-    run()
-    meeting.synchronize()
-    if meeting.on_gpus:
-        torch.cuda.reset_peak_memory_stats()
-    pulled = way.pulled_bytes
-    run()
-    meeting.synchronize()
+    pulls: nothing where the windows hold all that others have. Returns why there can be no pass, on all ranks the
+    same."""
+    trouble, pulled, before = None, 0, torch.cuda.memory_allocated() if meeting.on_gpus else 0
+    try:
+        way.begin()
+        run()
+        meeting.synchronize()
+        if meeting.on_gpus:
+            torch.cuda.reset_peak_memory_stats()
+        pulled = way.pulled_bytes
+        run()
+        meeting.synchronize()
+    except Exception as error:  # of whatever the way uses; also no memory
+        trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    trouble = meeting.agree(trouble)
+    if trouble is not None:
+        return trouble
     way.memory["pulled_bytes"] = max(meeting.gather(way.pulled_bytes - pulled))
     if meeting.on_gpus:
         way.memory["pass_bytes"] = max(meeting.gather(torch.cuda.max_memory_allocated() - before))
     way.rest()
     meeting.synchronize()
+    return None
 
 
 def build_all(
@@ -78,11 +86,12 @@ def build_all(
     for way in wan_ways.ways_of(options, meeting):
         meeting.note(f"building {way.name}")
         trouble = builder.build(way)
+        run = functools.partial(denoiser.run, way.experts)
+        if trouble is None:
+            trouble = first_passes(meeting, way, run)
         if trouble is not None:
             not_built[way.name] = trouble
             continue
-        run = functools.partial(denoiser.run, way.experts)
-        first_passes(meeting, way, run)
         # FSDP2's weights are elsewhere in each pass, and cuBLAS may choose by alignment.
         check = "close" if way.kind == "fsdp2" else "bits"
         ways.append(way)

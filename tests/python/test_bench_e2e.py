@@ -18,6 +18,7 @@ TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TREE / "bench"))
 
 import e2e_judge  # noqa: E402
+import e2e_whole  # noqa: E402
 import torch_rounds  # noqa: E402
 from torch_rounds import Arm, Meeting, Rounds, Table  # noqa: E402
 
@@ -185,5 +186,12 @@ def test_targets_are_judged(drift, slower, own_gpus, verdict):
 
 def test_memory_is_judged():
     memory = {"arm": "layershard k=1", "windows": 2, "layers_bytes": 300, "expected_bytes": 100}
-    verdicts = [e2e_judge.judge_memory([memory | {"driver_bytes": each}])[0]["verdict"] for each in (102, 103, None)]
-    assert verdicts == ["met", "MISSED", "not run"]
+    verdicts = [e2e_judge.judge_memory([memory | {"driver_bytes": each}])[0]["verdict"] for each in (102, 103, 0, None)]
+    assert verdicts == ["met", "MISSED", "MISSED", "not run"]
+
+
+@pytest.mark.parametrize("model_bytes, verdict", [(137e9, "met"), (6.8e9, e2e_judge.NOT_WHOLE)])
+def test_free_memory_beside_a_smaller_model_says_nothing(model_bytes, verdict):
+    row = {"arm": "layershard k=1", "free_bytes": 70e9, "free_bytes_with_activations": 65e9}
+    (found,) = e2e_whole._judge([row], True, model_bytes)
+    assert found["verdict"] == verdict

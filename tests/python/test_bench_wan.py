@@ -89,6 +89,41 @@ def test_a_way_that_cannot_be_built_is_named_and_the_rest_runs(tmp_path):
     assert "shm has no option" in text
 
 
+def test_a_way_whose_first_pass_fails_is_named_and_the_rest_runs(monkeypatch):
+    """It may be built and find no memory for a pass, or no operator: that must not cost the others' results."""
+    wan, ways = load("wan"), load("wan_ways")
+    given = [ways.Way("replicated", "replicated"), ways.Way("broken", "layershard", experts=[None])]
+    monkeypatch.setattr(ways, "ways_of", lambda options, meeting: given)
+
+    class Meeting:
+        on_gpus = False
+
+        def note(self, text):
+            pass
+
+        def synchronize(self):
+            pass
+
+        def gather(self, mine):
+            return [mine]
+
+        def agree(self, trouble):
+            return trouble
+
+    class Builder:
+        def build(self, way):
+            return None
+
+    class Denoiser:
+        def run(self, experts):
+            if experts:
+                raise RuntimeError("out of memory\nand more")
+
+    built, arms, trouble = wan.build_all(None, Meeting(), Builder(), Denoiser())
+    assert [way.name for way in built] == [arm.name for arm in arms] == ["replicated"]
+    assert trouble == {"broken": "RuntimeError: out of memory"}
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
