@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define STRIPES(dimension) .placement = LSHARD_STRIPED, .stripe = LSHARD_STRIPE_##dimension, .turns = 1
@@ -176,6 +177,14 @@ failed:
 	return 0;
 }
 
+/* A share is given back when the last of the other survivors has destroyed its series too: up to 30 s. */
+static bool comes_back(struct rank *rank, uint64_t free_at_least)
+{
+	for (int tries = 0; tries < 3000 && gpu_free_memory(rank) < free_at_least; tries++)
+		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+	return gpu_free_memory(rank) >= free_at_least;
+}
+
 /*
  * Create, walk, replay, update, destroy. The driver keeps something at the first use of graphs: a second turn must add
  * nothing.
@@ -183,6 +192,7 @@ failed:
 static int live_once(struct rank *rank, int turn)
 {
 	const uint64_t free_before = gpu_free_memory(rank);
+	lshard_stats stats = LSHARD_STATS_INIT;
 	cuda_graph_exec exec = NULL;
 	uint64_t free_open;
 	double begin;
@@ -202,9 +212,12 @@ static int live_once(struct rank *rank, int turn)
 	if (!team_barrier(rank->member) || (rank->plan->kill && !survives(rank, exec)))
 		goto failed;
 	CALL(rank, rank->device.graph_exec_destroy(exec));
+	OK(rank, lshard_series_stats(rank->series, &stats));
 	free_open = gpu_free_memory(rank);
 	EXPECT(rank->member, gpu_close_all(rank), "destroy");
-	if (rank->plan->kill) { /* the others may be in the middle of theirs */
+	if (rank->plan->kill) {
+		EXPECT(rank->member, comes_back(rank, free_open + stats.share_bytes + stats.window_bytes),
+		       "destroy by a survivor leaves memory of the device behind");
 		gpu_tell_memory(rank, "destroy by a survivor", free_open, gpu_free_memory(rank));
 		return 1;
 	}

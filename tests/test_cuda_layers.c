@@ -320,6 +320,10 @@ static int lives(const struct member *member)
 	EXPECT(member, create(&truth) == LSHARD_OK, "%s", lshard_group_error(truth.rank.group));
 	if (!keeps_addresses(&truth, addresses) || !check_memory(&truth, before))
 		goto failed;
+	/* Nobody can spoil another's layers, and copies do not queue behind the program's work. */
+	EXPECT(member, stub_cuda_writable_imports() == 0, "%u of the others' shares can be written to",
+	       stub_cuda_writable_imports());
+	EXPECT(member, stub_cuda_first_streams() >= 2, "%u streams of the highest priority", stub_cuda_first_streams());
 	OK(&truth.rank, lshard_series_commit(truth.rank.series, fill, &truth));
 	if (!passes(&truth, 1, "after commit") || !check_stripes(&truth) || !copies_what_others_store(&truth) ||
 	    !updates(&truth) || !keeps_addresses(&truth, addresses) || !check_memory(&truth, before))

@@ -291,7 +291,7 @@ cuda_result cuCtxGetStreamPriorityRange(int *least, int *greatest)
 {
 	STUB_ENTER();
 	*least = 0;
-	*greatest = -5;
+	*greatest = STUB_HIGHEST;
 	return stub_leave(stub_has_context() ? CUDA_OK : STUB_INVALID_CONTEXT);
 }
 

@@ -49,6 +49,9 @@ void stub_cuda_reset(void);
 int stub_cuda_outstanding(void);
 /* Memory of the device that this process has made, and not given back. */
 uint64_t stub_cuda_bytes(void);
+/* Mappings of other processes' memory that were made writable so far, and streams of the highest priority. */
+unsigned stub_cuda_writable_imports(void);
+unsigned stub_cuda_first_streams(void);
 /* Bytes that this process' copies have moved so far. */
 uint64_t stub_cuda_copied(void);
 /* How much this process' streams were asked for so far; of the first @p before of it, the copies that are not done. For

@@ -39,6 +39,7 @@ struct area {
 
 static struct area areas[MOST];
 static uint64_t made;
+static unsigned writable_imports;
 
 static struct area *area_at(cuda_address address, enum area_kind kind)
 {
@@ -119,6 +120,11 @@ uint64_t stub_cuda_bytes(void)
 	return made;
 }
 
+unsigned stub_cuda_writable_imports(void)
+{
+	return writable_imports;
+}
+
 void stub_memory_reset(void)
 {
 	for (int i = 0; i < MOST; i++) {
@@ -127,6 +133,7 @@ void stub_memory_reset(void)
 		areas[i].kind = FREE;
 	}
 	made = 0;
+	writable_imports = 0;
 }
 
 int stub_is_opened(cuda_address address)
@@ -294,6 +301,7 @@ cuda_result cuMemSetAccess(cuda_address address, size_t bytes, const struct cuda
 		return stub_leave(CUDA_UNSUPPORTED);
 	if (mprotect(area->address, bytes, access->flags == CUDA_CAN_READ ? PROT_READ : PROT_READ | PROT_WRITE))
 		abort();
+	writable_imports += !area->physical->made_here && access->flags != CUDA_CAN_READ;
 	return stub_leave(CUDA_OK);
 }
 

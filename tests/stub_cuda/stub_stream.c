@@ -391,11 +391,19 @@ cuda_result cuLaunchKernel(cuda_function function, unsigned grid_x, unsigned gri
 
 /* ---- streams ---- */
 
+static unsigned first_streams;
+
+unsigned stub_cuda_first_streams(void)
+{
+	return first_streams;
+}
+
 cuda_result cuStreamCreateWithPriority(cuda_stream *stream, unsigned flags, int priority)
 {
 	STUB_ENTER();
-	if (flags != CUDA_STREAM_NON_BLOCKING || priority > 0 || priority < -5)
+	if (flags != CUDA_STREAM_NON_BLOCKING || priority > 0 || priority < STUB_HIGHEST)
 		return stub_leave(STUB_INVALID_VALUE);
+	first_streams += priority == STUB_HIGHEST;
 	*stream = some(1, sizeof **stream);
 	(*stream)->next = streams;
 	streams = *stream;
@@ -698,4 +706,5 @@ cuda_result cuGraphDestroy(cuda_graph graph)
 void stub_streams_reset(void)
 {
 	randomness = 0;
+	first_streams = 0;
 }

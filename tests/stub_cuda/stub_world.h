@@ -19,6 +19,7 @@ enum {
 	STUB_CAPTURE_ISOLATION = 905,
 	STUB_CAPTURED_EVENT = 907,
 };
+enum { STUB_HIGHEST = -5 }; /* priority of streams; the lowest is 0 */
 
 /* Every function begins with STUB_ENTER and returns stub_leave(result). */
 #define STUB_ENTER()                                                                                                   \
