@@ -354,11 +354,11 @@ static cuda_result unmap_whole(cuda_address address, enum area_kind kind)
 cuda_result cuMemAlloc_v2(cuda_address *address, size_t bytes)
 {
 	static size_t turn;
-	size_t skip = bytes % GRANULE ? STEP * (1 + turn++ % 7) : 0;
+	size_t skip;
 	cuda_result unsafe;
 
 	STUB_ENTER();
-	skip += (size_t)stub_setting(STUB_CROOKED);
+	skip = (bytes % GRANULE ? STEP * (1 + turn++ % 7) : 0) + (size_t)stub_setting(STUB_CROOKED);
 	unsafe = stub_unsafe_call();
 	if (unsafe || bytes == 0)
 		return stub_leave(unsafe ? unsafe : STUB_INVALID_VALUE);
