@@ -89,6 +89,12 @@ def test_a_way_that_cannot_be_built_is_named_and_the_rest_runs(tmp_path):
     assert "shm has no option" in text
 
 
+def test_without_replicated_there_is_nothing_to_compare_with():
+    done = wan("--devices", "cpu,cpu", "--attention", "none_of_these")
+    assert done.returncode == 1
+    assert "replicated, which all else is compared with, cannot be built: ValueError" in done.stdout
+
+
 def test_a_way_whose_first_pass_fails_is_named_and_the_rest_runs(monkeypatch):
     """It may be built and find no memory for a pass, or no operator: that must not cost the others' results."""
     wan, ways = load("wan"), load("wan_ways")
