@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     add("--shape", type=shape_sizes, default="8192,28672,64,8", help=shape)
     add("--dtype", choices=("bfloat16", "float16", "float32"), help="default bfloat16; float32 on processors")
     tokens = "of each rank's sequence, a list (default %(default)s)"
-    add("--tokens", type=positives, default="1024,2048,4096", help=tokens)
+    add("--tokens", type=positives, default="16,1024,2048,4096", help=tokens)
     add("--arms", default="*", help="patterns of arms, a list divided by ';' (default all); --list names them")
     add("--list", action="store_true", help="name the arms and end")
     add("--passes", type=positive, default=4, help="in a sample")

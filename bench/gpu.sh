@@ -17,6 +17,9 @@
 #   striped    5 min  the placement striped, 4096 to 16 tokens
 #   windows    4 min  k = 0 to 3, at 1024 and 512 tokens
 #   nccl       1 min  the rivals' code on a communicator of one rank (one GPU): that it runs, not how fast
+#   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2 (two GPUs); by
+#                     python3, or LAYERSHARD_PYTHON, with layershard, torch and diffusers; how long nobody has measured:
+#                     e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan
 #
 # Ends with 0, or 3 when some measurement was inconclusive, or 1 when one failed. Libraries that are not found are named
 # by LAYERSHARD_CUBLAS_SO_PATH and LAYERSHARD_NCCL_SO_PATH. Killed ranks and long replays: make check-gpu, whose output,
@@ -39,6 +42,7 @@ shift $((OPTIND - 1))
 if [ -z "$gpus" ]; then
 	gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 fi
+models='e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan'
 case $gpus in
 0 | '')
 	echo "gpu.sh: nvidia-smi shows no GPU; -n says how many there are" >&2
@@ -52,7 +56,7 @@ case $gpus in
 *)
 	pair='--devices 0,1'
 	rivals='--rivals all --slow-rank-percent 50'
-	parts='copies hidden middle link residents readers together striped windows'
+	parts="copies hidden middle link residents readers together striped windows $models"
 	;;
 esac
 if [ $# -eq 0 ]; then
@@ -74,21 +78,36 @@ worst=0
 date=$(date -u +%Y-%m-%d)
 mkdir -p "$directory"
 
-# measure NAME BENCH OPTION...
-measure() {
+# save NAME COMMAND...
+save() {
 	file=$directory/$date-$1.json
 	shift
 	status=0
 	began=$(date +%s)
 	echo
-	echo "\$ layershard bench $*"
-	"$program" bench "$@" --save "$file" || status=$?
+	echo "\$ $*"
+	"$@" --save "$file" || status=$?
 	echo "($(($(date +%s) - began)) s)"
 	if [ "$status" -eq 3 ] && [ "$worst" -eq 0 ]; then
 		worst=3
 	elif [ "$status" -ne 0 ] && [ "$status" -ne 3 ]; then
 		worst=1
 	fi
+}
+
+# measure NAME BENCH OPTION...
+measure() {
+	name=$1
+	shift
+	save "$name" "$program" bench "$@"
+}
+
+# model NAME SCRIPT OPTION...
+model() {
+	name=$1
+	script=$(dirname "$0")/$2
+	shift 2
+	save "$name" "${LAYERSHARD_PYTHON:-python3}" "$script" --devices 0,1 "$@"
 }
 
 # shellcheck disable=SC2086 # $pair and $rivals are several words
@@ -109,6 +128,9 @@ run_part() {
 		measure together-all step --devices 0,0,0,0 --tokens 512,16,1 --all-compute --passes 16 \
 			--only control,overlapped
 		;;
+	e2e-*) model "$1" e2e.py --tokens "${1#e2e-}" --passes 2 ;;
+	whole) model "$1" e2e.py --whole --layers 80 --tokens 4096 ;;
+	wan) model "$1" wan.py --layers 16 --passes 1 --pace 20,100 ;;
 	nccl) measure "$1" step --devices 0 --rivals all --layers 4 --tokens 512 --rounds 3 ;;
 	esac
 }
