@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
@@ -76,13 +77,17 @@ class Stripe(NamedTuple):
 
 def unsigned(name: str, value: int, bits: int) -> int:
     """The value, refused where C would silently take another number."""
-    if not 0 <= value < 2**bits:
-        raise Invalid(f"{name} is {value}: it must be in 0..{2**bits - 1}")
-    return value
+    try:
+        number = index(value)
+    except TypeError:
+        raise Invalid(f"{name} is {value!r}: it must be a whole number") from None
+    if not 0 <= number < 2**bits:
+        raise Invalid(f"{name} is {number}: it must be in 0..{2**bits - 1}")
+    return number
 
 
 def choice(name: str, word: str, words: Mapping[str, int]) -> int:
-    if word not in words:
+    if word not in tuple(words):  # also what cannot be hashed
         raise Invalid(f"{name} is {word!r}: it must be one of {', '.join(map(repr, words))}")
     return words[word]
 

@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+import layershard
 import torch_ranks as ranks
 
 torch = ranks.torch
@@ -46,6 +47,41 @@ def test_module_without_a_number():
 
 def test_no_pattern():
     refuse(ranks.stack(), [], "no pattern was given")
+
+
+@pytest.mark.parametrize("modules", [None, 3, b"*.up", ["*.up", 3], ranks.stack().layers], ids=repr)
+def test_modules_that_are_no_patterns(modules):
+    refuse(ranks.stack(), modules, f"modules is a {type(modules).__name__}: give names or patterns")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefetch": "1"},
+        {"prefetch": 1.5},
+        {"prefetch": None},
+        {"timeout_ms": "5"},
+        {"timeout_ms": 1.5},
+        {"transport": 5},
+        {"placement": ["owner"]},
+        {"scope": None},
+        {"resident": "a%"},
+        {"resident": None},
+        {"stripe": "rows"},
+    ],
+    ids=repr,
+)
+def test_arguments_of_another_type(options):
+    (name, value), *_ = options.items()
+    model = ranks.stack()
+    with pytest.raises((layershard.Invalid, sharding.Refused)) as caught:
+        sharding.shard(model, "*.up", **options)
+    assert f"{name} is " in str(caught.value) and str(value) in str(caught.value)
+
+
+def test_stripe_pattern_that_matches_nothing():
+    text = "stripe's pattern '*.upp.weight' matches no shared tensor; they are: layers.*.up.weight, layers.*.up.bias"
+    refuse(ranks.stack(), "*.up", text, stripe={"*.upp.weight": "rows"}, placement="striped")
 
 
 def test_unknown_scope():

@@ -156,6 +156,16 @@ def group(units: Sequence[Unit], scope: str) -> list[SeriesPlan]:
     return plans
 
 
+def refuse_stripes(plans: Sequence[SeriesPlan], stripes: dict[str, str]) -> None:
+    """A pattern that matches no tensor would leave one to be cut by bytes, and be noticed when a slice is asked for."""
+    if not isinstance(stripes, dict):
+        raise Refused(f"stripe is {stripes!r}: give patterns and kinds, such as {{'*': 'rows'}}")
+    names = [f"{plan.block}.{name}" for plan in plans for name in plan.tensors]
+    for pattern in stripes:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise Refused(f"stripe's pattern '{pattern}' matches no shared tensor; they are: {', '.join(names[:6])}")
+
+
 def stripe_of(name: str, stripes: dict[str, str]) -> str:
     """How the tensor @name is to be cut: the last of @stripes' patterns that matches it; by bytes without one."""
     kinds = [kind for pattern, kind in stripes.items() if fnmatchcase(name, pattern)]

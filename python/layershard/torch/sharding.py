@@ -7,7 +7,7 @@ choose (patterns), group (grouping), refuse (refusals), meet (ranks), lay out (s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from .._declarations import PLACEMENT
 from ..group import Group
 from ..series import ALL, choice, unsigned
-from .grouping import SeriesPlan
+from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
 from .handle import Handle, is_closed, is_sharded, of
 from .memory import give_back
@@ -62,7 +62,8 @@ def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequen
     if resident == "all":
         return ALL
     if isinstance(resident, str) and resident.endswith("%"):
-        resident = float(resident[:-1]) / 100
+        with suppress(ValueError):  # else refused below, as it was written
+            resident = float(resident[:-1]) / 100
     if isinstance(resident, float) and 0 <= resident <= 1:
         return int(whole * resident)
     if isinstance(resident, int) and resident >= 0:
@@ -70,10 +71,12 @@ def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequen
     raise Refused(f"resident is {resident!r}: give bytes, a share of the layers (0.3 or '30%'), or 'all'")
 
 
-def _refuse_numbers_and_words(prefetch: int, placement: str, timeout_ms: int | None) -> None:
+def _refuse_numbers_and_words(prefetch: int, placement: str, transport: str, timeout_ms: int | None) -> None:
     """What the library would refuse on this rank alone, when the others wait for it."""
     unsigned("prefetch", prefetch, 32)
-    unsigned("timeout_ms", timeout_ms or 0, 32)
+    unsigned("timeout_ms", 0 if timeout_ms is None else timeout_ms, 32)
+    if not isinstance(transport, str):
+        raise Refused(f"transport is {transport!r}: give 'auto' or a transport's name, such as 'shm'")
     if placement != "auto":
         choice("placement", placement, PLACEMENT)
 
@@ -164,19 +167,20 @@ def shard(
     one rank alone refuses, the others raise Mismatch with its reason.
     """
     process_group(group)
-    place, longest_ms = torch.device("cpu"), None  # as the others are told what is wrong with these
+    place, spoken, longest_ms = torch.device("cpu"), "auto", None  # as the others are told what is wrong with these
     try:
-        _refuse_numbers_and_words(prefetch, placement, timeout_ms)
-        longest_ms = timeout_ms
+        _refuse_numbers_and_words(prefetch, placement, transport, timeout_ms)
+        spoken, longest_ms = transport, timeout_ms
         found = _device_of(model, device)
         memory_of(found)
         place = found
         plans = _plan(model, modules, scope)
         resident_bytes = [_resident_bytes(resident, plan, plans) for plan in plans]
+        refuse_stripes(plans, stripe or {})
         for plan in plans:
             describe(plan, stripe or {})
     except Exception as refusal:
-        refuse_to_all(refusal, group, transport, place, longest_ms)
+        refuse_to_all(refusal, group, spoken, place, longest_ms)
     ranks = open_group(group, transport, place, timeout_ms)
     with _as_before_on_failure(model, ranks, plans):
         shared = [
