@@ -218,7 +218,6 @@ static void hidden_devices_are_named(void **state)
 
 #define ROWS     1024u
 #define WIDTH    6144u
-#define MATRIX   ((size_t)ROWS * WIDTH)
 #define MATRICES 4u
 
 struct cut {
@@ -227,6 +226,7 @@ struct cut {
 	lshard_stripe stripe;
 	int late;
 	double bytes_per_s; /* 0: not paced */
+	uint32_t rows;      /* of one layer; 0: as many layers of ROWS as MATRICES says */
 };
 
 struct matrix {
@@ -235,30 +235,37 @@ struct matrix {
 	lshard_series *series;
 	cuda_context context;
 	cuda_stream stream;
+	uint32_t layers;
+	size_t bytes; /* of a layer */
 	unsigned char *expected[MATRICES];
 };
 
 static int fill_matrix(void *user, uint32_t layer, void *const *tensors)
 {
-	memcpy(tensors[0], ((struct matrix *)user)->expected[layer], MATRIX);
+	const struct matrix *matrix = user;
+
+	memcpy(tensors[0], matrix->expected[layer], matrix->bytes);
 	return 0;
 }
 
 static int open_matrix(struct matrix *matrix, const struct cut *cut)
 {
+	const uint32_t rows = cut->rows ? cut->rows : ROWS;
 	const lshard_tensor tensor = {.name = "matrix",
-				      .bytes = MATRIX,
+				      .bytes = (size_t)rows * WIDTH,
 				      .stripe = cut->stripe,
-				      .rows = cut->stripe == LSHARD_STRIPE_BYTES ? 0 : ROWS,
+				      .rows = cut->stripe == LSHARD_STRIPE_BYTES ? 0 : rows,
 				      .column_bytes = cut->stripe == LSHARD_STRIPE_COLUMNS ? 2 : 0};
 	lshard_group_options group = LSHARD_GROUP_OPTIONS_INIT;
 	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
 	char error[512] = "";
 	uint32_t state = 17;
 
-	for (uint32_t layer = 0; layer < MATRICES; layer++) {
-		matrix->expected[layer] = malloc(MATRIX);
-		for (size_t i = 0; i < MATRIX; i++)
+	matrix->layers = cut->rows ? 1 : MATRICES;
+	matrix->bytes = tensor.bytes;
+	for (uint32_t layer = 0; layer < matrix->layers; layer++) {
+		matrix->expected[layer] = malloc(matrix->bytes);
+		for (size_t i = 0; i < matrix->bytes; i++)
 			matrix->expected[layer][i] = (unsigned char)((state = state * 1664525u + 1013904223u) >> 24);
 	}
 	stub_cuda_reset();
@@ -274,7 +281,7 @@ static int open_matrix(struct matrix *matrix, const struct cut *cut)
 	group.error_bytes = sizeof error;
 	EXPECT(matrix->member, lshard_group_create(&group, &matrix->group) == LSHARD_OK, "%s", error);
 	options.name = "matrices";
-	options.layer_count = MATRICES;
+	options.layer_count = matrix->layers;
 	options.prefetch = 0;
 	options.tensors = &tensor;
 	options.tensor_count = 1;
@@ -300,21 +307,21 @@ static void close_matrix(struct matrix *matrix)
 	if (matrix->context)
 		cuDevicePrimaryCtxRelease_v2(matrix->member->rank);
 	cuCtxSetCurrent(NULL);
-	for (uint32_t layer = 0; layer < MATRICES; layer++)
+	for (uint32_t layer = 0; layer < matrix->layers; layer++)
 		free(matrix->expected[layer]);
 }
 
 /* Every layer, compared as soon as it is there. */
 static int look_at_all(struct matrix *matrix)
 {
-	for (uint32_t layer = 0; layer < MATRICES; layer++) {
+	for (uint32_t layer = 0; layer < matrix->layers; layer++) {
 		void *address = NULL;
 
 		OK(matrix, lshard_reach(matrix->series, layer, matrix->stream));
 		OK(matrix, lshard_wait(matrix->series, layer, matrix->stream));
 		OK(matrix, lshard_series_address(matrix->series, layer, 0, &address));
 		cuStreamSynchronize(matrix->stream);
-		EXPECT(matrix->member, !memcmp(address, matrix->expected[layer], MATRIX), "layer %u", layer);
+		EXPECT(matrix->member, !memcmp(address, matrix->expected[layer], matrix->bytes), "layer %u", layer);
 	}
 	return 1;
 failed:
@@ -327,7 +334,7 @@ static int capture_all(struct matrix *matrix, cuda_graph_exec *exec)
 
 	OK(matrix, lshard_series_prepare(matrix->series, matrix->stream));
 	EXPECT(matrix->member, !cuStreamBeginCapture_v2(matrix->stream, 0), "begin");
-	for (uint32_t layer = 0; layer < MATRICES; layer++) {
+	for (uint32_t layer = 0; layer < matrix->layers; layer++) {
 		OK(matrix, lshard_reach(matrix->series, layer, matrix->stream));
 		OK(matrix, lshard_wait(matrix->series, layer, matrix->stream));
 	}
@@ -398,18 +405,55 @@ failed:
 static void slices_make_up_the_layer_at_the_pace_asked_for(void **state)
 {
 	struct cut cuts[] = {
-		{"cuda", LSHARD_OWNER, LSHARD_STRIPE_BYTES, 0, 0},
-		{"cuda:pace=1", LSHARD_OWNER, LSHARD_STRIPE_BYTES, 0, 1e9},
-		{"cuda:pace=1+ipc", LSHARD_STRIPED, LSHARD_STRIPE_BYTES, 0, 1e9},
-		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_ROWS, 5, 1e9},
-		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_COLUMNS, 0, 1e9},
-		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_COLUMNS, 5, 1e9},
+		{"cuda", LSHARD_OWNER, LSHARD_STRIPE_BYTES, 0, 0, 0},
+		{"cuda:pace=1", LSHARD_OWNER, LSHARD_STRIPE_BYTES, 0, 1e9, 0},
+		{"cuda:pace=1+ipc", LSHARD_STRIPED, LSHARD_STRIPE_BYTES, 0, 1e9, 0},
+		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_ROWS, 5, 1e9, 0},
+		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_COLUMNS, 0, 1e9, 0},
+		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_COLUMNS, 5, 1e9, 0},
 	};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++)
 		for (int32_t size = 2; size <= 3; size++)
 			assert_int_equal(team_of_processes(size, cuts_right, &cuts[i]), 0);
+}
+
+/* Each source has 20 MiB of the layer and is asked for 16 MiB at a time, in turn, by each reader in another order. */
+static int takes_of_its_sources_in_turn(const struct member *member)
+{
+	static const uint64_t mib = 1 << 20;
+	static const uint64_t begins[] = {0, 16};
+	struct matrix matrix = {.member = member};
+	void *address = NULL;
+	unsigned ago = 4;
+
+	if (!open_matrix(&matrix, member->user) || !look_at_all(&matrix))
+		goto failed;
+	OK(&matrix, lshard_series_address(matrix.series, 0, 0, &address));
+	for (size_t i = 0; i < sizeof begins / sizeof begins[0]; i++)
+		for (int32_t next = 1; next <= 2; next++) {
+			const struct stub_copy copy = stub_cuda_copy(--ago);
+			const uint64_t source = (uint64_t)((member->rank + next) % member->size);
+			const uint64_t begin = (copy.to - (cuda_address)(uintptr_t)address) / mib;
+
+			EXPECT(member, begin == 20 * source + begins[i] && copy.bytes == (i ? 4 : 16) * mib,
+			       "%u copies ago: %llu bytes from MiB %llu of the layer on", ago,
+			       (unsigned long long)copy.bytes, (unsigned long long)begin);
+		}
+	close_matrix(&matrix);
+	return 0;
+failed:
+	close_matrix(&matrix);
+	return 1;
+}
+
+static void sources_are_asked_in_turn(void **state)
+{
+	struct cut cut = {"cuda", LSHARD_STRIPED, LSHARD_STRIPE_BYTES, 0, 0, 10240};
+
+	(void)state;
+	assert_int_equal(team_of_processes(3, takes_of_its_sources_in_turn, &cut), 0);
 }
 
 /* At this pace the layers would take ten minutes. */
@@ -438,7 +482,7 @@ failed:
 
 static void updates_and_destroy_do_not_wait_for_the_pace(void **state)
 {
-	struct cut cut = {"cuda:pace=1e-5", LSHARD_STRIPED, LSHARD_STRIPE_BYTES, 3, 0};
+	struct cut cut = {"cuda:pace=1e-5", LSHARD_STRIPED, LSHARD_STRIPE_BYTES, 3, 0, 0};
 
 	(void)state;
 	assert_int_equal(team_of_processes(2, does_not_wait_for_its_pace, &cut), 0);
@@ -515,6 +559,7 @@ int main(int count, char **arguments)
 		cmocka_unit_test(what_cannot_be_captured_is_said),
 		cmocka_unit_test(hidden_devices_are_named),
 		cmocka_unit_test(slices_make_up_the_layer_at_the_pace_asked_for),
+		cmocka_unit_test(sources_are_asked_in_turn),
 		cmocka_unit_test(updates_and_destroy_do_not_wait_for_the_pace),
 		cmocka_unit_test(the_faster_way_of_sharing_is_taken_by_all),
 	};

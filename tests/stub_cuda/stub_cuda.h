@@ -54,6 +54,13 @@ unsigned stub_cuda_writable_imports(void);
 unsigned stub_cuda_first_streams(void);
 /* Bytes that this process' copies have moved so far. */
 uint64_t stub_cuda_copied(void);
+/* The latest of them, the last one first: where to, and how many bytes. At most STUB_COPIES are remembered. */
+enum { STUB_COPIES = 16 };
+struct stub_copy {
+	cuda_address to;
+	uint64_t bytes;
+};
+struct stub_copy stub_cuda_copy(unsigned ago);
 /* How much this process' streams were asked for so far; of the first @p before of it, the copies that are not done. For
  * work on streams. */
 uint64_t stub_cuda_asked(void);
