@@ -75,7 +75,8 @@ def main() -> None:
         tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(device)
         with torch.inference_mode():
             made = model.generate(**tokens, max_new_tokens=options.tokens, do_sample=False)
-        print(f"[rank {rank}] {tokenizer.decode(made[0], skip_special_tokens=True)!r}", flush=True)
+        # The end of the line goes with it in one write: between print()'s two another rank's line may come.
+        print(f"[rank {rank}] {tokenizer.decode(made[0], skip_special_tokens=True)!r}\n", end="", flush=True)
     dist.barrier()  # on a transport that must be in step, and for whoever reads windows last
     layershard.torch.of(model).close()
     dist.destroy_process_group()

@@ -130,7 +130,8 @@ def main() -> None:
     free = f", {torch.cuda.mem_get_info(device)[0] / 1e9:.1f} GB free" if device.type == "cuda" else ""
     sane = "finite" if torch.isfinite(y).all() else "NOT FINITE"
     speed = f"{options.tokens / seconds:.0f} tokens/s, {1e3 * seconds:.2f} ms a pass"
-    print(f"rank {rank} of {size}: {speed}, {sane}{free}")
+    # The end of the line goes with it in one write: between print()'s two another rank's line may come.
+    print(f"rank {rank} of {size}: {speed}, {sane}{free}\n", end="", flush=True)
     dist.barrier()
     layershard.torch.of(model).close()
     dist.destroy_process_group()

@@ -16,7 +16,8 @@ DEADLINE_S = 120
 
 
 def run(*command):
-    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    # Unbuffered, as in many containers: the lines of several ranks must stay whole there too.
+    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONUNBUFFERED="1")
     done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
