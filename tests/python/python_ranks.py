@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import threading
 
+from rank_ends import crash_of
+
 import layershard
 
 DEADLINE_S = 60
@@ -55,7 +57,8 @@ class Ranks:
             else:
                 each.kill()
                 raise AssertionError(f"rank {rank} hangs")
-            each.join(DEADLINE_S)
+            crash = crash_of(rank, each, DEADLINE_S)
+            assert not crash, crash
         return [self._results[rank] for rank in range(len(self.ranks))]
 
 

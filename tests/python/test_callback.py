@@ -12,6 +12,7 @@ import time
 import traceback
 
 import pytest
+from rank_ends import crash_of
 
 import layershard
 from python_ranks import check_pass, filler
@@ -74,10 +75,7 @@ def run(tmp_path, size, work, *arguments):
         results.append(value)
         if kind == "raised":
             failures.append(value)
-        process.join(max(1, end - time.monotonic()))
-        if process.is_alive():
-            failures.append(f"rank {rank} does not end")
-            process.kill()
+        failures.extend(filter(None, [crash_of(rank, process, max(1, end - time.monotonic()))]))
     assert not failures, "\n".join(failures)
     return results
 

@@ -8,6 +8,7 @@ import time
 import traceback
 
 import pytest
+from rank_ends import crash_of
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -56,7 +57,7 @@ def finish(started):
         except EOFError:
             kind, value = "value", None
         (results if kind == "value" else failures).append(value)
-        process.join(DEADLINE_S)
+        failures.extend(filter(None, [crash_of(rank, process, DEADLINE_S)]))
     assert not failures, "\n".join(failures)
     return results
 
