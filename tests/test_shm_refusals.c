@@ -3,6 +3,7 @@
  * test_shm_refusals.c - shares that the shm transport cannot or must not take from another rank. Both kinds are made by
  * the system's own means, a limit and a filter of system calls: the library runs as it is.
  */
+#include "memfd.h"
 #include "shm_ranks.h"
 
 #include <stdarg.h>
@@ -13,6 +14,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -135,11 +137,73 @@ static void shares_that_could_shrink_are_refused(void **state)
 	assert_int_equal(team_of_processes(2, does_not_seal, NULL), 0);
 }
 
+/* ---- Memory that is never executed ------------------------------------------------------------------------------ */
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008u
+#endif
+#ifndef F_SEAL_EXEC
+#define F_SEAL_EXEC 0x0020
+#endif
+
+/* From now on this process's kernel is one that does not know MFD_NOEXEC_SEAL. */
+static int be_an_older_kernel(void)
+{
+	struct sock_filter rules[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (unsigned)offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (unsigned)offsetof(struct seccomp_data, args[1]) +
+							   (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? 4u : 0u)),
+		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, MFD_NOEXEC_SEAL, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = {sizeof rules / sizeof rules[0], rules};
+
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+/* The seals of new memory; -1: there is none. */
+static int seals_of_new_memory(void)
+{
+	const int fd = lshard__memfd_create("layershard:test");
+	const int seals = fd >= 0 ? fcntl(fd, F_GET_SEALS) : -1;
+
+	if (fd >= 0)
+		close(fd);
+	return seals;
+}
+
+static void shared_memory_is_never_executable(void **state)
+{
+	const int probe = memfd_create("probe", MFD_NOEXEC_SEAL);
+	pid_t child;
+	int status = -1;
+
+	(void)state;
+	if (probe >= 0) {
+		assert_true(seals_of_new_memory() & F_SEAL_EXEC);
+		close(probe);
+	} else {
+		printf("skipped: this kernel does not know MFD_NOEXEC_SEAL\n");
+	}
+	child = fork();
+	if (child == 0)
+		_exit(be_an_older_kernel() ? 77 : seals_of_new_memory() != 0);
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == 77)
+		printf("skipped: this system lets no process filter its system calls\n");
+	else
+		assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(no_room_for_descriptors_is_said),
 		cmocka_unit_test(shares_that_could_shrink_are_refused),
+		cmocka_unit_test(shared_memory_is_never_executable),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,6 +11,7 @@
  * rank has arrived in round r + 1 and so has read round r.
  */
 #include "control.h"
+#include "memfd.h"
 #include "sockets.h"
 
 #include <errno.h>
@@ -80,7 +81,7 @@ static lshard_status make_block(struct control *control, int *fd)
 {
 	lshard_status status = LSHARD_OK;
 
-	*fd = memfd_create("layershard:control", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	*fd = lshard__memfd_create("layershard:control");
 	if (*fd < 0)
 		return refused(control, "memfd_create");
 	if (ftruncate(*fd, (off_t)control->bytes) || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))

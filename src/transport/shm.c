@@ -6,19 +6,19 @@
  * layers into windows by a thread of its own, for machines where memory is nearer to some processors than to others.
  */
 #include "shm.h"
+#include "memfd.h"
 #include "sockets.h"
 #include "transports.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 static int can_seal(lshard_error *error)
 {
-	int fd = memfd_create("layershard:probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int fd = lshard__memfd_create("layershard:probe");
 	int sealed;
 
 	if (fd < 0) {

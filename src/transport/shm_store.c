@@ -9,6 +9,7 @@
  */
 #include "shm.h"
 #include "host_copy.h"
+#include "memfd.h"
 #include "sockets.h"
 
 #include <errno.h>
@@ -59,7 +60,7 @@ static lshard_status make_memory(struct opening *opening, const char *what, uint
 	void *mapped;
 
 	snprintf(name, sizeof name, "layershard:%s:%s", opening->plan->name, what);
-	*fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	*fd = lshard__memfd_create(name);
 	if (*fd < 0 || ftruncate(*fd, (off_t)size))
 		return refused(opening, what, bytes);
 	mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);

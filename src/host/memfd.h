@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * memfd.h - memory that processes share by descriptor: closed on exec, open to seals, never to be executed.
+ */
+#ifndef LAYERSHARD_MEMFD_H
+#define LAYERSHARD_MEMFD_H
+
+/* Returns a descriptor, or -1 and errno. @p name is for /proc only. */
+int lshard__memfd_create(const char *name);
+
+#endif
