@@ -303,6 +303,69 @@ static void a_round_that_was_given_up_leaves_no_descriptor(void **state)
 	assert_int_equal(team_of_processes(2, gives_up_rounds, NULL), 0);
 }
 
+/* A packet as ranks send them, so long or longer, with @p count descriptors. */
+static bool send_packet(int socket, size_t bytes, uint64_t has_fd, size_t count)
+{
+	const uint64_t packet[4] = {1, has_fd, 0, 0}; /* the tag, then what it says of its descriptor */
+	const int fds[3] = {STDERR_FILENO, STDERR_FILENO, STDERR_FILENO};
+	_Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof fds)] = {0};
+	struct cmsghdr *header = (struct cmsghdr *)room;
+	struct iovec part = {(void *)(uintptr_t)packet, bytes};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	if (count) {
+		message.msg_control = room;
+		message.msg_controllen = CMSG_SPACE(count * sizeof fds[0]);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(count * sizeof fds[0]);
+		memcpy(CMSG_DATA(header), fds, count * sizeof fds[0]);
+	}
+	return sendmsg(socket, &message, MSG_NOSIGNAL) == (ssize_t)bytes;
+}
+
+/* What a packet of rank 1 may be that no rank sends, each with descriptors; then a swap as it should be. */
+static int sends_too_much(const struct member *member)
+{
+	static const struct {
+		size_t bytes;
+		uint64_t has_fd;
+		size_t count;
+	} packets[] = {{1, 0, 1}, {7, 1, 2}, {32, 1, 1}, {32, 1, 3}, {16, 0, 1}, {16, 0, 2}, {16, 1, 2}, {16, 1, 3}};
+	struct rank rank;
+	int fds[2] = {-1, -1};
+	int before;
+
+	EXPECT(member, rank_open(&rank, member, LONG_MS, NULL) == LSHARD_OK, "%s", rank.error.text);
+	before = count_fds();
+	for (size_t i = 0; member->rank == 1 && i < sizeof packets / sizeof packets[0]; i++)
+		EXPECT(member,
+		       send_packet(rank.mesh.peers[0].fd, packets[i].bytes, packets[i].has_fd, packets[i].count),
+		       "packet %zu", i);
+	EXPECT(member, team_barrier(member), "another rank failed");
+	if (member->rank == 0)
+		EXPECT(member, mesh_wait(&rank.mesh, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%s", rank.error.text);
+	EXPECT(member, count_fds() == before, "%d descriptors left", count_fds() - before);
+	EXPECT(member, !rank.mesh.peers[1 - member->rank].gone, "a packet ended the connection");
+	EXPECT(member, team_barrier(member), "another rank failed");
+	EXPECT(member, mesh_swap(&rank.mesh, 3, STDERR_FILENO, fds, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%s",
+	       rank.error.text);
+	EXPECT(member, fds[1 - member->rank] >= 0, "no descriptor came");
+	close(fds[1 - member->rank]);
+	EXPECT(member, count_fds() == before, "%d descriptors left", count_fds() - before);
+	rank_close(&rank);
+	return 0;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void descriptors_that_nobody_asked_for_are_closed(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, sends_too_much, NULL), 0);
+}
+
 /* Nothing but the swaps themselves keeps the ranks together: the faster one is a round ahead now and then. */
 static int swaps_on(const struct member *member)
 {
@@ -348,6 +411,7 @@ int main(void)
 		cmocka_unit_test(another_user_is_no_rank),
 		cmocka_unit_test(a_child_does_not_keep_its_parent_in_the_group),
 		cmocka_unit_test(a_round_that_was_given_up_leaves_no_descriptor),
+		cmocka_unit_test(descriptors_that_nobody_asked_for_are_closed),
 		cmocka_unit_test(a_peer_may_be_a_round_ahead),
 	};
 

@@ -173,3 +173,47 @@ lshard_status lshard__socket_receive(int fd, void *bytes, size_t count, uint64_t
 	}
 	return LSHARD_OK;
 }
+
+/* Keep the one descriptor there is; close them all where there are more. */
+static int keep_one(struct msghdr *message)
+{
+	int kept = -1;
+	int count = 0;
+
+	for (struct cmsghdr *header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
+		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t at = 0; CMSG_LEN(at + sizeof kept) <= header->cmsg_len; at += sizeof kept) {
+			if (kept >= 0)
+				close(kept);
+			memcpy(&kept, CMSG_DATA(header) + at, sizeof kept);
+			count++;
+		}
+	}
+	if (count > 1) {
+		close(kept);
+		kept = -1;
+	}
+	return kept;
+}
+
+ssize_t lshard__socket_take(int fd, void *bytes, size_t room, struct lshard__attached *attached)
+{
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))];
+	struct iovec part = {bytes, room};
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+	ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	*attached = (struct lshard__attached){-1, false};
+	if (got < 0)
+		return got;
+	attached->descriptor = keep_one(&message);
+	attached->lost = (message.msg_flags & MSG_CTRUNC) && attached->descriptor < 0;
+	if (got > 0 && !(message.msg_flags & MSG_TRUNC))
+		return got;
+	if (attached->descriptor >= 0)
+		close(attached->descriptor);
+	*attached = (struct lshard__attached){-1, false};
+	return got > 0 ? (ssize_t)room + 1 : 0;
+}

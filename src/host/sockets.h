@@ -13,6 +13,7 @@
 
 #include <layershard/transport.h>
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 uint64_t lshard__deadline_ns(uint32_t timeout_ms);
@@ -33,5 +34,18 @@ int lshard__socket_peer(int fd, pid_t *pid, uid_t *uid);
 lshard_status lshard__socket_wait(int fd, short events, uint64_t deadline_ns);
 lshard_status lshard__socket_send(int fd, const void *bytes, size_t count, uint64_t deadline_ns);
 lshard_status lshard__socket_receive(int fd, void *bytes, size_t count, uint64_t deadline_ns);
+
+/* What came with a packet. */
+struct lshard__attached {
+	int descriptor; /* the caller's to close; -1: none */
+	bool lost;      /* there was one, for which this process has no room */
+};
+
+/*
+ * Take one packet of a SOCK_SEQPACKET socket without waiting. Of what comes with it one descriptor is kept; several, or
+ * one with a packet that is empty or longer than @p room, are closed: nobody sends those who belongs here. Returns the packet's bytes
+ * (room + 1: it was longer); 0: the other end is closed; -1 and errno.
+ */
+ssize_t lshard__socket_take(int fd, void *bytes, size_t room, struct lshard__attached *attached);
 
 #endif

@@ -297,32 +297,20 @@ void mesh_nudge(struct mesh *mesh)
  * Put a packet into the peer's inbox. A peer that has all packets of a round may be in the next one before this rank
  * has looked; what lies in the packet's own place belongs to a round its sender has given up.
  */
-static void deliver(struct mesh_peer *peer, const struct packet *packet, int fd)
+static void deliver(struct mesh_peer *peer, const struct packet *packet, const struct lshard__attached *attached)
 {
 	struct mesh_packet *place = &peer->inbox[packet->tag & 1];
 
 	drop_packet(place);
-	*place = (struct mesh_packet){1, fd, packet->has_fd && fd < 0, packet->tag};
+	*place = (struct mesh_packet){1, attached->descriptor, attached->lost, packet->tag};
 }
 
-static int descriptor_of(struct msghdr *message)
-{
-	struct cmsghdr *header = CMSG_FIRSTHDR(message);
-	int fd = -1;
-
-	if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
-		memcpy(&fd, CMSG_DATA(header), sizeof fd);
-	return fd;
-}
-
-/* Take one packet. Returns 0 when there is none for now. */
+/* Take one packet. Returns 0 when there is none for now. A descriptor that its packet does not speak of is closed. */
 static int take_packet(struct mesh_peer *peer)
 {
 	struct packet packet = {0, 0};
-	_Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof(int))];
-	struct iovec part = {&packet, sizeof packet};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
-	ssize_t got = recvmsg(peer->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct lshard__attached attached;
+	ssize_t got = lshard__socket_take(peer->fd, &packet, sizeof packet, &attached);
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
@@ -330,8 +318,12 @@ static int take_packet(struct mesh_peer *peer)
 		peer->gone = 1;
 		return 0;
 	}
+	if (attached.descriptor >= 0 && (got != (ssize_t)sizeof packet || !packet.has_fd)) {
+		close(attached.descriptor);
+		attached.descriptor = -1;
+	}
 	if (got == (ssize_t)sizeof packet)
-		deliver(peer, &packet, descriptor_of(&message));
+		deliver(peer, &packet, &attached);
 	return 1;
 }
 
