@@ -3,7 +3,8 @@
 """Hold the borders between the parts of the code that a compiler does not hold.
 
     purity.py includes SOURCE_DIR            who includes whom; file names are unique; no file is left out of the build
-    purity.py core SOURCE_DIR OBJECT...      what the core's objects ask of the world
+    purity.py base SOURCE_DIR OBJECT...      what the base's objects ask of the world: nothing
+    purity.py core SOURCE_DIR OBJECT...      what the core's objects, given with the base's, ask of it: outside.h
     purity.py exports SOURCE_DIR SO ARCHIVE  both libraries show what the public headers declare, and nothing else
 
 Prints every violation and exits 1 if there is one.
@@ -20,16 +21,19 @@ PUBLIC = {"layershard/layershard.h", "layershard/transport.h"}
 FREESTANDING = {"inttypes.h", "limits.h", "stdarg.h", "stdatomic.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",
                 "stdlib.h", "string.h"}
 
+PURE = {"base", "core"}
+
 # Of a directory's files: the quoted headers they may include besides their own directory's, and the public ones.
 BORDERS = {
-    "core": (set(), PUBLIC),
-    "host": ({"outside.h"}, PUBLIC),
-    "transport": ({"outside.h", "host/*"}, PUBLIC),
+    "base": (set(), PUBLIC),
+    "core": ({"base/*"}, PUBLIC),
+    "host": ({"outside.h", "base/*"}, PUBLIC),
+    "transport": ({"outside.h", "base/*", "host/*"}, PUBLIC),
     "engine": (set(), {"layershard/layershard.h"}),
     "cli": ({"engine/*"}, {"layershard/layershard.h"}),
 }
 
-# Bytes, text and the default allocator: all that the core may use of the C library.
+# Bytes, text and the default allocator: all that base and core may use of the C library.
 LIBC = {"memchr", "memcmp", "memcpy", "memmove", "memset", "strchr", "strcmp", "strcpy", "strlen", "strncmp", "strnlen",
         "strtoull", "snprintf", "vsnprintf", "calloc", "free", "malloc"}
 
@@ -56,7 +60,7 @@ def check_includes(source):
         if not files:
             yield f"src/{part}: no files; is this the right directory?"
         for path in files:
-            yield from check_file(path, path.relative_to(source), allowed, public, part == "core")
+            yield from check_file(path, path.relative_to(source), allowed, public, part in PURE)
     yield from check_unique(source)
     yield from check_listed(source, "src")
     yield from check_listed(source, "tests")
@@ -74,7 +78,7 @@ def check_file(path, shown, quoted_allowed, public, pure):
         elif quoted and header not in quoted_allowed:
             yield f'{shown}:{number}: "{header}" is not for this directory'
         elif not quoted and pure and header not in FREESTANDING | public:
-            yield f"{shown}:{number}: <{header}>: the core uses no operating system"
+            yield f"{shown}:{number}: <{header}>: src/{shown.parts[1]} uses no operating system"
 
 
 def check_unique(source):
@@ -96,7 +100,16 @@ def check_listed(source, top):
             yield f"{top}/{name}: not in {top}/CMakeLists.txt"
 
 
+def check_base(_, *objects):
+    yield from check_objects(set(), *objects)
+
+
 def check_core(source, *objects):
+    outside = set(re.findall(r"\b(lshard__\w+)\(", (source / "src/core/outside.h").read_text()))
+    yield from check_objects(declared(source) | outside, *objects)
+
+
+def check_objects(allowed, *objects):
     if not objects:
         yield "no objects given"
     defined, undefined = set(), {}
@@ -104,10 +117,9 @@ def check_core(source, *objects):
         defined |= names(path, "-g", "--defined-only")
         for name in names(path, "-u"):
             undefined.setdefault(name, pathlib.Path(path).name)
-    outside = set(re.findall(r"\b(lshard__\w+)\(", (source / "src/core/outside.h").read_text()))
-    for name in sorted(set(undefined) - defined - LIBC - outside - declared(source)):
+    for name in sorted(set(undefined) - defined - LIBC - allowed):
         if not COMPILER.fullmatch(name):
-            yield f"{undefined[name]}: needs {name}, which is not in the core, outside.h or what it may use of the C library"
+            yield f"{undefined[name]}: needs {name}, which is neither in these objects nor what they may use of others"
 
 
 def declared(source):
@@ -131,7 +143,7 @@ def check_exports(source, shared, archive):
 
 
 def main():
-    checks = {"includes": check_includes, "core": check_core, "exports": check_exports}
+    checks = {"includes": check_includes, "base": check_base, "core": check_core, "exports": check_exports}
     if len(sys.argv) < 3 or sys.argv[1] not in checks:
         sys.exit(__doc__)
     violations = list(checks[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:]))

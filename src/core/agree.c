@@ -41,23 +41,26 @@ static lshard_status differ(lshard_error *error, const char *series, const char 
 static lshard_status agree_on_fields(lshard_group *group, const lshard_series_options *options, lshard_status mine,
 				     lshard_error *error)
 {
-	struct meeting_card card = {.meeting = MEET_CREATE,
-				    .status = mine,
+	struct meeting_card card = {.record.status = mine,
+				    .meeting = MEET_CREATE,
 				    .number = group->n_created,
 				    .values = {options->first_layer, options->layer_count, options->placement,
 					       options->tensor_count, !!options->memory_source.allocate,
 					       options->prefetch, options->resident_bytes}};
 	const int compared = group_collective(group) ? CARD_VALUES : FIELD_PREFETCH;
+	const struct lshard__records records = group_records(group, group->cards, sizeof card, 0);
 	lshard_status status;
 
 	strcpy(card.series, options->name);
 	status = group_meet_all(group, card, error);
+	for (int field = 0; field < compared && status >= 0; field++) {
+		const size_t offset = offsetof(struct meeting_card, values) + (size_t)field * sizeof *card.values;
+		const int32_t other = lshard__first_differing(&records, offset, sizeof *card.values);
 
-	for (int32_t rank = 1; rank < group->context.size && status >= 0; rank++)
-		for (int field = 0; field < compared; field++)
-			if (group->cards[0].values[field] != group->cards[rank].values[field])
-				return differ(error, options->name, field_names[field], rank,
-					      group->cards[0].values[field], group->cards[rank].values[field]);
+		if (other >= 0)
+			status = differ(error, options->name, field_names[field], other, group->cards[0].values[field],
+					group->cards[other].values[field]);
+	}
 	return status;
 }
 
@@ -115,12 +118,10 @@ static lshard_status agree_on_page(lshard_group *group, const lshard_series_opti
 	fill_page(&page, options, begin);
 	status = transport->ops->exchange(transport, &page, pages, sizeof page, group->alive);
 	if (status < 0)
-		return lshard_fail(error, status, "rank %d, series '%s': comparing tensors: %s", group->context.rank,
-				   options->name, transport->error.text);
+		return lshard_fail(error, status, "rank %d, series '%s', lshard_series_create, comparing tensors: %s",
+				   group->context.rank, options->name, transport->error.text);
 	if (memchr(group->alive, 0, (size_t)group->context.size))
-		return lshard_fail(error, LSHARD_ERR_PEER_FAILED,
-				   "rank %d, series '%s': a rank went while tensors were compared", group->context.rank,
-				   options->name);
+		return group_fail_missing(group, options->name, "lshard_series_create, comparing tensors", error);
 	for (uint32_t index = 0; index < TENSORS_PER_PAGE; index++)
 		for (int32_t rank = 1; rank < group->context.size && status >= 0; rank++)
 			status = compare_tensors(options->name, &pages[0].tensors[index], &pages[rank].tensors[index],

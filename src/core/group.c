@@ -321,7 +321,7 @@ const char *lshard_group_error(const lshard_group *group)
 
 /* ---- Meeting ---- */
 
-static const char *meeting_name(int32_t meeting)
+static const char *meeting_name(uint64_t meeting)
 {
 	switch (meeting) {
 	case MEET_CREATE:
@@ -346,70 +346,82 @@ static const char *meeting_name(int32_t meeting)
 	}
 }
 
-void group_name_missing(const lshard_group *group, char *text, size_t bytes)
+struct lshard__records group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes)
 {
-	int missing = 0, named = 0;
-	size_t used;
-
-	for (int32_t rank = 0; rank < group->context.size; rank++)
-		missing += !group->alive[rank];
-	used = (size_t)snprintf(text, bytes, "%s", missing > 1 ? "ranks" : "rank");
-	for (int32_t rank = 0; rank < group->context.size && used + 16 < bytes; rank++)
-		if (!group->alive[rank])
-			used += (size_t)snprintf(text + used, bytes - used, "%s %d", named++ ? "," : "", rank);
+	return (struct lshard__records){.first = first,
+					.bytes = bytes,
+					.call_bytes = call_bytes,
+					.size = group->context.size,
+					.rank = group->context.rank,
+					.alive = group->alive};
 }
 
-/* The first rank that is in another call than this one, or that fared badly. */
-static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, lshard_error *error)
+lshard_status group_fail_missing(const lshard_group *group, const char *series, const char *what, lshard_error *error)
 {
-	for (int32_t rank = 0; rank < group->context.size; rank++) {
-		const struct meeting_card *card = &group->cards[rank];
+	struct lshard__ranks missing = lshard__ranks_absent(group->alive, group->context.size);
 
-		if (!group->alive[rank] || (card->meeting == mine->meeting && card->number == mine->number &&
-					    strcmp(card->series, mine->series) == 0))
-			continue;
-		return lshard_fail(error, LSHARD_ERR_MISMATCH,
-				   "rank %d is in %s of series '%s' while rank %d is in %s of series '%s': all ranks "
-				   "make the same "
-				   "collective calls in the same order",
-				   group->context.rank, meeting_name(mine->meeting), mine->series, rank,
-				   meeting_name(card->meeting), card->series);
-	}
-	for (int32_t rank = 0; rank < group->context.size; rank++) {
-		const lshard_status status = (lshard_status)group->cards[rank].status;
+	return lshard_fail(error, LSHARD_ERR_PEER_FAILED, "rank %d, series '%s': %s %s gone, needed in %s",
+			   group->context.rank, series, lshard__ranks_text(&missing), lshard__ranks_are(&missing),
+			   what);
+}
 
-		if (group->alive[rank] && status < 0 && rank != group->context.rank)
-			return lshard_fail(error, status, "rank %d, series '%s': rank %d failed in %s: %s",
-					   group->context.rank, mine->series, rank, meeting_name(mine->meeting),
-					   lshard_status_text(status));
+static lshard_status fail_elsewhere(const lshard_group *group, const struct meeting_card *mine,
+				    struct lshard__verdict *verdict, lshard_error *error)
+{
+	const struct meeting_card *other = &group->cards[verdict->rank];
+
+	return lshard_fail(error, LSHARD_ERR_MISMATCH,
+			   "rank %d is in %s of series '%s' while %s %s in %s of series '%s': all ranks make the same "
+			   "collective calls in the same order",
+			   group->context.rank, meeting_name(mine->meeting), mine->series,
+			   lshard__ranks_text(&verdict->ranks), lshard__ranks_are(&verdict->ranks),
+			   meeting_name(other->meeting), other->series);
+}
+
+/* What the cards say of the other ranks: in another call than this one, fared badly; @p all: or gone. */
+static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, bool all, lshard_error *error)
+{
+	const size_t call_bytes = offsetof(struct meeting_card, values) - sizeof mine->record;
+	const struct lshard__records records = group_records(group, group->cards, sizeof *mine, call_bytes);
+	struct lshard__verdict verdict = lshard__judge(&records);
+
+	switch (verdict.finding) {
+	case LSHARD__ELSEWHERE:
+		return fail_elsewhere(group, mine, &verdict, error);
+	case LSHARD__FAILED:
+		return lshard_fail(error, (lshard_status)verdict.status, "rank %d, series '%s': %s failed in %s: %s",
+				   group->context.rank, mine->series, lshard__ranks_text(&verdict.ranks),
+				   meeting_name(mine->meeting), lshard_status_text((lshard_status)verdict.status));
+	case LSHARD__MISSING:
+		if (all)
+			return group_fail_missing(group, mine->series, meeting_name(mine->meeting), error);
+		break;
+	case LSHARD__AGREED:
+		break;
 	}
 	return LSHARD_OK;
 }
 
-lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error)
+static lshard_status meet(lshard_group *group, struct meeting_card *card, bool all, lshard_error *error)
 {
 	lshard_transport *transport = group->transport;
 	const lshard_status status =
-		transport->ops->exchange(transport, &card, group->cards, sizeof card, group->alive);
+		transport->ops->exchange(transport, card, group->cards, sizeof *card, group->alive);
 
-	if (card.status < 0)
-		return (lshard_status)card.status; /* the text is there already */
+	if (card->record.status < 0)
+		return (lshard_status)card->record.status; /* the text is there already */
 	if (status < 0)
-		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, card.series,
-				   meeting_name(card.meeting), transport->error.text);
-	return judge_cards(group, &card, error);
+		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, card->series,
+				   meeting_name(card->meeting), transport->error.text);
+	return judge_cards(group, card, all, error);
+}
+
+lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error)
+{
+	return meet(group, &card, false, error);
 }
 
 lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lshard_error *error)
 {
-	const lshard_status status = group_meet(group, card, error);
-	char missing[128];
-
-	if (status < 0)
-		return status;
-	if (!memchr(group->alive, 0, (size_t)group->context.size))
-		return LSHARD_OK;
-	group_name_missing(group, missing, sizeof missing);
-	return lshard_fail(error, LSHARD_ERR_PEER_FAILED, "rank %d, series '%s': %s gone, needed in %s",
-			   group->context.rank, card.series, missing, meeting_name(card.meeting));
+	return meet(group, &card, true, error);
 }

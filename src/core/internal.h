@@ -9,6 +9,7 @@
 #include "outside.h"
 #include "ring.h"
 #include "scheme.h"
+#include "verdict.h"
 
 #include <stdatomic.h>
 
@@ -29,9 +30,9 @@ enum meeting {
 #define CARD_VALUES 7
 
 struct meeting_card {
-	int32_t meeting;
-	int32_t status;  /* how the rank fared so far */
-	uint64_t number; /* of the series in the group */
+	struct lshard__record record; /* how the rank fared so far */
+	uint64_t meeting;             /* with number and series: which call it is in */
+	uint64_t number;              /* of the series in the group */
 	char series[64];
 	uint64_t values[CARD_VALUES]; /* of the meeting: a sequence number, a hash, the fields of a series */
 };
@@ -105,8 +106,10 @@ struct layout_memory group_memory(lshard_group *group);
 lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error);
 /* The same, and PEER_FAILED naming the ranks that are gone unless all took part. */
 lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lshard_error *error);
-/* "rank 2" or "ranks 2, 5" of those whose alive[] is 0. */
-void group_name_missing(const lshard_group *group, char *text, size_t bytes);
+/* PEER_FAILED naming those of the group->alive that are not, needed in @p what. */
+lshard_status group_fail_missing(const lshard_group *group, const char *series, const char *what, lshard_error *error);
+/* Those who took part in the last meeting, as records of @p bytes at @p first. */
+struct lshard__records group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes);
 
 static inline bool group_aborted(const lshard_group *group)
 {

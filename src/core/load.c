@@ -313,7 +313,7 @@ static lshard_status refuse_dead_sources(lshard_series *series)
 	const uint8_t *alive = series->group->alive;
 	const bool striped = layout->placement == LSHARD_STRIPED && memchr(alive, 0, (size_t)layout->size);
 	char layers[160] = "";
-	char gone[128];
+	struct lshard__ranks gone;
 	size_t used = 0;
 	uint32_t lost = 0;
 
@@ -327,10 +327,11 @@ static lshard_status refuse_dead_sources(lshard_series *series)
 	}
 	if (lost == 0)
 		return LSHARD_OK;
-	group_name_missing(series->group, gone, sizeof gone);
+	gone = lshard__ranks_absent(alive, layout->size);
 	return lshard_fail(&series->error, LSHARD_ERR_PEER_FAILED,
-			   SERIES_FORMAT ": %s gone; %u layers can have no new weights:%s%s; %s", SERIES_NAMES(series),
-			   gone, lost, layers, used + 16 < sizeof layers ? "" : " ...",
+			   SERIES_FORMAT ": %s %s gone; %u layers can have no new weights:%s%s; %s",
+			   SERIES_NAMES(series), lshard__ranks_text(&gone), lshard__ranks_are(&gone), lost, layers,
+			   used + 16 < sizeof layers ? "" : " ...",
 			   series->state == SERIES_UPDATING ? "destroy the series" : "nothing was changed");
 }
 

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * verdict.c - see verdict.h.
+ */
+#include "verdict.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- Names ----------------------------------------------------------------------------------------------------- */
+
+void lshard__ranks_add(struct lshard__ranks *ranks, int32_t rank)
+{
+	if (ranks->count < LSHARD__RANKS_NAMED)
+		ranks->named[ranks->count] = rank;
+	ranks->count++;
+}
+
+struct lshard__ranks lshard__ranks_absent(const uint8_t *alive, int32_t size)
+{
+	struct lshard__ranks absent = {0};
+
+	for (int32_t rank = 0; rank < size; rank++)
+		if (!alive[rank])
+			lshard__ranks_add(&absent, rank);
+	return absent;
+}
+
+const char *lshard__ranks_text(struct lshard__ranks *ranks)
+{
+	const size_t room = sizeof ranks->text;
+	size_t used = (size_t)snprintf(ranks->text, room, "%s",
+				       ranks->count == 0  ? "no rank"
+				       : ranks->count > 1 ? "ranks"
+							  : "rank");
+
+	for (int32_t index = 0; index < ranks->count && index < LSHARD__RANKS_NAMED; index++)
+		used += (size_t)snprintf(ranks->text + used, room - used, "%s %d", index ? "," : "",
+					 (int)ranks->named[index]);
+	if (ranks->count > LSHARD__RANKS_NAMED)
+		snprintf(ranks->text + used, room - used, " and %d more", (int)(ranks->count - LSHARD__RANKS_NAMED));
+	return ranks->text;
+}
+
+/* ---- Records --------------------------------------------------------------------------------------------------- */
+
+static const unsigned char *record_of(const struct lshard__records *records, int32_t rank)
+{
+	return (const unsigned char *)records->first + (size_t)rank * records->bytes;
+}
+
+static bool is_here(const struct lshard__records *records, int32_t rank)
+{
+	return !records->alive || records->alive[rank];
+}
+
+static bool is_elsewhere(const struct lshard__records *records, int32_t rank)
+{
+	const size_t head = sizeof(struct lshard__record);
+
+	return memcmp(record_of(records, rank) + head, record_of(records, records->rank) + head, records->call_bytes) !=
+	       0;
+}
+
+/* What is to be said of one rank. @p echoes: failures that came of others count too. */
+static enum lshard__finding find(const struct lshard__records *records, int32_t rank, bool echoes)
+{
+	struct lshard__record record;
+
+	if (!is_here(records, rank))
+		return LSHARD__MISSING;
+	if (is_elsewhere(records, rank))
+		return LSHARD__ELSEWHERE;
+	memcpy(&record, record_of(records, rank), sizeof record);
+	if (record.status < 0 && rank != records->rank && (echoes || !record.echo))
+		return LSHARD__FAILED;
+	return LSHARD__AGREED;
+}
+
+/* True if there is a rank of which @p finding is to be said. */
+static bool collect(const struct lshard__records *records, enum lshard__finding finding, bool echoes,
+		    struct lshard__verdict *verdict)
+{
+	struct lshard__record record;
+
+	*verdict = (struct lshard__verdict){.finding = finding, .rank = -1};
+	for (int32_t rank = 0; rank < records->size; rank++)
+		if (find(records, rank, echoes) == finding)
+			lshard__ranks_add(&verdict->ranks, rank);
+	if (verdict->ranks.count == 0)
+		return false;
+	verdict->rank = verdict->ranks.named[0];
+	memcpy(&record, record_of(records, verdict->rank), sizeof record);
+	verdict->status = finding == LSHARD__FAILED ? record.status : 0;
+	return true;
+}
+
+struct lshard__verdict lshard__judge(const struct lshard__records *records)
+{
+	struct lshard__verdict verdict;
+
+	if (collect(records, LSHARD__ELSEWHERE, true, &verdict) || collect(records, LSHARD__FAILED, false, &verdict) ||
+	    collect(records, LSHARD__MISSING, true, &verdict) || collect(records, LSHARD__FAILED, true, &verdict))
+		return verdict;
+	return (struct lshard__verdict){.finding = LSHARD__AGREED, .rank = -1};
+}
+
+int32_t lshard__first_differing(const struct lshard__records *records, size_t offset, size_t bytes)
+{
+	for (int32_t rank = 1; rank < records->size; rank++)
+		if (is_here(records, rank) &&
+		    memcmp(record_of(records, rank) + offset, record_of(records, 0) + offset, bytes) != 0)
+			return rank;
+	return -1;
+}

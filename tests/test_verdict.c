@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_verdict.c - what the ranks' records say together, and how ranks are named: one rank and many, more than a
+ * message has room for; and which of several findings counts.
+ */
+#include "verdict.h"
+
+#include <layershard/layershard.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define RANKS 5
+
+struct card {
+	struct lshard__record record;
+	uint64_t call;
+	uint64_t value;
+};
+
+static const struct card fine = {{LSHARD_OK, 0}, 7, 40};
+
+/* All ranks fine. */
+static struct lshard__records fill(struct card *cards, uint8_t *alive, int32_t rank)
+{
+	for (int index = 0; index < RANKS; index++) {
+		cards[index] = fine;
+		alive[index] = 1;
+	}
+	return (struct lshard__records){cards, sizeof *cards, sizeof fine.call, RANKS, rank, alive};
+}
+
+/* ---- Names ----------------------------------------------------------------------------------------------------- */
+
+static void ranks_are_named_in_a_line(void **state)
+{
+	struct lshard__ranks ranks = {0};
+
+	(void)state;
+	assert_string_equal(lshard__ranks_text(&ranks), "no rank");
+	lshard__ranks_add(&ranks, 2);
+	assert_string_equal(lshard__ranks_text(&ranks), "rank 2");
+	assert_string_equal(lshard__ranks_are(&ranks), "is");
+	lshard__ranks_add(&ranks, 5);
+	assert_string_equal(lshard__ranks_text(&ranks), "ranks 2, 5");
+	assert_string_equal(lshard__ranks_are(&ranks), "are");
+}
+
+static void of_many_ranks_the_first_are_named_and_the_rest_counted(void **state)
+{
+	struct lshard__ranks ranks = {0};
+
+	(void)state;
+	for (int32_t rank = 65500; rank < 65500 + LSHARD__RANKS_NAMED + 3; rank++)
+		lshard__ranks_add(&ranks, rank);
+	assert_non_null(strstr(lshard__ranks_text(&ranks), "ranks 65500, 65501, "));
+	assert_non_null(strstr(lshard__ranks_text(&ranks), " 65515 and 3 more"));
+}
+
+static void those_that_are_not_alive_are_absent(void **state)
+{
+	struct lshard__ranks absent = lshard__ranks_absent((const uint8_t[]){1, 0, 1, 0}, 4);
+
+	(void)state;
+	assert_int_equal(absent.count, 2);
+	assert_string_equal(lshard__ranks_text(&absent), "ranks 1, 3");
+}
+
+/* ---- Records --------------------------------------------------------------------------------------------------- */
+
+static void ranks_that_are_all_well_agree(void **state)
+{
+	struct card cards[RANKS];
+	uint8_t alive[RANKS];
+	struct lshard__records records = fill(cards, alive, 1);
+	struct lshard__verdict verdict = lshard__judge(&records);
+
+	(void)state;
+	assert_int_equal(verdict.finding, LSHARD__AGREED);
+	cards[1].record.status = LSHARD_ERR_NO_MEMORY; /* this rank knows of its own failure */
+	cards[4].value = 41;                           /* what is not the call may differ */
+	verdict = lshard__judge(&records);
+	assert_int_equal(verdict.finding, LSHARD__AGREED);
+	assert_int_equal(lshard__first_differing(&records, offsetof(struct card, value), sizeof fine.value), 4);
+	assert_int_equal(lshard__first_differing(&records, offsetof(struct card, call), sizeof fine.call), -1);
+}
+
+static void all_that_fared_badly_are_named(void **state)
+{
+	struct card cards[RANKS];
+	uint8_t alive[RANKS];
+	struct lshard__records records = fill(cards, alive, 0);
+	struct lshard__verdict verdict;
+
+	(void)state;
+	cards[2].record.status = LSHARD_ERR_NO_MEMORY;
+	cards[3].record.status = LSHARD_ERR_SYSTEM;
+	verdict = lshard__judge(&records);
+	assert_int_equal(verdict.finding, LSHARD__FAILED);
+	assert_int_equal(verdict.status, LSHARD_ERR_NO_MEMORY);
+	assert_int_equal(verdict.rank, 2);
+	assert_string_equal(lshard__ranks_text(&verdict.ranks), "ranks 2, 3");
+}
+
+/* From the weakest finding to the strongest, each beside those before it. */
+static void the_cause_that_tells_most_counts(void **state)
+{
+	struct card cards[RANKS];
+	uint8_t alive[RANKS];
+	struct lshard__records records = fill(cards, alive, 0);
+	struct lshard__verdict verdict;
+
+	(void)state;
+	cards[1].record = (struct lshard__record){LSHARD_ERR_PEER_FAILED, 1};
+	verdict = lshard__judge(&records);
+	assert_int_equal(verdict.finding, LSHARD__FAILED);
+	assert_int_equal(verdict.rank, 1);
+
+	alive[4] = 0;
+	memset(&cards[4], 0, sizeof cards[4]); /* in no other call: it is not there */
+	verdict = lshard__judge(&records);
+	assert_int_equal(verdict.finding, LSHARD__MISSING);
+	assert_int_equal(verdict.rank, 4);
+
+	cards[2].record.status = LSHARD_ERR_CALLBACK;
+	verdict = lshard__judge(&records);
+	assert_int_equal(verdict.finding, LSHARD__FAILED);
+	assert_int_equal(verdict.rank, 2);
+	assert_int_equal(verdict.status, LSHARD_ERR_CALLBACK);
+
+	cards[3].call = 8;
+	verdict = lshard__judge(&records);
+	assert_int_equal(verdict.finding, LSHARD__ELSEWHERE);
+	assert_int_equal(verdict.rank, 3);
+}
+
+static void ranks_that_are_gone_are_not_compared(void **state)
+{
+	struct card cards[RANKS];
+	uint8_t alive[RANKS];
+	struct lshard__records records = fill(cards, alive, 0);
+
+	(void)state;
+	alive[1] = 0;
+	cards[1].value = 50;
+	cards[3].value = 60;
+	assert_int_equal(lshard__first_differing(&records, offsetof(struct card, value), sizeof fine.value), 3);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(ranks_are_named_in_a_line),
+		cmocka_unit_test(of_many_ranks_the_first_are_named_and_the_rest_counted),
+		cmocka_unit_test(those_that_are_not_alive_are_absent),
+		cmocka_unit_test(ranks_that_are_all_well_agree),
+		cmocka_unit_test(all_that_fared_badly_are_named),
+		cmocka_unit_test(the_cause_that_tells_most_counts),
+		cmocka_unit_test(ranks_that_are_gone_are_not_compared),
+	};
+
+	return cmocka_run_group_tests_name("verdict", tests, NULL, NULL);
+}
