@@ -7,6 +7,7 @@
  *   late=SEED         devices that are the tests' stub: work runs late, in an order that follows from the seed
  */
 #include "conformance.h"
+#include "patience.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,7 +18,7 @@
 #include <cmocka.h>
 
 /* Nothing may hang: the whole program ends after this, loudly. */
-#define WATCHDOG_S 600u
+#define WATCHDOG_S patience(500)
 
 /* What the specification's transport is, from the library itself as far as it says so. */
 static bool describe_subject(const char *spec)

@@ -4,12 +4,11 @@
  * Every byte of a layer follows from (generation, layer, tensor, offset), so each rank checks without asking anyone.
  */
 #include "conformance.h"
+#include "patience.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-
-#define LONG_MS 20000u
 
 struct subject subject;
 

@@ -6,13 +6,13 @@
 #ifndef TESTS_CUDA_RANKS_H
 #define TESTS_CUDA_RANKS_H
 
+#include "patience.h"
 #include "stub_cuda/stub_cuda.h"
 #include "threads.h"
 
-#define LAYERS  5u
-#define FIRST   2u
-#define BYTES   9000u
-#define LONG_MS 20000u
+#define LAYERS 5u
+#define FIRST  2u
+#define BYTES  9000u
 
 /* How a rank's stub is set, and what is run on it. */
 struct setting {

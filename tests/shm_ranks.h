@@ -6,9 +6,8 @@
 #define TESTS_SHM_RANKS_H
 
 #include "contexts.h"
+#include "patience.h"
 #include "transports.h"
-
-#define LONG_MS 20000u /* nobody waits that long unless a test fails */
 
 #define MOST_RANKS 8
 

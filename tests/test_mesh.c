@@ -6,6 +6,7 @@
 #include "contexts.h"
 #include "mesh.h"
 #include "outside.h"
+#include "patience.h"
 #include "sockets.h"
 
 #include <stdarg.h>
@@ -20,7 +21,6 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define LONG_MS  20000u /* nobody waits that long unless a test fails */
 #define SHORT_MS 500u
 #define NOBODY   65534u
 #define SILENT   24

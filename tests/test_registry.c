@@ -4,6 +4,7 @@
  */
 #include "contexts.h"
 #include "outside.h"
+#include "patience.h"
 #include "transports.h"
 
 #include <stdarg.h>
@@ -12,8 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-
-#define LONG_MS 20000u
 
 /* What the ranks ask for (the last entry for all further ranks), and what comes of it for all of them. */
 struct wish {

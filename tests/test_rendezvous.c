@@ -4,6 +4,7 @@
  */
 #include "contexts.h"
 #include "outside.h"
+#include "patience.h"
 #include "sockets.h"
 
 #include <stdarg.h>
@@ -19,7 +20,6 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define LONG_MS  20000u /* nobody waits that long unless the test fails */
 #define SHORT_MS 1000u
 
 /* Threads have no job of their own: one name for the process's test. */

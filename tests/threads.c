@@ -5,6 +5,8 @@
  */
 #include "threads.h"
 
+#include "patience.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,8 +14,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-#define PATIENCE_S 30
 
 struct team {
 	pthread_mutex_t lock;
@@ -75,7 +75,7 @@ bool team_barrier(const struct member *member)
 	int waited = 0;
 
 	clock_gettime(CLOCK_MONOTONIC, &deadline);
-	deadline.tv_sec += PATIENCE_S;
+	deadline.tv_sec += LONG_MS / 1000;
 	pthread_mutex_lock(&team->lock);
 	round = team->round;
 	if (++team->present == team->size) {

@@ -31,7 +31,7 @@ int team_of_processes(int32_t size, member_body body, void *user);
 /* The same for either, by name: "threads" or "forks". */
 int team_run(const char *kind, int32_t size, member_body body, void *user);
 
-/* Wait for the others. False when one of them has left or 30 s passed. */
+/* Wait for the others. False when one of them has left or does not come. */
 bool team_barrier(const struct member *member);
 /* A process that is about to die by a signal: nobody waits for it from now on, and its death is no failure. */
 void team_dies(const struct member *member);

@@ -15,6 +15,9 @@ import time
 import pytest
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(TREE / "tests"))
+from patience import LONG_S  # noqa: E402
+
 OWN_PREFIXES = ("LAYERSHARD_", "OMPI_", "PMI", "SLURM_", "MPI_")
 OWN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OPENBLAS_NUM_THREADS")
 
@@ -37,12 +40,12 @@ class Program:
             command, env=clean_environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords
         )
 
-    def run(self, *arguments, env=None, input=None, timeout=100):
+    def run(self, *arguments, env=None, input=None, timeout=LONG_S):
         process = self.start(*arguments, env=env, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL)
         return self.finish(process, input=input, timeout=timeout)
 
     @staticmethod
-    def finish(process, input=None, timeout=100):
+    def finish(process, input=None, timeout=LONG_S):
         try:
             out, err = process.communicate(input, timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -53,7 +56,7 @@ class Program:
             process.args, process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
         )
 
-    def json(self, *arguments, env=None, timeout=100):
+    def json(self, *arguments, env=None, timeout=LONG_S):
         """The object that a run which must go well prints."""
         done = self.run(*arguments, "--json", env=env, timeout=timeout)
         assert done.returncode == 0, (done.args, done.stderr)
@@ -135,7 +138,7 @@ def shard_mappings(pid):
     return found
 
 
-def wait_until(condition, what, seconds=60):
+def wait_until(condition, what, seconds=LONG_S):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()

@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
-sys.path.append(str(TREE / "python"))
+sys.path += [str(TREE / "tests"), str(TREE / "python")]
 # Ranks that are processes find the package as this one does.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TREE / "python")]))
 for _name in ("LAYERSHARD_TRANSPORT", "LAYERSHARD_JOB", "LAYERSHARD_TIMEOUT_MS", "RANK", "WORLD_SIZE", "LOCAL_RANK"):

@@ -6,11 +6,11 @@ import multiprocessing
 import os
 import threading
 
+from patience import LONG_MS, LONG_S
 from rank_ends import crash_of
 
 import layershard
 
-DEADLINE_S = 60
 _jobs = itertools.count()
 
 BY_PROCESSES = ("shm", "shm:copy")
@@ -20,7 +20,7 @@ BY_THREADS = ("local", "local:lockstep")
 class Ranks:
     """Ranks that run `work(group, *arguments)`; join gives what each returned, or the exception it raised."""
 
-    def __init__(self, size, work, *arguments, transport="shm", timeout_ms=20000, **options):
+    def __init__(self, size, work, *arguments, transport="shm", timeout_ms=LONG_MS, **options):
         options = {"transport": transport, "timeout_ms": timeout_ms, "job": _new_job(), **options}
         self._results = {}
         self.ranks = []
@@ -46,10 +46,10 @@ class Ranks:
     def join(self):
         for rank, each in enumerate(self.ranks):
             if isinstance(each, threading.Thread):
-                each.join(DEADLINE_S)
+                each.join(LONG_S)
                 assert not each.is_alive(), f"rank {rank} hangs"
                 continue
-            if self._pipes[rank].poll(DEADLINE_S):
+            if self._pipes[rank].poll(LONG_S):
                 try:
                     self._results[rank] = self._pipes[rank].recv()
                 except EOFError:
@@ -57,7 +57,7 @@ class Ranks:
             else:
                 each.kill()
                 raise AssertionError(f"rank {rank} hangs")
-            crash = crash_of(rank, each, DEADLINE_S)
+            crash = crash_of(rank, each, LONG_S)
             assert not crash, crash
         return [self._results[rank] for rank in range(len(self.ranks))]
 
