@@ -165,6 +165,37 @@ static void only_a_rank_that_does_not_come_is_named(void **state)
 	assert_int_equal(team_of_processes(3, one_stops, NULL), 0);
 }
 
+/* Rank 1 is of a build whose packets are longer: both know it before they connect. */
+static int deal_another_build(void *user, const void *send, void *receive, size_t bytes)
+{
+	struct rank *rank = user;
+	int failed = rank->inner.allgather(rank->inner.user, send, receive, bytes);
+
+	((uint32_t *)receive)[bytes / sizeof(uint32_t) + 3] += 8;
+	return failed;
+}
+
+static int is_of_another_build(const struct member *member)
+{
+	struct rank rank;
+	lshard_status status = rank_open(&rank, member, LONG_MS, deal_another_build);
+
+	EXPECT(member, status == LSHARD_ERR_MISMATCH, "status %d: %s", (int)status, rank.error.text);
+	EXPECT(member, strstr(rank.error.text, "and 16 bytes)") && strstr(rank.error.text, "and 24 bytes)"), "%s",
+	       rank.error.text);
+	rank_close(&rank);
+	return 0;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void another_build_is_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, is_of_another_build, NULL), 0);
+}
+
 /* ---- Another user ---------------------------------------------------------------------------------------------- */
 
 /* Listens at an address of its own until it is killed. */
@@ -408,6 +439,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(silent_connections_stop_nobody),
 		cmocka_unit_test(only_a_rank_that_does_not_come_is_named),
+		cmocka_unit_test(another_build_is_named),
 		cmocka_unit_test(another_user_is_no_rank),
 		cmocka_unit_test(a_child_does_not_keep_its_parent_in_the_group),
 		cmocka_unit_test(a_round_that_was_given_up_leaves_no_descriptor),

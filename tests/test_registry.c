@@ -150,6 +150,100 @@ static void ranks_that_differ_are_told_how(void **state)
 	check("forks", 3, list, sizeof list / sizeof list[0]);
 }
 
+/* ---- Other builds ---------------------------------------------------------------------------------------------- */
+
+/* What becomes of rank 1's bytes on their way; @p round counts from 0. */
+struct spoiled {
+	const struct member *member;
+	void (*spoil)(unsigned char *bytes, size_t count, int round);
+	int round;
+};
+
+static int gather_spoiled(void *user, const void *send, void *receive, size_t bytes)
+{
+	struct spoiled *spoiled = user;
+	const lshard_bootstrap *inner = &spoiled->member->bootstrap;
+	int failed = inner->allgather(inner->user, send, receive, bytes);
+
+	spoiled->spoil((unsigned char *)receive + bytes, bytes, spoiled->round++);
+	return failed;
+}
+
+static void be_an_older_version(unsigned char *bytes, size_t count, int round)
+{
+	const uint32_t version = 0x000009;
+
+	(void)count;
+	if (round == 0)
+		memcpy(bytes + sizeof version, &version, sizeof version);
+}
+
+static void have_longer_messages(unsigned char *bytes, size_t count, int round)
+{
+	const uint32_t length = 4096;
+
+	(void)count;
+	if (round == 0)
+		memcpy(bytes + 3 * sizeof length, &length, sizeof length);
+}
+
+static void say_anything(unsigned char *bytes, size_t count, int round)
+{
+	(void)round;
+	memset(bytes, 'x', count);
+}
+
+/* No text ends, no number is small. */
+static void have_a_strange_card(unsigned char *bytes, size_t count, int round)
+{
+	if (round == 1)
+		memset(bytes + 4, 0x7f, count - 4); /* behind the number of ranks */
+}
+
+static const struct other_build {
+	void (*spoil)(unsigned char *bytes, size_t count, int round);
+	lshard_status status;
+	const char *says[3];
+} other_builds[] = {
+	{be_an_older_version,
+	 LSHARD_ERR_MISMATCH,
+	 {"rank 0 runs version 0.", "rank 1 runs version 0.0.9 (messages of", "give all ranks one build"}},
+	{have_longer_messages, LSHARD_ERR_MISMATCH, {"and 1024 bytes)", "and 4096 bytes)", "give all ranks one build"}},
+	{say_anything, LSHARD_ERR_MISMATCH, {"rank 1 does not speak as ranks of this library do", "", ""}},
+	{have_a_strange_card, LSHARD_ERR_TRANSPORT, {"rank 1: \x7f\x7f\x7f", "", ""}},
+};
+
+static int meets_another_build(const struct member *member)
+{
+	const struct other_build *build = member->user;
+	struct spoiled spoiled = {member, build->spoil, 0};
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__stack *stack = NULL;
+	lshard_error error = {""};
+	lshard_status status;
+
+	context.bootstrap = (lshard_bootstrap){gather_spoiled, &spoiled};
+	status = lshard__stack_open(&context, "local", NULL, &stack, &error);
+	EXPECT(member, status == build->status && !stack, "status %d: %s", (int)status, error.text);
+	for (int i = 0; i < 3; i++)
+		EXPECT(member, strstr(error.text, build->says[i]), "'%s' lacks '%s'", error.text, build->says[i]);
+	return 0;
+failed:
+	lshard__stack_close(stack);
+	return 1;
+}
+
+static void other_builds_are_told_from_ours(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof other_builds / sizeof other_builds[0]; i++) {
+		struct other_build build = other_builds[i];
+
+		assert_int_equal(team_of_threads(2, meets_another_build, &build), 0);
+	}
+	assert_int_equal(contexts_outstanding(), 0);
+}
+
 /* A wrapper that one rank cannot open, as all were connected already: all fail, and that rank's words are heard. */
 static void a_wrapper_that_fails_on_one_rank_fails_all(void **state)
 {
@@ -214,6 +308,7 @@ int main(void)
 		cmocka_unit_test(processes_come_to_one_transport),
 		cmocka_unit_test(what_is_not_there_is_named),
 		cmocka_unit_test(ranks_that_differ_are_told_how),
+		cmocka_unit_test(other_builds_are_told_from_ours),
 		cmocka_unit_test(a_wrapper_that_fails_on_one_rank_fails_all),
 		cmocka_unit_test(a_table_with_a_hole_is_refused),
 		cmocka_unit_test(transports_are_listed),

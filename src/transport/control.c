@@ -11,39 +11,64 @@
  * rank has arrived in round r + 1 and so has read round r.
  */
 #include "control.h"
+#include "control_page.h"
 #include "memfd.h"
 #include "sockets.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
-
-struct control_rank {
-	uint64_t arrived;  /* in this round; 0: in none */
-	uint64_t withdrew; /* from this round, when its deadline passed */
-	uint32_t gone;
-	uint8_t took_part[2]; /* in the decided round of that parity */
-	uint8_t unused[2];
-	uint8_t bytes[2][LSHARD_EXCHANGE_BYTES];
-};
-
-struct control_block {
-	pthread_mutex_t lock;
-	uint64_t round; /* the one being gathered; all below are decided */
-	int32_t size;
-	struct control_rank ranks[];
-};
 
 /* ---- making ---- */
 
 static lshard_status refused(struct control *control, const char *what)
 {
 	return lshard_fail(control->error, LSHARD_ERR_SYSTEM, "control page: %s: %s", what, strerror(errno));
+}
+
+#define PAGE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+size_t control_page_bytes(int32_t size)
+{
+	return sizeof(struct control_block) + (size_t)size * sizeof(struct control_rank);
+}
+
+static struct lshard__greeting page_greeting(void)
+{
+	return lshard__greeting_make(CONTROL_MAGIC, sizeof(struct control_block), sizeof(struct control_rank));
+}
+
+/* A page that could shrink would kill this process, and one laid out otherwise would mislead it: look before mapping. */
+lshard_status control_page_check(int fd, int32_t size, lshard_error *error)
+{
+	const struct lshard__greeting expected = page_greeting();
+	struct control_block head;
+	struct stat found;
+	const int seals = fcntl(fd, F_GET_SEALS);
+	lshard_status status;
+
+	if (seals < 0 || (seals & PAGE_SEALS) != PAGE_SEALS || fstat(fd, &found))
+		return lshard_fail(error, LSHARD_ERR_MISMATCH,
+				   "the control page that rank 0 shares is not sealed (seals %#x)", (unsigned)seals);
+	if (pread(fd, &head, sizeof head, 0) != (ssize_t)sizeof head)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH,
+				   "the control page that rank 0 shares has %lld bytes instead of %zu",
+				   (long long)found.st_size, control_page_bytes(size));
+	status = lshard__greeting_compare(&expected, &head.greeting, "this rank",
+					  "rank 0, by the control page that it shares,", error);
+	if (status != LSHARD_OK)
+		return status;
+	if (head.size == (uint64_t)size && (uint64_t)found.st_size == control_page_bytes(size))
+		return LSHARD_OK;
+	return lshard_fail(error, LSHARD_ERR_MISMATCH,
+			   "the control page that rank 0 shares has %lld bytes for %llu ranks instead of %zu for %d",
+			   (long long)found.st_size, (unsigned long long)head.size, control_page_bytes(size),
+			   (int)size);
 }
 
 static lshard_status map_block(struct control *control, int fd)
@@ -68,8 +93,9 @@ static lshard_status fill_block(struct control *control)
 		failed = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
 	if (!failed)
 		failed = pthread_mutex_init(&block->lock, &attributes);
+	block->greeting = page_greeting();
+	block->size = (uint64_t)control->mesh->context->size;
 	block->round = 1;
-	block->size = control->mesh->context->size;
 	if (!failed)
 		return LSHARD_OK;
 	errno = failed;
@@ -84,7 +110,7 @@ static lshard_status make_block(struct control *control, int *fd)
 	*fd = lshard__memfd_create("layershard:control");
 	if (*fd < 0)
 		return refused(control, "memfd_create");
-	if (ftruncate(*fd, (off_t)control->bytes) || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+	if (ftruncate(*fd, (off_t)control->bytes) || fcntl(*fd, F_ADD_SEALS, PAGE_SEALS))
 		status = refused(control, "size");
 	if (status == LSHARD_OK)
 		status = map_block(control, *fd);
@@ -105,8 +131,10 @@ static lshard_status share_block(struct control *control, int fd, int *fds, uint
 
 	if (status != LSHARD_OK || context->rank == 0)
 		return status;
-	status = fds[0] >= 0 ? map_block(control, fds[0])
+	status = fds[0] >= 0 ? control_page_check(fds[0], context->size, control->error)
 			     : lshard_fail(control->error, LSHARD_ERR_SYSTEM, "rank 0 has no control page to share");
+	if (status == LSHARD_OK)
+		status = map_block(control, fds[0]);
 	for (int32_t rank = 0; rank < context->size; rank++)
 		if (fds[rank] >= 0)
 			close(fds[rank]);
@@ -125,7 +153,7 @@ lshard_status control_open(struct control *control, struct mesh *mesh, lshard_er
 	control->mesh = mesh;
 	control->error = error;
 	control->block = NULL;
-	control->bytes = sizeof *control->block + size * sizeof control->block->ranks[0];
+	control->bytes = control_page_bytes(context->size);
 	if (!fds)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
 	if (context->rank == 0)
@@ -185,20 +213,20 @@ static void drop_lock(struct control *control)
 /* With the lock. What this rank's sockets have shown becomes what all ranks know. */
 static void note_gone(struct control *control)
 {
-	for (int32_t rank = 0; rank < control->block->size; rank++)
+	for (int32_t rank = 0; rank < control->mesh->context->size; rank++)
 		if (control->mesh->peers[rank].gone)
 			control->block->ranks[rank].gone = 1;
 }
 
-/* With the lock. Returns 1 if this call decided the round. */
-static int decide(struct control_block *block)
+/* With the lock. Returns 1 if this call decided the round. The number of ranks is this one's own: no peer can change it. */
+static int decide(struct control_block *block, int32_t size)
 {
 	unsigned parity = block->round & 1;
 
-	for (int32_t rank = 0; rank < block->size; rank++)
+	for (int32_t rank = 0; rank < size; rank++)
 		if (!block->ranks[rank].gone && block->ranks[rank].arrived != block->round)
 			return 0;
-	for (int32_t rank = 0; rank < block->size; rank++)
+	for (int32_t rank = 0; rank < size; rank++)
 		block->ranks[rank].took_part[parity] = !block->ranks[rank].gone;
 	block->round++;
 	return 1;
@@ -224,7 +252,7 @@ static lshard_status arrive(struct control *control, const void *send, size_t by
 	memset(mine->bytes[parity] + bytes, 0, LSHARD_EXCHANGE_BYTES - bytes);
 	mine->arrived = *round;
 	note_gone(control);
-	decided = decide(control->block);
+	decided = decide(control->block, control->mesh->context->size);
 	drop_lock(control);
 	if (decided)
 		mesh_nudge(control->mesh);
@@ -241,7 +269,7 @@ static lshard_status look(struct control *control, uint64_t round, uint64_t dead
 	if (status != LSHARD_OK)
 		return status;
 	note_gone(control);
-	decided_here = control->block->round == round && decide(control->block);
+	decided_here = control->block->round == round && decide(control->block, control->mesh->context->size);
 	decided = control->block->round > round;
 	drop_lock(control);
 	if (decided_here)
@@ -261,16 +289,16 @@ static int is_missing(const struct control_block *block, int32_t rank, int stric
  * With the lock: "1, 3" and, in @p alive, 0 for them and for those that are gone. Ranks whose deadline came a little
  * earlier are not to blame, unless there is nobody else.
  */
-static void name_missing(const struct control_block *block, uint8_t *alive, char *text, size_t room)
+static void name_missing(const struct control_block *block, int32_t size, uint8_t *alive, char *text, size_t room)
 {
 	size_t length = 0;
 	int strict = 1;
 	int missing = 0;
 
-	for (int32_t rank = 0; rank < block->size; rank++)
+	for (int32_t rank = 0; rank < size; rank++)
 		strict &= !is_missing(block, rank, 0);
 	text[0] = 0;
-	for (int32_t rank = 0; rank < block->size; rank++) {
+	for (int32_t rank = 0; rank < size; rank++) {
 		alive[rank] = !block->ranks[rank].gone && !is_missing(block, rank, strict);
 		if (!is_missing(block, rank, strict) || ++missing > 16)
 			continue;
@@ -296,7 +324,7 @@ static lshard_status withdraw(struct control *control, uint64_t round, lshard_st
 		drop_lock(control);
 		return cause == LSHARD_ERR_TIMEOUT ? LSHARD_OK : cause;
 	}
-	name_missing(control->block, alive, missing, sizeof missing);
+	name_missing(control->block, context->size, alive, missing, sizeof missing);
 	control->block->ranks[context->rank].arrived = 0;
 	control->block->ranks[context->rank].withdrew = round;
 	drop_lock(control);
@@ -307,11 +335,12 @@ static lshard_status withdraw(struct control *control, uint64_t round, lshard_st
 }
 
 /* Stays unchanged until this rank arrives in the next round: no lock is needed. */
-static void read_round(const struct control_block *block, uint64_t round, char *receive, size_t bytes, uint8_t *alive)
+static void read_round(const struct control_block *block, int32_t size, uint64_t round, char *receive, size_t bytes,
+		       uint8_t *alive)
 {
 	unsigned parity = round & 1;
 
-	for (int32_t rank = 0; rank < block->size; rank++) {
+	for (int32_t rank = 0; rank < size; rank++) {
 		alive[rank] = block->ranks[rank].took_part[parity];
 		if (alive[rank])
 			memcpy(receive + (size_t)rank * bytes, block->ranks[rank].bytes[parity], bytes);
@@ -344,7 +373,7 @@ lshard_status control_exchange(struct control *control, const void *send, void *
 		status = withdraw(control, number, status, alive);
 	if (status != LSHARD_OK)
 		return status;
-	read_round(control->block, number, receive, bytes, alive);
+	read_round(control->block, control->mesh->context->size, number, receive, bytes, alive);
 	if (round)
 		*round = number;
 	return LSHARD_OK;

@@ -3,6 +3,7 @@
  * mesh.c - see mesh.h. A packet is one byte (a nudge) or a struct packet with at most one descriptor.
  */
 #include "mesh.h"
+#include "greeting.h"
 #include "lobby.h"
 #include "sockets.h"
 
@@ -15,8 +16,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define CARD_MAGIC 0x6c736d63u
+
 /* What every rank tells all others through the bootstrap. */
 struct card {
+	struct lshard__greeting greeting;
 	int32_t failed; /* errno, if it cannot listen */
 	int32_t pid;
 	uint64_t token; /* whoever knows it belongs to the group */
@@ -43,6 +47,7 @@ static int listen_somewhere(struct card *card)
 	uint64_t random[2] = {0, 0};
 	int listener;
 
+	card->greeting = lshard__greeting_make(CARD_MAGIC, sizeof *card, sizeof(struct packet));
 	card->pid = (int32_t)getpid();
 	if (getrandom(random, sizeof random, 0) != sizeof random)
 		card->failed = errno;
@@ -170,15 +175,39 @@ static lshard_status accept_higher(struct mesh *mesh, int listener, struct lshar
 	return LSHARD_OK;
 }
 
+/* Of one build, and with names that end. */
+static lshard_status check_cards(struct mesh *mesh, struct card *cards)
+{
+	const int32_t mine = mesh->context->rank;
+	char texts[2][32];
+
+	snprintf(texts[0], sizeof texts[0], "rank %d", (int)mine);
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
+		lshard_status status;
+
+		snprintf(texts[1], sizeof texts[1], "rank %d", (int)rank);
+		status = lshard__greeting_compare(&cards[mine].greeting, &cards[rank].greeting, texts[0], texts[1],
+						  mesh->error);
+		if (status != LSHARD_OK)
+			return status;
+		cards[rank].name[sizeof cards[rank].name - 1] = 0;
+	}
+	return LSHARD_OK;
+}
+
 /* Also called where this rank cannot listen: the others learn it by the card instead of waiting for it. */
 static lshard_status deal_cards(struct mesh *mesh, const struct card *mine, struct card *cards)
 {
 	const lshard_bootstrap *bootstrap = &mesh->context->bootstrap;
 	int failed = bootstrap->allgather(bootstrap->user, mine, cards, sizeof *mine);
+	lshard_status status;
 
 	if (failed)
 		return lshard_fail(mesh->error, LSHARD_ERR_TRANSPORT,
 				   "the bootstrap's all-gather of addresses returned %d", failed);
+	status = check_cards(mesh, cards);
+	if (status != LSHARD_OK)
+		return status;
 	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
 		if (cards[rank].failed)
 			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d (process %d) cannot listen: %s",

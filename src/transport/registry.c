@@ -7,6 +7,7 @@
  * refusal. Once the transport is open they tell each other by its own control channel whether all have got that far.
  */
 #include "outside.h"
+#include "greeting.h"
 #include "host_identity.h"
 #include "stack_spec.h"
 #include "text_hash.h"
@@ -83,12 +84,10 @@ lshard_status lshard_transport_info(uint32_t index, lshard_transport_information
 
 /* ---- the card ---- */
 
-#define CARD_MAGIC 0x6c736361u
+#define CARD_MAGIC 0x6c736361u /* of the greetings in front of the cards */
 #define WHY_BYTES  96
 
 struct card {
-	uint32_t magic;
-	uint32_t version;
 	int32_t size;
 	int32_t failed; /* status: this rank cannot take part, and `text` says why */
 	int32_t memory;
@@ -141,8 +140,6 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 		      const lshard_error *error)
 {
 	memset(card, 0, sizeof *card);
-	card->magic = CARD_MAGIC;
-	card->version = LSHARD_VERSION_MAJOR << 16 | LSHARD_VERSION_MINOR << 8 | LSHARD_VERSION_PATCH;
 	card->size = stack->base->size;
 	card->memory = (int32_t)stack->base->memory;
 	card->callbacks = stack->base->callbacks.finish != NULL &&
@@ -161,10 +158,6 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 /* Compare rank @p rank with rank 0: all ranks find the same first difference. */
 static lshard_status compare(const struct card *first, const struct card *other, int rank, lshard_error *error)
 {
-	if (other->magic != first->magic || other->version != first->version)
-		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 runs version %u.%u.%u, rank %d %u.%u.%u",
-				   first->version >> 16, first->version >> 8 & 255, first->version & 255, rank,
-				   other->version >> 16, other->version >> 8 & 255, other->version & 255);
 	if (other->size != first->size)
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 was started for %d ranks, rank %d for %d",
 				   (int)first->size, rank, (int)other->size);
@@ -371,6 +364,51 @@ static lshard_status check_spec(lshard__stack *stack, const char *text, lshard_e
 	return status;
 }
 
+static lshard_status compare_greetings(const struct lshard__greeting *greetings, int32_t size, lshard_error *error)
+{
+	lshard_status status = LSHARD_OK;
+	char other[32];
+
+	for (int32_t rank = 1; rank < size && status == LSHARD_OK; rank++) {
+		snprintf(other, sizeof other, "rank %d", (int)rank);
+		status = lshard__greeting_compare(&greetings[0], &greetings[rank], "rank 0", other, error);
+	}
+	return status;
+}
+
+/* The cards of another build may have another length, which the caller's all-gather need not survive: greet first. */
+static lshard_status greet(const lshard_context *base, lshard_error *error)
+{
+	const struct lshard__greeting mine =
+		lshard__greeting_make(CARD_MAGIC, sizeof(struct card), LSHARD_EXCHANGE_BYTES);
+	struct lshard__greeting *greetings = base->allocate(base, (size_t)base->size * sizeof *greetings);
+	lshard_status status;
+	int failed;
+
+	if (!greetings)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the greetings of %d ranks",
+				   (int)base->size);
+	failed = base->bootstrap.allgather(base->bootstrap.user, &mine, greetings, sizeof mine);
+	status = failed ? lshard_fail(error, LSHARD_ERR_TRANSPORT, "the bootstrap's all-gather returned %d", failed)
+			: compare_greetings(greetings, base->size, error);
+	base->release(base, greetings);
+	return status;
+}
+
+/* What others write ends where it ends here, and a failure is one. */
+static void tame_cards(struct card *cards, int32_t size)
+{
+	for (int32_t rank = 0; rank < size; rank++) {
+		if (cards[rank].failed > 0)
+			cards[rank].failed = LSHARD_ERR_TRANSPORT;
+		cards[rank].spec[sizeof cards->spec - 1] = 0;
+		cards[rank].custom[sizeof cards->custom - 1] = 0;
+		cards[rank].text[sizeof cards->text - 1] = 0;
+		for (int i = 0; i < N_TRANSPORTS; i++)
+			cards[rank].why[i][WHY_BYTES - 1] = 0;
+	}
+}
+
 static lshard_status agree(lshard__stack *stack, const char *text, lshard_status checked, lshard_error *error)
 {
 	const lshard_context *base = stack->base;
@@ -381,8 +419,14 @@ static lshard_status agree(lshard__stack *stack, const char *text, lshard_status
 
 	if (!cards)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the cards of %d ranks", (int)base->size);
+	status = greet(base, checked == LSHARD_OK ? error : NULL);
+	if (status != LSHARD_OK) {
+		base->release(base, cards);
+		return checked == LSHARD_OK ? status : checked;
+	}
 	fill_card(&cards[size], stack, text ? text : "", checked, error);
 	failed = base->bootstrap.allgather(base->bootstrap.user, &cards[size], cards, sizeof *cards);
+	tame_cards(cards, base->size);
 	if (checked != LSHARD_OK)
 		status = checked; /* with its own text, whatever the others have */
 	else if (failed)
