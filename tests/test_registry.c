@@ -3,6 +3,7 @@
  * test_registry.c - how ranks come to one transport: what is asked for, what can be had, and what each refusal says.
  */
 #include "contexts.h"
+#include "host_identity.h"
 #include "outside.h"
 #include "patience.h"
 #include "transports.h"
@@ -244,6 +245,48 @@ static void other_builds_are_told_from_ours(void **state)
 	assert_int_equal(contexts_outstanding(), 0);
 }
 
+/* ---- Other users ----------------------------------------------------------------------------------------------- */
+
+/* Both ranks are this process, so rank 1's card says what is found out here. */
+static void be_another_user(unsigned char *bytes, size_t count, int round)
+{
+	struct host_identity mine, other;
+	unsigned char *place;
+
+	(void)round;
+	lshard__host_identify(&mine);
+	other = mine;
+	other.user++;
+	place = memmem(bytes, count, &mine, sizeof mine);
+	if (place)
+		memcpy(place, &other, sizeof other);
+}
+
+static int meets_another_user(const struct member *member)
+{
+	struct spoiled spoiled = {member, be_another_user, 0};
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__stack *stack = NULL;
+	lshard_error error = {""};
+	lshard_status status;
+
+	context.bootstrap = (lshard_bootstrap){gather_spoiled, &spoiled};
+	status = lshard__stack_open(&context, "shm", NULL, &stack, &error);
+	EXPECT(member, status == LSHARD_ERR_NOT_SUPPORTED, "status %d: %s", (int)status, error.text);
+	EXPECT(member, strstr(error.text, "ranks of one user, and ranks 0 and 1"), "%s", error.text);
+	return 0;
+failed:
+	lshard__stack_close(stack);
+	return 1;
+}
+
+static void ranks_of_two_users_are_told(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_threads(2, meets_another_user, NULL), 0);
+	assert_int_equal(contexts_outstanding(), 0);
+}
+
 /* A wrapper that one rank cannot open, as all were connected already: all fail, and that rank's words are heard. */
 static void a_wrapper_that_fails_on_one_rank_fails_all(void **state)
 {
@@ -309,6 +352,7 @@ int main(void)
 		cmocka_unit_test(what_is_not_there_is_named),
 		cmocka_unit_test(ranks_that_differ_are_told_how),
 		cmocka_unit_test(other_builds_are_told_from_ours),
+		cmocka_unit_test(ranks_of_two_users_are_told),
 		cmocka_unit_test(a_wrapper_that_fails_on_one_rank_fails_all),
 		cmocka_unit_test(a_table_with_a_hole_is_refused),
 		cmocka_unit_test(transports_are_listed),
