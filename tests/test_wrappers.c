@@ -216,12 +216,13 @@ struct narrow {
 	uint32_t first_piece[2];
 	uint64_t share_bytes[2];
 	lshard_store_plan plan;
-	lshard_context contexts[2]; /* local's and the throttle's */
+	lshard_context contexts[2]; /* local's and the wrapper's */
 	lshard_transport *transport;
 	lshard_store *store;
 };
 
-static bool narrow_open(struct narrow *narrow, const struct member *member)
+static bool narrow_open(struct narrow *narrow, const struct member *member, const char *local,
+			const lshard_transport_ops *wrapper, const char *options)
 {
 	lshard_transport *inner = NULL;
 	lshard_error error = {""};
@@ -236,11 +237,11 @@ static bool narrow_open(struct narrow *narrow, const struct member *member)
 					   .windows = 1,
 					   .pieces = &narrow->piece,
 					   .first_piece = narrow->first_piece};
-	narrow->contexts[0] = context_for_member(member, member->user, 60000);
-	narrow->contexts[1] = context_for_member(member, "100", 60000);
+	narrow->contexts[0] = context_for_member(member, local, 60000);
+	narrow->contexts[1] = context_for_member(member, options, 60000);
 	EXPECT(member, lshard__local.open(&narrow->contexts[0], NULL, &inner, &error) == LSHARD_OK, "%s", error.text);
-	EXPECT(member, lshard__throttle.open(&narrow->contexts[1], inner, &narrow->transport, &error) == LSHARD_OK,
-	       "%s", error.text);
+	EXPECT(member, wrapper->open(&narrow->contexts[1], inner, &narrow->transport, &error) == LSHARD_OK, "%s",
+	       error.text);
 	EXPECT(member,
 	       narrow->transport->ops->store_open(narrow->transport, &narrow->plan, &narrow->store) == LSHARD_OK, "%s",
 	       narrow->transport->error.text);
@@ -263,7 +264,7 @@ static int waits_twice(const struct member *member)
 	struct narrow narrow;
 	lshard_arrival arrival = {0, 1, 1, 1};
 
-	if (!narrow_open(&narrow, member))
+	if (!narrow_open(&narrow, member, member->user, &lshard__throttle, "100"))
 		goto failed;
 	if (member->rank == 0)
 		memset(narrow.transport->ops->share(narrow.store), 77, 300);
@@ -404,6 +405,55 @@ static void a_trace_has_every_transfer(void **state)
 		assert_int_equal(unlink(path), 0);
 	}
 	assert_int_equal(rmdir(traced.folder), 0);
+}
+
+/* A program that waits for a layer twice is told the second time that it is there: nothing moved again. */
+static int waits_twice_for_one_transfer(const struct member *member)
+{
+	struct narrow narrow;
+	lshard_arrival arrival;
+
+	if (!narrow_open(&narrow, member, "", &lshard__trace, member->user))
+		goto failed;
+	EXPECT(member, narrow.transport->ops->fetch(narrow.store, 0, 0, NULL, 0) == LSHARD_OK, "fetch");
+	for (int i = 0; i < 2; i++)
+		EXPECT(member, narrow.transport->ops->wait(narrow.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
+		       narrow.store->error.text);
+	EXPECT(member, team_barrier(member), "a rank failed");
+	narrow_close(&narrow);
+	return 0;
+failed:
+	narrow_close(&narrow);
+	return 1;
+}
+
+static void a_transfer_is_traced_once(void **state)
+{
+	char folder[64] = "/tmp/layershard-trace-XXXXXX";
+	char path[128];
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	snprintf(path, sizeof path, "%s/run", folder);
+	assert_int_equal(team_of_threads(2, waits_twice_for_one_transfer, path), 0);
+	for (int rank = 0; rank < 2; rank++) {
+		json_t *trace, *event;
+		size_t index;
+		int transfers = 0;
+
+		snprintf(path, sizeof path, "%s/run.%d", folder, rank);
+		trace = json_load_file(path, 0, NULL);
+		json_array_foreach(json_object_get(trace, "traceEvents"), index, event)
+		{
+			const char *category = json_string_value(json_object_get(event, "cat"));
+
+			transfers += category && strcmp(category, "transfer") == 0;
+		}
+		json_decref(trace);
+		assert_int_equal(transfers, 1);
+		assert_int_equal(unlink(path), 0);
+	}
+	assert_int_equal(rmdir(folder), 0);
 }
 
 static void count_warnings(void *user, lshard_log_level level, const char *text)
@@ -590,6 +640,35 @@ static void every_fault_is_told_and_survived(void **state)
 	}
 }
 
+/* Of two layers that come wrong the first is named: what comes after it may follow from it. */
+static int verify_twice_wrong_body(const struct member *member)
+{
+	struct setting setting = small_setting();
+	struct rank rank;
+	lshard_status status;
+	bool right = false;
+
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	status = lshard_series_verify(rank.series, NULL);
+	if (member->rank == 0) {
+		EXPECT(member, status == LSHARD_OK, "%s", lshard_series_error(rank.series));
+	} else {
+		EXPECT(member, status == LSHARD_ERR_CORRUPT, "%s", lshard_status_name(status));
+		SAYS(member, lshard_series_error(rank.series), "layer 6 is not what rank 0 stores");
+	}
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void verify_tells_the_first_layer_that_is_wrong(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "faults=r1.wait@2=flip+r1.wait@3=flip,local", .kind = "threads"};
+	assert_int_equal(team_of_threads(2, verify_twice_wrong_body, NULL), 0);
+}
+
 /* Rank 1 alone is slowed down: three layers come to it in a pass, each 20 ms late. */
 static int delayed_body(const struct member *member)
 {
@@ -623,10 +702,12 @@ int main(void)
 		cmocka_unit_test(a_wait_in_vain_can_be_repeated),
 		cmocka_unit_test(bandwidths_are_checked),
 		cmocka_unit_test(a_trace_has_every_transfer),
+		cmocka_unit_test(a_transfer_is_traced_once),
 		cmocka_unit_test(traces_that_cannot_be_written),
 		cmocka_unit_test(rules_are_checked),
 		cmocka_unit_test(a_failing_control_channel_is_told),
 		cmocka_unit_test(every_fault_is_told_and_survived),
+		cmocka_unit_test(verify_tells_the_first_layer_that_is_wrong),
 		cmocka_unit_test(calls_can_be_delayed),
 	};
 
