@@ -27,6 +27,12 @@ void cuda_set_stub(const struct member *member, const struct setting *setting)
 
 lshard_status cuda_open_group(struct rank *rank, const struct member *member, const struct setting *setting)
 {
+	return cuda_open_group_by(rank, member, setting, NULL);
+}
+
+lshard_status cuda_open_group_by(struct rank *rank, const struct member *member, const struct setting *setting,
+				 const lshard_transport_ops *custom)
+{
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 
 	memset(rank, 0, sizeof *rank);
@@ -35,6 +41,7 @@ lshard_status cuda_open_group(struct rank *rank, const struct member *member, co
 	options.rank = member->rank;
 	options.size = member->size;
 	options.transport = setting->spec;
+	options.custom_transport = custom;
 	options.job = member->job;
 	options.bootstrap = member->bootstrap;
 	options.memory = LSHARD_MEMORY_CUDA;

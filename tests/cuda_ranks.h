@@ -10,6 +10,8 @@
 #include "stub_cuda/stub_cuda.h"
 #include "threads.h"
 
+#include <layershard/transport.h>
+
 #define LAYERS 5u
 #define FIRST  2u
 #define BYTES  9000u
@@ -43,6 +45,9 @@ struct rank {
 /* A stub as at the beginning, set for this rank. */
 void cuda_set_stub(const struct member *member, const struct setting *setting);
 lshard_status cuda_open_group(struct rank *rank, const struct member *member, const struct setting *setting);
+/* The same; @p custom: by a table of the test's own, with wrappers only in the setting's spec. */
+lshard_status cuda_open_group_by(struct rank *rank, const struct member *member, const struct setting *setting,
+				 const lshard_transport_ops *custom);
 lshard_status cuda_create_series(struct rank *rank);
 /* In memory of the caller's. */
 lshard_status cuda_create_series_in(struct rank *rank, const lshard_memory_source *source);

@@ -4,6 +4,7 @@
  * how they are cut and paced, and which way of sharing memory is taken where one is slow.
  */
 #include "cuda_ranks.h"
+#include "transports.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -119,6 +120,90 @@ static void copies_are_enqueued_where_graphs_are_refused(void **state)
 
 			assert_int_equal(team_of_processes(2, copies_without_graphs, &refused), 0);
 		}
+}
+
+/* ---- a layer into another window than the ring's ---- */
+
+/* The store of this process's series, as the transport made it. */
+static lshard_store *tapped_store;
+static lshard_transport_ops tapped_ops;
+static lshard_status (*true_store_open)(lshard_transport *, const lshard_store_plan *, lshard_store **);
+
+static lshard_status tap_store(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened)
+{
+	const lshard_status status = true_store_open(transport, plan, opened);
+
+	if (status == LSHARD_OK)
+		tapped_store = *opened;
+	return status;
+}
+
+static lshard_status open_tapped(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
+				 lshard_error *error)
+{
+	const lshard_status status = lshard__cuda.open(context, inner, transport, error);
+
+	if (status != LSHARD_OK)
+		return status;
+	tapped_ops = *(*transport)->ops;
+	true_store_open = tapped_ops.store_open;
+	tapped_ops.store_open = tap_store;
+	(*transport)->ops = &tapped_ops;
+	return status;
+}
+
+static int brings_into(struct rank *rank, uint32_t position, uint32_t cell)
+{
+	const lshard_transport_ops *ops = tapped_store->transport->ops;
+	lshard_arrival arrival;
+
+	EXPECT(rank->member,
+	       ops->fetch(tapped_store, position, cell, rank->streams[0], 0) == LSHARD_OK &&
+		       ops->wait(tapped_store, cell, rank->streams[0], &arrival) == LSHARD_OK,
+	       "%s", tapped_store->error.text);
+	cuStreamSynchronize(rank->streams[0]);
+	EXPECT(rank->member, !memcmp(ops->cell(tapped_store, cell, position), rank->reference[position], BYTES),
+	       "position %u in window %u", position, cell);
+	return 1;
+failed:
+	return 0;
+}
+
+static int brings_into_any_window(const struct member *member)
+{
+	lshard_transport_ops ops = lshard__cuda;
+	struct rank rank;
+	int moved = 0;
+
+	ops.open = open_tapped;
+	cuda_set_stub(member, member->user);
+	EXPECT(member, cuda_open_group_by(&rank, member, member->user, &ops) == LSHARD_OK, "%s", rank.error);
+	EXPECT(member, cuda_create_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	cuda_foretell(&rank, 0);
+	OK(&rank, lshard_series_commit(rank.series, cuda_fill_layer, &rank));
+	EXPECT(member, cuda_open_streams(&rank), "streams");
+	for (uint32_t position = 0; position < LAYERS; position++)
+		for (uint32_t cell = 0; cell < tapped_store->plan->windows; cell++) {
+			if (tapped_store->plan->cell_of[position] >= tapped_store->plan->windows)
+				continue;
+			if (!brings_into(&rank, position, cell))
+				goto failed;
+			moved += cell != tapped_store->plan->cell_of[position];
+		}
+	EXPECT(member, moved >= 2, "every layer came into its own window");
+	cuda_close_rank(&rank);
+	return 0;
+failed:
+	cuda_close_rank(&rank);
+	return 1;
+}
+
+static void a_layer_comes_into_any_window(void **state)
+{
+	struct setting setting = {.prefetch = 1};
+
+	(void)state;
+	assert_int_equal(team_of_processes(2, brings_into_any_window, &setting), 0);
 }
 
 /* ---- what cannot be captured ---- */
@@ -556,6 +641,7 @@ int main(int count, char **arguments)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_transfer_takes_few_calls),
 		cmocka_unit_test(copies_are_enqueued_where_graphs_are_refused),
+		cmocka_unit_test(a_layer_comes_into_any_window),
 		cmocka_unit_test(what_cannot_be_captured_is_said),
 		cmocka_unit_test(hidden_devices_are_named),
 		cmocka_unit_test(slices_make_up_the_layer_at_the_pace_asked_for),
