@@ -4,11 +4,14 @@
  * match. What every transport must do is in the conformance suite; here is what is its own: ranks that go different
  * ways together, a caller's collective that fails at any call or never ends, ranks that give up while others wait.
  */
+#include "callback.h"
 #include "conformance.h"
+#include "shm_ranks.h"
 
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -503,6 +506,209 @@ static void a_collective_that_never_ends_holds_nobody(void **state)
 		play(3, stuck_body, &asleep[i]);
 }
 
+/* ---- The transport by itself ------------------------------------------------------------------------------------- */
+
+/* A rank without a group, and a series of two layers that come into one cell: layer 0 from rank 0, layer 1 from rank 1. */
+struct bare {
+	struct seat *seat;
+	struct shm_rank rank;
+	struct shm_series series;
+};
+
+static bool bare_open(struct bare *bare, const struct member *member)
+{
+	lshard_error error = {""};
+	lshard_transport *transport;
+
+	*bare = (struct bare){.seat = circle_join(member)};
+	bare->rank.context = context_for_member(member, "", LONG_MS);
+	bare->rank.context.callbacks = seat_callbacks(bare->seat);
+	EXPECT(member, lshard__callback.open(&bare->rank.context, NULL, &bare->rank.transport, &error) == LSHARD_OK,
+	       "%s", error.text);
+	transport = bare->rank.transport;
+	shm_series_plan(&bare->series, member, OWNED, 2, 0, 1);
+	EXPECT(member, transport->ops->store_open(transport, &bare->series.plan, &bare->series.store) == LSHARD_OK,
+	       "%s", transport->error.text);
+	shm_series_fill(&bare->series, 1);
+	return team_barrier(member);
+failed:
+	return false;
+}
+
+static void bare_close_store(struct bare *bare)
+{
+	if (bare->series.store)
+		bare->rank.transport->ops->store_close(bare->series.store);
+	bare->series.store = NULL;
+}
+
+static void bare_close(struct bare *bare)
+{
+	bare_close_store(bare);
+	shm_rank_close(&bare->rank);
+	circle_leave(bare->seat);
+}
+
+static lshard_status bare_fetch(struct bare *bare, uint32_t position, uint64_t sequence)
+{
+	return bare->rank.transport->ops->fetch(bare->series.store, position, 0, NULL, sequence);
+}
+
+static bool bare_comes(struct bare *bare, uint32_t position)
+{
+	const lshard_transport_ops *ops = bare->rank.transport->ops;
+	lshard_arrival arrival;
+
+	return ops->wait(bare->series.store, 0, NULL, &arrival) == LSHARD_OK &&
+	       shm_series_right(&bare->series, position, 1, ops->cell(bare->series.store, 0, position));
+}
+
+/* The circle ends the program where an all-gather of two sizes begins. */
+static int sizes_body(const struct member *member)
+{
+	struct bare bare;
+	char mine[16] = {(char)member->rank}, all[32];
+	const lshard_transport_ops *ops;
+	uint8_t alive[2];
+	bool right = false;
+
+	EXPECT(member, bare_open(&bare, member), "open");
+	ops = bare.rank.transport->ops;
+	EXPECT(member,
+	       ops->exchange(bare.rank.transport, mine, all, member->rank ? 16 : 8, alive) == LSHARD_ERR_OUT_OF_STEP,
+	       "%s", bare.rank.transport->error.text);
+	EXPECT(member, ops->exchange(bare.rank.transport, mine, all, 16, alive) == LSHARD_OK, "%s",
+	       bare.rank.transport->error.text);
+	EXPECT(member, all[0] == 0 && all[16] == 1, "what was exchanged");
+	right = true;
+failed:
+	bare_close(&bare);
+	return right ? 0 : 1;
+}
+
+static void exchanges_of_different_sizes_are_not_begun(void **state)
+{
+	(void)state;
+	play(2, sizes_body, NULL);
+}
+
+/* What the two ranks of a test look at together. */
+struct watch {
+	struct bare *_Atomic first; /* rank 0's */
+	atomic_bool closed;         /* its store is */
+	bool exchanges;             /* a further fetch is not what meets the full queue, an exchange is */
+};
+
+static uint32_t queued(struct bare *bare, uint32_t *capacity)
+{
+	struct callback *callback = callback_of(bare->rank.transport);
+	uint32_t count;
+
+	pthread_mutex_lock(&callback->lock);
+	count = callback->queued;
+	*capacity = callback->capacity;
+	pthread_mutex_unlock(&callback->lock);
+	return count;
+}
+
+/* A store is closed under nobody: rank 1 has not asked for the layer yet that rank 0 has asked for. */
+static int closing_body(const struct member *member)
+{
+	struct watch *watch = member->user;
+	struct bare bare;
+	bool right = false;
+
+	EXPECT(member, bare_open(&bare, member), "open");
+	if (member->rank == 0) {
+		EXPECT(member, bare_fetch(&bare, 0, 0) == LSHARD_OK && team_barrier(member), "fetch");
+		bare_close_store(&bare);
+		atomic_store(&watch->closed, true);
+	} else {
+		EXPECT(member, team_barrier(member), "a rank failed");
+		for (int ms = 0; ms < 200 && !atomic_load(&watch->closed); ms++)
+			pause_ms(1);
+		EXPECT(member, !atomic_load(&watch->closed), "closed with a transfer in the queue");
+		EXPECT(member, bare_fetch(&bare, 0, 0) == LSHARD_OK && bare_comes(&bare, 0), "the layer");
+	}
+	right = true;
+failed:
+	bare_close(&bare);
+	return right ? 0 : 1;
+}
+
+static void a_store_is_closed_after_its_transfers(void **state)
+{
+	struct watch watch = {.exchanges = false};
+
+	(void)state;
+	play(2, closing_body, &watch);
+}
+
+/* Rank 0 is ahead by more than its queue has room for, and rank 1 begins when that is full. */
+static int full_body(const struct member *member)
+{
+	struct watch *watch = member->user;
+	struct bare bare;
+	uint32_t capacity, count = 0;
+	uint8_t alive[2];
+	int32_t all[2] = {-1, -1};
+	bool right = false;
+
+	EXPECT(member, bare_open(&bare, member), "open");
+	if (member->rank == 0)
+		atomic_store(&watch->first, &bare);
+	EXPECT(member, team_barrier(member), "a rank failed");
+	while (member->rank == 1 && queued(atomic_load(&watch->first), &capacity) < capacity)
+		pause_ms(1);
+	queued(&bare, &capacity);
+	for (; count < (watch->exchanges ? capacity : 2 * capacity); count++)
+		EXPECT(member, bare_fetch(&bare, count % 2, count) == LSHARD_OK, "fetch %u: %s", count,
+		       bare.series.store->error.text);
+	if (watch->exchanges)
+		EXPECT(member,
+		       bare.rank.transport->ops->exchange(bare.rank.transport, &member->rank, all, sizeof all[0],
+							  alive) == LSHARD_OK &&
+			       all[1] == 1,
+		       "%s", bare.rank.transport->error.text);
+	EXPECT(member, bare_comes(&bare, (count - 1) % 2), "the last one");
+	right = team_barrier(member);
+failed:
+	bare_close(&bare);
+	return right ? 0 : 1;
+}
+
+static void a_full_queue_is_waited_for(void **state)
+{
+	struct watch watch = {.exchanges = false};
+
+	(void)state;
+	play(2, full_body, &watch);
+	watch.exchanges = true;
+	play(2, full_body, &watch);
+}
+
+/* The program's handlers run on threads that it knows. */
+static int signals_body(const struct member *member)
+{
+	struct bare bare;
+	int open = 0;
+	bool right = false;
+
+	EXPECT(member, bare_open(&bare, member), "open");
+	EXPECT(member, threads_named("layershard-call", &open) > 0, "there is no worker");
+	EXPECT(member, open == 0, "a handler of the program's could run on %d workers", open);
+	right = team_barrier(member);
+failed:
+	bare_close(&bare);
+	return right ? 0 : 1;
+}
+
+static void the_worker_takes_no_signals(void **state)
+{
+	(void)state;
+	play(2, signals_body, NULL);
+}
+
 /* ---- Options --------------------------------------------------------------------------------------------------- */
 
 static int without_body(const struct member *member)
@@ -577,6 +783,10 @@ int main(void)
 		cmocka_unit_test(an_exchange_that_was_given_up_did_not_happen),
 		cmocka_unit_test(a_failure_at_any_call_ends_in_statuses),
 		cmocka_unit_test(a_collective_that_never_ends_holds_nobody),
+		cmocka_unit_test(exchanges_of_different_sizes_are_not_begun),
+		cmocka_unit_test(a_store_is_closed_after_its_transfers),
+		cmocka_unit_test(a_full_queue_is_waited_for),
+		cmocka_unit_test(the_worker_takes_no_signals),
 		cmocka_unit_test(missing_callbacks_are_named),
 		cmocka_unit_test(options_of_an_earlier_header_are_taken),
 	};

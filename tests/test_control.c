@@ -3,6 +3,7 @@
  * test_control.c - how the ranks of a host meet: an exchange happens for all of them or for none, ranks
  * that die are seen at once and by all alike, and nobody hangs.
  */
+#include "clock.h"
 #include "control_page.h"
 #include "memfd.h"
 #include "outside.h"
@@ -13,13 +14,16 @@
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -200,6 +204,85 @@ static void an_exchange_happens_for_all_or_for_none(void **state)
 {
 	(void)state;
 	assert_int_equal(team_of_processes(2, exchanges_on_the_edge, NULL), 0);
+}
+
+/*
+ * Rank 0 is about to take its arrival back, its time being up, when rank 1 comes. The test stands between the two by
+ * the linker: every try at the lock passes here.
+ */
+struct last_moment {
+	sem_t come; /* rank 1 may */
+	sem_t came;
+	uint64_t deadline_ns; /* before rank 0's own */
+	int tries;            /* of rank 0 at the lock, since it began to exchange: to arrive, to look, ... */
+};
+
+static _Thread_local struct last_moment *last_moment;
+
+int __real_pthread_mutex_trylock(pthread_mutex_t *lock);
+int __wrap_pthread_mutex_trylock(pthread_mutex_t *lock);
+
+static int wait_for(sem_t *semaphore)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += LONG_MS / 1000;
+	return sem_timedwait(semaphore, &until) == 0;
+}
+
+int __wrap_pthread_mutex_trylock(pthread_mutex_t *lock)
+{
+	struct last_moment *moment = last_moment;
+
+	if (moment && ++moment->tries > 2 && lshard__now_ns() >= moment->deadline_ns) {
+		last_moment = NULL;
+		sem_post(&moment->come);
+		if (!wait_for(&moment->came))
+			return ETIMEDOUT;
+	}
+	return __real_pthread_mutex_trylock(lock);
+}
+
+static int comes_at_the_last_moment(const struct member *member)
+{
+	struct last_moment *moment = member->user;
+	struct shm_rank rank;
+	int32_t all[2] = {-1, -1};
+	uint8_t alive[2];
+	lshard_status status;
+
+	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
+	EXPECT(member, team_barrier(member), "another rank failed");
+	if (member->rank == 0) {
+		rank.context.timeout_ms = 50;
+		moment->deadline_ns = lshard__now_ns() + 50000000u;
+		last_moment = moment;
+		status = exchange(&rank, &member->rank, all, sizeof all[0], alive);
+		last_moment = NULL;
+	} else {
+		EXPECT(member, wait_for(&moment->come), "rank 0 does not give up");
+		status = exchange(&rank, &member->rank, all, sizeof all[0], alive);
+		sem_post(&moment->came);
+	}
+	EXPECT(member, status == LSHARD_OK, "it happened for the other rank alone: %s", rank.transport->error.text);
+	EXPECT(member, alive[0] && alive[1] && all[0] == 0 && all[1] == 1, "what was exchanged");
+	shm_rank_close(&rank);
+	return 0;
+failed:
+	shm_rank_close(&rank);
+	return 1;
+}
+
+static void a_round_decided_at_the_last_moment_happened(void **state)
+{
+	struct last_moment moment = {.tries = 0};
+
+	(void)state;
+	assert_true(!sem_init(&moment.come, 0, 0) && !sem_init(&moment.came, 0, 0));
+	assert_int_equal(team_of_threads(2, comes_at_the_last_moment, &moment), 0);
+	sem_destroy(&moment.come);
+	sem_destroy(&moment.came);
 }
 
 /* ---- Death ----------------------------------------------------------------------------------------------------- */
@@ -631,6 +714,7 @@ int main(void)
 		cmocka_unit_test(sizes_up_to_the_largest),
 		cmocka_unit_test(a_late_rank_makes_nothing_happen),
 		cmocka_unit_test(an_exchange_happens_for_all_or_for_none),
+		cmocka_unit_test(a_round_decided_at_the_last_moment_happened),
 		cmocka_unit_test(a_death_ends_the_waiting_for_it),
 		cmocka_unit_test(deaths_in_the_middle_are_agreed_upon),
 		cmocka_unit_test(a_death_while_a_series_opens_fails_it_for_all),

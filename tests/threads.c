@@ -7,7 +7,9 @@
 
 #include "patience.h"
 
+#include <dirent.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -210,4 +212,57 @@ int team_of_processes(int32_t size, member_body body, void *user)
 int team_run(const char *kind, int32_t size, member_body body, void *user)
 {
 	return strcmp(kind, "forks") == 0 ? team_of_processes(size, body, user) : team_of_threads(size, body, user);
+}
+
+/* ---- What threads there are ---- */
+
+/* A line of a thread's file in /proc that begins with @p key; false where there is none. */
+static bool task_line(const char *task, const char *file, const char *key, char *line, int bytes)
+{
+	char path[320];
+	FILE *opened;
+	bool found = false;
+
+	snprintf(path, sizeof path, "/proc/self/task/%s/%s", task, file);
+	opened = fopen(path, "r");
+	while (opened && !found && fgets(line, bytes, opened))
+		found = strncmp(line, key, strlen(key)) == 0;
+	if (opened)
+		fclose(opened);
+	return found;
+}
+
+/* Signals that a program handles; a thread of the library's blocks them all. */
+static bool lets_signals_in(const char *task)
+{
+	static const int signals[] = {SIGHUP, SIGINT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCHLD, SIGPROF};
+	char line[128];
+	unsigned long long blocked;
+
+	if (!task_line(task, "status", "SigBlk:", line, sizeof line))
+		return true;
+	blocked = strtoull(line + strlen("SigBlk:"), NULL, 16);
+	for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+		if (!(blocked >> (signals[i] - 1) & 1))
+			return true;
+	return false;
+}
+
+int threads_named(const char *name, int *open)
+{
+	DIR *tasks = opendir("/proc/self/task");
+	const struct dirent *task;
+	char line[64];
+	int count = 0;
+
+	*open = 0;
+	while (tasks && (task = readdir(tasks))) {
+		if (task->d_name[0] == '.' || !task_line(task->d_name, "comm", name, line, sizeof line))
+			continue;
+		count++;
+		*open += lets_signals_in(task->d_name);
+	}
+	if (tasks)
+		closedir(tasks);
+	return count;
 }

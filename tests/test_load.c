@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_load.c - how the ranks hear of each other while layers are loaded and updated: what fails on one fails on all,
+ * and a rank that dies is looked at each time they meet.
+ */
+#include "conformance.h"
+#include "patience.h"
+#include "transports.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
+
+/* ---- The last meeting of a load -------------------------------------------------------------------------------- */
+
+/* A layer that rank 1 is to keep does not come to it. Rank 0 has all it needs, and the load fails there too. */
+static int resident_body(const struct member *member)
+{
+	struct setting setting = {.layers = 6, .first_layer = 1, .prefetch = 1, .resident_bytes = 1 << 20};
+	lshard_series_options options;
+	struct rank rank;
+	lshard_status status;
+	bool right = false;
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	options = rank_series_options(&setting);
+	if (!rank_group(&rank, member, &setting))
+		return 1;
+	EXPECT(member, lshard_series_create(rank.group, &options, &rank.series) == LSHARD_OK, "%s",
+	       lshard_group_error(rank.group));
+	status = lshard_series_commit(rank.series, fill_layer, &rank);
+	EXPECT(member, status == LSHARD_ERR_TRANSPORT, "%s: %s", lshard_status_name(status),
+	       lshard_series_error(rank.series));
+	SAYS(member, lshard_series_error(rank.series), "rank 1");
+	EXPECT(member, lshard_reach(rank.series, 1, NULL) == LSHARD_ERR_STATE, "a pass over a load that failed");
+	OK_SERIES(&rank, lshard_series_commit(rank.series, fill_layer, &rank));
+	right = rank_note_addresses(&rank) && one_pass(&rank);
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_resident_that_does_not_come_fails_all(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "faults=r1.read@1=fail,local", .kind = "threads"};
+	assert_int_equal(team_of_threads(2, resident_body, NULL), 0);
+}
+
+/* ---- A source that dies ---------------------------------------------------------------------------------------- */
+
+/* Of this process: whoever is rank 1 dies where an update drains, between its two meetings. */
+static const struct member *mortal;
+static lshard_transport_ops mortal_ops;
+
+static lshard_status die(lshard_store *store)
+{
+	(void)store;
+	team_dies(mortal);
+	raise(SIGKILL);
+	return LSHARD_ERR_SYSTEM;
+}
+
+static lshard_status open_mortal(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
+				 lshard_error *error)
+{
+	const lshard_status status = lshard__shm.open(context, inner, transport, error);
+
+	if (status == LSHARD_OK && context->rank == 1) {
+		mortal_ops = *(*transport)->ops;
+		mortal_ops.drain = die;
+		(*transport)->ops = &mortal_ops;
+	}
+	return status;
+}
+
+static int dying_source_body(const struct member *member)
+{
+	struct setting setting = {.layers = 7, .first_layer = 1, .prefetch = 1};
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	struct rank rank = {.member = member, .setting = &setting, .fail_at = -1};
+	lshard_transport_ops ops = lshard__shm;
+	lshard_status status;
+	char error[512] = "";
+	bool right = false;
+
+	mortal = member;
+	ops.open = open_mortal;
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	options.rank = member->rank;
+	options.size = member->size;
+	options.custom_transport = &ops;
+	options.job = member->job;
+	options.timeout_ms = LONG_MS;
+	options.error = error;
+	options.error_bytes = sizeof error;
+	EXPECT(member, lshard_group_create(&options, &rank.group) == LSHARD_OK, "%s", error);
+	EXPECT(member, rank_series(&rank) && one_pass(&rank), "a pass");
+	status = lshard_series_update_begin(rank.series);
+	EXPECT(member, status == LSHARD_ERR_PEER_FAILED, "%s: %s", lshard_status_name(status),
+	       lshard_series_error(rank.series));
+	SAYS(member, lshard_series_error(rank.series), "rank 1");
+	SAYS(member, lshard_series_error(rank.series), "nothing was changed");
+	right = one_pass(&rank); /* of the old bytes */
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_source_that_dies_between_the_meetings_is_told(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "shm", .kind = "forks", .direct = true};
+	assert_int_equal(team_of_processes(3, dying_source_body, NULL), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_resident_that_does_not_come_fails_all),
+		cmocka_unit_test(a_source_that_dies_between_the_meetings_is_told),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
