@@ -220,7 +220,8 @@ static json_t *row_json(const struct link_bench *bench, const struct row_figures
 
 	if (object && row->row->pull != LINK_NO_ARM &&
 	    (json_object_set_new(object, "pull", arm_json(&row->pull)) != 0 ||
-	     json_object_set_new(object, "share", json_real(row->share)) != 0)) {
+	     json_object_set_new(object, "share",
+				 row->in_place ? json_null() : json_real(row->share)) != 0)) {
 		json_decref(object);
 		return NULL;
 	}

@@ -45,7 +45,7 @@ static bool plan_rank(const struct step_bench *bench, uint32_t series, uint64_t 
 	input.collective = link->collective;
 	input.direct = bench->stats[series].generation > 0 && bench->stats[series].windows == 0;
 	input.compute_ns = compute_ns;
-	input.link_bytes_per_s = link->bytes_per_s;
+	input.link_bytes_per_s = link->bytes_per_s ? link->bytes_per_s : 1; /* of a link that nothing comes over */
 	return lshard_plan(&options, &input, plan) == LSHARD_OK;
 }
 
@@ -64,12 +64,23 @@ bool step_predict(const struct step_bench *bench, uint32_t series, uint64_t comp
 	return true;
 }
 
-/* A pass without residents over a link of 1 byte/ns: its transfers take as many ns as its layers have bytes. */
-static bool plan_bare(struct step_bench *bench, lshard_plan_result *plan)
+/*
+ * What a pass without residents brings over the link. Over one of 1 byte/ns its transfers take as many ns as its layers
+ * have bytes. Where all of a rank's layers stay in its window from pass to pass: what the rank that stores least brings
+ * to begin with. 0: there is nobody to bring anything from.
+ */
+static bool find_pass_bytes(struct step_bench *bench, double *bytes)
 {
+	lshard_plan_result bare = LSHARD_PLAN_RESULT_INIT;
+	lshard_plan_result last_rank = LSHARD_PLAN_RESULT_INIT;
+
 	bench->series[0] = (struct step_series){0, 0, 0};
 	bench->links[0].bytes_per_s = 1000000000;
-	return step_predict(bench, 0, bench->options.compute_ns, plan);
+	if (!step_predict(bench, 0, bench->options.compute_ns, &bare) ||
+	    !plan_rank(bench, 0, bench->options.compute_ns, bench->options.ranks - 1, &last_rank))
+		return false;
+	*bytes = (double)(bare.transfer_ns ? bare.transfer_ns : last_rank.replicated_bytes - last_rank.share_bytes);
+	return true;
 }
 
 /* ---- Links --------------------------------------------------------------------------------------------------- */
@@ -83,7 +94,10 @@ static void add_link(struct step_bench *bench, const char *transport, uint64_t b
 {
 	struct step_link *link = &bench->links[bench->link_count++];
 
-	snprintf(link->spec, sizeof link->spec, "throttle=%llu,%s", (unsigned long long)bytes_per_s, transport);
+	if (bytes_per_s)
+		snprintf(link->spec, sizeof link->spec, "throttle=%llu,%s", (unsigned long long)bytes_per_s, transport);
+	else
+		snprintf(link->spec, sizeof link->spec, "%s", transport);
 	link->bytes_per_s = bytes_per_s;
 	link->ratio = ratio;
 	link->collective = cli_transport_is_collective(transport);
@@ -93,12 +107,10 @@ static bool add_links(struct step_bench *bench)
 {
 	struct step_options *options = &bench->options;
 	const double compute_s = (double)options->compute_ns * 1e-9 * options->layers;
-	lshard_plan_result bare = LSHARD_PLAN_RESULT_INIT;
-	double bytes; /* of a pass on the link */
+	double bytes;
 
-	if (!plan_bare(bench, &bare))
+	if (!find_pass_bytes(bench, &bytes))
 		return false;
-	bytes = (double)bare.transfer_ns;
 	if (options->link_bytes_per_s) {
 		options->ratios[0] = bytes > 0 ? compute_s * (double)options->link_bytes_per_s / bytes : 0;
 		options->ratio_count = 1;
@@ -106,8 +118,8 @@ static bool add_links(struct step_bench *bench)
 		return true;
 	}
 	for (uint32_t i = 0; i < options->ratio_count; i++)
-		add_link(bench, options->transport, at_least_one(bytes * options->ratios[i] / compute_s),
-			 options->ratios[i]);
+		add_link(bench, options->transport,
+			 bytes > 0 ? at_least_one(bytes * options->ratios[i] / compute_s) : 0, options->ratios[i]);
 	return true;
 }
 

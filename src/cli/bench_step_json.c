@@ -12,17 +12,19 @@ static json_t *case_json(const struct step_bench *bench, const struct case_resul
 {
 	const struct step_link *link = &bench->links[judged->one->link];
 	const lshard_plan_result *plan = &judged->plan;
-	json_t *object = json_pack("{s:f, s:I, s:I, s:s, s:i, s:i, s:i, s:i}", "ratio", link->ratio, "link_bytes_per_s",
-				   (json_int_t)link->bytes_per_s, "prefetch",
-				   (json_int_t)bench->series[judged->one->series].prefetch, "resident",
+	json_t *object = json_pack("{s:o, s:o, s:I, s:s, s:i, s:i, s:i, s:i}", "ratio",
+				   link->ratio > 0 ? json_real(link->ratio) : json_null(), "link_bytes_per_s",
+				   link->bytes_per_s ? json_integer((json_int_t)link->bytes_per_s) : json_null(),
+				   "prefetch", (json_int_t)bench->series[judged->one->series].prefetch, "resident",
 				   bench->options.residents[judged->one->resident].text, "residents",
 				   (int)plan->residents, "fetched_layers", (int)plan->fetched_layers, "windows",
 				   (int)plan->windows, "late_count", (int)plan->late_count);
-	json_t *times = json_pack("{s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:I, s:I, s:f}", "transfers_ns",
+	json_t *times = json_pack("{s:o, s:o, s:o, s:f, s:f, s:o, s:f, s:I, s:I, s:f}", "transfers_ns",
 				  bench_spread_json(&judged->transfers.elapsed), "overlapped_ns",
 				  bench_spread_json(&judged->overlapped.elapsed), "serial_ns",
 				  bench_spread_json(&judged->serial.elapsed), "exposed_ns", judged->exposed, "stall_ns",
-				  judged->stall, "hidden_share", judged->hidden, "link_busy_share", judged->link_share,
+				  judged->stall, "hidden_share",
+				  judged->has_transfers ? json_real(judged->hidden) : json_null(), "link_busy_share", judged->link_share,
 				  "predicted_pass_ns", (json_int_t)plan->pass_ns, "predicted_exposed_ns",
 				  (json_int_t)plan->exposed_ns, "difference_percent", judged->off_percent);
 

@@ -58,7 +58,8 @@ static bool judge_case(struct step_result *result, uint32_t index, double *scrat
 	judged->exposed = judged->overlapped.elapsed.median - step;
 	judged->stall = judged->overlapped.blocked;
 	judged->link_share = judged->overlapped.link_busy / judged->overlapped.elapsed.median;
-	judged->hidden = judged->plan.fetched_layers ? 1 - judged->exposed / judged->transfers.elapsed.median : 1;
+	judged->has_transfers = judged->plan.fetched_layers > 0;
+	judged->hidden = judged->has_transfers ? 1 - judged->exposed / judged->transfers.elapsed.median : 0;
 	judged->off_percent = (judged->exposed - (double)judged->plan.exposed_ns) / step * 100;
 	if (fabs(judged->off_percent) > fabs(result->worst_off_percent))
 		result->worst_off_percent = judged->off_percent;

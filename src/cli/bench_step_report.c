@@ -34,14 +34,17 @@ static void print_head(const struct step_result *result)
 	printf("  B  transfers alone   C  overlapped (median, least..most)   D  one after the other\n"
 	       "  ratio: compute to transfers of a pass without residents; fetched: layers brought in a steady pass\n"
 	       "  exposed: C - A, of it stalled in wait; predicted: by the planner from A and the link;\n"
-	       "  off: their difference in %% of A; hidden: 1 - exposed / B\n\n");
+	       "  off: their difference in %% of A; hidden: 1 - exposed / B, - where nothing moves\n\n");
 }
 
 static void add_row(struct cli_table *table, const struct step_result *result, const struct case_result *judged)
 {
 	const struct step_bench *bench = result->bench;
 
-	cli_table_cell(table, "%.2g", bench->links[judged->one->link].ratio);
+	if (bench->links[judged->one->link].ratio > 0)
+		cli_table_cell(table, "%.2g", bench->links[judged->one->link].ratio);
+	else
+		cli_table_cell(table, "-");
 	cli_table_cell(table, "%u", bench->series[judged->one->series].prefetch);
 	cli_table_cell(table, "%u", judged->plan.residents);
 	cli_table_cell(table, "%u", judged->plan.fetched_layers);
@@ -54,7 +57,10 @@ static void add_row(struct cli_table *table, const struct step_result *result, c
 	cli_table_cell(table, "%.2f", ms(judged->stall));
 	cli_table_cell(table, "%.2f", ms((double)judged->plan.exposed_ns));
 	cli_table_cell(table, "%+.1f%%", judged->off_percent);
-	cli_table_cell(table, "%.0f%%", judged->hidden * 100);
+	if (judged->has_transfers)
+		cli_table_cell(table, "%.0f%%", judged->hidden * 100);
+	else
+		cli_table_cell(table, "-");
 	cli_table_cell(table, "%.0f%%", judged->link_share * 100);
 }
 

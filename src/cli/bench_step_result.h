@@ -4,7 +4,7 @@
  *
  *   exposed      C - A: what of the transfers was not hidden behind compute, per pass
  *   stall        the part of it spent in lshard_wait
- *   hidden       1 - exposed / B
+ *   hidden       1 - exposed / B; nothing where a steady pass brings no layer: then there is nothing to hide
  *   off          measured less predicted exposed time, in per cent of a step (A)
  */
 #ifndef BENCH_STEP_RESULT_H
@@ -25,7 +25,8 @@ struct case_result {
 	struct arm_result transfers, overlapped, serial;
 	double exposed;
 	double stall;
-	double hidden;
+	bool has_transfers;
+	double hidden; /* 0 without transfers */
 	double link_share;
 	double off_percent;
 };

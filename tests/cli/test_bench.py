@@ -157,7 +157,30 @@ def test_step_without_transfers_predicts_nothing_exposed():
     case = result_of("step", *SMALL, *ONE_CASE, "--resident", "100%")["cases"][0]
     assert case["fetched_layers"] == 0
     assert case["predicted_exposed_ns"] == 0
-    assert case["hidden_share"] == 1
+    assert case["hidden_share"] is None  # there was nothing to hide
+
+
+@pytest.mark.parametrize("layers", ["1", "2", "3", "4"])
+def test_step_where_all_layers_stay_in_the_windows(layers):
+    """A steady pass brings nothing; the link still has the speed at which the layers came once, not a byte a second."""
+    result = result_of("step", *SMALL, *ONE_CASE, "--layers", layers)
+    case = result["cases"][0]
+    stored_nowhere_else = (int(layers) + 1) // 2  # by the rank with the fewest of its own
+    seconds = int(layers) * 200e-6
+    assert case["fetched_layers"] == 0
+    assert case["link_bytes_per_s"] == pytest.approx(1.2 * stored_nowhere_else * 4096 / seconds, rel=1e-3)
+    assert case["hidden_share"] is None
+
+
+def test_step_of_one_rank_has_no_link():
+    result = result_of("step", *SMALL, *ONE_CASE, "--ranks", "1")
+    assert result["cases"][0]["link_bytes_per_s"] is None
+    assert result["cases"][0]["hidden_share"] is None
+    result = result_of("step", *SMALL, "--prefetch", "1", "--ranks", "1", "--link-bytes-per-s", "1M")
+    assert result["cases"][0]["link_bytes_per_s"] == 1 << 20
+    assert result["cases"][0]["ratio"] is None
+    table = bench("step", *SMALL, *ONE_CASE, "--ranks", "1")
+    assert "nan" not in table.stdout and "inf" not in table.stdout
 
 
 @pytest.mark.parametrize("placement", ["owner", "striped"])

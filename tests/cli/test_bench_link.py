@@ -146,6 +146,7 @@ def test_readers_of_one_source(program, transport):
 def test_nothing_moves_where_ranks_share_memory(program):
     rows = pulls(link(program, "--transport", "shm"))
     assert rows and all(row["in_place"] is True and row["pull"]["moved_bytes"] == 0 for row in rows)
+    assert all(row["share"] is None for row in rows)  # of a copy's speed: there was no copy
 
 
 def test_table(program):
