@@ -15,8 +15,8 @@ static int print_help(void)
 	       "What the library costs on this machine.\n\n"
 	       "  calls  reach and wait with nothing to transfer, in nanoseconds\n"
 	       "  link   how fast a layer comes from another rank, by size, beside bare copies\n"
-	       "  step   passes over a synthetic stack of layers behind a link of limited speed: transfers\n"
-	       "         hidden behind compute, beside what the planner predicts\n\n"
+	       "  step   passes over a synthetic stack of layers behind a link of limited speed:\n"
+	       "         transfers hidden behind compute, beside what the planner predicts\n\n"
 	       "'layershard bench calls --help', and so on, tells more.\n\n" CLI_EXIT_HELP);
 	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }

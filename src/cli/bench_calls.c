@@ -150,13 +150,16 @@ static bool print_table(const struct calls_bench *bench)
 		cli_table_cell(table, "%.1f", ns->least);
 		cli_table_cell(table, "%.1f", ns->most);
 	}
-	printf("reach + wait with nothing to transfer, nanoseconds for both together; %u rounds in shuffled order,\n"
-	       "%u pairs a sample, every byte of every layer compared before and after.\n\n",
-	       bench->rounds, PAIRS_PER_SAMPLE);
+	cli_paragraph(
+		stdout, 0,
+		"reach + wait with nothing to transfer, nanoseconds for both together; %u rounds in shuffled order, "
+		"%u pairs a sample, every byte of every layer compared before and after.",
+		bench->rounds, PAIRS_PER_SAMPLE);
+	printf("\n");
 	good = cli_table_print(table, stdout);
 	cli_table_destroy(table);
 	if (*bench->no_shm)
-		printf("\nshm is not in the table: %s\n", bench->no_shm);
+		cli_paragraph(stdout, 0, "shm is not in the table: %s", bench->no_shm);
 	printf("\nslowest median %.1f ns, target at most %.0f ns: %s\n", worst_median(bench), bench->most_ns,
 	       worst_median(bench) <= bench->most_ns ? "met" : "NOT met");
 	return good && cli_flush_output();
@@ -214,10 +217,11 @@ static int report(const struct calls_bench *bench, int argc, char **argv)
 static int print_help(void)
 {
 	printf("Usage: layershard bench calls [OPTION]...\n\n"
-	       "The cost of lshard_reach and lshard_wait together when there is nothing to transfer: the layer\n"
-	       "is kept by the rank, is held in its window, or is computed from where its source keeps it. For 8\n"
-	       "to 8192 layers of %u bytes; 2, 8 and 64 ranks as threads (local), 2 processes (shm). Only rank 0\n"
-	       "calls; the others are idle.\n\n"
+	       "The cost of lshard_reach and lshard_wait together when there is nothing to\n"
+	       "transfer: the layer is kept by the rank, is held in its window, or is computed\n"
+	       "from where its source keeps it. For 8 to 8192 layers of %u bytes; 2, 8 and 64\n"
+	       "ranks as threads (local), 2 processes (shm). Only rank 0 calls; the others are\n"
+	       "idle.\n\n"
 	       "  --max-ns N   exit status 1 when a median is above N nanoseconds (default 200)\n"
 	       "  --rounds R   samples of each row, at least %u (default %u)\n"
 	       "  --json       one JSON object instead of the table\n"

@@ -18,9 +18,10 @@ static void print_devices(const struct gemm_bench *bench)
 	for (uint32_t rank = 0; rank < bench->options.ranks; rank++) {
 		const struct gemm_rank_result *result = &bench->shared->results[rank];
 
-		printf("  rank %u on GPU %u: %s (%s), CUDA %d.%d%s\n", rank, bench->options.devices[rank],
-		       result->device, result->bus, result->driver_version / 1000, result->driver_version % 1000 / 10,
-		       gemm_computes(bench, (int32_t)rank) ? "" : "; it holds its layers and does not compute");
+		cli_paragraph(stdout, 4, "  rank %u on GPU %u: %s (%s), CUDA %d.%d%s", rank,
+			      bench->options.devices[rank], result->device, result->bus, result->driver_version / 1000,
+			      result->driver_version % 1000 / 10,
+			      gemm_computes(bench, (int32_t)rank) ? "" : "; it holds its layers and does not compute");
 	}
 }
 
@@ -29,25 +30,27 @@ static void print_head(const struct gemm_bench *bench)
 	const struct gemm_options *options = &bench->options;
 	const struct gemm_rank_result *first = &bench->shared->results[0];
 
-	printf("%u layers %u -> %u -> %u in bfloat16; of each the second weight, %.0f MiB, is sharded over %u ranks,\n"
-	       "placement %s, by %s.\n",
-	       options->layers, options->hidden, options->inner, options->hidden,
-	       (double)gemm_layer_bytes(options) / MIB, options->ranks, cli_placement_name(options->placement),
-	       first->transport);
+	cli_paragraph(
+		stdout, 0,
+		"%u layers %u -> %u -> %u in bfloat16; of each the second weight, %.0f MiB, is sharded over %u ranks, "
+		"placement %s, by %s.",
+		options->layers, options->hidden, options->inner, options->hidden,
+		(double)gemm_layer_bytes(options) / MIB, options->ranks, cli_placement_name(options->placement),
+		first->transport);
 	print_devices(bench);
-	printf("cuBLAS %d.%d.%d. Medians of %u samples of %u passes in shuffled rounds, each after %g ms of the same "
-	       "way,\n"
-	       "of the slowest rank; the bits of all ways and layers are the same. Ratios are of each round, to "
-	       "resident\n"
-	       "run the same way (eager or graph), with 95 %% intervals of their medians. bound: the longer of "
-	       "resident and copies alone;\n"
-	       "stalled, slowed: ms that a pass stands before layers, and that its compute takes longer than "
-	       "resident;\n"
-	       "sustained: ms per pass of a run of a second, of which are the clock and the power.\n",
-	       first->blas_version / 10000, first->blas_version / 100 % 100, first->blas_version % 100, options->rounds,
-	       options->passes, options->warm_ms);
+	cli_paragraph(
+		stdout, 0,
+		"cuBLAS %d.%d.%d. Medians of %u samples of %u passes in shuffled rounds, each after %g ms of the same "
+		"way, of the slowest rank; the bits of all ways and layers are the same. Ratios are of each round, to "
+		"resident run the same way (eager or graph), with 95 %% intervals of their medians. bound: the longer "
+		"of resident and copies alone; stalled, slowed: ms that a pass stands before layers, and that its "
+		"compute takes longer than resident; sustained: ms per pass of a run of a second, of which are the "
+		"clock and the power.",
+		first->blas_version / 10000, first->blas_version / 100 % 100, first->blas_version % 100,
+		options->rounds, options->passes, options->warm_ms);
 	if (!first->has_meter)
-		printf("Clocks and power are not known: NVML cannot be loaded or does not know this GPU.\n");
+		cli_paragraph(stdout, 0,
+			      "Clocks and power are not known: NVML cannot be loaded or does not know this GPU.");
 }
 
 /* ---- One number of tokens ------------------------------------------------------------------------------------ */
@@ -124,6 +127,7 @@ static bool print_table(const struct gemm_bench *bench, const struct gemm_table 
 
 	if (!table)
 		return false;
+	cli_table_keys(table, 3);
 	printf("\n%u tokens; resident again is off resident by %.2f %%%s\n\n", judged->tokens, judged->drift_percent,
 	       judged->conclusive ? "" : ": VOID");
 	for (uint32_t row = 0; row < judged->row_count; row++)
@@ -137,16 +141,20 @@ static void print_notes(const struct gemm_bench *bench)
 {
 	for (unsigned rival = 0; rival < GEMM_RIVALS; rival++)
 		if (bench->options.rivals[rival] && *gemm_refused(bench, (enum gemm_rival)rival))
-			printf("%s: not run: %s\n", gemm_rival_name((enum gemm_rival)rival),
-			       gemm_refused(bench, (enum gemm_rival)rival));
+			cli_paragraph(stdout, 2, "%s: not run: %s", gemm_rival_name((enum gemm_rival)rival),
+				      gemm_refused(bench, (enum gemm_rival)rival));
 	if (bench->options.slow_percent > 0)
-		printf("last rank delayed: it computes %g %% more in each pass; times are rank 0's, ratios to the same "
-		       "way without delay\n",
-		       bench->options.slow_percent);
+		cli_paragraph(stdout, 0,
+			      "last rank delayed: it computes %g %% more in each pass; times are rank 0's, ratios to "
+			      "the same "
+			      "way without delay",
+			      bench->options.slow_percent);
 	if (bench->shared->nccl_version > 0)
-		printf("NCCL %d.%d.%d; whether allgather-ce really uses copy engines is only told by NCCL_DEBUG=INFO\n",
-		       bench->shared->nccl_version / 10000, bench->shared->nccl_version / 100 % 100,
-		       bench->shared->nccl_version % 100);
+		cli_paragraph(
+			stdout, 0,
+			"NCCL %d.%d.%d; whether allgather-ce really uses copy engines is only told by NCCL_DEBUG=INFO",
+			bench->shared->nccl_version / 10000, bench->shared->nccl_version / 100 % 100,
+			bench->shared->nccl_version % 100);
 }
 
 /* ---- Memory and calls ---------------------------------------------------------------------------------------- */
@@ -187,9 +195,14 @@ static bool print_series(const struct gemm_bench *bench)
 
 	if (!table)
 		return false;
-	printf("\nMemory in MiB of rank 0's series, of all %u ranks on its GPU, and what the driver has less since;\n"
-	       "replicated they would have %.1f. Host time of reach and wait, medians.\n\n",
-	       neighbours, (double)gemm_layer_bytes(&bench->options) * bench->options.layers * neighbours / MIB);
+	cli_table_keys(table, 2);
+	printf("\n");
+	cli_paragraph(
+		stdout, 0,
+		"Memory in MiB of rank 0's series, of all %u ranks on its GPU, and what the driver has less since; "
+		"replicated they would have %.1f. Host time of reach and wait, medians.",
+		neighbours, (double)gemm_layer_bytes(&bench->options) * bench->options.layers * neighbours / MIB);
+	printf("\n");
 	for (uint32_t index = 0; index < bench->series_count; index++)
 		add_series(table, bench, index);
 	good = cli_table_print(table, stdout);

@@ -146,7 +146,7 @@ static void add_pull_cells(struct cli_table *table, const struct row_figures *ro
 static void add_row(struct cli_table *table, const struct link_bench *bench, const struct row_figures *row)
 {
 	cli_table_cell(table, "%llu", (unsigned long long)bench->sizes[row->arm->size]);
-	cli_table_cell(table, "%s%s", way_of(bench, row), row->arm->is_readers ? ", readers at once" : "");
+	cli_table_cell(table, "%s%s", way_of(bench, row), row->arm->is_readers ? ", at once" : "");
 	add_ranks(table, row->arm);
 	add_pull_cells(table, row);
 	cli_table_cell(table, "%.1f", row->bare.each.median * 1e-3);
@@ -164,11 +164,11 @@ static void print_places(const struct link_bench *bench)
 		const struct link_place *place = &bench->shared->places[rank];
 		char reasons[128];
 
-		printf("  rank %d: GPU %u, %s, %s", (int)rank, bench->options.devices[rank], place->device, place->bus);
+		printf("  rank %d: GPU %u, %s, %s\n", (int)rank, bench->options.devices[rank], place->device,
+		       place->bus);
 		if (place->reading.samples)
-			printf("; SM clock %.0f MHz, %.0f W, throttled: %s", place->reading.sm_mhz,
+			printf("          SM clock %.0f MHz, %.0f W, throttled: %s\n", place->reading.sm_mhz,
 			       place->reading.watts, gpu_throttle_text(&place->reading, reasons, sizeof reasons));
-		printf("\n");
 	}
 }
 
@@ -176,12 +176,14 @@ static void print_head(const struct link_bench *bench)
 {
 	const struct link_options *options = &bench->options;
 
-	printf("Layers brought by lshard_reach and lshard_wait on %d ranks over %s, beside bare copies.\n",
-	       (int)options->ranks, bench->shared->places[0].transport);
+	cli_paragraph(stdout, 0,
+		      "Layers brought by lshard_reach and lshard_wait on %d ranks over %s, beside bare copies.",
+		      (int)options->ranks, bench->shared->places[0].transport);
 	print_places(bench);
 	printf("Medians of %u samples of %u in shuffled order, after %u; every byte compared.\n"
-	       "  us: microseconds of one, of those that follow one another; alone: of a single one, by the host's\n"
-	       "  clock until it is there; share: speed of the pull in %% of the bare copy's\n\n",
+	       "  us: microseconds of one, of those that follow one another; alone: of a\n"
+	       "  single one, by the host's clock until it is there; share: speed of the pull\n"
+	       "  in %% of the bare copy's; at once: by several readers\n\n",
 	       options->rounds, options->iterations, options->warm_up);
 }
 
@@ -194,6 +196,7 @@ static bool print_table(const struct link_result *result)
 
 	if (!table)
 		return false;
+	cli_table_keys(table, 4);
 	for (uint32_t index = 0; index < bench->row_count; index++)
 		add_row(table, bench, &result->rows[index]);
 	print_head(bench);
@@ -220,8 +223,7 @@ static json_t *row_json(const struct link_bench *bench, const struct row_figures
 
 	if (object && row->row->pull != LINK_NO_ARM &&
 	    (json_object_set_new(object, "pull", arm_json(&row->pull)) != 0 ||
-	     json_object_set_new(object, "share",
-				 row->in_place ? json_null() : json_real(row->share)) != 0)) {
+	     json_object_set_new(object, "share", row->in_place ? json_null() : json_real(row->share)) != 0)) {
 		json_decref(object);
 		return NULL;
 	}

@@ -54,7 +54,7 @@ int step_options_parse(int argc, char **argv, struct step_options *options, bool
 /* A group of all ranks behind one throttle. */
 struct step_link {
 	char spec[STEP_SPEC_BYTES];
-	double ratio; /* compute of a pass : transfers of a pass without residents; 0: there are none */
+	double ratio;         /* compute of a pass : transfers of a pass without residents; 0: there are none */
 	uint64_t bytes_per_s; /* 0: no throttle, as there is one rank and nothing to bring */
 	bool collective;
 };

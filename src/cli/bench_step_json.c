@@ -19,14 +19,14 @@ static json_t *case_json(const struct step_bench *bench, const struct case_resul
 				   bench->options.residents[judged->one->resident].text, "residents",
 				   (int)plan->residents, "fetched_layers", (int)plan->fetched_layers, "windows",
 				   (int)plan->windows, "late_count", (int)plan->late_count);
-	json_t *times = json_pack("{s:o, s:o, s:o, s:f, s:f, s:o, s:f, s:I, s:I, s:f}", "transfers_ns",
-				  bench_spread_json(&judged->transfers.elapsed), "overlapped_ns",
-				  bench_spread_json(&judged->overlapped.elapsed), "serial_ns",
-				  bench_spread_json(&judged->serial.elapsed), "exposed_ns", judged->exposed, "stall_ns",
-				  judged->stall, "hidden_share",
-				  judged->has_transfers ? json_real(judged->hidden) : json_null(), "link_busy_share", judged->link_share,
-				  "predicted_pass_ns", (json_int_t)plan->pass_ns, "predicted_exposed_ns",
-				  (json_int_t)plan->exposed_ns, "difference_percent", judged->off_percent);
+	json_t *times = json_pack(
+		"{s:o, s:o, s:o, s:f, s:f, s:o, s:f, s:I, s:I, s:f}", "transfers_ns",
+		bench_spread_json(&judged->transfers.elapsed), "overlapped_ns",
+		bench_spread_json(&judged->overlapped.elapsed), "serial_ns", bench_spread_json(&judged->serial.elapsed),
+		"exposed_ns", judged->exposed, "stall_ns", judged->stall, "hidden_share",
+		judged->has_transfers ? json_real(judged->hidden) : json_null(), "link_busy_share", judged->link_share,
+		"predicted_pass_ns", (json_int_t)plan->pass_ns, "predicted_exposed_ns", (json_int_t)plan->exposed_ns,
+		"difference_percent", judged->off_percent);
 
 	if (!object || !times || json_object_update(object, times) != 0) {
 		json_decref(object);

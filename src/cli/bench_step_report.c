@@ -21,20 +21,28 @@ static void print_head(const struct step_result *result)
 {
 	const struct step_options *options = &result->bench->options;
 
-	printf("A synthetic stack of %u layers of %llu bytes on %d ranks (threads), placement %s; %s.\n",
-	       options->layers, (unsigned long long)options->layer_bytes, (int)options->ranks,
-	       cli_placement_name(options->placement), options->all_compute ? "all ranks compute" : "rank 0 computes");
-	printf("A layer's compute is a model: %g us pass by the clock. Bytes come by '%s' over a throttled link.\n"
-	       "Milliseconds per pass, medians of %u samples of %u passes in shuffled order; all bytes checked.\n\n",
-	       (double)options->compute_ns * 1e-3, options->transport, options->rounds, options->passes);
-	printf("  A  everything resident, no library: %.2f (%.2f to %.2f); again at the end of each round: %.2f\n",
-	       ms(result->first.median), ms(result->first.least), ms(result->first.most), ms(result->last.median));
-	printf("     so the machine drifted by %.2f %%; the sharded program with everything resident: %.2f\n",
-	       result->drift_percent, ms(result->control.median));
-	printf("  B  transfers alone   C  overlapped (median, least..most)   D  one after the other\n"
-	       "  ratio: compute to transfers of a pass without residents; fetched: layers brought in a steady pass\n"
-	       "  exposed: C - A, of it stalled in wait; predicted: by the planner from A and the link;\n"
-	       "  off: their difference in %% of A; hidden: 1 - exposed / B, - where nothing moves\n\n");
+	cli_paragraph(stdout, 0,
+		      "A synthetic stack of %u layers of %llu bytes on %d ranks (threads), placement %s; %s. A layer's "
+		      "compute is a model: %g us pass by the clock. Bytes come by '%s' over a throttled link. "
+		      "Milliseconds per pass, medians of %u samples of %u passes in shuffled order; all bytes checked.",
+		      options->layers, (unsigned long long)options->layer_bytes, (int)options->ranks,
+		      cli_placement_name(options->placement),
+		      options->all_compute ? "all ranks compute" : "rank 0 computes",
+		      (double)options->compute_ns * 1e-3, options->transport, options->rounds, options->passes);
+	printf("\n");
+	cli_paragraph(
+		stdout, 5,
+		"  A  everything resident, no library: %.2f (%.2f to %.2f); again at the end of each round: %.2f, "
+		"so the machine drifted by %.2f %%; the sharded program with everything resident: %.2f",
+		ms(result->first.median), ms(result->first.least), ms(result->first.most), ms(result->last.median),
+		result->drift_percent, ms(result->control.median));
+	printf("  B  transfers alone\n"
+	       "  C  overlapped (median, least..most)\n"
+	       "  D  one after the other\n"
+	       "  ratio: compute to transfers of a pass without residents; fetched: layers\n"
+	       "  brought in a steady pass; exposed: C - A, of it stalled in wait; predicted: by\n"
+	       "  the planner from A and the link; off: their difference in %% of A; hidden:\n"
+	       "  1 - exposed / B, - where nothing moves\n\n");
 }
 
 static void add_row(struct cli_table *table, const struct step_result *result, const struct case_result *judged)
@@ -72,6 +80,7 @@ static bool print_cases(const struct step_result *result)
 
 	if (!table)
 		return false;
+	cli_table_keys(table, 3);
 	for (uint32_t index = 0; index < result->bench->case_count; index++)
 		add_row(table, result, &result->cases[index]);
 	good = cli_table_print(table, stdout);
@@ -82,8 +91,8 @@ static bool print_cases(const struct step_result *result)
 static bool print_slow(const struct step_result *result)
 {
 	const struct step_options *options = &result->bench->options;
-	struct cli_table *table = cli_table_create("<one slow rank|rank 0, no delay|rank 0, delay|slow rank, no delay|"
-						   "slow rank, delay|rank 0 pays");
+	struct cli_table *table = cli_table_create("<way|rank 0 even|rank 0 delayed|slow rank even|"
+						   "slow rank delayed|rank 0 pays");
 	bool good;
 
 	if (!table)
@@ -99,8 +108,11 @@ static bool print_slow(const struct step_result *result)
 		cli_table_cell(table, "%+.1f%%",
 			       (slow->first_delayed.median - slow->first_even.median) / result->first.median * 100);
 	}
-	printf("\nThe first line again with all %d ranks computing, and rank %d losing %g %% of a step per pass.\n\n",
-	       (int)options->ranks, (int)options->ranks - 1, options->slow_percent);
+	printf("\n");
+	cli_paragraph(stdout, 0,
+		      "The first line again with all %d ranks computing, and rank %d losing %g %% of a step per pass.",
+		      (int)options->ranks, (int)options->ranks - 1, options->slow_percent);
+	printf("\n");
 	good = cli_table_print(table, stdout);
 	cli_table_destroy(table);
 	return good;

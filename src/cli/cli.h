@@ -99,11 +99,25 @@ bool cli_transport_is(const char *spec, const char *name);
 /** True when all ranks must step together on the transport of @p spec. */
 bool cli_transport_is_collective(const char *spec);
 
+/* ---- Prose (cli_paragraph.c) ------------------------------------------------------------------------------------- */
+
+#define CLI_COLUMNS 80 /* wide; what is printed fits, or is broken by design */
+
+/** One paragraph and the end of its line; the lines after its first begin with @p indent blanks. */
+void cli_paragraph(FILE *stream, unsigned indent, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/** Columns that @p bytes bytes of @p text take. */
+size_t cli_width(const char *text, size_t bytes);
+
 /* ---- Tables (cli_table.c) ---------------------------------------------------------------------------------------- */
 
 struct cli_table;
 /** @p headings separated by '|'; a heading that begins with '<' is of a left-aligned column. NULL: no memory. */
 struct cli_table *cli_table_create(const char *headings);
+/**
+ * A table wider than CLI_COLUMNS is printed in parts, one below the other; each begins with the first @p columns
+ * columns, which tell its rows apart. 1 unless called.
+ */
+void cli_table_keys(struct cli_table *table, size_t columns);
 /** Appends the next cell, row by row; a failed allocation is remembered and reported by cli_table_print. */
 void cli_table_cell(struct cli_table *table, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /** Fills the present row with "-" up to its end. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * cli_table.c - a table of aligned columns: two blanks between them, numbers to the right, a '<' column to the left.
+ * Where it is wider than CLI_COLUMNS, it is cut into parts between columns.
  */
 #include "cli.h"
 
@@ -15,6 +16,7 @@ struct cli_table {
 	const char *heading[COLUMNS_MOST];
 	bool left[COLUMNS_MOST];
 	size_t columns;
+	size_t keys;  /* columns that every part begins with */
 	char **cells; /* row by row */
 	size_t count;
 	size_t room;
@@ -34,12 +36,18 @@ struct cli_table *cli_table_create(const char *headings)
 		free(table);
 		return NULL;
 	}
+	table->keys = 1;
 	rest = table->headings;
 	while (table->columns < COLUMNS_MOST && (heading = strsep(&rest, "|")) != NULL) {
 		table->left[table->columns] = *heading == '<';
 		table->heading[table->columns++] = *heading == '<' ? heading + 1 : heading;
 	}
 	return table;
+}
+
+void cli_table_keys(struct cli_table *table, size_t columns)
+{
+	table->keys = columns;
 }
 
 static bool make_room(struct cli_table *table)
@@ -83,47 +91,74 @@ void cli_table_end_row(struct cli_table *table)
 		cli_table_cell(table, "-");
 }
 
-/* Characters, not bytes: what continues a UTF-8 character takes no column. */
-static size_t width_of(const char *text)
-{
-	size_t width = 0;
+#define GAP 2u /* blanks between columns */
 
-	for (; *text; text++)
-		width += ((unsigned char)*text & 0xC0) != 0x80;
-	return width;
+static void print_cell(const struct cli_table *table, size_t column, const char *cell, size_t width, bool last,
+		       FILE *stream)
+{
+	const int blanks = (int)(width - cli_width(cell, strlen(cell)));
+
+	if (!table->left[column])
+		fprintf(stream, "%*s%s", blanks, "", cell);
+	else
+		fprintf(stream, "%s%*s", cell, last ? 0 : blanks, "");
+	fputs(last ? "\n" : "  ", stream);
 }
 
-static void print_row(const struct cli_table *table, const char *const *cells, const size_t *widths, FILE *stream)
+/* The key columns, then those of one part: [first, end). */
+static void print_row(const struct cli_table *table, const char *const *cells, const size_t *widths, size_t first,
+		      size_t end, FILE *stream)
 {
-	for (size_t i = 0; i < table->columns; i++) {
-		const int blanks = (int)(widths[i] - width_of(cells[i]));
-		const bool last = i + 1 == table->columns;
+	for (size_t i = 0; i < table->keys; i++)
+		print_cell(table, i, cells[i], widths[i], false, stream);
+	for (size_t i = first; i < end; i++)
+		print_cell(table, i, cells[i], widths[i], i + 1 == end, stream);
+}
 
-		if (!table->left[i])
-			fprintf(stream, "%*s%s", blanks, "", cells[i]);
-		else
-			fprintf(stream, "%s%*s", cells[i], last ? 0 : blanks, "");
-		fputs(last ? "\n" : "  ", stream);
+static void measure(const struct cli_table *table, size_t *widths)
+{
+	for (size_t i = 0; i < table->columns; i++)
+		widths[i] = cli_width(table->heading[i], strlen(table->heading[i]));
+	for (size_t i = 0; i < table->count; i++) {
+		const size_t width = cli_width(table->cells[i], strlen(table->cells[i]));
+
+		if (width > widths[i % table->columns])
+			widths[i % table->columns] = width;
 	}
+}
+
+/* Where the part that begins with column @p first ends: it has one column at least, however wide. */
+static size_t part_end(const struct cli_table *table, const size_t *widths, size_t first)
+{
+	size_t width = 0;
+	size_t end = first + 1;
+
+	for (size_t i = 0; i < table->keys; i++)
+		width += widths[i] + GAP;
+	for (width += widths[first]; end < table->columns; end++) {
+		width += GAP + widths[end];
+		if (width > CLI_COLUMNS)
+			break;
+	}
+	return end;
 }
 
 bool cli_table_print(const struct cli_table *table, FILE *stream)
 {
 	size_t widths[COLUMNS_MOST];
+	size_t end;
 
 	if (table->out_of_memory)
 		return false;
-	for (size_t i = 0; i < table->columns; i++)
-		widths[i] = width_of(table->heading[i]);
-	for (size_t i = 0; i < table->count; i++) {
-		const size_t width = width_of(table->cells[i]);
-
-		if (width > widths[i % table->columns])
-			widths[i % table->columns] = width;
+	measure(table, widths);
+	for (size_t first = table->keys; first < table->columns; first = end) {
+		end = part_end(table, widths, first);
+		if (first > table->keys)
+			fputc('\n', stream);
+		print_row(table, table->heading, widths, first, end, stream);
+		for (size_t i = 0; i + table->columns <= table->count; i += table->columns)
+			print_row(table, (const char *const *)&table->cells[i], widths, first, end, stream);
 	}
-	print_row(table, table->heading, widths, stream);
-	for (size_t i = 0; i + table->columns <= table->count; i += table->columns)
-		print_row(table, (const char *const *)&table->cells[i], widths, stream);
 	return true;
 }
 

@@ -13,10 +13,9 @@
 #include "cli.h"
 #include "engine.h"
 
-static const char help[] =
-	"Usage: layershard info [-h | --help | --json]\n\n"
-	"Shows version, build, transports (with the reason where one is missing) and every environment variable\n"
-	"with its value.\n\n" CLI_EXIT_HELP;
+static const char help[] = "Usage: layershard info [-h | --help | --json]\n\n"
+			   "Shows version, build, transports (with the reason where one is missing) and\n"
+			   "every environment variable with its value.\n\n" CLI_EXIT_HELP;
 
 /* ---- The build --------------------------------------------------------------------------------------------------- */
 
@@ -171,7 +170,7 @@ static void print_build(json_t *build)
 	printf("Build\n");
 	json_object_foreach(build, key, value)
 	{
-		printf("  %-9s %s\n", key, json_string_value(value));
+		cli_paragraph(stdout, 12, "  %-9s %s", key, json_string_value(value));
 	}
 }
 
@@ -185,8 +184,8 @@ static void print_transports(const json_t *transports)
 	{
 		const bool available = json_is_true(json_object_get(item, "available"));
 
-		printf("  %-9s %s%s%s\n", member(item, "name"), member(item, "summary"),
-		       available ? "" : "; not available here: ", available ? "" : member(item, "reason"));
+		cli_paragraph(stdout, 12, "  %-9s %s%s%s", member(item, "name"), member(item, "summary"),
+			      available ? "" : "; not available here: ", available ? "" : member(item, "reason"));
 	}
 }
 
@@ -202,10 +201,10 @@ static void print_variables(const json_t *variables)
 		const char *default_value = member(item, "default");
 
 		printf("  %s=%s\n", member(item, "name"), value);
-		printf("      %s", member(item, "help"));
 		if (*default_value && strcmp(value, default_value) != 0)
-			printf(" (default: %s)", default_value);
-		printf("\n");
+			cli_paragraph(stdout, 6, "      %s (default: %s)", member(item, "help"), default_value);
+		else
+			cli_paragraph(stdout, 6, "      %s", member(item, "help"));
 	}
 }
 

@@ -24,9 +24,11 @@ static const struct command {
 static int print_help(void)
 {
 	printf("Usage: layershard COMMAND [OPTION]...\n"
+	       "       layershard help [COMMAND]\n"
 	       "       layershard --version\n\n"
-	       "n ranks run the same model on different data and store its layers once between them.\n\n"
-	       "Commands ('layershard COMMAND --help' tells more)\n");
+	       "n ranks run the same model on different data and store its layers once between\n"
+	       "them.\n\n"
+	       "Commands ('layershard help COMMAND' tells more)\n");
 	for (size_t i = 0; i < COMMAND_COUNT; i++)
 		printf("  %-8s %s\n", commands[i].name, commands[i].summary);
 	printf("\n" CLI_EXIT_HELP);
@@ -64,10 +66,23 @@ static bool open_standard_descriptors(void)
 	return has_output;
 }
 
+/* "help bench step" is "bench step --help", "help" alone "--help". */
+static void turn_help_into_option(int argc, char **argv)
+{
+	static char option[] = "--help";
+
+	memmove(&argv[1], &argv[2], (size_t)(argc - 2) * sizeof *argv);
+	argv[argc - 1] = option;
+}
+
 static int run_command(int argc, char **argv)
 {
 	if (argc < 2)
 		return unknown_command(NULL);
+	if (strcmp(argv[1], "help") == 0)
+		turn_help_into_option(argc, argv);
+	if (strcmp(argv[1], "help") == 0)
+		return print_help(); /* "help help" */
 	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
 		return print_help();
 	if (strcmp(argv[1], "--version") == 0) {

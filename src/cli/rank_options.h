@@ -71,18 +71,32 @@ enum {
 	}
 
 #define RANK_OPTIONS_HELP                                                                                              \
-	"  --ranks N            start N ranks on this machine (default 4). Without it, a process that was started\n"   \
-	"                       with a rank and a size (LAYERSHARD_RANK and _SIZE, torchrun, MPI, Slurm) is one\n"     \
-	"                       rank; such ranks meet by LAYERSHARD_JOB\n"                                             \
-	"  --model FILE         GGUF file of the llama architecture (default: LAYERSHARD_MODEL, else what\n"           \
+	"  --ranks N            start N ranks on this machine (default 4). Without it, a\n"                            \
+	"                       process that was started with a rank and a size\n"                                     \
+	"                       (LAYERSHARD_RANK and _SIZE, torchrun, MPI, Slurm) is one\n"                            \
+	"                       rank; such ranks meet by LAYERSHARD_JOB, else by the name\n"                           \
+	"                       that their launcher gives its job\n"                                                   \
+	"  --model FILE         the model (default: LAYERSHARD_MODEL, else what\n"                                     \
 	"                       'make demo' fetched)\n"                                                                \
 	"  --prefetch K         layers fetched ahead; at most K+1 windows (default 1)\n"                               \
-	"  --placement P        owner: each layer whole on one rank (default); striped: 1/N of each layer on each\n"   \
-	"  --resident AMOUNT    memory per rank for keeping further layers: bytes (suffix K, M or G), or a\n"          \
-	"                       percentage of the layers that a rank does not store (default 0)\n"                     \
-	"  --transport T        auto (default), shm (processes), local (threads of one process)\n"                     \
-	"  --shm-copy           copy layers into windows instead of mapping the other ranks' pages\n"                  \
+	"  --placement P        owner: each layer whole on one rank (default); striped:\n"                             \
+	"                       1/N of each layer on each\n"                                                           \
+	"  --resident AMOUNT    memory per rank for keeping further layers: bytes (suffix\n"                           \
+	"                       K, M or G), or a percentage of the layers that a rank\n"                               \
+	"                       does not store (default 0)\n"                                                          \
+	"  --transport T        auto (default), shm (processes), local (threads of one\n"                              \
+	"                       process)\n"                                                                            \
+	"  --shm-copy           copy layers into windows instead of mapping the other\n"                               \
+	"                       ranks' pages\n"                                                                        \
 	"  --link-gbits G       with --shm-copy: a link of G Gbit/s into each rank\n"
+
+#define RANK_MODEL_HELP                                                                                                \
+	"The model\n"                                                                                                  \
+	"  One GGUF file (version 2 or 3, little-endian, not split) of the architecture\n"                             \
+	"  'llama' with the tokenizer 'gpt2' and the pre-tokenizer 'smollm', as SmolLM2;\n"                            \
+	"  tensors of type F32, F16, Q8_0 or Q4_1, output tied to the embedding or not.\n"                             \
+	"  Experts, sliding windows, scaled rotary positions, biases and whatever else is\n"                           \
+	"  not understood are refused with exit status 4.\n"
 
 /** One option of RANK_OPTIONS_LONG. Returns CLI_DONE, or CLI_USAGE after a message. */
 int rank_options_take(struct rank_options *options, const char *command, int option, const char *argument);

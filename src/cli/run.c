@@ -12,28 +12,39 @@
 
 #define MAX_TOKENS_DEFAULT 64
 
-static const char help[] =
-	"Usage: layershard run [OPTION]...\n\n"
-	"Continues prompts, greedily, on several ranks that hold the model's layers once between them.\n"
-	"Prompt j goes to rank j mod N; no rank waits for another.\n\n"
-	"Options\n"
-	"  --prompt TEXT        a prompt; may be given several times\n"
-	"  --prompts FILE       one prompt per line; - is standard input\n"
-	"                       (neither: four short prompts that are built in)\n"
-	"  --max-tokens M       tokens generated per prompt, unless the model ends earlier (default "
-	"64)\n" RANK_OPTIONS_HELP
-	"  --replicated         every rank keeps all layers; the options about sharding are then ignored\n"
-	"  --json               print one JSON object instead of text and table\n"
-	"  -h, --help           this text\n\n"
-	"The table at the end, per rank, in MiB\n"
-	"  stored        layers kept for good            private       pages that only this process maps\n"
-	"  windows       buffers for other ranks' layers  proportional  those, and its part of shared pages\n"
-	"  residents     further layers kept             read          bytes read from the model file\n"
-	"  waiting       time waiting for layers, of the time from the first prompt to the last token\n"
-	"  tokens/s      generated tokens per second of the same time\n"
-	"'replicated, computed' is what the same ranks would hold and read with all layers in each.\n\n"
-	"Environment: see 'layershard info'. OPENBLAS_NUM_THREADS sets the threads per rank (default "
-	"1).\n\n" CLI_EXIT_HELP;
+static const char help[] = "Usage: layershard run [OPTION]...\n\n"
+			   "Continues prompts, greedily, on several ranks that hold the model's layers once\n"
+			   "between them.\n"
+			   "Prompt j goes to rank j mod N; no rank waits for another.\n\n"
+			   "Options\n"
+			   "  --prompt TEXT        a prompt; may be given several times\n"
+			   "  --prompts FILE       one prompt per line; - is standard input\n"
+			   "                       (neither: four short prompts that are built in)\n"
+			   "  --max-tokens M       tokens generated per prompt, unless the model ends\n"
+			   "                       earlier (default 64)\n" RANK_OPTIONS_HELP
+			   "  --replicated         every rank keeps all layers; the options about sharding\n"
+			   "                       are then ignored\n"
+			   "  --json               print one JSON object instead of text and table\n"
+			   "  -h, --help           this text\n\n" RANK_MODEL_HELP "\n"
+			   "The output\n"
+			   "  Each prompt and its continuation after [prompt J, rank R]. On a terminal words\n"
+			   "  appear as they come where this process has started all ranks; a rank of\n"
+			   "  somebody else's job prints each text when it is whole, with its own table.\n\n"
+			   "The table at the end, per rank, in MiB\n"
+			   "  stored     layers kept for good\n"
+			   "  windows    buffers for other ranks' layers\n"
+			   "  resident   further layers kept\n"
+			   "  private    pages that only this process maps\n"
+			   "  pss        those, and its part of shared pages (proportional set size)\n"
+			   "  read       bytes read from the model file\n"
+			   "  waiting    time waiting for layers, of the time from the first prompt to the\n"
+			   "             last token\n"
+			   "  tok/s      generated tokens per second of the same time\n"
+			   "Memory is measured while all ranks hold their layers; '-' where one had left.\n"
+			   "'replicated' is computed: what the same ranks would hold and read with all\n"
+			   "layers in each.\n\n"
+			   "Environment: see 'layershard info'. OPENBLAS_NUM_THREADS sets the threads per\n"
+			   "rank (default 1).\n\n" CLI_EXIT_HELP;
 
 enum { OPTION_PROMPT = 256, OPTION_PROMPTS, OPTION_MAX_TOKENS, OPTION_REPLICATED, OPTION_JSON };
 

@@ -8,7 +8,6 @@
 #include "run_report.h"
 
 #define MIB (1024.0 * 1024.0)
-
 /* Over the ranks that have reported. */
 struct sum {
 	struct rank_report report; /* total_ns: the longest; the rest: sums */
@@ -20,6 +19,11 @@ struct sum {
 static double mib(uint64_t bytes)
 {
 	return (double)bytes / MIB;
+}
+
+static void add_bytes(struct cli_table *table, uint64_t bytes)
+{
+	cli_table_cell(table, "%.1f", mib(bytes));
 }
 
 static void add(struct sum *sum, const struct rank_report *report)
@@ -58,17 +62,17 @@ static struct sum sum_of(const struct launcher *launcher)
 /* All cells but the first. @p waited_of: the time of which wait_ns is a part. */
 static void add_cells(struct cli_table *table, const struct rank_report *report, uint64_t waited_of)
 {
-	cli_table_cell(table, "%.1f", mib(report->share_bytes));
-	cli_table_cell(table, "%.1f", mib(report->window_bytes));
-	cli_table_cell(table, "%.1f", mib(report->resident_bytes));
+	add_bytes(table, report->share_bytes);
+	add_bytes(table, report->window_bytes);
+	add_bytes(table, report->resident_bytes);
 	if (report->has_memory) {
-		cli_table_cell(table, "%.1f", mib(report->private_bytes));
-		cli_table_cell(table, "%.1f", mib(report->pss_bytes));
+		add_bytes(table, report->private_bytes);
+		add_bytes(table, report->pss_bytes);
 	} else {
 		cli_table_cell(table, "-");
 		cli_table_cell(table, "-");
 	}
-	cli_table_cell(table, "%.1f", mib(report->read_bytes));
+	add_bytes(table, report->read_bytes);
 	if (report->generated_tokens > 0 && report->total_ns > 0) {
 		cli_table_cell(table, "%.1f %%", 100.0 * (double)report->wait_ns / (double)waited_of);
 		cli_table_cell(table, "%.1f", 1e9 * (double)report->generated_tokens / (double)report->total_ns);
@@ -88,18 +92,17 @@ static void add_replicated(struct cli_table *table, const struct launcher *launc
 	const uint64_t stored = sum->ranks * series_bytes(launcher);
 	const uint64_t sharded = sum->report.share_bytes + sum->report.window_bytes + sum->report.resident_bytes;
 
-	cli_table_cell(table, "replicated, computed");
-	cli_table_cell(table, "%.1f", mib(stored));
-	cli_table_cell(table, "%.1f", 0.0);
-	cli_table_cell(table, "%.1f", 0.0);
+	cli_table_cell(table, "replicated");
+	add_bytes(table, stored);
+	add_bytes(table, 0);
+	add_bytes(table, 0);
 	cli_table_cell(table, "-");
 	if (sum->report.has_memory && sum->report.pss_bytes > sharded)
-		cli_table_cell(table, "%.1f", mib(sum->report.pss_bytes - sharded + stored));
+		add_bytes(table, sum->report.pss_bytes - sharded + stored);
 	else
 		cli_table_cell(table, "-");
-	cli_table_cell(table, "%.1f",
-		       mib(sum->report.metadata_read_bytes +
-			   sum->ranks * (shape->sharded_file_bytes + shape->unsharded_file_bytes)));
+	add_bytes(table, sum->report.metadata_read_bytes +
+				 sum->ranks * (shape->sharded_file_bytes + shape->unsharded_file_bytes));
 	cli_table_end_row(table);
 }
 
@@ -131,42 +134,51 @@ static void print_words(const struct launcher *launcher, const struct sum *sum)
 	const struct rank_report *all = &sum->report;
 	const uint32_t ranks = launcher->options->ranks;
 	const double whole = mib(series_bytes(launcher));
+	const double held = mib(all->share_bytes + all->window_bytes + all->resident_bytes);
 
 	if (sum->ranks != ranks) {
 		if (!launcher->options->one_of_job)
-			printf("The sums are of the %" PRIu32 " of %" PRIu32 " ranks that came to the end.\n",
-			       sum->ranks, ranks);
+			cli_paragraph(stdout, 0,
+				      "The sums are of the %" PRIu32 " of %" PRIu32 " ranks that came to the end.",
+				      sum->ranks, ranks);
 	} else if (ranks == 1) {
-		printf("1 rank holds all layers: %.1f MiB. More ranks (--ranks) would hold them once between them.\n",
-		       whole);
+		cli_paragraph(stdout, 0,
+			      "1 rank holds all layers: %.1f MiB. More ranks (--ranks) would hold them once between "
+			      "them.",
+			      whole);
 	} else if (launcher->options->replicated) {
-		printf("%" PRIu32 " ranks hold all layers %" PRIu32
-		       " times: %.1f MiB. Sharded they would be held once: %.1f MiB.\n",
-		       ranks, ranks, mib(all->share_bytes), whole);
+		cli_paragraph(stdout, 0,
+			      "%" PRIu32 " ranks hold all layers %" PRIu32
+			      " times: %.1f MiB. Sharded they would be held "
+			      "once: %.1f MiB.",
+			      ranks, ranks, held, whole);
 	} else if (all->window_bytes + all->resident_bytes == 0) {
-		printf("%" PRIu32 " ranks hold the sharded layers once: %.1f MiB instead of %.1f MiB.\n", ranks,
-		       mib(all->share_bytes), ranks * whole);
+		cli_paragraph(stdout, 0,
+			      "%" PRIu32
+			      " ranks hold the sharded layers once: %.1f MiB instead of %.1f MiB (replicated, "
+			      "computed).",
+			      ranks, held, ranks * whole);
 	} else {
-		printf("%" PRIu32 " ranks hold the sharded layers once (%.1f MiB), with %.1f MiB of windows and %.1f "
-		       "MiB of resident"
-		       " copies: %.1f MiB instead of %.1f MiB.\n",
-		       ranks, mib(all->share_bytes), mib(all->window_bytes), mib(all->resident_bytes),
-		       mib(all->share_bytes + all->window_bytes + all->resident_bytes), ranks * whole);
+		cli_paragraph(stdout, 0,
+			      "%" PRIu32 " ranks hold the sharded layers once (%.1f MiB), with %.1f MiB of windows and "
+			      "%.1f MiB of resident copies: %.1f MiB instead of %.1f MiB (replicated, computed).",
+			      ranks, mib(all->share_bytes), mib(all->window_bytes), mib(all->resident_bytes), held,
+			      ranks * whole);
 	}
 	if (launcher->options->threads && !launcher->options->one_of_job)
-		printf("The ranks are threads of one process: its memory stands in the first row.\n");
+		cli_paragraph(stdout, 0, "The ranks are threads of one process: its memory stands in the first row.");
 }
 
 int run_report_table(const struct launcher *launcher)
 {
-	struct cli_table *table =
-		cli_table_create("<rank|stored|windows|residents|private|proportional|read|waiting|tokens/s");
+	struct cli_table *table = cli_table_create("<rank|stored|windows|resident|private|pss|read|waiting|tok/s");
 	const struct sum sum = sum_of(launcher);
 	bool printed = false;
 
 	if (table) {
 		fill_table(table, launcher, &sum);
-		printf("Memory and reads in MiB; transport: %s\n", *launcher->transport ? launcher->transport : "-");
+		cli_paragraph(stdout, 0, "Memory and reads in MiB; transport: %s",
+			      *launcher->transport ? launcher->transport : "-");
 		printed = cli_table_print(table, stdout);
 		print_words(launcher, &sum);
 	}

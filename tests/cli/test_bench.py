@@ -104,6 +104,7 @@ def test_calls_fails_when_the_target_is_missed():
     done = bench("calls", "--max-ns", "0.001")
     assert done.returncode == 1
     assert "NOT met" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
     assert "more than" in done.stderr
 
 
