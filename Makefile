@@ -5,7 +5,8 @@
 #   make demo     install what is missing, build, fetch the model, show it at work
 #   make check    install what is missing, build, run every test (Python packages: 5 GB in ~/.cache)
 #   make install  with PREFIX and DESTDIR as usual
-# The longer checks, with clang in build directories of their own: check-clang, check-asan, check-tsan, check-valgrind.
+# The longer checks, with clang in build directories of their own: check-clang, check-asan, check-tsan, check-valgrind;
+# and check-mutants: small faults put into the sources, each of which one test must find.
 # On a machine with an NVIDIA GPU: check-gpu.
 
 BUILD ?= build
@@ -14,6 +15,8 @@ JOBS ?= $(shell nproc)
 CMAKE_FLAGS ?=
 # Passed to ctest: make check TEST_FLAGS="-R ring"
 TEST_FLAGS ?=
+# Which of tests/mutants: make check-mutants MUTANTS="registry-users trace-each-wait". All if none is named.
+MUTANTS ?=
 
 MAKEFLAGS += --no-print-directory
 CONFIGURE = cmake -DLAYERSHARD_WERROR=ON -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS)
@@ -65,6 +68,10 @@ check-valgrind: ci-deps
 	$(call COMPILE,$(BUILD))
 	tests/run_valgrind.sh $(BUILD)
 
+.PHONY: check-mutants
+check-mutants: check-deps
+	scripts/mutants.sh --jobs $(JOBS) $(MUTANTS)
+
 # A skipped test is a failed one here; shows what the device was and what it took. Where there is no network,
 # scripts/gpu_packages.sh has what is missing. python3, or LAYERSHARD_PYTHON, should have torch and pytest.
 .PHONY: check-gpu gpu-deps
@@ -81,4 +88,4 @@ install: all
 
 .PHONY: clean
 clean:
-	rm -rf $(BUILD) build-clang build-asan build-tsan
+	rm -rf $(BUILD) build-clang build-asan build-tsan build-mutants
