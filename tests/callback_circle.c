@@ -17,6 +17,7 @@ struct seat {
 	bool gone;
 	bool stuck;
 	bool asleep;
+	int inside; /* calls that wait in circle_finish */
 	atomic_long calls;
 	long fail_at;
 	long begun; /* collectives */
@@ -200,11 +201,14 @@ static lshard_status circle_finish(void *user, void *work, uint32_t timeout_ms, 
 	deadline.tv_sec += timeout_ms / 1000 + deadline.tv_nsec / 1000000000;
 	deadline.tv_nsec %= 1000000000;
 	pthread_mutex_lock(&circle->lock);
+	seat->inside++;
 	while (seat->asleep)
 		pthread_cond_wait(&circle->changed, &circle->lock);
 	while ((seat->stuck || (circle->happened < seat->begun && !(gone = circle->first_gone))) && waited == 0)
 		waited = pthread_cond_timedwait(&circle->changed, &circle->lock, &deadline);
 	done = circle->happened >= seat->begun && !seat->stuck;
+	seat->inside--;
+	pthread_cond_broadcast(&circle->changed);
 	pthread_mutex_unlock(&circle->lock);
 	if (done || !gone)
 		return done ? LSHARD_OK : LSHARD_IN_PROGRESS;
@@ -251,6 +255,10 @@ void seat_fall_asleep(struct seat *seat)
 void seat_wake(struct seat *seat)
 {
 	set(seat, &seat->asleep, false);
+	pthread_mutex_lock(&seat->circle->lock);
+	while (seat->inside > 0)
+		pthread_cond_wait(&seat->circle->changed, &seat->circle->lock);
+	pthread_mutex_unlock(&seat->circle->lock);
 }
 
 long seat_calls(const struct seat *seat)

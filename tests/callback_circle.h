@@ -24,6 +24,7 @@ void seat_fail_at(struct seat *seat, long calls);
 void seat_get_stuck(struct seat *seat);
 /* From now on: finish does not even return, until it is woken. */
 void seat_fall_asleep(struct seat *seat);
+/* Returns when finish has: nothing of the circle is in use by then. */
 void seat_wake(struct seat *seat);
 /* Calls of broadcast, allgather and finish so far. */
 long seat_calls(const struct seat *seat);

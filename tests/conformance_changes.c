@@ -5,6 +5,7 @@
  * and memory that is given back however a series ends.
  */
 #include "conformance.h"
+#include "patience.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -228,7 +229,7 @@ static bool comes_back(const struct member *member, struct device *device, uint6
 	const struct timespec nap = {0, 10000000};
 	uint64_t now = 0;
 
-	for (int turn = 0; turn < 1000; turn++) {
+	for (int turn = 0; turn < (int)LONG_MS / 10; turn++) {
 		if (!device_free_bytes(device, &now))
 			return false;
 		if (now >= before)

@@ -5,6 +5,7 @@
  * was planned.
  */
 #include "conformance.h"
+#include "patience.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -415,7 +416,7 @@ void ranks_need_no_lockstep(void **state)
 /* On a collective transport a rank that goes another way is found out, and rewind brings all together again. */
 static int out_of_step_body(const struct member *member)
 {
-	struct setting setting = {.size = member->size, .prefetch = 1, .layers = 9, .timeout_ms = 1500};
+	struct setting setting = {.size = member->size, .prefetch = 1, .layers = 9, .timeout_ms = patience(1500)};
 	struct rank rank;
 	lshard_status status = LSHARD_OK;
 	bool right = false;

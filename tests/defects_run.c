@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "defects_run.h"
+#include "patience.h"
 #include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -140,7 +141,7 @@ struct run *run_create_within(const lshard_transport_ops *ops, int32_t n, uint32
 
 struct run *run_create(const lshard_transport_ops *ops, int32_t n, uint32_t first, uint32_t count, uint32_t k)
 {
-	return run_create_within(ops, n, first, count, k, 300);
+	return run_create_within(ops, n, first, count, k, patience(2000)); /* a few let it pass */
 }
 
 struct run *run_open(const lshard_transport_ops *ops, int32_t n, uint32_t first, uint32_t count, uint32_t k)

@@ -6,6 +6,7 @@
  */
 #include "callback.h"
 #include "conformance.h"
+#include "patience.h"
 #include "shm_ranks.h"
 
 #include <pthread.h>
@@ -20,9 +21,6 @@
 #include <cmocka.h>
 
 #define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
-
-/* Nothing takes as long. */
-#define PATIENCE_MS 10000u
 
 static void play(int32_t size, member_body body, void *user)
 {
@@ -151,7 +149,7 @@ static void a_striped_layer_is_one_collective(void **state)
 /* The ranks that go right are told too, in the same words, before any deadline. */
 static int astray_body(const struct member *member)
 {
-	struct setting setting = {.layers = 9, .first_layer = 2, .prefetch = 1, .timeout_ms = 60000};
+	struct setting setting = {.layers = 9, .first_layer = 2, .prefetch = 1, .timeout_ms = LONG_MS};
 	lshard_status status = LSHARD_OK;
 	struct rank rank;
 	bool right = false;
@@ -192,7 +190,7 @@ static void ranks_that_go_different_ways_are_all_told(void **state)
 /* Two series whose ranks call them in another order: never the bytes of the other one. */
 static int swapped_body(const struct member *member)
 {
-	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 0, .timeout_ms = 60000};
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 0, .timeout_ms = LONG_MS};
 	lshard_series_options options;
 	lshard_series *other = NULL, *order[2];
 	lshard_status status = LSHARD_OK;
@@ -235,7 +233,7 @@ static void series_in_another_order_are_found(void **state)
 /* Who waits in vain can wait again, and gets the layer once the late rank has come. */
 static int late_body(const struct member *member)
 {
-	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = 300};
+	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = patience(700)};
 	lshard_status status = LSHARD_OK;
 	struct rank rank;
 	bool right = false;
@@ -245,7 +243,7 @@ static int late_body(const struct member *member)
 	if (!rank_open(&rank, member, &setting))
 		return 1;
 	if (member->rank == 1)
-		pause_ms(900);
+		pause_ms(2 * setting.timeout_ms);
 	for (uint32_t position = 0; position < setting.layers; position++) {
 		status = go_to(&rank, position);
 		for (int again = 0; status == LSHARD_ERR_TIMEOUT && again < 30; again++)
@@ -268,7 +266,7 @@ static void a_late_rank_can_be_waited_for_again(void **state)
 /* A rank that gave up an exchange was not there, though its card is on the table. */
 static int gave_up_body(const struct member *member)
 {
-	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = 1000};
+	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = patience(1000)};
 	lshard_status status;
 	struct rank rank;
 	bool right = false;
@@ -401,7 +399,7 @@ static bool is_expected(lshard_status status)
 static int failing_body(const struct member *member)
 {
 	struct plan_of_failure *plan = member->user;
-	struct setting setting = {.layers = 4, .first_layer = 3, .prefetch = 1, .timeout_ms = 5000};
+	struct setting setting = {.layers = 4, .first_layer = 3, .prefetch = 1, .timeout_ms = patience(5000)};
 	struct rank rank = {.member = member, .setting = &setting, .fail_at = -1};
 	const uint64_t began = now_ms();
 	lshard_status status;
@@ -418,7 +416,7 @@ static int failing_body(const struct member *member)
 		status = live(&rank, error, sizeof error, &wrong);
 	EXPECT(member, !wrong, "wrong bytes");
 	EXPECT(member, is_expected(status), "%s: %s", lshard_status_name(status), error);
-	EXPECT(member, now_ms() - began < 20000, "it took %u ms", (unsigned)(now_ms() - began));
+	EXPECT(member, now_ms() - began < LONG_MS, "it took %u ms", (unsigned)(now_ms() - began));
 	if (plan->at < 0)
 		EXPECT(member, status == LSHARD_OK, "%s: %s", lshard_status_name(status), error);
 	if (member->rank == 1) {
@@ -456,7 +454,7 @@ static int stuck_body(const struct member *member)
 {
 	static struct purse purses[3]; /* what the library leaves alone stays in reach */
 	const bool asleep = *(const bool *)member->user;
-	struct setting setting = {.layers = 6, .first_layer = 1, .prefetch = 1, .timeout_ms = 500};
+	struct setting setting = {.layers = 6, .first_layer = 1, .prefetch = 1, .timeout_ms = patience(1000)};
 	struct rank rank = {.member = member, .setting = &setting, .fail_at = -1};
 	struct purse *purse = &purses[member->rank];
 	const uint64_t began = now_ms();
@@ -483,7 +481,7 @@ static int stuck_body(const struct member *member)
 	EXPECT(member, status < 0, "rewound");
 	lshard_group_abort(rank.group);
 	EXPECT(member, lshard_wait(rank.series, 2, NULL) == LSHARD_ERR_ABORTED, "wait after abort");
-	EXPECT(member, now_ms() - began < PATIENCE_MS, "it took %u ms", (unsigned)(now_ms() - began));
+	EXPECT(member, now_ms() - began < LONG_MS, "it took %u ms", (unsigned)(now_ms() - began));
 	right = true;
 failed:
 	right = lshard_series_destroy(rank.series) == LSHARD_OK && right;
@@ -491,8 +489,7 @@ failed:
 	right = team_barrier(member) && right;
 	if (purse->count == 0 && member->rank == 0)
 		right = false; /* freed under the collective */
-	seat_wake(rank.seat);
-	pause_ms(300); /* the thread comes back */
+	seat_wake(rank.seat);  /* the thread comes back */
 	circle_leave(rank.seat);
 	return right ? 0 : 1;
 }
@@ -724,7 +721,7 @@ static int without_body(const struct member *member)
 	options.rank = member->rank;
 	options.size = member->size;
 	options.transport = "callback";
-	options.timeout_ms = 5000;
+	options.timeout_ms = LONG_MS;
 	options.bootstrap = member->bootstrap;
 	options.callbacks = seat_callbacks(seat);
 	if (member->rank == 1 && lacking == 0)

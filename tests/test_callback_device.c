@@ -6,6 +6,7 @@
  */
 #include "fake_device.h"
 #include "conformance.h"
+#include "patience.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -51,7 +52,7 @@ static lshard_status open_group(struct seer *seer, const struct member *member, 
 	options.size = member->size;
 	options.transport = "callback";
 	options.memory = LSHARD_MEMORY_CUDA;
-	options.timeout_ms = timeout_ms ? timeout_ms : 20000;
+	options.timeout_ms = timeout_ms ? timeout_ms : LONG_MS;
 	options.bootstrap = member->bootstrap;
 	options.callbacks = callbacks;
 	options.error = error;
@@ -269,7 +270,7 @@ static void what_follows_a_prepare_comes_after_the_readers_on_other_streams(void
 /* The device does nothing, and the program goes through whole passes: only hosts wait for each other. */
 static int ahead_body(const struct member *member)
 {
-	struct setting setting = {.layers = 6, .first_layer = 0, .prefetch = 1, .timeout_ms = 5000};
+	struct setting setting = {.layers = 6, .first_layer = 0, .prefetch = 1, .timeout_ms = LONG_MS};
 	struct seer seer;
 	bool right = false;
 
@@ -294,7 +295,7 @@ static void the_host_never_waits_for_the_device_in_a_pass(void **state)
 
 static int astray_body(const struct member *member)
 {
-	struct setting setting = {.layers = 9, .first_layer = 2, .prefetch = 1, .timeout_ms = 60000};
+	struct setting setting = {.layers = 9, .first_layer = 2, .prefetch = 1, .timeout_ms = LONG_MS};
 	lshard_status status = LSHARD_OK;
 	struct seer seer;
 	struct rank *rank = &seer.rank;
@@ -327,7 +328,7 @@ static void ranks_that_go_different_ways_are_all_told(void **state)
 /* Nothing of a layer that a rank has not asked for is on any device. */
 static int absent_body(const struct member *member)
 {
-	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = 400};
+	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = patience(1000)};
 	lshard_status status = LSHARD_OK;
 	struct seer seer;
 	struct rank *rank = &seer.rank;
@@ -345,7 +346,7 @@ static int absent_body(const struct member *member)
 		for (uint32_t step = 0; status == LSHARD_OK && step < 12; step++)
 			status = go_to(&seer, step % 6, fake_stream(seer.fake, 1));
 		EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s", lshard_status_name(status));
-		SAYS(member, lshard_series_error(rank->series), "400 ms");
+		SAYS(member, lshard_series_error(rank->series), "000 ms");
 		SAYS(member, lshard_series_error(rank->series), "layer");
 		EXPECT(member, fake_collectives(seer.fake) == before, "a collective began without rank 1");
 		fake_synchronize(seer.fake); /* and so the device is not stuck */
@@ -398,7 +399,7 @@ static void a_capture_is_refused_and_changes_nothing(void **state)
 static int busy_body(const struct member *member)
 {
 	const int held = *(const int *)member->user; /* streams from this one on */
-	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = 1000};
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = patience(1000)};
 	struct seer seer;
 	struct rank *rank = &seer.rank;
 	bool right = false;
@@ -429,7 +430,8 @@ static void memory_stays_while_the_device_uses_it(void **state)
 /* Collectives that do not end on the device: commit, which needs their bytes, fails on time, and says why. */
 static int stuck_body(const struct member *member)
 {
-	struct setting setting = {.layers = 5, .first_layer = 0, .resident_bytes = UINT64_MAX, .timeout_ms = 700};
+	struct setting setting = {
+		.layers = 5, .first_layer = 0, .resident_bytes = UINT64_MAX, .timeout_ms = patience(1000)};
 	struct seer seer = {.rank = {.member = member, .setting = &setting, .fail_at = -1}};
 	const uint64_t began = now_ms();
 	lshard_series_options options;
@@ -448,7 +450,7 @@ static int stuck_body(const struct member *member)
 	fake_hold(seer.fake, 0);
 	status = lshard_series_commit(seer.rank.series, fill_layer, &seer.rank);
 	EXPECT(member, status < 0, "it committed");
-	EXPECT(member, now_ms() - began < 15000, "it took %u ms", (unsigned)(now_ms() - began));
+	EXPECT(member, now_ms() - began < LONG_MS, "it took %u ms", (unsigned)(now_ms() - began));
 	right = true;
 failed:
 	if (seer.fake)
@@ -466,7 +468,7 @@ static void a_collective_that_stays_on_the_device_is_a_status(void **state)
 static int failing_body(const struct member *member)
 {
 	const long at = *(const long *)member->user;
-	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = 2000};
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = patience(2000)};
 	const uint64_t began = now_ms();
 	lshard_status status = LSHARD_OK;
 	struct seer seer;
@@ -484,7 +486,7 @@ static int failing_body(const struct member *member)
 	EXPECT(member, status < 0, "nothing failed");
 	if (member->rank == 1)
 		SAYS(member, lshard_series_error(seer.rank.series), "on fire");
-	EXPECT(member, now_ms() - began < 15000, "it took %u ms", (unsigned)(now_ms() - began));
+	EXPECT(member, now_ms() - began < LONG_MS, "it took %u ms", (unsigned)(now_ms() - began));
 	fake_fail_at(seer.fake, -1);
 	lshard_group_abort(seer.rank.group);
 	fake_synchronize(seer.fake);
@@ -503,7 +505,7 @@ static void a_failing_device_ends_in_statuses(void **state)
 /* What cannot be waited for is not written over: no rank begins the update, and all go on with the old bytes. */
 static int unsure_body(const struct member *member)
 {
-	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = 20000};
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = LONG_MS};
 	struct seer seer;
 	struct rank *rank = &seer.rank;
 	bool right = false;
@@ -538,7 +540,7 @@ static void an_update_does_not_begin_where_a_device_cannot_say_that_all_is_read(
 static int poor_body(const struct member *member)
 {
 	const long rest = *(const long *)member->user;
-	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = 20000};
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = LONG_MS};
 	struct seer seer;
 	struct rank *rank = &seer.rank;
 	lshard_series_options options;
@@ -578,7 +580,7 @@ static void a_device_without_memory_is_an_error_on_all_ranks(void **state)
 /* Verify copies what collectives bring: where they do not end, it does. */
 static int unseen_body(const struct member *member)
 {
-	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = 500};
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = patience(1000)};
 	struct seer seer;
 	bool right = false;
 
@@ -586,7 +588,7 @@ static int unseen_body(const struct member *member)
 	if (!seer_open(&seer, member, &setting))
 		return 1;
 	EXPECT(member, pass(&seer, 1) && saw_right(&seer) && team_barrier(member), "a pass");
-	fake_slow_down(seer.fake, 2500);
+	fake_slow_down(seer.fake, 3 * setting.timeout_ms);
 	EXPECT(member, lshard_series_verify(seer.rank.series, NULL) == LSHARD_ERR_TIMEOUT, "%s",
 	       lshard_series_error(seer.rank.series));
 	if (strstr(lshard_series_error(seer.rank.series), "a collective there does not end"))
@@ -611,7 +613,7 @@ static void verify_does_not_wait_for_ever(void **state)
 /* An abort with collectives on the device: their memory goes when they have ended. */
 static int aborted_body(const struct member *member)
 {
-	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = 20000};
+	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = LONG_MS};
 	struct seer seer;
 	bool right = false;
 
@@ -650,7 +652,7 @@ static int lacking_body(const struct member *member)
 	device.follow = NULL;
 	if (member->rank == 1)
 		callbacks.device = all ? NULL : &device;
-	status = open_group(&seer, member, callbacks, 5000, error, sizeof error);
+	status = open_group(&seer, member, callbacks, LONG_MS, error, sizeof error);
 	EXPECT(member, status == (all ? LSHARD_ERR_NOT_SUPPORTED : LSHARD_ERR_INVALID), "%s",
 	       lshard_status_name(status));
 	SAYS(member, error, "rank 1");

@@ -322,12 +322,12 @@ static void what_is_refused_is_told_to_all(void **state)
 		 "CUDA_ERROR_OUT_OF_MEMORY: out of memory"},
 		{{.spec = "cuda:slow"}, STUB_LATE, 0, -1, LSHARD_ERR_INVALID, "cuda has no option 'slow'"},
 		{{.spec = "cuda:copy+floor=x"}, STUB_LATE, 0, -1, LSHARD_ERR_INVALID, "cuda has no option 'floor=x'"},
-		{{.spec = "cuda", .timeout_ms = 300},
+		{{.spec = "cuda", .timeout_ms = 1500},
 		 STUB_STUCK,
 		 1,
 		 -1,
 		 LSHARD_ERR_TIMEOUT,
-		 "waited 300 ms for work on the device"},
+		 "waited 1500 ms for work on the device"},
 	};
 
 	(void)state;
@@ -463,7 +463,7 @@ failed:
 
 static void work_that_does_not_end_keeps_its_memory(void **state)
 {
-	struct setting setting = {.spec = "cuda", .prefetch = 1, .timeout_ms = 300};
+	struct setting setting = {.spec = "cuda", .prefetch = 1, .timeout_ms = patience(1500)};
 
 	(void)state;
 	assert_int_equal(team_of_processes(2, ends_though_stuck, &setting), 0);

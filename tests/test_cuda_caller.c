@@ -339,7 +339,7 @@ failed:
 
 static void what_a_copy_may_still_use_is_not_given_back(void **state)
 {
-	struct variant variant = {.setting = {.spec = "cuda", .prefetch = 0, .timeout_ms = 2000}, .rank = -1};
+	struct variant variant = {.setting = {.spec = "cuda", .prefetch = 0, .timeout_ms = patience(2000)}, .rank = -1};
 
 	(void)state;
 	assert_int_equal(team_of_processes(2, keeps_what_hangs, &variant), 0);

@@ -12,8 +12,6 @@
 #include <string.h>
 #include <cmocka.h>
 
-#define MEETING_MS 60000u /* who waits for the time to be up has not been told */
-
 /* ---- deaths ---- */
 
 /* Where rank 1 is killed: in which call of the driver, once the group is there. */
@@ -43,7 +41,8 @@ static int hears_of_it(const struct member *member)
 	EXPECT(member, status == LSHARD_ERR_PEER_FAILED, "%s: status %d: %s", death->symbol, (int)status,
 	       lshard_group_error(rank.group));
 	EXPECT(member, strstr(lshard_group_error(rank.group), "rank 1"), "%s", lshard_group_error(rank.group));
-	EXPECT(member, cuda_now_s() - began_s < MEETING_MS / 2e3, "told after %.1f s", cuda_now_s() - began_s);
+	/* Who waits for the time to be up has not been told. */
+	EXPECT(member, cuda_now_s() - began_s < LONG_MS / 2e3, "told after %.1f s", cuda_now_s() - began_s);
 	cuda_close_rank(&rank);
 	EXPECT(member, stub_cuda_outstanding() == 0, "%s: %d objects are left", death->symbol, stub_cuda_outstanding());
 	return 0;
@@ -55,8 +54,8 @@ failed:
 /* Before the first meeting, between the turns in which descriptors go round, before the last. */
 static void deaths_in_every_meeting_are_told(void **state)
 {
-	const struct setting owner = {.spec = "cuda", .prefetch = 1, .timeout_ms = MEETING_MS};
-	const struct setting ipc = {.spec = "cuda:ipc", .prefetch = 1, .timeout_ms = MEETING_MS};
+	const struct setting owner = {.spec = "cuda", .prefetch = 1, .timeout_ms = LONG_MS};
+	const struct setting ipc = {.spec = "cuda:ipc", .prefetch = 1, .timeout_ms = LONG_MS};
 	const struct death deaths[] = {
 		{owner, "cuMemCreate", 1},
 		{owner, "cuStreamCreateWithPriority", 2},

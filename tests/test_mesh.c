@@ -21,7 +21,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define SHORT_MS 500u
+#define SHORT_MS 1000u
 #define NOBODY   65534u
 #define SILENT   24
 
@@ -149,7 +149,7 @@ static int one_stops(const struct member *member)
 
 	if (member->rank < 2) {
 		EXPECT(member, status == LSHARD_ERR_TIMEOUT, "status %d: %s", (int)status, rank.error.text);
-		EXPECT(member, strstr(rank.error.text, "500 ms for rank 2 (process "), "%s", rank.error.text);
+		EXPECT(member, strstr(rank.error.text, "1000 ms for rank 2 (process "), "%s", rank.error.text);
 	}
 	EXPECT(member, team_barrier(member), "another rank failed");
 	rank_close(&rank);
@@ -309,7 +309,7 @@ static int gives_up_rounds(const struct member *member)
 	int fds[2] = {-1, -1};
 	int before;
 
-	EXPECT(member, rank_open(&rank, member, SHORT_MS, NULL) == LSHARD_OK, "%s", rank.error.text);
+	EXPECT(member, rank_open(&rank, member, LONG_MS, NULL) == LSHARD_OK, "%s", rank.error.text);
 	before = count_fds();
 	for (uint64_t tag = 1; tag <= 2 && member->rank == 0; tag++)
 		EXPECT(member,

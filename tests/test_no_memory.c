@@ -4,6 +4,7 @@
  * (group, series, commit, passes, update, destruction) goes through without meeting it. Each time the rank that ran out
  * says NO_MEMORY, its peer gets an error instead of waiting for the deadline, and nothing stays allocated on either.
  */
+#include "patience.h"
 #include "threads.h"
 
 #include <setjmp.h>
@@ -16,10 +17,9 @@
 
 #include <cmocka.h>
 
-#define MAX_RANKS  2
-#define LAYERS     5u
-#define BYTES      1000u
-#define TIMEOUT_MS 20000
+#define MAX_RANKS 2
+#define LAYERS    5u
+#define BYTES     1000u
 
 struct rank {
 	uint64_t fails_at; /* 0: never */
@@ -138,7 +138,7 @@ static lshard_status create_group(const struct member *member, struct rank *rank
 	options.rank = member->rank;
 	options.size = member->size;
 	options.transport = life->transport;
-	options.timeout_ms = TIMEOUT_MS;
+	options.timeout_ms = LONG_MS;
 	options.bootstrap = member->bootstrap;
 	options.allocator = (lshard_allocator){count_allocate, count_release, rank};
 	options.error = rank->cause;
@@ -200,7 +200,7 @@ static bool live_with_failure(struct life *life, int32_t victim, uint64_t fails_
 	memset(life->ranks, 0, sizeof life->ranks);
 	life->ranks[victim].fails_at = fails_at;
 	team_of_threads(life->size, live, life);
-	assert_true(time(NULL) - begin < TIMEOUT_MS / 2000);
+	assert_true(time(NULL) - begin < LONG_MS / 2000); /* nobody waited for the deadline */
 	failed = life->ranks[victim].allocations >= fails_at;
 	for (int32_t rank = 0; rank < life->size; rank++)
 		check_rank(life, rank, rank == victim, failed);

@@ -470,7 +470,7 @@ static void end_child(pid_t child)
 /* Another user says it is rank 1 before rank 1 comes, and afterwards takes rank 0's name. */
 static int meets_among_users(const struct member *member)
 {
-	lshard_context context = context_for_member(member, "", SHORT_MS);
+	lshard_context context = context_for_member(member, "", LONG_MS);
 	lshard__rendezvous *rendezvous = NULL;
 	lshard_bootstrap bootstrap;
 	lshard_error error = {""};

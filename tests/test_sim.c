@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "patience.h"
 #include "sim/sim.h"
 #include <cmocka.h>
 #include <stdlib.h>
@@ -52,7 +53,7 @@ static void open_rank(void *user, int32_t rank)
 	machine->context[rank] = (lshard_context){.struct_size = sizeof(lshard_context),
 						  .rank = rank,
 						  .size = RANKS,
-						  .timeout_ms = 100,
+						  .timeout_ms = patience(500),
 						  .options = "",
 						  .bootstrap = sim_bootstrap(machine->world, rank),
 						  .allocate = allocate,

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "defects_run.h"
+#include "patience.h"
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
@@ -197,8 +198,8 @@ static const lshard_transport_ops *watch(void)
 /* 3001 layers in 1001 windows: one of these is used in one stretch of the circle only, and its need is the farthest. */
 static void a_far_jump_starts_every_transfer_in_order_of_need(void **state)
 {
-	static const uint32_t jumps[] = {3001, 5501, 2001, 4101, 1001};        /* far from each other */
-	struct run *run = run_create_within(watch(), 2, 0, 6003, 1000, 20000); /* rank 0 brings the odd ones */
+	static const uint32_t jumps[] = {3001, 5501, 2001, 4101, 1001};          /* far from each other */
+	struct run *run = run_create_within(watch(), 2, 0, 6003, 1000, LONG_MS); /* rank 0 brings the odd ones */
 	struct member *member = &run->members[0];
 	const uint32_t layers = run->options.layer_count;
 

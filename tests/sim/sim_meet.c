@@ -5,6 +5,9 @@
  * Knows: who is here, who is gone, deadlines. Does not know: what the bytes mean.
  */
 #include "sim_world.h"
+
+#include "patience.h"
+
 #include <string.h>
 #include <time.h>
 
@@ -122,8 +125,6 @@ void sim_leave(struct sim_rank *rank)
 
 /* ---- The caller's bootstrap ---- */
 
-#define BOOTSTRAP_MS 20000
-
 static int allgather(void *user, const void *send, void *receive, size_t bytes)
 {
 	struct sim_rank *rank = user;
@@ -133,7 +134,7 @@ static int allgather(void *user, const void *send, void *receive, size_t bytes)
 	if (bytes > LSHARD_EXCHANGE_BYTES)
 		return 1;
 	pthread_mutex_lock(&rank->world->lock);
-	status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive, BOOTSTRAP_MS);
+	status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive, LONG_MS);
 	pthread_mutex_unlock(&rank->world->lock);
 	return status == LSHARD_OK ? 0 : 1;
 }
