@@ -198,7 +198,7 @@ static void say_anything(unsigned char *bytes, size_t count, int round)
 static void have_a_strange_card(unsigned char *bytes, size_t count, int round)
 {
 	if (round == 1)
-		memset(bytes + 4, 0x7f, count - 4); /* behind the number of ranks */
+		memset(bytes, 0x7f, count);
 }
 
 static const struct other_build {

@@ -73,7 +73,7 @@ static enum lshard__finding find(const struct lshard__records *records, int32_t 
 	if (is_elsewhere(records, rank))
 		return LSHARD__ELSEWHERE;
 	memcpy(&record, record_of(records, rank), sizeof record);
-	if (record.status < 0 && rank != records->rank && (echoes || !record.echo))
+	if (record.status < 0 && (echoes || !record.echo))
 		return LSHARD__FAILED;
 	return LSHARD__AGREED;
 }
@@ -100,8 +100,9 @@ struct lshard__verdict lshard__judge(const struct lshard__records *records)
 {
 	struct lshard__verdict verdict;
 
-	if (collect(records, LSHARD__ELSEWHERE, true, &verdict) || collect(records, LSHARD__FAILED, false, &verdict) ||
-	    collect(records, LSHARD__MISSING, true, &verdict) || collect(records, LSHARD__FAILED, true, &verdict))
+	if (collect(records, LSHARD__ELSEWHERE, true, &verdict) ||
+	    (!records->may_miss && collect(records, LSHARD__MISSING, true, &verdict)) ||
+	    collect(records, LSHARD__FAILED, false, &verdict) || collect(records, LSHARD__FAILED, true, &verdict))
 		return verdict;
 	return (struct lshard__verdict){.finding = LSHARD__AGREED, .rank = -1};
 }

@@ -49,6 +49,7 @@ struct lshard__records {
 	int32_t size;         /* ranks */
 	int32_t rank;         /* this one */
 	const uint8_t *alive; /* [size]; the record of a rank that is not means nothing; NULL: all are */
+	int may_miss;         /* 1: all that live are enough */
 };
 
 enum lshard__finding { LSHARD__AGREED, LSHARD__ELSEWHERE, LSHARD__FAILED, LSHARD__MISSING };
@@ -61,8 +62,8 @@ struct lshard__verdict {
 };
 
 /*
- * The first of these that there is: ranks in another call than this one; ranks, other than this one, that failed of
- * their own accord; ranks that are missing; ranks that failed because of another's failure.
+ * The first of these that there is: ranks in another call than this one; ranks that are missing, of which what others
+ * failed in may have come; ranks that failed of their own accord; ranks that failed because of another's failure.
  */
 struct lshard__verdict lshard__judge(const struct lshard__records *records);
 

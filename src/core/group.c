@@ -378,13 +378,16 @@ static lshard_status fail_elsewhere(const lshard_group *group, const struct meet
 			   meeting_name(other->meeting), other->series);
 }
 
-/* What the cards say of the other ranks: in another call than this one, fared badly; @p all: or gone. */
-static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, bool all, lshard_error *error)
+/* What the cards say of the other ranks: in another call than this one, fared badly; gone, unless they may miss. */
+static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, bool may_miss,
+				 lshard_error *error)
 {
 	const size_t call_bytes = offsetof(struct meeting_card, values) - sizeof mine->record;
-	const struct lshard__records records = group_records(group, group->cards, sizeof *mine, call_bytes);
-	struct lshard__verdict verdict = lshard__judge(&records);
+	struct lshard__records records = group_records(group, group->cards, sizeof *mine, call_bytes);
+	struct lshard__verdict verdict;
 
+	records.may_miss = may_miss;
+	verdict = lshard__judge(&records);
 	switch (verdict.finding) {
 	case LSHARD__ELSEWHERE:
 		return fail_elsewhere(group, mine, &verdict, error);
@@ -393,16 +396,14 @@ static lshard_status judge_cards(lshard_group *group, const struct meeting_card 
 				   group->context.rank, mine->series, lshard__ranks_text(&verdict.ranks),
 				   meeting_name(mine->meeting), lshard_status_text((lshard_status)verdict.status));
 	case LSHARD__MISSING:
-		if (all)
-			return group_fail_missing(group, mine->series, meeting_name(mine->meeting), error);
-		break;
+		return group_fail_missing(group, mine->series, meeting_name(mine->meeting), error);
 	case LSHARD__AGREED:
 		break;
 	}
 	return LSHARD_OK;
 }
 
-static lshard_status meet(lshard_group *group, struct meeting_card *card, bool all, lshard_error *error)
+static lshard_status meet(lshard_group *group, struct meeting_card *card, bool may_miss, lshard_error *error)
 {
 	lshard_transport *transport = group->transport;
 	const lshard_status status =
@@ -413,15 +414,15 @@ static lshard_status meet(lshard_group *group, struct meeting_card *card, bool a
 	if (status < 0)
 		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, card->series,
 				   meeting_name(card->meeting), transport->error.text);
-	return judge_cards(group, card, all, error);
+	return judge_cards(group, card, may_miss, error);
 }
 
 lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error)
 {
-	return meet(group, &card, false, error);
+	return meet(group, &card, true, error);
 }
 
 lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lshard_error *error)
 {
-	return meet(group, &card, true, error);
+	return meet(group, &card, false, error);
 }

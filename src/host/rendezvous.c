@@ -11,6 +11,7 @@
 #include "lobby.h"
 #include "sockets.h"
 #include "text_hash.h"
+#include "verdict.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -68,24 +69,15 @@ static void socket_name(const char *job, char name[NAME_BYTES])
 		 (unsigned long long)lshard__text_hash(job), job);
 }
 
-/* "rank 1" or "ranks 2, 3 and 5 more": those that were not heard. */
-static void name_missing(const lshard__rendezvous *r, char *text, size_t bytes)
+/* Those that were not heard. */
+static struct lshard__ranks find_missing(const lshard__rendezvous *r)
 {
-	size_t length;
-	int named = 0;
-	int missing = 0;
+	struct lshard__ranks missing = {0};
 
 	for (int32_t rank = 1; rank < r->context->size; rank++)
-		missing += !r->members[rank].heard;
-	length = (size_t)snprintf(text, bytes, "rank%s ", missing == 1 ? "" : "s");
-	for (int32_t rank = 1; rank < r->context->size; rank++) {
-		if (r->members[rank].heard || named == 16)
-			continue;
-		length += (size_t)snprintf(text + length, bytes - length, "%s%d", named ? ", " : "", (int)rank);
-		named++;
-	}
-	if (missing > named)
-		snprintf(text + length, bytes - length, " and %d more", missing - named);
+		if (!r->members[rank].heard)
+			lshard__ranks_add(&missing, rank);
+	return missing;
 }
 
 /* ---- rank 0 ---- */
@@ -169,7 +161,7 @@ static lshard_status left_early(lshard__rendezvous *r, int32_t rank)
 static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 {
 	int32_t size = r->context->size;
-	char missing[128];
+	struct lshard__ranks missing;
 	size_t count;
 	int ready;
 
@@ -181,9 +173,9 @@ static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 		return LSHARD_OK;
 	if (ready < 0)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': poll: %s", r->job, strerror(errno));
-	name_missing(r, missing, sizeof missing);
+	missing = find_missing(r);
 	return lshard_fail(&r->error, LSHARD_ERR_TIMEOUT, "rank 0 waited %u ms for %s of job '%s'",
-			   (unsigned)r->context->timeout_ms, missing, r->job);
+			   (unsigned)r->context->timeout_ms, lshard__ranks_text(&missing), r->job);
 }
 
 static int all_heard(const lshard__rendezvous *r)
@@ -197,11 +189,10 @@ static int all_heard(const lshard__rendezvous *r)
 /* Its deadline came before ours: the group will not come about, and it is the missing ones that matter, not it. */
 static lshard_status gave_up(lshard__rendezvous *r, int32_t rank, uint32_t waited_ms)
 {
-	char missing[128];
+	struct lshard__ranks missing = find_missing(r);
 
-	name_missing(r, missing, sizeof missing);
 	return lshard_fail(&r->error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s of job '%s'", (int)rank,
-			   (unsigned)waited_ms, missing, r->job);
+			   (unsigned)waited_ms, lshard__ranks_text(&missing), r->job);
 }
 
 /* Until all have come a member has nothing to say but that it gives up. */

@@ -7,6 +7,7 @@
 #include "callback.h"
 #include "clock.h"
 #include "transports.h"
+#include "verdict.h"
 
 #include <string.h>
 
@@ -109,35 +110,43 @@ static void make_end(struct callback *callback)
 	callback_free(callback);
 }
 
+static lshard_status judge_beginnings(const lshard_context *context, const struct lshard__record *all,
+				      lshard_error *error)
+{
+	const struct lshard__records records = {.first = all, .bytes = sizeof *all, .size = context->size};
+	struct lshard__verdict verdict = lshard__judge(&records);
+
+	if (verdict.finding != LSHARD__FAILED)
+		return LSHARD_OK;
+	return lshard_fail(error, (lshard_status)verdict.status, "callback: %s cannot take part: %s",
+			   lshard__ranks_text(&verdict.ranks), lshard_status_text((lshard_status)verdict.status));
+}
+
 /* All ranks begin, or none: the caller's collectives must not wait for a rank that never came so far. */
 static lshard_status callback_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
 				   lshard_error *error)
 {
-	int32_t *fared = context->allocate(context, (size_t)context->size * sizeof *fared);
+	struct lshard__record *all = context->allocate(context, (size_t)context->size * sizeof *all);
 	struct callback *callback = NULL;
 	lshard_status status = make_worker(context, &callback, error);
-	const lshard_status mine = status;
+	const struct lshard__record mine = {.status = status};
 
 	(void)inner;
-	if (!fared) {
+	if (!all) {
 		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
 				     (int)context->rank);
 		goto end; /* cannot even hear the others: they see the all-gather fail */
 	}
-	if (context->bootstrap.allgather(context->bootstrap.user, &mine, fared, sizeof *fared) != 0 &&
-	    status == LSHARD_OK)
+	if (context->bootstrap.allgather(context->bootstrap.user, &mine, all, sizeof *all) != 0 && status == LSHARD_OK)
 		status = lshard_fail(error, LSHARD_ERR_TRANSPORT,
 				     "callback: rank %d: the bootstrap's all-gather failed", (int)context->rank);
-	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++)
-		if (fared[rank] < 0)
-			status =
-				lshard_fail(error, (lshard_status)fared[rank], "callback: rank %d cannot take part: %s",
-					    (int)rank, lshard_status_text((lshard_status)fared[rank]));
+	if (status == LSHARD_OK)
+		status = judge_beginnings(context, all, error);
 end:
-	context->release(context, fared);
+	context->release(context, all);
 	if (status == LSHARD_OK)
 		*transport = &callback->base;
-	else if (mine == LSHARD_OK)
+	else if (mine.status == LSHARD_OK)
 		make_end(callback);
 	return status;
 }

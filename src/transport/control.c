@@ -14,6 +14,7 @@
 #include "control_page.h"
 #include "memfd.h"
 #include "sockets.h"
+#include "verdict.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -286,26 +287,22 @@ static int is_missing(const struct control_block *block, int32_t rank, int stric
 }
 
 /*
- * With the lock: "1, 3" and, in @p alive, 0 for them and for those that are gone. Ranks whose deadline came a little
- * earlier are not to blame, unless there is nobody else.
+ * With the lock: those that are missing; in @p alive 0 for them and for those that are gone. Ranks whose deadline came a
+ * little earlier are not to blame, unless there is nobody else.
  */
-static void name_missing(const struct control_block *block, int32_t size, uint8_t *alive, char *text, size_t room)
+static struct lshard__ranks find_missing(const struct control_block *block, int32_t size, uint8_t *alive)
 {
-	size_t length = 0;
+	struct lshard__ranks missing = {0};
 	int strict = 1;
-	int missing = 0;
 
 	for (int32_t rank = 0; rank < size; rank++)
 		strict &= !is_missing(block, rank, 0);
-	text[0] = 0;
 	for (int32_t rank = 0; rank < size; rank++) {
 		alive[rank] = !block->ranks[rank].gone && !is_missing(block, rank, strict);
-		if (!is_missing(block, rank, strict) || ++missing > 16)
-			continue;
-		length += (size_t)snprintf(text + length, room - length, "%s%d", missing > 1 ? ", " : "", (int)rank);
+		if (is_missing(block, rank, strict))
+			lshard__ranks_add(&missing, rank);
 	}
-	if (missing > 16)
-		snprintf(text + length, room - length, " and %d more", missing - 16);
+	return missing;
 }
 
 /*
@@ -316,7 +313,7 @@ static lshard_status withdraw(struct control *control, uint64_t round, lshard_st
 {
 	const lshard_context *context = control->mesh->context;
 	lshard_status status = take_lock(control, lshard__deadline_ns(1000));
-	char missing[160];
+	struct lshard__ranks missing;
 
 	if (status != LSHARD_OK)
 		return status;
@@ -324,14 +321,14 @@ static lshard_status withdraw(struct control *control, uint64_t round, lshard_st
 		drop_lock(control);
 		return cause == LSHARD_ERR_TIMEOUT ? LSHARD_OK : cause;
 	}
-	name_missing(control->block, context->size, alive, missing, sizeof missing);
+	missing = find_missing(control->block, context->size, alive);
 	control->block->ranks[context->rank].arrived = 0;
 	control->block->ranks[context->rank].withdrew = round;
 	drop_lock(control);
 	if (cause != LSHARD_ERR_TIMEOUT)
 		return cause;
-	return lshard_fail(control->error, cause, "rank %d waited %u ms for rank%s %s", (int)context->rank,
-			   (unsigned)context->timeout_ms, strchr(missing, ',') ? "s" : "", missing);
+	return lshard_fail(control->error, cause, "rank %d waited %u ms for %s", (int)context->rank,
+			   (unsigned)context->timeout_ms, lshard__ranks_text(&missing));
 }
 
 /* Stays unchanged until this rank arrives in the next round: no lock is needed. */

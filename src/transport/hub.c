@@ -6,6 +6,7 @@
  * from the group's allocator.
  */
 #include "hub.h"
+#include "verdict.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -14,8 +15,6 @@
 #include <sys/auxv.h>
 #include <time.h>
 #include <unistd.h>
-
-#define RANKS_NAMED 8
 
 /* What a rank that never posted is said to have reached. */
 #define NOTHING UINT64_MAX
@@ -48,9 +47,9 @@ struct lshard__hub {
 
 /* Told by each rank at the bootstrap; the same bytes are judged by all, so that all come to the same end. */
 struct card {
+	struct lshard__record record;
 	uint64_t process;
 	unsigned char process_random[16]; /* the kernel's, drawn at exec: tells processes of different hosts apart */
-	uint64_t ready;                   /* as wide as its neighbours: no padding whose bytes would travel unset */
 	char tag[LSHARD__HUB_TAG_BYTES];
 	struct lshard__hub *hub; /* rank 0's */
 };
@@ -118,32 +117,36 @@ static void card_write(struct card *card, const char *tag, bool ready, struct ls
 	card->process = (uint64_t)getpid();
 	if (random)
 		memcpy(card->process_random, random, sizeof card->process_random);
-	card->ready = ready;
+	card->record.status = ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY;
 	snprintf(card->tag, sizeof card->tag, "%s", tag);
 	card->hub = hub;
 }
 
-/* Judge everyone's card against rank 0's. */
+/* All ranks find the same first difference. */
+static lshard_status compare(const struct card *first, const struct card *other, int32_t rank, lshard_error *error)
+{
+	if (other->process != first->process ||
+	    memcmp(other->process_random, first->process_random, sizeof first->process_random) != 0)
+		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "local: rank %d (process %llu) is not in the process of rank 0 (process %llu); this "
+				   "transport connects threads of one process",
+				   (int)rank, (unsigned long long)other->process, (unsigned long long)first->process);
+	return lshard_fail(error, LSHARD_ERR_MISMATCH, "local: rank %d has options '%s', rank 0 has '%s'", (int)rank,
+			   other->tag, first->tag);
+}
+
 static lshard_status cards_check(const struct card *cards, int32_t size, lshard_error *error)
 {
-	for (int32_t rank = 0; rank < size; rank++) {
-		const struct card *card = &cards[rank];
+	const struct lshard__records records = {.first = cards, .bytes = sizeof *cards, .size = size};
+	const int32_t other = lshard__first_differing(&records, offsetof(struct card, process),
+						      offsetof(struct card, hub) - offsetof(struct card, process));
+	struct lshard__verdict verdict = lshard__judge(&records);
 
-		if (card->process != cards[0].process ||
-		    memcmp(card->process_random, cards[0].process_random, sizeof card->process_random) != 0)
-			return lshard_fail(
-				error, LSHARD_ERR_NOT_SUPPORTED,
-				"local: rank %d (process %llu) is not in the process of rank 0 (process %llu); "
-				"this transport connects threads of one process",
-				(int)rank, (unsigned long long)card->process, (unsigned long long)cards[0].process);
-		if (strncmp(card->tag, cards[0].tag, sizeof card->tag) != 0)
-			return lshard_fail(error, LSHARD_ERR_MISMATCH,
-					   "local: rank %d has options '%s', rank 0 has '%s'", (int)rank, card->tag,
-					   cards[0].tag);
-		if (!card->ready)
-			return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "local: rank %d has no memory to join",
-					   (int)rank);
-	}
+	if (other >= 0)
+		return compare(&cards[0], &cards[other], other, error);
+	if (verdict.finding == LSHARD__FAILED)
+		return lshard_fail(error, (lshard_status)verdict.status, "local: no memory to join on %s",
+				   lshard__ranks_text(&verdict.ranks));
 	return LSHARD_OK;
 }
 
@@ -204,29 +207,6 @@ free_cards:
 }
 
 /* ---- Exchange -------------------------------------------------------------------------------------------------- */
-
-/* Ranks for a message: "1, 4"; no more than a line can hold. */
-struct names {
-	char text[RANKS_NAMED * 12 + 8];
-	int32_t count;
-};
-
-static void names_add(struct names *names, int32_t rank)
-{
-	size_t length = strlen(names->text);
-
-	if (names->count < RANKS_NAMED)
-		snprintf(names->text + length, sizeof names->text - length, "%s%d", names->count > 0 ? ", " : "",
-			 (int)rank);
-	else if (names->count == RANKS_NAMED)
-		snprintf(names->text + length, sizeof names->text - length, ", ...");
-	names->count++;
-}
-
-static const char *plural(const struct names *names)
-{
-	return names->count == 1 ? "rank" : "ranks";
-}
 
 /* Two members that stand at different calls, so that nothing can be exchanged. */
 static bool offers_differ(const struct lshard__hub *hub, int32_t *one, int32_t *other)
@@ -294,17 +274,17 @@ static void complete(struct lshard__hub *hub)
 }
 
 /* The living ranks that never came; if all did at some time, those that are not here any more. */
-static struct names who_is_missing(const struct lshard__hub *hub)
+static struct lshard__ranks who_is_missing(const struct lshard__hub *hub)
 {
-	struct names absent = {"", 0}, gave_up = {"", 0};
+	struct lshard__ranks absent = {0}, gave_up = {0};
 
 	for (int32_t rank = 0; rank < hub->size; rank++) {
 		const struct member *member = &hub->members[rank];
 
 		if (!member->gone && member->presence == GAVE_UP)
-			names_add(&gave_up, rank);
+			lshard__ranks_add(&gave_up, rank);
 		else if (!member->gone && member->presence != ARRIVED)
-			names_add(&absent, rank);
+			lshard__ranks_add(&absent, rank);
 	}
 	return absent.count > 0 ? absent : gave_up;
 }
@@ -312,7 +292,7 @@ static struct names who_is_missing(const struct lshard__hub *hub)
 static lshard_status late(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_offer *offer,
 			  lshard_error *error)
 {
-	struct names missing = who_is_missing(hub);
+	struct lshard__ranks missing = who_is_missing(hub);
 
 	for (int32_t other = 0; other < hub->size; other++) {
 		enum presence presence = hub->members[other].presence;
@@ -320,8 +300,8 @@ static lshard_status late(struct lshard__hub *hub, int32_t rank, const struct ls
 		offer->alive[other] = !hub->members[other].gone && (presence == ARRIVED || presence == GAVE_UP);
 	}
 	hub->members[rank].presence = GAVE_UP;
-	return lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s %s", (int)rank,
-			   (unsigned)hub->timeout_ms, plural(&missing), missing.text);
+	return lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s", (int)rank,
+			   (unsigned)hub->timeout_ms, lshard__ranks_text(&missing));
 }
 
 static lshard_status aborted(int32_t rank, lshard_error *error)
@@ -440,7 +420,7 @@ void lshard__hub_post(struct lshard__hub *hub, int32_t rank, const struct lshard
  * asked for is not known any more.
  */
 static lshard_status look(const struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
-			  struct names *missing, uint64_t *started_ns, lshard_error *error)
+			  struct lshard__ranks *missing, uint64_t *started_ns, lshard_error *error)
 {
 	*started_ns = 0;
 	for (int32_t other = 0; other < hub->size; other++) {
@@ -452,7 +432,7 @@ static lshard_status look(const struct lshard__hub *hub, int32_t rank, const str
 				return lshard_fail(error, LSHARD_ERR_PEER_FAILED,
 						   "rank %d is gone before transfer %llu", (int)other,
 						   (unsigned long long)post->sequence);
-			names_add(missing, other);
+			lshard__ranks_add(missing, other);
 		} else if (page->sequence != NOTHING && page->sequence > post->sequence) {
 			continue;
 		} else if (page->sequence != post->sequence) {
@@ -478,13 +458,13 @@ lshard_status lshard__hub_meet(struct lshard__hub *hub, int32_t rank, const stru
 			       uint64_t *started_ns, lshard_error *error)
 {
 	struct timespec deadline = deadline_in(hub->timeout_ms);
-	struct names missing;
+	struct lshard__ranks missing;
 	lshard_status status;
 	int waited = 0;
 
 	pthread_mutex_lock(&hub->lock);
 	for (;;) {
-		missing = (struct names){"", 0};
+		missing = (struct lshard__ranks){0};
 		status = hub->members[rank].gone ? aborted(rank, error)
 						 : look(hub, rank, post, &missing, started_ns, error);
 		if (status != LSHARD_IN_PROGRESS || waited != 0)
@@ -495,9 +475,9 @@ lshard_status lshard__hub_meet(struct lshard__hub *hub, int32_t rank, const stru
 		*started_ns = lshard__now_ns();
 	if (status == LSHARD_IN_PROGRESS)
 		status = lshard_fail(error, LSHARD_ERR_TIMEOUT,
-				     "rank %d waited %u ms for transfer %llu: %s %s did not ask for it", (int)rank,
-				     (unsigned)hub->timeout_ms, (unsigned long long)post->sequence, plural(&missing),
-				     missing.text);
+				     "rank %d waited %u ms for transfer %llu: %s did not ask for it", (int)rank,
+				     (unsigned)hub->timeout_ms, (unsigned long long)post->sequence,
+				     lshard__ranks_text(&missing));
 	pthread_mutex_unlock(&hub->lock);
 	return status;
 }

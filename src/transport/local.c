@@ -289,34 +289,50 @@ static lshard_status local_drain(lshard_store *base)
 
 /* ---- Reads ----------------------------------------------------------------------------------------------------- */
 
+/* A record like those of store_open, in whose place they are gathered. */
 struct reading {
+	struct lshard__record record;
 	uint32_t store;
 	uint32_t position;
 };
 
+_Static_assert(sizeof(struct reading) == sizeof(struct announcement), "readings are gathered among announcements");
+
+static lshard_status judge_readings(struct local_store *store, const struct reading *mine)
+{
+	const struct local *local = local_of(store->base.transport);
+	const lshard_context *context = local->base.context;
+	const struct reading *all = (const struct reading *)local->announcements;
+	const struct lshard__records records = {.first = all,
+						.bytes = sizeof *all,
+						.call_bytes = sizeof *all - sizeof all->record,
+						.size = context->size,
+						.rank = context->rank,
+						.alive = local->alive};
+	struct lshard__verdict verdict = lshard__judge(&records);
+	const struct reading *other = &all[verdict.rank >= 0 ? verdict.rank : 0];
+
+	if (verdict.finding == LSHARD__ELSEWHERE)
+		return lshard_fail(&store->base.error, LSHARD_ERR_OUT_OF_STEP,
+				   "series '%s': rank %d reads position %u, rank %d position %u%s",
+				   store->base.plan->name, (int)context->rank, mine->position, (int)verdict.rank,
+				   other->position, other->store == mine->store ? "" : " of another series");
+	if (verdict.finding == LSHARD__MISSING)
+		return lshard_fail(&store->base.error, LSHARD_ERR_PEER_FAILED, "series '%s': %s %s gone",
+				   store->base.plan->name, lshard__ranks_text(&verdict.ranks),
+				   lshard__ranks_are(&verdict.ranks));
+	return LSHARD_OK;
+}
+
 /* In lockstep a read is collective: all ranks come, for the same layer, or nobody gets it. */
 static lshard_status lockstep_read(struct local_store *store, uint32_t position)
 {
-	lshard_transport *transport = store->base.transport;
-	const lshard_context *context = transport->context;
-	struct local *local = local_of(transport);
-	struct reading mine = {store->number, position};
-	struct reading *all = (struct reading *)local->announcements;
-	struct lshard__hub_offer offer = {MEET_READ, &mine, all, sizeof mine, local->alive};
-	lshard_status status = lshard__hub_exchange(local->hub, context->rank, &offer, &store->base.error);
+	struct local *local = local_of(store->base.transport);
+	struct reading mine = {{LSHARD_OK, 0}, store->number, position};
+	struct lshard__hub_offer offer = {MEET_READ, &mine, local->announcements, sizeof mine, local->alive};
+	lshard_status status = lshard__hub_exchange(local->hub, local->base.context->rank, &offer, &store->base.error);
 
-	for (int32_t rank = 0; status == LSHARD_OK && rank < context->size; rank++) {
-		if (!local->alive[rank])
-			status = lshard_fail(&store->base.error, LSHARD_ERR_PEER_FAILED, "series '%s': rank %d is gone",
-					     store->base.plan->name, (int)rank);
-		else if (all[rank].store != mine.store || all[rank].position != position)
-			status = lshard_fail(&store->base.error, LSHARD_ERR_OUT_OF_STEP,
-					     "series '%s': rank %d reads position %u, rank %d position %u%s",
-					     store->base.plan->name, (int)context->rank, position, (int)rank,
-					     all[rank].position,
-					     all[rank].store == mine.store ? "" : " of another series");
-	}
-	return status;
+	return status == LSHARD_OK ? judge_readings(store, &mine) : status;
 }
 
 static lshard_status local_read(lshard_store *base, uint32_t position, void *destination)

@@ -7,6 +7,7 @@
 #define LAYERSHARD_LOCAL_H
 
 #include "hub.h"
+#include "verdict.h"
 
 /* Kinds of hub exchanges: ranks in different ones are out of step. */
 enum meeting { MEET_EXCHANGE, MEET_OPEN, MEET_READ };
@@ -27,7 +28,7 @@ struct local {
 
 /* What store_open tells the others. */
 struct announcement {
-	int64_t status;
+	struct lshard__record record;
 	struct share *share;
 };
 

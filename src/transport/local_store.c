@@ -144,18 +144,22 @@ static struct local_store *store_new(struct local *local, const lshard_store_pla
 static lshard_status shares_attach(struct local *local, struct local_store *store)
 {
 	const lshard_context *context = local->base.context;
+	const struct lshard__records records = {.first = local->announcements,
+						.bytes = sizeof *local->announcements,
+						.size = context->size,
+						.rank = context->rank,
+						.alive = local->alive};
+	struct lshard__verdict verdict = lshard__judge(&records);
 
+	if (verdict.finding == LSHARD__FAILED)
+		return lshard_fail(&local->base.error, (lshard_status)verdict.status,
+				   "local: no memory for the series on %s", lshard__ranks_text(&verdict.ranks));
+	if (verdict.finding == LSHARD__MISSING)
+		return lshard_fail(&local->base.error, LSHARD_ERR_PEER_FAILED, "local: %s %s gone",
+				   lshard__ranks_text(&verdict.ranks), lshard__ranks_are(&verdict.ranks));
 	for (int32_t rank = 0; rank < context->size; rank++) {
-		const struct announcement *announcement = &local->announcements[rank];
-
-		if (!local->alive[rank])
-			return lshard_fail(&local->base.error, LSHARD_ERR_PEER_FAILED, "local: rank %d is gone",
-					   (int)rank);
-		if (announcement->status < 0)
-			return lshard_fail(&local->base.error, (lshard_status)announcement->status,
-					   "local: rank %d has no memory for its part of the series", (int)rank);
-		store->shares[rank] = announcement->share;
-		store->bases[rank] = announcement->share->memory;
+		store->shares[rank] = local->announcements[rank].share;
+		store->bases[rank] = local->announcements[rank].share->memory;
 	}
 	return LSHARD_OK;
 }
@@ -173,7 +177,7 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 	const lshard_context *context = transport->context;
 	struct local_store *store = store_new(local, plan);
 	struct share *share = store ? share_new(plan, (unsigned)context->size) : NULL;
-	struct announcement mine = {share ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, share};
+	struct announcement mine = {{share ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, 0}, share};
 	struct lshard__hub_offer offer = {MEET_OPEN, &mine, local->announcements, sizeof mine, local->alive};
 	lshard_status status = lshard__hub_exchange(local->hub, context->rank, &offer, &transport->error);
 	unsigned gone = 0;

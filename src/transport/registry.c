@@ -12,6 +12,7 @@
 #include "stack_spec.h"
 #include "text_hash.h"
 #include "transports.h"
+#include "verdict.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -88,14 +89,15 @@ lshard_status lshard_transport_info(uint32_t index, lshard_transport_information
 #define WHY_BYTES  96
 
 struct card {
+	struct lshard__record record; /* failed: this rank cannot take part, and `text` says why */
+	/* the same on all ranks, as far as the spec */
 	int32_t size;
-	int32_t failed; /* status: this rank cannot take part, and `text` says why */
 	int32_t memory;
-	uint32_t available; /* bit i: transports[i] */
-	uint64_t callbacks; /* 1: the caller gave some */
 	uint64_t spec_hash;
-	char spec[96];
 	char custom[32];
+	char spec[96];
+	uint64_t available; /* bit i: transports[i] */
+	uint64_t callbacks; /* 1: the caller gave some */
 	char text[256];
 	char why[4][WHY_BYTES]; /* why transports[i] is not available */
 	struct host_identity host;
@@ -129,7 +131,7 @@ static void fill_available(struct card *card)
 		if (!carries(i, card->memory))
 			continue; /* no driver is loaded for nothing */
 		if (transports[i].ops->available(&reason))
-			card->available |= 1u << i;
+			card->available |= UINT64_C(1) << i;
 		else
 			snprintf(card->why[i], WHY_BYTES, "%.*s", WHY_BYTES - 1, reason.text);
 	}
@@ -144,7 +146,7 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 	card->memory = (int32_t)stack->base->memory;
 	card->callbacks = stack->base->callbacks.finish != NULL &&
 			  (card->memory == LSHARD_MEMORY_HOST || stack->base->callbacks.device != NULL);
-	card->failed = failed;
+	card->record.status = failed;
 	card->spec_hash = lshard__text_hash(spec);
 	snprintf(card->spec, sizeof card->spec, "%.*s", (int)sizeof card->spec - 1, spec);
 	if (stack->custom && !failed)
@@ -155,7 +157,7 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 	lshard__host_identify(&card->host);
 }
 
-/* Compare rank @p rank with rank 0: all ranks find the same first difference. */
+/* What tells rank @p rank from rank 0. */
 static lshard_status compare(const struct card *first, const struct card *other, int rank, lshard_error *error)
 {
 	if (other->size != first->size)
@@ -168,24 +170,23 @@ static lshard_status compare(const struct card *first, const struct card *other,
 	if (other->spec_hash != first->spec_hash)
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 asks for transport '%s', rank %d for '%s'",
 				   first->spec, rank, other->spec);
-	if (strcmp(other->custom, first->custom) != 0)
-		return lshard_fail(error, LSHARD_ERR_MISMATCH,
-				   "rank 0 brings transport '%s' of its own, rank %d '%s' ('': none)", first->custom,
-				   rank, other->custom);
-	return LSHARD_OK;
+	return lshard_fail(error, LSHARD_ERR_MISMATCH,
+			   "rank 0 brings transport '%s' of its own, rank %d '%s' ('': none)", first->custom, rank,
+			   other->custom);
 }
 
+/* All ranks find the same first difference. */
 static lshard_status compare_all(const struct card *cards, int32_t size, lshard_error *error)
 {
-	lshard_status status = LSHARD_OK;
+	const struct lshard__records records = {.first = cards, .bytes = sizeof *cards, .size = size};
+	const struct lshard__verdict verdict = lshard__judge(&records);
+	const int32_t other = lshard__first_differing(&records, offsetof(struct card, size),
+						      offsetof(struct card, spec) - offsetof(struct card, size));
 
-	for (int32_t rank = 0; rank < size; rank++)
-		if (cards[rank].failed)
-			return lshard_fail(error, (lshard_status)cards[rank].failed, "rank %d: %s", (int)rank,
-					   cards[rank].text);
-	for (int32_t rank = 1; rank < size && status == LSHARD_OK; rank++)
-		status = compare(&cards[0], &cards[rank], (int)rank, error);
-	return status;
+	if (verdict.finding == LSHARD__FAILED)
+		return lshard_fail(error, (lshard_status)verdict.status, "rank %d: %s", (int)verdict.rank,
+				   cards[verdict.rank].text);
+	return other < 0 ? LSHARD_OK : compare(&cards[0], &cards[other], (int)other, error);
 }
 
 /* ---- the choice ---- */
@@ -205,7 +206,7 @@ static int connects(int i, const struct card *cards, int32_t size, char *why, si
 		const struct host_identity *other = &cards[rank].host;
 
 		why[0] = 0;
-		if (!(cards[rank].available & 1u << i))
+		if (!(cards[rank].available >> i & 1))
 			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank, cards[rank].why[i]);
 		else if (transports[i].reach == ANYWHERE) {
 			if (!cards[rank].callbacks)
@@ -399,8 +400,8 @@ static lshard_status greet(const lshard_context *base, lshard_error *error)
 static void tame_cards(struct card *cards, int32_t size)
 {
 	for (int32_t rank = 0; rank < size; rank++) {
-		if (cards[rank].failed > 0)
-			cards[rank].failed = LSHARD_ERR_TRANSPORT;
+		if (cards[rank].record.status > 0)
+			cards[rank].record.status = LSHARD_ERR_TRANSPORT;
 		cards[rank].spec[sizeof cards->spec - 1] = 0;
 		cards[rank].custom[sizeof cards->custom - 1] = 0;
 		cards[rank].text[sizeof cards->text - 1] = 0;
@@ -464,23 +465,25 @@ static lshard_status open_wrappers(lshard__stack *stack, lshard_error *error)
 }
 
 /* What a rank says once it has opened everything, or could not. */
-struct verdict {
-	int32_t status;
-	char text[252];
+struct opened {
+	struct lshard__record record;
+	char text[248];
 };
 
-static lshard_status judge(const lshard__stack *stack, const struct verdict *verdicts, const uint8_t *alive,
+static lshard_status judge(const lshard__stack *stack, const struct opened *all, const uint8_t *alive,
 			   lshard_error *error)
 {
-	for (int32_t rank = 0; rank < stack->base->size; rank++) {
-		if (!alive[rank])
-			return lshard_fail(error, LSHARD_ERR_PEER_FAILED,
-					   "rank %d could not open transport '%s' or is gone", (int)rank,
-					   stack->chosen->name);
-		if (verdicts[rank].status != LSHARD_OK)
-			return lshard_fail(error, (lshard_status)verdicts[rank].status, "rank %d: %s", (int)rank,
-					   verdicts[rank].text);
-	}
+	const struct lshard__records records = {
+		.first = all, .bytes = sizeof *all, .size = stack->base->size, .alive = alive};
+	struct lshard__verdict verdict = lshard__judge(&records);
+
+	if (verdict.finding == LSHARD__FAILED)
+		return lshard_fail(error, (lshard_status)verdict.status, "rank %d: %s", (int)verdict.rank,
+				   all[verdict.rank].text);
+	if (verdict.finding == LSHARD__MISSING)
+		return lshard_fail(error, LSHARD_ERR_PEER_FAILED, "%s could not open transport '%s' or %s gone",
+				   lshard__ranks_text(&verdict.ranks), stack->chosen->name,
+				   lshard__ranks_are(&verdict.ranks));
 	return LSHARD_OK;
 }
 
@@ -489,23 +492,22 @@ static lshard_status conclude(lshard__stack *stack, lshard_status opened, lshard
 {
 	const lshard_context *base = stack->base;
 	size_t size = (size_t)base->size;
-	struct verdict *verdicts = base->allocate(base, size * (sizeof *verdicts + 1));
-	struct verdict mine = {opened, {0}};
+	struct opened *all = base->allocate(base, size * (sizeof *all + 1));
+	struct opened mine = {{opened, 0}, {0}};
 	uint8_t *alive;
 	lshard_status status;
 
-	if (!verdicts)
-		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the verdicts of %d ranks",
-				   (int)base->size);
-	alive = (uint8_t *)(verdicts + size);
+	if (!all)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to hear of %d ranks", (int)base->size);
+	alive = (uint8_t *)(all + size);
 	if (opened != LSHARD_OK)
 		snprintf(mine.text, sizeof mine.text, "%.*s", (int)sizeof mine.text - 1, error->text);
-	status = stack->bottom->ops->exchange(stack->bottom, &mine, verdicts, sizeof mine, alive);
+	status = stack->bottom->ops->exchange(stack->bottom, &mine, all, sizeof mine, alive);
 	if (status != LSHARD_OK)
 		status = lshard_fail(error, status, "%s", stack->bottom->error.text);
 	else
-		status = judge(stack, verdicts, alive, error);
-	base->release(base, verdicts);
+		status = judge(stack, all, alive, error);
+	base->release(base, all);
 	return opened != LSHARD_OK ? opened : status;
 }
 

@@ -30,28 +30,41 @@ void unison_free(struct unison *unison, const lshard_context *context)
 	*unison = (struct unison){.control = NULL};
 }
 
-/* The first rank that is gone, does something else, or failed of its own accord, makes all fail alike. */
-static lshard_status judge(const struct unison *unison, const char *what, const struct unison_report *mine)
+static lshard_status fail_gone(const struct unison *unison, const char *what, struct lshard__verdict *verdict)
 {
-	const struct mesh *mesh = unison->control->mesh;
-	const struct unison_report *told = NULL;
+	if (verdict->ranks.count == 1)
+		return lshard_fail(unison->error, LSHARD_ERR_PEER_FAILED, "%s: rank %d (process %d) is gone", what,
+				   (int)verdict->rank, (int)unison->control->mesh->peers[verdict->rank].pid);
+	return lshard_fail(unison->error, LSHARD_ERR_PEER_FAILED, "%s: %s are gone", what,
+			   lshard__ranks_text(&verdict->ranks));
+}
 
-	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
-		const struct unison_report *report = &unison->reports[rank];
+/* What the reports say makes all fail alike. */
+static lshard_status judge(const struct unison *unison, const char *what)
+{
+	const lshard_context *context = unison->control->mesh->context;
+	const struct lshard__records records = {.first = unison->reports,
+						.bytes = sizeof *unison->reports,
+						.call_bytes = offsetof(struct unison_report, body) -
+							      sizeof(struct lshard__record),
+						.size = context->size,
+						.rank = context->rank,
+						.alive = unison->alive};
+	struct lshard__verdict verdict = lshard__judge(&records);
 
-		if (!unison->alive[rank])
-			return lshard_fail(unison->error, LSHARD_ERR_PEER_FAILED, "%s: rank %d (process %d) is gone",
-					   what, (int)rank, (int)mesh->peers[rank].pid);
-		if (report->what != mine->what || report->step != mine->step)
-			return lshard_fail(unison->error, LSHARD_ERR_MISMATCH,
-					   "%s: rank %d makes another call than rank %d", what, (int)rank,
-					   (int)mesh->context->rank);
-		if (report->status != LSHARD_OK && (!told || (told->echo && !report->echo)))
-			told = report;
+	switch (verdict.finding) {
+	case LSHARD__ELSEWHERE:
+		return lshard_fail(unison->error, LSHARD_ERR_MISMATCH, "%s: %s %s in another call than rank %d", what,
+				   lshard__ranks_text(&verdict.ranks), lshard__ranks_are(&verdict.ranks),
+				   (int)context->rank);
+	case LSHARD__FAILED:
+		return lshard_fail(unison->error, (lshard_status)verdict.status, "rank %d: %.*s", (int)verdict.rank,
+				   (int)sizeof unison->reports->text, unison->reports[verdict.rank].text);
+	case LSHARD__MISSING:
+		return fail_gone(unison, what, &verdict);
+	case LSHARD__AGREED:
+		break;
 	}
-	if (told)
-		return lshard_fail(unison->error, (lshard_status)told->status, "rank %d: %.*s",
-				   (int)(told - unison->reports), (int)sizeof told->text, told->text);
 	return LSHARD_OK;
 }
 
@@ -64,12 +77,12 @@ lshard_status unison_agree(struct unison *unison, const char *what, struct uniso
 	if (status == LSHARD_ERR_ABORTED)
 		return status; /* the others see this rank as gone */
 	mine->what = lshard__text_hash(what);
-	mine->status = status;
+	mine->record.status = status;
 	if (status != LSHARD_OK)
 		snprintf(mine->text, sizeof mine->text, "%.*s", (int)sizeof mine->text - 1, cause.text);
 	met = control_exchange(unison->control, mine, unison->reports, sizeof *mine, unison->alive, round, deadline);
 	if (met == LSHARD_OK)
-		return judge(unison, what, mine);
+		return judge(unison, what);
 	if (status == LSHARD_OK)
 		return met;
 	*unison->error = cause;

@@ -7,15 +7,15 @@
 #define LAYERSHARD_UNISON_H
 
 #include "control.h"
+#include "verdict.h"
 
 #define UNISON_BODY_BYTES 112
 
 /* What every rank says at each step of an opening. */
 struct unison_report {
+	struct lshard__record record;
 	uint64_t what; /* hash of the name of what is opened: ranks open in the same order */
-	int32_t step;
-	int32_t status;
-	int32_t echo; /* of a failure elsewhere, which tells more */
+	int64_t step;
 	unsigned char body[UNISON_BODY_BYTES];
 	char text[400];
 };
