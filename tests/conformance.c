@@ -97,6 +97,7 @@ int main(int count, char **arguments)
 		cmocka_unit_test(a_changed_byte_is_found),
 		cmocka_unit_test(captured_passes_are_replayed),
 		cmocka_unit_test(nothing_stays_on_the_device),
+		cmocka_unit_test(children_by_fork_are_no_ranks),
 	};
 
 	if (!take_arguments(count, arguments)) {

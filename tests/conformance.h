@@ -153,5 +153,6 @@ void updates_begin_in_the_middle_of_a_pass(void **state);
 void a_changed_byte_is_found(void **state);
 void captured_passes_are_replayed(void **state);
 void nothing_stays_on_the_device(void **state);
+void children_by_fork_are_no_ranks(void **state);
 
 #endif

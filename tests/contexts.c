@@ -34,6 +34,12 @@ static void stay_silent(const lshard_context *context, lshard_log_level level, c
 	(void)format;
 }
 
+static int never_forked(const lshard_context *context)
+{
+	(void)context;
+	return 0;
+}
+
 lshard_context context_for_member(const struct member *member, const char *options, uint32_t timeout_ms)
 {
 	return (lshard_context){.struct_size = sizeof(lshard_context),
@@ -45,7 +51,8 @@ lshard_context context_for_member(const struct member *member, const char *optio
 				.bootstrap = member->bootstrap,
 				.allocate = allocate,
 				.release = release,
-				.log = stay_silent};
+				.log = stay_silent,
+				.forked = never_forked};
 }
 
 int contexts_outstanding(void)

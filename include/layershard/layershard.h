@@ -27,6 +27,12 @@
  *   Threads    one thread at a time per series; different series of a group at the same time on one-sided
  *              transports, from one thread on collective ones. Collective calls of a group: from one thread.
  *              lshard_group_abort and lshard_series_stats from any thread.
+ *   Processes  a program may fork at any time. A child has a copy of the group and is no rank: every call there is
+ *              STATE, abort does nothing, and what the child does or how it ends is nothing to the ranks. Memory that
+ *              was usable in the parent can be read there; on host memory windows go on changing in some transports.
+ *              Destroying series and group in a child, or not doing so, frees its own copy: allocator.release is called
+ *              there, but no memory_source, callback or driver. A child that stays keeps what it maps of the ranks'
+ *              memory in use. vfork and exec are allowed as anywhere; for a group of its own a child creates one.
  *   Blocking   "collective" calls wait for the other ranks, at most timeout_ms of the group each time they meet; a
  *              call has a few meetings, loading one more for each round of layers. Nothing waits for ever.
  *   Arguments  NULL is allowed only where a comment says so. Arguments that are wrong on one rank only are an error
@@ -277,7 +283,7 @@ LSHARD_API lshard_status lshard_group_destroy(lshard_group *group);
 
 /**
  * Make every blocked call of this rank return ABORTED, now and from now on. Only destroy is left after it. Other ranks
- * see this rank as gone in their next collective call.
+ * see this rank as gone in their next collective call. Does nothing in a child by fork.
  * Threads: any.
  */
 LSHARD_API void lshard_group_abort(lshard_group *group);
@@ -525,7 +531,7 @@ typedef struct lshard_stats {
 		sizeof(lshard_stats), 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0                        \
 	}
 
-/** Threads: any.  @return OK; INVALID. */
+/** Threads: any.  @return OK; INVALID; STATE in a child by fork, without a text. */
 LSHARD_API lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *stats);
 
 /** Text of the last failed call on the series; "" if none. Lives until the next failing call. */

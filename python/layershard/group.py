@@ -60,11 +60,13 @@ class GroupHandle:
         self._live: set[int | None] = set()
         self._dead: list[ctypes.c_void_p] = []
         self._closed = False
-        self._process = os.getpid()
+        self._process = os.getpid()  # a forked one has a copy, for which the C library answers alone
         _open_groups.add(self)
 
     def run(self, call: Callable[[], int]) -> int:
         """The status of a collective call."""
+        if self._process != os.getpid():
+            return call()  # refused; a thread that is not here may hold the lock
         if self._caller == threading.get_ident():
             raise WrongState("a callback made a collective call of the group that called it", rank=self.rank)
         try:
@@ -78,7 +80,7 @@ class GroupHandle:
             self._tidy()
 
     def abort(self) -> None:
-        if self.pointer and self._is_ours():
+        if self.pointer:
             self.library.lshard_group_abort(self.pointer)
 
     def fail(self, code: int) -> NoReturn:
@@ -104,8 +106,6 @@ class GroupHandle:
         """Free what waits for it, unless a collective call is under way, which does it at its end. The statuses of
         the series that could not be freed."""
         failed: dict[int | None, int] = {}
-        if not self._is_ours():
-            return failed
         while (self._dead or self._may_leave()) and self._one_call.acquire(blocking=False):
             try:
                 self._destroy_dead(failed)
@@ -115,10 +115,6 @@ class GroupHandle:
             finally:
                 self._one_call.release()
         return failed
-
-    def _is_ours(self) -> bool:
-        """A forked process has a copy, whose end must not be the end of the rank that it was forked from."""
-        return self._process == os.getpid()
 
     def _may_leave(self) -> bool:
         return self._closed and not self._live and bool(self.pointer)

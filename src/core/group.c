@@ -67,6 +67,11 @@ static void context_release(const lshard_context *context, void *pointer)
 	group_release(context->group, pointer);
 }
 
+static int context_forked(const lshard_context *context)
+{
+	return !group_is_ours(context->group);
+}
+
 static void context_log(const lshard_context *context, lshard_log_level level, const char *format, ...)
 {
 	const lshard_group *group = context->group;
@@ -149,6 +154,7 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 				    .allocate = context_allocate,
 				    .release = context_release,
 				    .log = context_log,
+				    .forked = context_forked,
 				    .group = group,
 				    .callbacks = options->callbacks};
 	status = find_rank(context, options, error);
@@ -210,6 +216,7 @@ static void group_free(lshard_group *group)
 	lshard__stack_close(group->stack);
 	group_release(group, group->alive);
 	group_release(group, group->cards);
+	lshard__process_close(&group->process);
 	allocator.release(allocator.user, group);
 }
 
@@ -226,6 +233,7 @@ static lshard_status allocate_group(const lshard_group_options *options, lshard_
 	if (!group)
 		return LSHARD_ERR_NO_MEMORY;
 	memset(group, 0, sizeof *group);
+	lshard__process_open(&group->process);
 	group->allocator = allocator;
 	group->log = options->log;
 	group->log_user = options->log_user;
@@ -293,7 +301,7 @@ lshard_status lshard_group_destroy(lshard_group *group)
 
 void lshard_group_abort(lshard_group *group)
 {
-	if (!group)
+	if (!group || !group_is_ours(group)) /* a child's abort is not its parent's */
 		return;
 	atomic_store(&group->aborted, true);
 	group->transport->ops->abort(group->transport);
@@ -317,6 +325,16 @@ const char *lshard_group_transport(const lshard_group *group)
 const char *lshard_group_error(const lshard_group *group)
 {
 	return group->error.text;
+}
+
+lshard_status group_require_ours(const lshard_group *group, const char *who, lshard_error *error)
+{
+	if (group_is_ours(group))
+		return LSHARD_OK;
+	return lshard_fail(error, LSHARD_ERR_STATE,
+			   "%s: this process is a child by fork of process %d, which created the group: here it can "
+			   "only be destroyed, which frees this process's copy and ends nothing for the rank",
+			   who, (int)group->process.number);
 }
 
 /* ---- Meeting ---- */

@@ -38,7 +38,8 @@ struct meeting_card {
 };
 
 struct lshard_group {
-	lshard_context context; /* given to the transport */
+	lshard_context context;         /* given to the transport */
+	struct lshard__process process; /* that created it */
 	lshard_allocator allocator;
 	lshard_log_function log;
 	void *log_user;
@@ -110,6 +111,15 @@ lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lsha
 lshard_status group_fail_missing(const lshard_group *group, const char *series, const char *what, lshard_error *error);
 /* Those who took part in the last meeting, as records of @p bytes at @p first. */
 struct lshard__records group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes);
+
+/* False in a child by fork of the process that created the group. */
+static inline bool group_is_ours(const lshard_group *group)
+{
+	return lshard__process_is_ours(&group->process);
+}
+
+/* STATE with a text, which begins with @p who, where the group is not ours. */
+lshard_status group_require_ours(const lshard_group *group, const char *who, lshard_error *error);
 
 static inline bool group_aborted(const lshard_group *group)
 {

@@ -8,10 +8,31 @@
 
 #include <layershard/transport.h>
 
+#include <stdbool.h>
+
 /* ---- src/host/environment.c ---- */
 
 /* Value of an environment variable of the table behind lshard_variable_info, or NULL when unset or empty. */
 const char *lshard__variable(const char *name);
+
+/* ---- src/host/process.c ---- */
+
+/* The process that created a group; a child that it forks has a copy of the group. */
+struct lshard__process {
+	const volatile unsigned char *mark; /* not 0: this is that process; 0: ask */
+	unsigned char *page;                /* the mark is in it; NULL: the kernel has none that it wipes in a child */
+	int32_t number;
+};
+
+void lshard__process_open(struct lshard__process *process);
+void lshard__process_close(struct lshard__process *process);
+bool lshard__process_asked(const struct lshard__process *process);
+
+/* False in a child by fork. Makes no system call, unless in a child or on a kernel before Linux 4.14. */
+static inline bool lshard__process_is_ours(const struct lshard__process *process)
+{
+	return *process->mark || lshard__process_asked(process);
+}
 
 /* ---- src/host/rendezvous.c ---- */
 

@@ -223,7 +223,7 @@ static inline lshard_status enter(lshard_series *series, uint32_t layer, void *s
 {
 	lshard_status status;
 
-	if (series->state != SERIES_COMMITTED || group_aborted(series->group)) {
+	if (series->state != SERIES_COMMITTED || group_aborted(series->group) || !group_is_ours(series->group)) {
 		status = series_require(series, SERIES_COMMITTED, call);
 		if (status < 0)
 			return status;

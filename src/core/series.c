@@ -25,8 +25,23 @@ struct meeting_card series_card(const lshard_series *series, enum meeting meetin
 	return card;
 }
 
+/* Also in a child by fork: STATE, since the group is its parent's. */
+static lshard_status require_ours(lshard_series *series)
+{
+	char who[128];
+
+	if (group_is_ours(series->group))
+		return LSHARD_OK;
+	snprintf(who, sizeof who, SERIES_FORMAT, SERIES_NAMES(series));
+	return group_require_ours(series->group, who, &series->error);
+}
+
 lshard_status series_require(lshard_series *series, enum series_state state, const char *call)
 {
+	const lshard_status ours = require_ours(series);
+
+	if (ours < 0)
+		return ours;
 	if (group_aborted(series->group))
 		return lshard_fail(&series->error, LSHARD_ERR_ABORTED, SERIES_FORMAT ": the group was aborted",
 				   SERIES_NAMES(series));
@@ -50,8 +65,10 @@ lshard_status series_position(lshard_series *series, uint32_t layer, uint32_t *p
 
 static lshard_status check_tensor(lshard_series *series, uint32_t layer, uint32_t tensor, uint32_t *position)
 {
-	const lshard_status status = series_position(series, layer, position);
+	lshard_status status = require_ours(series);
 
+	if (status >= 0)
+		status = series_position(series, layer, position);
 	if (status < 0)
 		return status;
 	if (tensor >= series->scheme.layout.n_tensors)
@@ -235,6 +252,7 @@ free_series:
 lshard_status lshard_series_create(lshard_group *group, const lshard_series_options *options, lshard_series **series)
 {
 	lshard_status status;
+	char who[32];
 
 	if (!group)
 		return LSHARD_ERR_INVALID;
@@ -246,6 +264,9 @@ lshard_status lshard_series_create(lshard_group *group, const lshard_series_opti
 	if (!options->name || !*options->name || strlen(options->name) > 63)
 		return lshard_fail(&group->error, LSHARD_ERR_INVALID,
 				   "rank %d: a series needs a name of 1..63 characters", group->context.rank);
+	snprintf(who, sizeof who, "rank %d", group->context.rank);
+	if (group_require_ours(group, who, &group->error) < 0)
+		return LSHARD_ERR_STATE;
 	if (group_aborted(group))
 		return lshard_fail(&group->error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted",
 				   group->context.rank);
@@ -264,7 +285,8 @@ lshard_status lshard_series_destroy(lshard_series *series)
 	 * Readers still on a stream come before the memory goes. What else can fail there changes nothing for the
 	 * worse.
 	 */
-	if (series->state == SERIES_COMMITTED && pass_drain(series) == LSHARD_ERR_TIMEOUT)
+	if (series->state == SERIES_COMMITTED && group_is_ours(series->group) &&
+	    pass_drain(series) == LSHARD_ERR_TIMEOUT)
 		return LSHARD_ERR_TIMEOUT;
 	atomic_fetch_sub(&series->group->n_series, 1);
 	series_free(series);
@@ -364,6 +386,8 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 
 	if (!series || !stats || stats->struct_size != sizeof *stats)
 		return LSHARD_ERR_INVALID;
+	if (!group_is_ours(series->group))
+		return LSHARD_ERR_STATE;
 	scheme = &series->scheme;
 	counters = &series->counters;
 	scheme_leads(scheme, &leads);

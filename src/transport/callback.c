@@ -25,11 +25,13 @@ static void callback_free(struct callback *callback)
 {
 	const lshard_context given = callback->context, *context = &given;
 
-	if (callback->abandoned)
-		return; /* a collective may still come into these, and the worker back */
-	callback_drop_event(callback, callback->done);
-	pthread_cond_destroy(&callback->changed);
-	pthread_mutex_destroy(&callback->lock);
+	if (!context->forked(context)) {
+		if (callback->abandoned)
+			return; /* a collective may still come into these, and the worker back */
+		callback_drop_event(callback, callback->done);
+		pthread_cond_destroy(&callback->changed);
+		pthread_mutex_destroy(&callback->lock);
+	}
 	context->release(context, callback->queue);
 	context->release(context, callback->votes);
 	context->release(context, callback->cards);
@@ -151,9 +153,13 @@ end:
 	return status;
 }
 
+/* A child by fork has no worker to end, and maybe a lock that the worker held. */
 static void callback_close(lshard_transport *transport)
 {
-	make_end(callback_of(transport));
+	if (transport->context->forked(transport->context))
+		callback_free(callback_of(transport));
+	else
+		make_end(callback_of(transport));
 }
 
 /* Gives the worker a moment to leave the caller's functions: a program that aborts may be about to end. */

@@ -136,6 +136,10 @@ void callback_device_store_close(struct callback_store *store)
 	const struct callback *callback = callback_of(store->base.transport);
 	const lshard_context *context = store->base.transport->context;
 
+	if (context->forked(context)) {
+		context->release(context, store->gates);
+		return;
+	}
 	callback_drop_event(callback, store->point);
 	for (uint32_t cell = 0; store->gates && cell <= store->base.plan->cells; cell++) {
 		callback_drop_event(callback, store->gates[cell].ready);

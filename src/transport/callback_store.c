@@ -95,9 +95,9 @@ static bool take_own(const struct callback *callback, uint64_t bytes, void **blo
 
 static void give_own(const struct callback *callback, void *block)
 {
-	if (callback->on_device && block)
+	if (callback->on_device && block && !callback->context.forked(&callback->context))
 		callback->device.release(callback->context.callbacks.user, block);
-	else if (block)
+	else if (block && !callback->on_device)
 		callback->context.release(&callback->context, block);
 }
 
@@ -123,10 +123,12 @@ static void give_memory(struct callback_store *store, lshard_purpose purpose, vo
 {
 	const lshard_memory_source *source = &store->base.plan->memory_source;
 
-	if (source->allocate && block)
-		source->release(source->user, purpose, block);
-	else
+	const lshard_context *context = store->base.transport->context;
+
+	if (!source->allocate)
 		give_own(callback_of(store->base.transport), block);
+	else if (block && !context->forked(context))
+		source->release(source->user, purpose, block);
 }
 
 static void store_free(struct callback_store *store)
@@ -240,6 +242,10 @@ void callback_store_close(lshard_store *base)
 	const uint64_t deadline = callback_deadline(callback);
 	bool abandoned;
 
+	if (context->forked(context)) {
+		store_free(store);
+		return;
+	}
 	pthread_mutex_lock(&callback->lock);
 	while (store->outstanding > 0 && !callback->over && callback_pause(callback, deadline))
 		;

@@ -153,7 +153,8 @@ static void release_tables(struct cuda *cuda)
 {
 	const lshard_context *context = cuda->base.context;
 
-	pthread_mutex_destroy(&cuda->loans_lock);
+	if (!context->forked(context))
+		pthread_mutex_destroy(&cuda->loans_lock);
 	unison_free(&cuda->unison, context);
 	if (cuda->pace && !cuda->unsettled)
 		context->release(context, cuda->pace);
@@ -232,7 +233,8 @@ static void cuda_close(lshard_transport *transport)
 	cuda_loans_close(cuda);
 	control_close(&cuda->control);
 	mesh_close(&cuda->mesh);
-	cuda_device_close(cuda);
+	if (!transport->context->forked(transport->context)) /* the driver takes no calls in a child */
+		cuda_device_close(cuda);
 	release_tables(cuda);
 }
 

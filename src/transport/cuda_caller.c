@@ -73,15 +73,20 @@ void cuda_loans_settle(struct cuda *cuda)
 
 void cuda_loans_close(struct cuda *cuda)
 {
-	cuda_loans_settle(cuda);
+	const int forked = cuda->base.context->forked(cuda->base.context);
+
+	if (!forked)
+		cuda_loans_settle(cuda);
 	while (cuda->loans) {
 		struct cuda_loan *loan = cuda->loans;
 
 		cuda->loans = loan->next;
-		cuda->base.context->log(cuda->base.context, LSHARD_LOG_WARN,
-					"rank %d: the caller's memory at %p is not given back: another rank may still "
-					"read it",
-					(int)cuda->base.context->rank, loan->pointer);
+		if (!forked)
+			cuda->base.context->log(
+				cuda->base.context, LSHARD_LOG_WARN,
+				"rank %d: the caller's memory at %p is not given back: another rank may still "
+				"read it",
+				(int)cuda->base.context->rank, loan->pointer);
 		end_loan(cuda, loan, 0);
 	}
 }
@@ -96,6 +101,8 @@ void cuda_caller_close(struct cuda_store *store, int settled)
 			close(store->holds[rank]);
 	if (store->holds)
 		cuda->base.context->release(cuda->base.context, store->holds);
+	if (cuda->base.context->forked(cuda->base.context))
+		return;
 	if (store->lent_windows && settled)
 		source->release(source->user, LSHARD_FOR_WINDOWS, store->lent_windows);
 	pthread_mutex_lock(&cuda->loans_lock);

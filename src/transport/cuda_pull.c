@@ -305,7 +305,7 @@ void cuda_pulls_close(struct cuda_store *store)
 	if (!pulls)
 		return;
 	for (uint32_t i = 0; pulls->graphs && i < plan->layers; i++)
-		if (pulls->graphs[i])
+		if (pulls->graphs[i] && !context->forked(context))
 			cuda_of(store)->driver.graph_exec_destroy(pulls->graphs[i]);
 	if (pulls->graphs)
 		context->release(context, pulls->graphs);

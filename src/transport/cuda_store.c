@@ -438,14 +438,31 @@ static void free_memory(struct cuda *cuda, struct cuda_store *store)
 		cuda_range_free(cuda, &store->shares[rank]);
 }
 
+static void free_tables(struct cuda_store *store, int settled)
+{
+	const lshard_context *context = store->base.transport->context;
+
+	cuda_streams_close(store);
+	cuda_caller_close(store, settled);
+	cuda_layers_free(store);
+	if (store->shares)
+		context->release(context, store->shares);
+	context->release(context, store);
+}
+
 void cuda_store_close(lshard_store *base)
 {
 	struct cuda_store *store = (struct cuda_store *)base;
 	struct cuda *cuda = (struct cuda *)base->transport;
 	const lshard_context *context = base->transport->context;
-	const struct cuda_scope scope = cuda_enter(cuda);
+	struct cuda_scope scope;
 	int settled;
 
+	if (context->forked(context)) { /* the driver takes no calls in a child, which has none of its memory */
+		free_tables(store, 1);
+		return;
+	}
+	scope = cuda_enter(cuda);
 	settled = cuda_settle(store, 0) == LSHARD_OK;
 	if (settled)
 		free_memory(cuda, store);
@@ -454,12 +471,7 @@ void cuda_store_close(lshard_store *base)
 			     "rank %d, series '%s': its device memory is left to the end of the process, something may "
 			     "still use it: %s",
 			     (int)context->rank, base->plan->name, base->error.text);
-	cuda_streams_close(store);
-	cuda_caller_close(store, settled);
-	cuda_layers_free(store);
-	if (store->shares)
-		context->release(context, store->shares);
-	context->release(context, store);
+	free_tables(store, settled);
 	cuda_leave(cuda, scope);
 }
 

@@ -96,18 +96,26 @@ lshard_status cuda_streams_open(struct cuda_store *store, lshard_error *error)
 	return LSHARD_OK;
 }
 
-void cuda_streams_close(struct cuda_store *store)
+static void destroy_streams(struct cuda_store *store)
 {
 	struct cuda *cuda = cuda_of(&store->base);
-	const lshard_context *context = cuda->base.context;
 
-	cuda_pulls_close(store);
 	while (store->n_events)
 		cuda->driver.event_destroy(store->events[--store->n_events]);
 	if (store->captured_copies)
 		cuda->driver.stream_destroy(store->captured_copies);
 	if (store->copies)
 		cuda->driver.stream_destroy(store->copies);
+}
+
+void cuda_streams_close(struct cuda_store *store)
+{
+	struct cuda *cuda = cuda_of(&store->base);
+	const lshard_context *context = cuda->base.context;
+
+	cuda_pulls_close(store);
+	if (!context->forked(context))
+		destroy_streams(store);
 	if (store->events)
 		context->release(context, store->events);
 	if (store->cells)

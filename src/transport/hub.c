@@ -9,6 +9,7 @@
 #include "verdict.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +36,7 @@ struct member {
 struct lshard__hub {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	uint32_t users; /* members that have not left, plus rank 0 while ranks join */
+	atomic_uint users; /* members that have not left, plus rank 0 while ranks join */
 	int32_t size;
 	uint32_t timeout_ms;
 	struct lshard__hub_post *books; /* [size][pages], by sequence; NULL until somebody reserves */
@@ -99,7 +100,8 @@ static struct lshard__hub *hub_new(const lshard_context *context)
 		goto destroy_lock;
 	for (size_t rank = 0; rank < size; rank++)
 		hub->members[rank].last = NOTHING;
-	hub->users = 1; /* rank 0, from the beginning, so that nobody can be the last before all have joined */
+	atomic_init(&hub->users,
+		    1); /* rank 0, from the beginning, so that nobody can be the last before all have joined */
 	return hub;
 
 destroy_lock:
@@ -152,9 +154,7 @@ static lshard_status cards_check(const struct card *cards, int32_t size, lshard_
 
 static void count_in(struct lshard__hub *hub)
 {
-	pthread_mutex_lock(&hub->lock);
-	hub->users++;
-	pthread_mutex_unlock(&hub->lock);
+	atomic_fetch_add(&hub->users, 1);
 }
 
 static lshard_status gather_failed(const lshard_context *context, lshard_error *error)
@@ -504,12 +504,16 @@ void lshard__hub_abort(struct lshard__hub *hub, int32_t rank)
 
 void lshard__hub_leave(struct lshard__hub *hub, int32_t rank)
 {
-	bool last;
-
-	pthread_mutex_lock(&hub->lock);
-	member_goes(hub, rank);
-	last = --hub->users == 0;
-	pthread_mutex_unlock(&hub->lock);
-	if (last)
+	lshard__hub_abort(hub, rank);
+	if (atomic_fetch_sub(&hub->users, 1) == 1)
 		hub_free(hub);
+}
+
+/* The lock may be held by a thread that is not there. */
+void lshard__hub_drop(struct lshard__hub *hub)
+{
+	if (atomic_fetch_sub(&hub->users, 1) != 1)
+		return;
+	free(hub->books);
+	free(hub);
 }

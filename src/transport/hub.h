@@ -24,6 +24,8 @@ lshard_status lshard__hub_join(const lshard_context *context, const char *tag, b
 			       lshard_error *error);
 /* This rank is gone; the last one frees the hub. */
 void lshard__hub_leave(struct lshard__hub *hub, int32_t rank);
+/* In a child by fork: a rank's copy is not used any more; the last one frees the hub's. */
+void lshard__hub_drop(struct lshard__hub *hub);
 /* This rank is gone for the others, and all its calls return ABORTED. Any thread. */
 void lshard__hub_abort(struct lshard__hub *hub, int32_t rank);
 

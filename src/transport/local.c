@@ -82,7 +82,10 @@ static void local_close(lshard_transport *transport)
 {
 	struct local *local = local_of(transport);
 
-	lshard__hub_leave(local->hub, transport->context->rank);
+	if (transport->context->forked(transport->context))
+		lshard__hub_drop(local->hub);
+	else
+		lshard__hub_leave(local->hub, transport->context->rank);
 	local_free(transport->context, local);
 }
 

@@ -6,6 +6,7 @@
 #include "local.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,13 +24,13 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit)
 	return (bytes + unit - 1) / unit * unit;
 }
 
-static void share_drop(struct share *share, unsigned users)
+static void share_drop(struct share *share, unsigned users, bool forked)
 {
 	if (!share || users == 0 || atomic_fetch_sub(&share->users, users) != users)
 		return;
-	if (share->source.release)
+	if (share->source.release && !forked)
 		share->source.release(share->source.user, LSHARD_FOR_SHARE, share->memory);
-	else
+	else if (!share->source.release)
 		free(share->memory);
 	free(share);
 }
@@ -94,17 +95,17 @@ static void cells_close(struct local_store *store, const lshard_context *context
 {
 	const lshard_memory_source *source = &store->base.plan->memory_source;
 
-	if (source->allocate && store->cells_block)
-		source->release(source->user, LSHARD_FOR_WINDOWS, store->cells_block);
-	else
+	if (!source->allocate)
 		context->release(context, store->cells_block);
+	else if (store->cells_block && !context->forked(context))
+		source->release(source->user, LSHARD_FOR_WINDOWS, store->cells_block);
 }
 
 static void store_free(struct local_store *store, const lshard_context *context)
 {
 	if (!store)
 		return;
-	if (store->reserved)
+	if (store->reserved && !context->forked(context))
 		lshard__hub_unreserve(local_of(store->base.transport)->hub, context->rank, store->base.plan->cells);
 	cells_close(store, context);
 	context->release(context, store->queue);
@@ -168,7 +169,7 @@ static void shares_give_back(struct local *local)
 {
 	for (int32_t rank = 0; rank < local->base.context->size; rank++)
 		if (local->alive[rank])
-			share_drop(local->announcements[rank].share, 1);
+			share_drop(local->announcements[rank].share, 1, false);
 }
 
 lshard_status local_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened)
@@ -183,12 +184,12 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 	unsigned gone = 0;
 
 	if (status < 0) { /* nobody saw this rank's share */
-		share_drop(share, (unsigned)context->size);
+		share_drop(share, (unsigned)context->size, false);
 		goto free_store;
 	}
 	for (int32_t rank = 0; rank < context->size; rank++)
 		gone += !local->alive[rank];
-	share_drop(share, gone);
+	share_drop(share, gone, false);
 	status =
 		share ? shares_attach(local, store)
 		      : lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
@@ -214,7 +215,7 @@ void local_store_close(lshard_store *base)
 	const lshard_context *context = base->transport->context;
 
 	for (int32_t rank = 0; rank < context->size; rank++)
-		share_drop(store->shares[rank], 1);
+		share_drop(store->shares[rank], 1, context->forked(context));
 	store_free(store, context);
 }
 

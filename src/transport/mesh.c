@@ -269,7 +269,7 @@ static void drop_packet(struct mesh_packet *packet)
 	*packet = (struct mesh_packet){.fd = -1};
 }
 
-/* Shut down first: a child that the program forked may hold a copy of the descriptor. */
+/* Shut down first: a child that the program forked may hold a copy of the descriptor. But not by that child. */
 void mesh_close(struct mesh *mesh)
 {
 	const lshard_context *context = mesh->context;
@@ -280,7 +280,8 @@ void mesh_close(struct mesh *mesh)
 		drop_packet(&peer->inbox[0]);
 		drop_packet(&peer->inbox[1]);
 		if (peer->fd >= 0) {
-			shutdown(peer->fd, SHUT_RDWR);
+			if (!context->forked(context))
+				shutdown(peer->fd, SHUT_RDWR);
 			close(peer->fd);
 		}
 	}

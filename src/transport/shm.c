@@ -50,7 +50,8 @@ static void shm_close(lshard_transport *transport)
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
 
-	shm_copier_close(&shm->copier);
+	if (!context->forked(context)) /* a child has no copy of the thread, and maybe a lock that it held */
+		shm_copier_close(&shm->copier);
 	control_close(&shm->control);
 	mesh_close(&shm->mesh);
 	unison_free(&shm->unison, context);

@@ -363,7 +363,8 @@ void shm_store_close(lshard_store *base)
 	struct shm_store *store = (struct shm_store *)base;
 	const lshard_context *context = base->transport->context;
 
-	shm_copier_forget(&((struct shm *)base->transport)->copier, store);
+	if (!context->forked(context))
+		shm_copier_forget(&((struct shm *)base->transport)->copier, store);
 	if (store->requests)
 		context->release(context, store->requests);
 	if (store->layers)

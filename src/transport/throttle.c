@@ -237,8 +237,10 @@ static void throttle_close(lshard_transport *transport)
 {
 	struct throttle *throttle = throttle_of(transport);
 
-	pthread_cond_destroy(&throttle->changed);
-	pthread_mutex_destroy(&throttle->lock);
+	if (!transport->context->forked(transport->context)) { /* in a child a thread that is not there may hold them */
+		pthread_cond_destroy(&throttle->changed);
+		pthread_mutex_destroy(&throttle->lock);
+	}
 	lshard__wrapper_close(transport);
 }
 
@@ -297,7 +299,8 @@ static void throttle_store_close(lshard_store *base)
 {
 	const lshard_context *context = base->transport->context;
 
-	drop_all(base);
+	if (!context->forked(context))
+		drop_all(base);
 	context->release(context, store_of(base)->transfers);
 	lshard__wrapper_store_close(base);
 }

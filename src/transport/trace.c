@@ -4,19 +4,25 @@
  * or chrome://tracing. With more than one rank, FILE gets ".<rank>" before its extension. One track shows the
  * transfers, one the waits that blocked and the reads; a rank is a process. Nothing is allocated per event, and a full
  * disk never stops the program: it is logged once.
+ *
+ * Lines are gathered here and not by stdio, whose buffers a child of the program's writes once more when it ends.
  */
 #include "clock.h"
 #include "transports.h"
 #include "wrapper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
-#include <stdatomic.h>
+#include <pthread.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define BUFFER_BYTES 65536u
+#define LINE_BYTES   1024u
 #define PATH_BYTES   4096u
 
 /* Tracks ("threads" of the format). */
@@ -30,9 +36,11 @@ struct journey {
 
 struct trace {
 	struct lshard__wrapper wrapper;
-	FILE *file;
-	char *buffer; /* of the file */
-	atomic_bool broken;
+	int file;
+	pthread_mutex_t lock; /* of what follows: series are used from different threads */
+	char *buffer;         /* [BUFFER_BYTES] what is not written yet */
+	size_t used;
+	bool broken;
 };
 
 struct trace_store {
@@ -57,59 +65,79 @@ static struct trace_store *store_of(lshard_store *store)
 #define US_FORMAT     "%" PRIu64 ".%03" PRIu64
 #define US_VALUES(ns) (uint64_t)(ns) / 1000u, (uint64_t)(ns) % 1000u
 
-static void check_written(struct trace *trace, int written)
+/* With the lock. */
+static void write_out(struct trace *trace)
 {
 	const lshard_context *context = trace->wrapper.base.context;
+	size_t done = 0;
 
-	if (written >= 0 || atomic_exchange(&trace->broken, true))
-		return;
-	context->log(context, LSHARD_LOG_WARN, "rank %d: the trace cannot be written and ends here: %s",
-		     (int)context->rank, strerror(errno));
+	while (done < trace->used && !trace->broken) {
+		ssize_t written = write(trace->file, trace->buffer + done, trace->used - done);
+
+		if (written >= 0) {
+			done += (size_t)written;
+		} else if (errno != EINTR) {
+			trace->broken = true;
+			context->log(context, LSHARD_LOG_WARN, "rank %d: the trace cannot be written and ends here: %s",
+				     (int)context->rank, strerror(errno));
+		}
+	}
+	trace->used = 0;
 }
 
-/* The file is one line per event; stdio keeps events of different threads apart. */
+__attribute__((format(printf, 2, 3))) static void add_line(struct trace *trace, const char *format, ...)
+{
+	char line[LINE_BYTES];
+	va_list arguments;
+	size_t length;
+
+	va_start(arguments, format);
+	length = (size_t)vsnprintf(line, sizeof line, format, arguments);
+	va_end(arguments);
+	pthread_mutex_lock(&trace->lock);
+	if (trace->used + length > BUFFER_BYTES)
+		write_out(trace);
+	memcpy(trace->buffer + trace->used, line, length);
+	trace->used += length;
+	pthread_mutex_unlock(&trace->lock);
+}
+
 static void write_transfer(lshard_store *base, uint32_t cell, const struct journey *journey, uint64_t from_ns,
 			   uint64_t to_ns)
 {
-	struct trace *trace = trace_of(base->transport);
-
-	check_written(trace, fprintf(trace->file,
-				     ",\n{\"ph\":\"X\",\"cat\":\"transfer\",\"pid\":%d,\"tid\":%d,\"ts\":" US_FORMAT
-				     ",\"dur\":" US_FORMAT ",\"name\":\"position %u -> window %u\",\"args\":{"
-				     "\"series\":\"%s\",\"position\":%u,\"window\":%u,\"bytes\":%" PRIu64 "}}",
-				     (int)base->transport->context->rank, LINK, US_VALUES(from_ns),
-				     US_VALUES(to_ns - from_ns), journey->position, cell, store_of(base)->name,
-				     journey->position, cell, lshard__wrapper_bytes_in(base, journey->position)));
+	add_line(trace_of(base->transport),
+		 ",\n{\"ph\":\"X\",\"cat\":\"transfer\",\"pid\":%d,\"tid\":%d,\"ts\":" US_FORMAT ",\"dur\":" US_FORMAT
+		 ",\"name\":\"position %u -> window %u\",\"args\":{"
+		 "\"series\":\"%s\",\"position\":%u,\"window\":%u,\"bytes\":%" PRIu64 "}}",
+		 (int)base->transport->context->rank, LINK, US_VALUES(from_ns), US_VALUES(to_ns - from_ns),
+		 journey->position, cell, store_of(base)->name, journey->position, cell,
+		 lshard__wrapper_bytes_in(base, journey->position));
 }
 
 static void write_call(lshard_store *base, const char *call, uint32_t position, uint64_t from_ns, uint64_t takes_ns)
 {
-	struct trace *trace = trace_of(base->transport);
-
-	check_written(trace, fprintf(trace->file,
-				     ",\n{\"ph\":\"X\",\"cat\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":" US_FORMAT
-				     ",\"dur\":" US_FORMAT ",\"name\":\"%s for position %u\",\"args\":{"
-				     "\"series\":\"%s\",\"position\":%u}}",
-				     call, (int)base->transport->context->rank, PROGRAM, US_VALUES(from_ns),
-				     US_VALUES(takes_ns), call, position, store_of(base)->name, position));
+	add_line(trace_of(base->transport),
+		 ",\n{\"ph\":\"X\",\"cat\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":" US_FORMAT ",\"dur\":" US_FORMAT
+		 ",\"name\":\"%s for position %u\",\"args\":{\"series\":\"%s\",\"position\":%u}}",
+		 call, (int)base->transport->context->rank, PROGRAM, US_VALUES(from_ns), US_VALUES(takes_ns), call,
+		 position, store_of(base)->name, position);
 }
 
-static int write_name(FILE *file, int rank, int track, const char *kind, const char *name)
+static void add_name(struct trace *trace, int track, const char *kind, const char *name)
 {
-	return fprintf(file, "%s{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":\"%s\"}}",
-		       track == 0 ? "" : ",\n", rank, track, kind, name);
+	add_line(trace, "%s{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":\"%s\"}}",
+		 track == 0 ? "" : ",\n", (int)trace->wrapper.base.context->rank, track, kind, name);
 }
 
 static void write_head(struct trace *trace)
 {
-	int rank = (int)trace->wrapper.base.context->rank;
 	char name[32];
 
-	snprintf(name, sizeof name, "rank %d", rank);
-	check_written(trace, fprintf(trace->file, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n"));
-	check_written(trace, write_name(trace->file, rank, 0, "process_name", name));
-	check_written(trace, write_name(trace->file, rank, PROGRAM, "thread_name", "program"));
-	check_written(trace, write_name(trace->file, rank, LINK, "thread_name", "link"));
+	snprintf(name, sizeof name, "rank %d", (int)trace->wrapper.base.context->rank);
+	add_line(trace, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
+	add_name(trace, 0, "process_name", name);
+	add_name(trace, PROGRAM, "thread_name", "program");
+	add_name(trace, LINK, "thread_name", "link");
 }
 
 /* ---- Opening --------------------------------------------------------------------------------------------------- */
@@ -149,18 +177,17 @@ static lshard_status file_open(struct trace *trace, lshard_error *error)
 
 	if (status < 0)
 		return status;
-	trace->file = fopen(path, "we");
-	if (!trace->file)
+	trace->file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+	if (trace->file < 0)
 		return lshard_fail(error, LSHARD_ERR_SYSTEM, "trace: rank %d cannot write '%.300s': %s",
 				   (int)context->rank, path, strerror(errno));
 	trace->buffer = context->allocate(context, BUFFER_BYTES);
-	if (!trace->buffer) {
-		fclose(trace->file);
-		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "trace: rank %d has no memory for its buffer",
-				   (int)context->rank);
-	}
-	setvbuf(trace->file, trace->buffer, _IOFBF, BUFFER_BYTES);
-	return LSHARD_OK;
+	if (trace->buffer && pthread_mutex_init(&trace->lock, NULL) == 0)
+		return LSHARD_OK;
+	close(trace->file);
+	context->release(context, trace->buffer);
+	return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "trace: rank %d has no memory for its buffer",
+			   (int)context->rank);
 }
 
 static lshard_status trace_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
@@ -185,8 +212,12 @@ static void trace_close(lshard_transport *transport)
 {
 	struct trace *trace = trace_of(transport);
 
-	check_written(trace, fprintf(trace->file, "\n]}\n"));
-	check_written(trace, fclose(trace->file) == 0 ? 0 : -1);
+	if (!transport->context->forked(transport->context)) { /* a child has a copy of lines that are its parent's */
+		add_line(trace, "\n]}\n");
+		write_out(trace);
+		pthread_mutex_destroy(&trace->lock);
+	}
+	close(trace->file);
 	transport->context->release(transport->context, trace->buffer);
 	lshard__wrapper_close(transport);
 }

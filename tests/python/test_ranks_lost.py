@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import time
+import traceback
 
 import pytest
 
@@ -92,12 +93,24 @@ def forks(group):
     if child == 0:
         try:
             signal.alarm(30)
+            for call in (
+                lambda: series.reach(0),
+                lambda: series.wait(0),
+                lambda: series.address(0, 0),
+                lambda: series.update_begin(),
+                lambda: group.series("v", **OPTIONS),
+            ):
+                with pytest.raises(layershard.WrongState, match="fork"):
+                    call()
+            group.abort()
             group.close()
             del series, group
             gc.collect()
             atexit._run_exitfuncs()
-        finally:
-            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     check_pass(series, SIZES)
     series.update_begin()
