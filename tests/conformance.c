@@ -98,6 +98,7 @@ int main(int count, char **arguments)
 		cmocka_unit_test(captured_passes_are_replayed),
 		cmocka_unit_test(nothing_stays_on_the_device),
 		cmocka_unit_test(children_by_fork_are_no_ranks),
+		cmocka_unit_test(a_dead_rank_is_gone_although_its_child_lives),
 	};
 
 	if (!take_arguments(count, arguments)) {

@@ -154,5 +154,6 @@ void a_changed_byte_is_found(void **state);
 void captured_passes_are_replayed(void **state);
 void nothing_stays_on_the_device(void **state);
 void children_by_fork_are_no_ranks(void **state);
+void a_dead_rank_is_gone_although_its_child_lives(void **state);
 
 #endif

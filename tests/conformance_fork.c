@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * conformance_fork.c - the part of the conformance suite in which a rank forks: a child has a copy of the group, is
- * told so by every call, and whatever it does there is nothing to its parent's group.
+ * told so by every call, and whatever it does there is nothing to its parent's group. Nor is a rank that has died kept
+ * alive by it.
  */
 #include "conformance.h"
 
@@ -215,4 +216,70 @@ void children_by_fork_are_no_ranks(void **state)
 	assert_int_equal(team_run(subject.kind, 3, forking_body, &placement), 0);
 	placement = LSHARD_STRIPED;
 	assert_int_equal(team_run(subject.kind, 2, forking_body, &placement), 0);
+}
+
+/* ---- A rank dies and its child lives on ------------------------------------------------------------------------ */
+
+/* It has all that its parent had open, for longer than anybody waits; the test ends it. */
+static void outlive_the_rank(volatile pid_t *child)
+{
+	pid_t forked;
+
+	fflush(NULL);
+	forked = fork();
+	if (forked == 0) {
+		alarm(60);
+		pause();
+		_exit(0);
+	}
+	*child = forked;
+}
+
+static bool is_seen_dead(struct rank *rank)
+{
+	lshard_status status;
+
+	do /* as a group does that goes on; the rank may still be dying */
+		status = lshard_series_verify(rank->series, NULL);
+	while (status == LSHARD_OK);
+	EXPECT(rank->member, status == LSHARD_ERR_PEER_FAILED, "%s: %s", lshard_status_name(status),
+	       lshard_series_error(rank->series));
+	EXPECT(rank->member, strstr(lshard_series_error(rank->series), "rank 1"), "%s",
+	       lshard_series_error(rank->series));
+	return true;
+failed:
+	return false;
+}
+
+static int dying_body(const struct member *member)
+{
+	volatile pid_t *child = member->user;
+	struct setting setting = plain_setting(member);
+	struct rank rank = {0};
+	bool right;
+
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	if (member->rank == 1) {
+		outlive_the_rank(child);
+		team_dies(member);
+		raise(SIGKILL);
+	}
+	right = is_seen_dead(&rank) && one_pass(&rank);
+	return !rank_close(&rank) || !right;
+}
+
+void a_dead_rank_is_gone_although_its_child_lives(void **state)
+{
+	pid_t *child = shared_new(sizeof *child);
+
+	(void)state;
+	if (strcmp(subject.kind, "forks") != 0 || subject.callbacks) {
+		printf("does not apply: ranks of %s are threads\n", subject.spec);
+	} else {
+		assert_int_equal(team_run(subject.kind, 3, dying_body, child), 0);
+		assert_true(*child > 0);
+		assert_int_equal(kill(*child, SIGKILL), 0); /* it was there all the time */
+	}
+	shared_free(child, sizeof *child);
 }

@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -387,6 +388,68 @@ static void silent_connections_stop_nobody(void **state)
 	assert_int_equal(team_of_processes(4, meets_among_silent_ones, NULL), 0);
 }
 
+/* Which rank dies after all have met, and its child, which has its connections and lives on. */
+struct survived {
+	int32_t dies;
+	pid_t child;
+};
+
+static void die_before_the_child(const struct member *member, struct survived *survived)
+{
+	pid_t forked = fork();
+
+	if (forked == 0) {
+		alarm(60);
+		pause();
+		_exit(0);
+	}
+	survived->child = forked;
+	team_dies(member);
+	raise(SIGKILL);
+}
+
+static int its_child_lives(const struct member *member)
+{
+	struct survived *survived = member->user;
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	char name[16];
+	int32_t all[3];
+
+	EXPECT(member, lshard__rendezvous_open(&context, job_of(member), &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	if (member->rank == survived->dies)
+		die_before_the_child(member, survived);
+	snprintf(name, sizeof name, "rank %d", (int)survived->dies);
+	EXPECT(member, bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]) != 0,
+	       "it came to an end");
+	EXPECT(member, lshard__rendezvous_failure(rendezvous) == LSHARD_ERR_PEER_FAILED, "%s",
+	       lshard__rendezvous_error(rendezvous)->text);
+	EXPECT(member, strstr(lshard__rendezvous_error(rendezvous)->text, name) != NULL, "%s",
+	       lshard__rendezvous_error(rendezvous)->text);
+	lshard__rendezvous_close(rendezvous);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+static void a_dead_rank_is_seen_although_its_child_lives(void **state)
+{
+	struct survived *survived =
+		mmap(NULL, sizeof *survived, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	(void)state;
+	assert_true(survived != MAP_FAILED);
+	for (survived->dies = 0; survived->dies < 2; survived->dies++) {
+		assert_int_equal(team_of_processes(3, its_child_lives, survived), 0);
+		assert_int_equal(kill(survived->child, SIGKILL), 0); /* it was there all the time */
+	}
+	munmap(survived, sizeof *survived);
+}
+
 /* A rank that was stopped after it connected is the one that is named, and not one that came. */
 static int one_is_silent(const struct member *member)
 {
@@ -402,7 +465,7 @@ static int one_is_silent(const struct member *member)
 		return opens_badly(member, 2, 3, LONG_MS, &expected);
 	fd = connect_to(name);
 	EXPECT(member, fd >= 0, "connecting");
-	EXPECT(member, lshard__socket_wait(fd, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK,
+	EXPECT(member, lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK,
 	       "rank 0 never gave up");
 	EXPECT(member, recv(fd, name, sizeof name, 0) > 0, "rank 0 did not say why");
 	close(fd);
@@ -523,6 +586,7 @@ int main(void)
 		cmocka_unit_test(different_sizes_are_named),
 		cmocka_unit_test(late_ranks_are_waited_for),
 		cmocka_unit_test(a_dead_rank_is_seen_at_once),
+		cmocka_unit_test(a_dead_rank_is_seen_although_its_child_lives),
 		cmocka_unit_test(a_rank_that_stays_away_is_named_to_all),
 		cmocka_unit_test(silent_connections_stop_nobody),
 		cmocka_unit_test(a_rank_that_connects_and_says_nothing_is_named),

@@ -41,7 +41,8 @@ struct frame {
 };
 
 struct member {
-	int fd; /* -1: not here */
+	int fd;      /* -1: not here */
+	int process; /* readable once it has ended, see lshard__socket_peer_process; -1: not known */
 	pid_t pid;
 	int heard;  /* it said all we wait for now: its hello, its contribution */
 	size_t got; /* bytes of its frame and contribution that came so far */
@@ -54,11 +55,19 @@ struct lshard__rendezvous {
 	lshard_status failure;      /* of the last all-gather, if it failed */
 	int listener;               /* rank 0, while ranks are missing */
 	int root;                   /* others: the connection to rank 0 */
+	int process;                /* others: of rank 0, as that of a member */
 	struct member *members;     /* rank 0: [size]; its own entry is unused */
 	struct lshard__lobby lobby; /* rank 0, while ranks are missing */
-	struct pollfd *polled;      /* rank 0: [size] members, then the lobby's */
+	struct pollfd *polled;      /* rank 0: [size] members, [size] their processes, then the lobby's */
 	char job[64];
 };
+
+static void close_if_open(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
 
 /* ---- names ---- */
 
@@ -134,7 +143,7 @@ static lshard_status welcome(lshard__rendezvous *r)
 	struct lshard__newcomer newcomer;
 	struct hello hello;
 
-	if (lshard__lobby_hear(&r->lobby, r->polled + r->context->size) < 0)
+	if (lshard__lobby_hear(&r->lobby, r->polled + 2 * r->context->size) < 0)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': accept: %s", r->job, strerror(errno));
 	while (lshard__lobby_next(&r->lobby, &newcomer)) {
 		lshard_status status;
@@ -146,7 +155,10 @@ static lshard_status welcome(lshard__rendezvous *r)
 			close(newcomer.fd);
 			return status;
 		}
-		r->members[hello.rank] = (struct member){.fd = newcomer.fd, .pid = newcomer.pid, .heard = 1};
+		r->members[hello.rank] = (struct member){.fd = newcomer.fd,
+							 .process = lshard__socket_peer_process(newcomer.fd),
+							 .pid = newcomer.pid,
+							 .heard = 1};
 	}
 	return LSHARD_OK;
 }
@@ -165,9 +177,11 @@ static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 	size_t count;
 	int ready;
 
-	for (int32_t rank = 0; rank < size; rank++)
+	for (int32_t rank = 0; rank < size; rank++) {
 		r->polled[rank] = (struct pollfd){.fd = r->members[rank].fd, .events = POLLIN};
-	count = (size_t)size + lshard__lobby_poll(&r->lobby, r->listener, r->polled + size);
+		r->polled[size + rank] = (struct pollfd){.fd = r->members[rank].process, .events = POLLIN};
+	}
+	count = 2 * (size_t)size + lshard__lobby_poll(&r->lobby, r->listener, r->polled + 2 * size);
 	ready = poll(r->polled, count, lshard__left_ms(deadline));
 	if (ready > 0 || (ready < 0 && errno == EINTR))
 		return LSHARD_OK;
@@ -176,6 +190,12 @@ static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 	missing = find_missing(r);
 	return lshard_fail(&r->error, LSHARD_ERR_TIMEOUT, "rank 0 waited %u ms for %s of job '%s'",
 			   (unsigned)r->context->timeout_ms, lshard__ranks_text(&missing), r->job);
+}
+
+/* With nothing left to be heard: its socket may live on in a child of its. */
+static int has_ended(const lshard__rendezvous *r, int32_t rank)
+{
+	return !r->polled[rank].revents && r->polled[r->context->size + rank].revents;
 }
 
 static int all_heard(const lshard__rendezvous *r)
@@ -212,7 +232,9 @@ static lshard_status gather_members(lshard__rendezvous *r, uint64_t deadline)
 		lshard_status status = await_members(r, deadline);
 
 		for (int32_t rank = 1; rank < r->context->size && status == LSHARD_OK; rank++)
-			if (r->polled[rank].fd >= 0 && r->polled[rank].revents)
+			if (has_ended(r, rank))
+				status = left_early(r, rank);
+			else if (r->polled[rank].fd >= 0 && r->polled[rank].revents)
 				status = hear_early(r, rank);
 		if (status == LSHARD_OK)
 			status = welcome(r);
@@ -260,10 +282,12 @@ static lshard_status gather_parts(lshard__rendezvous *r, char *receive, size_t b
 		lshard_status status = await_members(r, deadline);
 
 		for (int32_t rank = 1; rank < size && status == LSHARD_OK; rank++) {
-			if (!r->polled[rank].revents)
-				continue;
-			status = r->members[rank].heard ? left_early(r, rank)
-							: take_part(r, rank, receive + (size_t)rank * bytes, bytes);
+			if (has_ended(r, rank))
+				status = left_early(r, rank);
+			else if (r->polled[rank].revents)
+				status = r->members[rank].heard
+						 ? left_early(r, rank)
+						 : take_part(r, rank, receive + (size_t)rank * bytes, bytes);
 		}
 		if (status != LSHARD_OK)
 			return status;
@@ -316,7 +340,7 @@ static lshard_status no_answer(lshard__rendezvous *r, lshard_status status)
 static lshard_status hear_root(lshard__rendezvous *r, int fd, void *into, size_t bytes, uint64_t deadline)
 {
 	struct frame frame;
-	lshard_status status = lshard__socket_receive(fd, &frame, sizeof frame, deadline);
+	lshard_status status = lshard__socket_receive(fd, r->process, &frame, sizeof frame, deadline);
 	char text[sizeof r->error.text];
 
 	if (status != LSHARD_OK)
@@ -324,7 +348,8 @@ static lshard_status hear_root(lshard__rendezvous *r, int fd, void *into, size_t
 	if (frame.magic != MAGIC || (frame.status == LSHARD_OK ? frame.bytes != bytes : frame.bytes >= sizeof text))
 		return lshard_fail(&r->error, LSHARD_ERR_MISMATCH,
 				   "job '%s': rank 0 speaks another version of this library", r->job);
-	status = lshard__socket_receive(fd, frame.status == LSHARD_OK ? into : text, (size_t)frame.bytes, deadline);
+	status = lshard__socket_receive(fd, r->process, frame.status == LSHARD_OK ? into : text, (size_t)frame.bytes,
+					deadline);
 	if (status != LSHARD_OK)
 		return no_answer(r, status);
 	if (frame.status == LSHARD_OK)
@@ -340,7 +365,7 @@ static void give_up_in_time(const lshard__rendezvous *r, int fd, uint64_t deadli
 	uint32_t timeout_ms = r->context->timeout_ms;
 	uint32_t early_ms = timeout_ms / 8 < 100 ? timeout_ms / 8 : 100;
 
-	if (lshard__socket_wait(fd, POLLIN, deadline - early_ms * (uint64_t)1000000) == LSHARD_ERR_TIMEOUT)
+	if (lshard__socket_wait(fd, r->process, POLLIN, deadline - early_ms * (uint64_t)1000000) == LSHARD_ERR_TIMEOUT)
 		(void)lshard__socket_send(fd, &timeout_ms, sizeof timeout_ms, deadline);
 }
 
@@ -357,6 +382,9 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM,
 				   "job '%s': process %d that listens under its name belongs to user %lu, not %lu",
 				   r->job, (int)pid, (unsigned long)uid, (unsigned long)geteuid());
+	r->process = lshard__socket_peer_process(fd);
+	if (r->process < 0 && errno == ESRCH) /* a child of its still listens */
+		return no_answer(r, LSHARD_ERR_PEER_FAILED);
 	status = lshard__socket_send(fd, &hello, sizeof hello, deadline);
 	/* Rank 0 may have closed after telling why: then the answer is there although the hello does not go. */
 	if (status == LSHARD_ERR_TIMEOUT || status == LSHARD_ERR_SYSTEM)
@@ -403,6 +431,7 @@ static lshard_status challenge(lshard__rendezvous *r, const char *name, uint64_t
 		return LSHARD_IN_PROGRESS;
 	status = introduce(r, fd, deadline);
 	close(fd);
+	close_if_open(&r->process);
 	return status == LSHARD_ERR_PEER_FAILED ? LSHARD_IN_PROGRESS : status;
 }
 
@@ -463,13 +492,14 @@ static lshard__rendezvous *allocate(const lshard_context *context, const char *j
 	r->context = context;
 	r->listener = -1;
 	r->root = -1;
+	r->process = -1;
 	snprintf(r->job, sizeof r->job, "%s", job);
 	if (context->rank)
 		return r;
 	r->members = context->allocate(context, size * sizeof *r->members);
-	r->polled = context->allocate(context, (size + lshard__lobby_polls(context->size)) * sizeof *r->polled);
+	r->polled = context->allocate(context, (2 * size + lshard__lobby_polls(context->size)) * sizeof *r->polled);
 	for (size_t i = 0; r->members && i < size; i++)
-		r->members[i].fd = -1;
+		r->members[i].fd = r->members[i].process = -1;
 	if (lshard__lobby_open(&r->lobby, context) && r->members && r->polled)
 		return r;
 	lshard__rendezvous_close(r);
@@ -514,13 +544,13 @@ void lshard__rendezvous_close(lshard__rendezvous *r)
 {
 	if (!r)
 		return;
-	if (r->listener >= 0)
-		close(r->listener);
-	if (r->root >= 0)
-		close(r->root);
-	for (int32_t rank = 1; r->members && rank < r->context->size; rank++)
-		if (r->members[rank].fd >= 0)
-			close(r->members[rank].fd);
+	close_if_open(&r->listener);
+	close_if_open(&r->root);
+	close_if_open(&r->process);
+	for (int32_t rank = 1; r->members && rank < r->context->size; rank++) {
+		close_if_open(&r->members[rank].fd);
+		close_if_open(&r->members[rank].process);
+	}
 	lshard__lobby_close(&r->lobby);
 	if (r->polled)
 		r->context->release(r->context, r->polled);

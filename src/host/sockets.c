@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -109,26 +110,62 @@ int lshard__socket_peer(int fd, pid_t *pid, uid_t *uid)
 	return 0;
 }
 
-lshard_status lshard__socket_wait(int fd, short events, uint64_t deadline_ns)
+/* Not in the headers of every system that has it; some architectures have numbers of their own. */
+#if !defined(SO_PEERPIDFD) && (defined(__x86_64__) || defined(__aarch64__) || defined(__riscv))
+#define SO_PEERPIDFD 77
+#endif
+
+/*
+ * By number where the kernel cannot say it of the socket. The number may be another process's by now, but then the peer
+ * has ended: its end is seen late, by the connection alone, and never where there was none.
+ */
+static int process_by_number(int fd)
 {
-	struct pollfd poll_fd = {.fd = fd, .events = events};
+	pid_t pid;
+	uid_t uid;
+
+	if (lshard__socket_peer(fd, &pid, &uid))
+		return -1;
+	errno = EINVAL; /* 0: it has no number in this process namespace */
+	return pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+}
+
+int lshard__socket_peer_process(int fd)
+{
+#ifdef SO_PEERPIDFD
+	int process = -1;
+	socklen_t length = sizeof process;
+
+	if (!getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &process, &length))
+		return process;
+	if (errno == ESRCH || errno == EMFILE || errno == ENFILE)
+		return -1;
+#endif
+	return process_by_number(fd);
+}
+
+lshard_status lshard__socket_wait(int fd, int process, short events, uint64_t deadline_ns)
+{
+	struct pollfd polled[2] = {{.fd = fd, .events = events}, {.fd = process, .events = POLLIN}};
 	int ready;
 
 	do
-		ready = poll(&poll_fd, 1, lshard__left_ms(deadline_ns));
+		ready = poll(polled, 2, lshard__left_ms(deadline_ns));
 	while (ready < 0 && errno == EINTR);
 	if (ready < 0)
 		return LSHARD_ERR_SYSTEM;
+	if (ready && !polled[0].revents)
+		return LSHARD_ERR_PEER_FAILED;
 	return ready ? LSHARD_OK : LSHARD_ERR_TIMEOUT;
 }
 
 /* What a failed send or receive means; OK: try again. */
-static lshard_status after_failure(int fd, short events, uint64_t deadline_ns)
+static lshard_status after_failure(int fd, int process, short events, uint64_t deadline_ns)
 {
 	if (errno == EINTR)
 		return LSHARD_OK;
 	if (errno == EAGAIN || errno == EWOULDBLOCK)
-		return lshard__socket_wait(fd, events, deadline_ns);
+		return lshard__socket_wait(fd, process, events, deadline_ns);
 	return errno == EPIPE || errno == ECONNRESET ? LSHARD_ERR_PEER_FAILED : LSHARD_ERR_SYSTEM;
 }
 
@@ -140,7 +177,7 @@ lshard_status lshard__socket_send(int fd, const void *bytes, size_t count, uint6
 		ssize_t sent = send(fd, next, count, MSG_NOSIGNAL);
 
 		if (sent < 0) {
-			lshard_status status = after_failure(fd, POLLOUT, deadline_ns);
+			lshard_status status = after_failure(fd, -1, POLLOUT, deadline_ns);
 
 			if (status != LSHARD_OK)
 				return status;
@@ -152,7 +189,7 @@ lshard_status lshard__socket_send(int fd, const void *bytes, size_t count, uint6
 	return LSHARD_OK;
 }
 
-lshard_status lshard__socket_receive(int fd, void *bytes, size_t count, uint64_t deadline_ns)
+lshard_status lshard__socket_receive(int fd, int process, void *bytes, size_t count, uint64_t deadline_ns)
 {
 	char *next = bytes;
 
@@ -162,7 +199,7 @@ lshard_status lshard__socket_receive(int fd, void *bytes, size_t count, uint64_t
 		if (got == 0)
 			return LSHARD_ERR_PEER_FAILED;
 		if (got < 0) {
-			lshard_status status = after_failure(fd, POLLIN, deadline_ns);
+			lshard_status status = after_failure(fd, process, POLLIN, deadline_ns);
 
 			if (status != LSHARD_OK)
 				return status;

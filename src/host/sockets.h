@@ -30,10 +30,20 @@ int lshard__socket_accept(int listener);
 /* Who is at the other end. Returns 0, or -1 and errno. */
 int lshard__socket_peer(int fd, pid_t *pid, uid_t *uid);
 
-/* Wait for one descriptor to be readable (POLLIN) or writable (POLLOUT). */
-lshard_status lshard__socket_wait(int fd, short events, uint64_t deadline_ns);
+/*
+ * A descriptor that is readable once the process at the other end has ended: the connection may outlive it in a child
+ * that it forked. Or -1 and errno: ESRCH where it has ended, EMFILE and the like where there is no room; anything else
+ * where the kernel has none for that process (before Linux 5.3, or in another process namespace before 6.5).
+ */
+int lshard__socket_peer_process(int fd);
+
+/*
+ * Wait for one descriptor to be readable (POLLIN) or writable (POLLOUT). PEER_FAILED when nothing is there and @p
+ * process, of lshard__socket_peer_process or -1, has ended.
+ */
+lshard_status lshard__socket_wait(int fd, int process, short events, uint64_t deadline_ns);
 lshard_status lshard__socket_send(int fd, const void *bytes, size_t count, uint64_t deadline_ns);
-lshard_status lshard__socket_receive(int fd, void *bytes, size_t count, uint64_t deadline_ns);
+lshard_status lshard__socket_receive(int fd, int process, void *bytes, size_t count, uint64_t deadline_ns);
 
 /* What came with a packet. */
 struct lshard__attached {

@@ -217,6 +217,23 @@ static lshard_status deal_cards(struct mesh *mesh, const struct card *mine, stru
 	return LSHARD_OK;
 }
 
+/* A child that a rank forks has its sockets too: the rank's end is seen by its process, where the kernel shows it. */
+static lshard_status watch_processes(struct mesh *mesh)
+{
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
+		struct mesh_peer *peer = &mesh->peers[rank];
+
+		if (peer->fd < 0)
+			continue;
+		peer->process = lshard__socket_peer_process(peer->fd);
+		if (peer->process < 0 && (errno == EMFILE || errno == ENFILE))
+			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "watching rank %d (process %d): %s",
+					   (int)rank, (int)peer->pid, strerror(errno));
+		peer->gone |= peer->process < 0 && errno == ESRCH;
+	}
+	return LSHARD_OK;
+}
+
 static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby, struct card *cards, uint64_t deadline)
 {
 	struct card mine = {0};
@@ -229,7 +246,7 @@ static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby,
 		status = accept_higher(mesh, listener, lobby, cards, deadline);
 	if (listener >= 0)
 		close(listener);
-	return status;
+	return status == LSHARD_OK ? watch_processes(mesh) : status;
 }
 
 lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns)
@@ -244,10 +261,12 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 	mesh->error = error;
 	mesh->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	mesh->peers = context->allocate(context, size * sizeof *mesh->peers);
-	/* The lobby's is the longer one: [size + 1] are needed later. */
-	mesh->polled = context->allocate(context, lshard__lobby_polls(context->size) * sizeof *mesh->polled);
-	for (size_t i = 0; mesh->peers && i < size; i++)
+	/* More than the lobby's, and more than the [2 * size + 1] that are needed later. */
+	mesh->polled = context->allocate(context, (lshard__lobby_polls(context->size) + size) * sizeof *mesh->polled);
+	for (size_t i = 0; mesh->peers && i < size; i++) {
 		mesh->peers[i].fd = mesh->peers[i].inbox[0].fd = mesh->peers[i].inbox[1].fd = -1;
+		mesh->peers[i].process = -1;
+	}
 	if (mesh->wake < 0)
 		status = lshard_fail(error, LSHARD_ERR_SYSTEM, "eventfd: %s", strerror(errno));
 	else if (!lshard__lobby_open(&lobby, context) || !cards || !mesh->peers || !mesh->polled)
@@ -284,6 +303,8 @@ void mesh_close(struct mesh *mesh)
 				shutdown(peer->fd, SHUT_RDWR);
 			close(peer->fd);
 		}
+		if (peer->process >= 0)
+			close(peer->process);
 	}
 	if (mesh->polled)
 		context->release(context, mesh->polled);
@@ -367,9 +388,11 @@ static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
 
 		mesh->polled[rank] = (struct pollfd){.fd = peer->gone ? -1 : peer->fd,
 						     .events = peer->owed ? POLLIN | POLLOUT : POLLIN};
+		mesh->polled[size + 1 + rank] =
+			(struct pollfd){.fd = peer->gone ? -1 : peer->process, .events = POLLIN};
 	}
 	mesh->polled[size] = (struct pollfd){.fd = mesh->wake, .events = POLLIN};
-	ready = poll(mesh->polled, (nfds_t)size + 1, lshard__left_ms(deadline));
+	ready = poll(mesh->polled, 2 * (nfds_t)size + 1, lshard__left_ms(deadline));
 	if (atomic_load(&mesh->aborted))
 		return lshard_fail(mesh->error, LSHARD_ERR_ABORTED, "rank %d was aborted", (int)mesh->context->rank);
 	if (ready < 0 && errno != EINTR)
@@ -377,14 +400,33 @@ static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
 	return ready ? LSHARD_OK : LSHARD_ERR_TIMEOUT;
 }
 
+/* What a process sent before it ended is there: only then is it gone. */
+static void hear_peer(struct mesh *mesh, int32_t rank)
+{
+	struct mesh_peer *peer = &mesh->peers[rank];
+	const int spoke = mesh->polled[rank].revents;
+	const int ended = mesh->polled[mesh->context->size + 1 + rank].revents;
+
+	if (peer->gone || !(spoke || ended))
+		return;
+	while (take_packet(peer))
+		;
+	peer->gone |= ended != 0;
+}
+
+int mesh_process_ended(const struct mesh *mesh, int32_t rank)
+{
+	struct pollfd polled = {.fd = mesh->peers[rank].process, .events = POLLIN};
+
+	return poll(&polled, 1, 0) == 1;
+}
+
 lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns)
 {
 	lshard_status status = poll_peers(mesh, deadline_ns);
 
 	for (int32_t rank = 0; rank < mesh->context->size && status == LSHARD_OK; rank++)
-		if (mesh->polled[rank].fd >= 0 && mesh->polled[rank].revents)
-			while (take_packet(&mesh->peers[rank]))
-				;
+		hear_peer(mesh, rank);
 	return status;
 }
 

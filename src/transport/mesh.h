@@ -24,8 +24,9 @@ struct mesh_packet {
 
 struct mesh_peer {
 	int fd; /* -1: none (this rank itself) */
+	int process; /* readable once its process has ended, whoever else holds its socket; -1: the kernel does not say */
 	pid_t pid;
-	int gone;                    /* its end is closed */
+	int gone;                    /* its end is closed, or its process has ended */
 	int owed;                    /* mesh_swap has not sent it its packet yet */
 	struct mesh_packet inbox[2]; /* by the tag's parity: a peer may be one swap ahead */
 };
@@ -34,7 +35,7 @@ struct mesh {
 	const lshard_context *context;
 	lshard_error *error;
 	struct mesh_peer *peers; /* [size] */
-	struct pollfd *polled;   /* [size + 1] in use; [size] is wake */
+	struct pollfd *polled;   /* [2 * size + 1] in use: sockets, wake, processes */
 	int wake;                /* eventfd: written to by mesh_abort */
 	atomic_int aborted;
 };
@@ -51,6 +52,9 @@ void mesh_abort(struct mesh *mesh);
 
 /* Wake every peer that waits. Never blocks; a peer that cannot take it has something to read anyway. */
 void mesh_nudge(struct mesh *mesh);
+
+/* Has the peer's process ended? 0 also where the kernel does not say. Any thread. */
+int mesh_process_ended(const struct mesh *mesh, int32_t rank);
 
 /* Wait until a peer nudges, sends or goes. OK: look again at what was waited for, and at peers[].gone. */
 lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns);
