@@ -207,8 +207,10 @@ typedef struct lshard_transport_ops {
 
 	/*
 	 * The last fetch into @p cell is done (host memory: blocks at most timeout_ms), or will be before what follows
-	 * on @p stream. Returns OK at once where nothing was ever fetched or it was waited for already. Inside a
-	 * capture, fetches from before it are taken as done.
+	 * on @p stream. Returns OK at once where nothing was ever fetched, it was waited for already, or drain has
+	 * dropped it. Inside a capture, fetches from before it are taken as done.
+	 * OK is said of bytes that are there: a fetch that failed fails its wait, also where join, or a wait for another
+	 * cell, has told of it before.
 	 * A wait that fails fills blocked_ns too; after TIMEOUT the transfer goes on and can be waited for again.
 	 */
 	lshard_status (*wait)(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
@@ -222,7 +224,8 @@ typedef struct lshard_transport_ops {
 
 	/*
 	 * Order what follows on @p stream (host: this call) after everything in flight and after all that was retired.
-	 * Ends this store's part in a capture.
+	 * Ends this store's part in a capture. Fails where a fetch that nobody waited for fails, and leaves that to be
+	 * told by the wait for its cell too; after TIMEOUT transfers go on and can be waited for or joined again.
 	 */
 	lshard_status (*join)(lshard_store *store, void *stream);
 
@@ -231,7 +234,7 @@ typedef struct lshard_transport_ops {
 
 	/*
 	 * Finish or drop every transfer, and wait (timeout_ms) for all that was retired: afterwards nothing of this
-	 * rank reads or writes.
+	 * rank reads or writes, and what cells hold is not known. One that fails has dropped nothing.
 	 */
 	lshard_status (*drain)(lshard_store *store);
 

@@ -197,11 +197,21 @@ static lshard_status local_fetch(lshard_store *base, uint32_t position, uint32_t
 	transfer = &store->transfers[cell];
 	if (transfer->pending) /* has not begun: dropped */
 		queue_remove(store, queue_find(store, cell));
-	*transfer = (struct transfer){.pending = true, .unwaited = true, .position = position, .sequence = sequence};
+	transfer->pending = transfer->unwaited = true;
+	transfer->position = position;
+	transfer->sequence = sequence;
+	transfer->status = LSHARD_OK;
 	transfer->calls_left = moment_of(store, local->moment);
 	store->queue[store->queued++] = cell;
 	pass_a_call(store);
 	return LSHARD_OK;
+}
+
+static lshard_status tell(struct local_store *store, const struct transfer *transfer, lshard_status status)
+{
+	if (status == LSHARD_OK)
+		return status;
+	return lshard_fail(&store->base.error, status, "series '%s': %s", store->base.plan->name, transfer->error.text);
 }
 
 /* All ranks asked for the same: only then are there bytes to copy. */
@@ -210,26 +220,26 @@ static lshard_status lockstep_finish(struct local_store *store, uint32_t cell)
 	lshard_transport *transport = store->base.transport;
 	struct transfer *transfer = &store->transfers[cell];
 	struct lshard__hub_post post = {transfer->sequence, store->number, transfer->position, 0};
-	lshard_error why = {""};
 	uint64_t started_ns;
-	lshard_status status =
-		lshard__hub_meet(local_of(transport)->hub, transport->context->rank, &post, &started_ns, &why);
+	lshard_status status = lshard__hub_meet(local_of(transport)->hub, transport->context->rank, &post, &started_ns,
+						&transfer->error);
 
 	if (status == LSHARD_OK)
 		copy(store, cell, started_ns);
-	else
-		lshard_fail(&store->base.error, status, "series '%s': %s", store->base.plan->name, why.text);
 	if (status == LSHARD_ERR_TIMEOUT)
-		return status; /* can be waited for again */
+		return tell(store, transfer, status); /* can be waited for again */
 	transfer->pending = false;
+	transfer->status = status; /* join may be who asks: the wait for it tells it too */
 	queue_remove(store, queue_find(store, cell));
-	return status;
+	return tell(store, transfer, status);
 }
 
 static lshard_status finish(struct local_store *store, uint32_t cell)
 {
-	if (!store->transfers[cell].pending)
-		return LSHARD_OK;
+	struct transfer *transfer = &store->transfers[cell];
+
+	if (!transfer->pending)
+		return tell(store, transfer, transfer->status);
 	if (local_of(store->base.transport)->moment == IN_LOCKSTEP)
 		return lockstep_finish(store, cell);
 	queue_run(store, queue_find(store, cell) + 1);
@@ -252,6 +262,8 @@ static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream,
 		began_ns = lshard__now_ns();
 		status = finish(store, cell);
 		blocked_ns = lshard__now_ns() - began_ns;
+	} else {
+		status = tell(store, transfer, transfer->status);
 	}
 	transfer->unwaited = status == LSHARD_ERR_TIMEOUT; /* as it was: the next wait goes on */
 	if (status == LSHARD_OK)
@@ -285,7 +297,7 @@ static lshard_status local_drain(lshard_store *base)
 	struct local_store *store = store_of(base);
 
 	for (uint32_t cell = 0; cell < base->plan->cells; cell++)
-		store->transfers[cell] = (struct transfer){.pending = false};
+		store->transfers[cell].pending = store->transfers[cell].unwaited = false;
 	store->queued = 0;
 	return LSHARD_OK;
 }

@@ -39,6 +39,8 @@ struct transfer {
 	uint32_t position;
 	uint32_t calls_left; /* AT_DRAWN: calls until the copy */
 	uint64_t sequence;
+	lshard_status status; /* in lockstep: of one that failed, until it is waited for */
+	lshard_error error;
 	lshard_arrival arrival;
 };
 

@@ -18,10 +18,9 @@
 
 /* The last fetch into one cell, on its way through the link. */
 enum stage {
-	NONE,   /* nothing, or waited for already */
+	NONE,   /* nothing, waited for already, or failed */
 	QUEUED, /* may still be dropped, then it costs the link nothing */
-	BEGUN,  /* began_ns and finishes_ns are final */
-	FAILED  /* the inner transport failed while a later transfer was waited for */
+	BEGUN   /* began_ns and finishes_ns are final */
 };
 
 struct transfer {
@@ -34,7 +33,8 @@ struct transfer {
 	uint64_t takes_ns;
 	uint64_t began_ns;
 	uint64_t finishes_ns;
-	lshard_status failure;
+	lshard_status
+		failure; /* of the inner transport, told to join or a wait for another cell; until the wait for it */
 	lshard_error why;
 };
 
@@ -290,6 +290,7 @@ static void drop_all(lshard_store *base)
 		if (store->transfers[cell].stage == QUEUED)
 			dequeue(link, &store->transfers[cell]);
 		store->transfers[cell].stage = NONE;
+		store->transfers[cell].failure = LSHARD_OK;
 	}
 	pthread_cond_broadcast(&link->changed);
 	pthread_mutex_unlock(&link->lock);
@@ -305,10 +306,14 @@ static void throttle_store_close(lshard_store *base)
 	lshard__wrapper_store_close(base);
 }
 
+/* A drain that fails has dropped nothing. */
 static lshard_status throttle_drain(lshard_store *base)
 {
-	drop_all(base);
-	return lshard__wrapper_drain(base);
+	const lshard_status status = lshard__wrapper_drain(base);
+
+	if (status == LSHARD_OK)
+		drop_all(base);
+	return status;
 }
 
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */
@@ -336,6 +341,7 @@ static lshard_status throttle_fetch(lshard_store *base, uint32_t position, uint3
 		pthread_cond_broadcast(&link->changed);
 	}
 	transfer->stage = QUEUED;
+	transfer->failure = LSHARD_OK;
 	transfer->inner_done = false;
 	transfer->ready_ns = now_ns;
 	transfer->takes_ns = takes_ns(link, lshard__wrapper_bytes_in(base, position));
@@ -345,8 +351,30 @@ static lshard_status throttle_fetch(lshard_store *base, uint32_t position, uint3
 	return LSHARD_OK;
 }
 
-/* The bytes are there as far as the inner transport is concerned. */
-static lshard_status inner_finish(struct transfer *transfer, void *stream)
+/* What never comes costs the link nothing. */
+static void note_failure(struct throttle *link, struct transfer *transfer, lshard_status status)
+{
+	pthread_mutex_lock(&link->lock);
+	if (transfer->stage == QUEUED) {
+		dequeue(link, transfer);
+		pthread_cond_broadcast(&link->changed);
+	}
+	transfer->stage = NONE;
+	pthread_mutex_unlock(&link->lock);
+	transfer->failure = status;
+	transfer->why = transfer->store->error;
+}
+
+static lshard_status tell_failure(const struct transfer *transfer)
+{
+	return lshard_fail(&transfer->store->error, transfer->failure, "%s", transfer->why.text);
+}
+
+/*
+ * The bytes are there as far as the inner transport is concerned. It tells a failure once, whoever asks; only a wait
+ * that timed out may be made again.
+ */
+static lshard_status inner_finish(struct throttle *link, struct transfer *transfer, void *stream)
 {
 	lshard_arrival arrival = {0, 0, 0, 0};
 	lshard_status status;
@@ -354,20 +382,14 @@ static lshard_status inner_finish(struct transfer *transfer, void *stream)
 	if (transfer->inner_done)
 		return LSHARD_OK;
 	status = lshard__wrapper_wait(transfer->store, transfer->cell, stream, &arrival);
+	if (status < 0 && status != LSHARD_ERR_TIMEOUT)
+		note_failure(link, transfer, status);
 	if (status < 0)
 		return status;
 	transfer->inner_done = true;
-	if (throttle_of(transfer->store->transport)->collective && arrival.started_ns > 0)
+	if (link->collective && arrival.started_ns > 0)
 		transfer->ready_ns = arrival.started_ns;
 	return LSHARD_OK;
-}
-
-static void fail_later(struct throttle *link, struct transfer *transfer, lshard_status status)
-{
-	dequeue(link, transfer);
-	transfer->stage = FAILED;
-	transfer->failure = status;
-	transfer->why = transfer->store->error;
 }
 
 /*
@@ -379,19 +401,17 @@ static lshard_status begin_collective(struct throttle *link, struct transfer *tr
 {
 	while (transfer->stage == QUEUED) {
 		struct transfer *first = link->first;
-		lshard_status status = inner_finish(first, stream);
+		lshard_status status = inner_finish(link, first, stream);
 
 		if (status == LSHARD_OK) {
 			begin_first(link);
-		} else if (status != LSHARD_ERR_TIMEOUT) {
-			fail_later(link, first, status); /* told by the wait for it */
-		} else {
+		} else if (status == LSHARD_ERR_TIMEOUT) {
 			if (first != transfer)
 				lshard_fail(&transfer->store->error, status, "%s", first->store->error.text);
 			return status;
 		}
 	}
-	return LSHARD_OK;
+	return transfer->failure < 0 ? tell_failure(transfer) : LSHARD_OK;
 }
 
 static lshard_status tell(const struct throttle *link, const struct transfer *transfer, lshard_status status)
@@ -412,12 +432,8 @@ static lshard_status tell(const struct throttle *link, const struct transfer *tr
 static lshard_status arrive(struct throttle *link, struct transfer *transfer, void *stream, uint64_t deadline_ns)
 {
 	lshard_status status =
-		link->collective ? begin_collective(link, transfer, stream) : inner_finish(transfer, stream);
+		link->collective ? begin_collective(link, transfer, stream) : inner_finish(link, transfer, stream);
 
-	if (transfer->stage == FAILED) {
-		transfer->stage = NONE;
-		return lshard_fail(&transfer->store->error, transfer->failure, "%s", transfer->why.text);
-	}
 	if (status < 0)
 		return status;
 	pthread_mutex_lock(&link->lock);
@@ -438,15 +454,19 @@ static lshard_status throttle_wait(lshard_store *base, uint32_t cell, void *stre
 	uint64_t began_ns = lshard__now_ns();
 	lshard_status status = LSHARD_OK;
 
-	if (transfer->stage == NONE)
+	if (transfer->stage == NONE && transfer->failure == LSHARD_OK)
 		return lshard__wrapper_wait(base, cell, stream, arrival);
 	*arrival = (lshard_arrival){0, 0, 0, 0};
-	if (transfer->stage != BEGUN || !transfer->inner_done || transfer->finishes_ns > began_ns) {
+	if (transfer->failure < 0) {
+		status = tell_failure(transfer);
+	} else if (transfer->stage != BEGUN || !transfer->inner_done || transfer->finishes_ns > began_ns) {
 		status = arrive(link, transfer, stream, deadline_from(base->transport->context, began_ns));
 		arrival->blocked_ns = lshard__now_ns() - began_ns;
 	}
-	if (status < 0)
+	if (status < 0) {
+		transfer->failure = LSHARD_OK; /* it is told */
 		return status;
+	}
 	transfer->stage = NONE;
 	arrival->started_ns = transfer->began_ns;
 	arrival->finished_ns = transfer->finishes_ns;
@@ -463,7 +483,9 @@ static lshard_status throttle_join(lshard_store *base, void *stream)
 	lshard_status status = LSHARD_OK;
 
 	for (uint32_t cell = 0; status == LSHARD_OK && cell < base->plan->cells; cell++)
-		if (store->transfers[cell].stage != NONE)
+		if (store->transfers[cell].failure < 0)
+			status = tell_failure(&store->transfers[cell]);
+		else if (store->transfers[cell].stage != NONE)
 			status = arrive(link, &store->transfers[cell], stream, deadline_ns);
 	return status < 0 ? status : lshard__wrapper_join(base, stream);
 }
