@@ -42,6 +42,7 @@ struct setting {
 	uint32_t timeout_ms; /* 0: long */
 	uint64_t seed;       /* of walks */
 	int variant;
+	const char *spec; /* NULL: the subject's */
 };
 
 struct device;

@@ -150,7 +150,7 @@ bool rank_group(struct rank *rank, const struct member *member, const struct set
 	}
 	options.rank = member->rank;
 	options.size = member->size;
-	options.transport = subject.spec;
+	options.transport = setting->spec ? setting->spec : subject.spec;
 	options.job = member->job;
 	options.timeout_ms = setting->timeout_ms ? setting->timeout_ms : LONG_MS;
 	options.bootstrap = member->bootstrap;

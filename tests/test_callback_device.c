@@ -502,7 +502,10 @@ static void a_failing_device_ends_in_statuses(void **state)
 		assert_int_equal(team_of_threads(2, failing_body, &at), 0);
 }
 
-/* What cannot be waited for is not written over: no rank begins the update, and all go on with the old bytes. */
+/*
+ * What cannot be waited for is not written over: no rank begins the update, and once they are in step again all go on
+ * with the old bytes.
+ */
 static int unsure_body(const struct member *member)
 {
 	struct setting setting = {.layers = 5, .first_layer = 0, .prefetch = 1, .timeout_ms = LONG_MS};
@@ -521,6 +524,9 @@ static int unsure_body(const struct member *member)
 	if (member->rank == 1)
 		SAYS(member, lshard_series_error(rank->series), "does not know");
 	fake_fail_queries(seer.fake, false);
+	EXPECT(member, lshard_wait(rank->series, 0, fake_stream(seer.fake, 1)) == LSHARD_ERR_OUT_OF_STEP, "a layer");
+	SAYS(member, lshard_series_error(rank->series), "lshard_series_update_begin");
+	OK_SERIES(rank, lshard_series_rewind(rank->series));
 	EXPECT(member, pass(&seer, 1) && saw_right(&seer), "a pass");
 	OK_SERIES(rank, lshard_series_update_begin(rank->series));
 	rank->generation++;

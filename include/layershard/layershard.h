@@ -23,7 +23,8 @@
  * What holds for every function unless it says otherwise
  *   Returns    an lshard_status: negative is an error with a text (lshard_series_error, lshard_group_error, or the
  *              buffer in the options while there is no object yet), 0 is done. Out-parameters are written on success
- *              only. A failed call has changed nothing.
+ *              only. A failed call has changed nothing; on collective transports one that all ranks make together
+ *              may cost what the windows hold: see lshard_series_rewind.
  *   Threads    one thread at a time per series; different series of a group at the same time on one-sided
  *              transports, from one thread on collective ones. Collective calls of a group: from one thread.
  *              lshard_group_abort and lshard_series_stats from any thread.
@@ -441,7 +442,8 @@ LSHARD_API lshard_status lshard_reach(lshard_series *series, uint32_t layer, voi
  *           asked for the layer, at most timeout_ms.   Capture: allowed (not with "callback").
  * @return OK; RANGE; BUSY naming both layers when the window this layer needs has a live view; TIMEOUT; PEER_FAILED,
  *         TRANSPORT: the fetch failed (the next reach or wait tries again; after TIMEOUT wait goes on waiting);
- *                    OUT_OF_STEP on collective transports;
+ *                    OUT_OF_STEP on collective transports, also for layers stored here where a call that all ranks
+ *                    make together has failed (see lshard_series_rewind);
  *         NOT_SUPPORTED for more than 8 different streams; STATE; ABORTED.
  */
 LSHARD_API lshard_status lshard_wait(lshard_series *series, uint32_t layer, void *stream);
@@ -458,7 +460,10 @@ LSHARD_API lshard_status lshard_release(lshard_series *series, uint32_t layer, v
  * program goes on there; further streams of a replay follow that one by the program's own events. Nothing to do in
  * steady use. Ends every view.  Blocks: host memory: at most timeout_ms.
  * Capture: not allowed (STATE).
- * @return OK; STATE; TIMEOUT; NOT_SUPPORTED as reach; the status of a window that cannot be filled; ABORTED.
+ * State:   after TIMEOUT transfers go on, and it may be called again. Any other failure on a collective transport: see
+ *          lshard_series_rewind.
+ * @return OK; STATE; TIMEOUT; NOT_SUPPORTED as reach; the status of a window that cannot be filled; OUT_OF_STEP;
+ *         ABORTED.
  */
 LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stream);
 
@@ -466,14 +471,25 @@ LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stre
  * End every view, that of the present layer too, and order what follows on @p stream after everything in flight. Last
  * call of a captured region, whose windows must then hold what they held at its beginning.
  * Blocks: host memory: at most timeout_ms.
- * @return OK; NOT_PERIODIC naming the layer; TIMEOUT; STATE; ABORTED.
+ * State:  after TIMEOUT transfers go on, and it may be called again. Any other failure on a collective transport, but
+ *         in a capture: see lshard_series_rewind.
+ * @return OK; NOT_PERIODIC naming the layer; TIMEOUT; STATE; OUT_OF_STEP; ABORTED; as wait otherwise.
  */
 LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream);
 
 /**
  * Bring all ranks back to the start of a pass, whatever each of them did before: the cure for OUT_OF_STEP.
- * Scope: collective on collective transports, local on one-sided ones.  Ends every view.
- * @return OK; TIMEOUT; PEER_FAILED; STATE; ABORTED.
+ *
+ * On a collective transport a call that all ranks make together and that fails on this one (rewind, verify where the
+ * ranks did not meet, update_begin after the ranks have met once, prepare and join but for TIMEOUT) leaves every window
+ * empty: what the others still take part in cannot be known. Until rewind, verify or an update has succeeded, reach
+ * starts no transfer, and wait, prepare and join return OUT_OF_STEP, naming that call. On one-sided transports nothing
+ * is lost.
+ *
+ * Scope: collective on collective transports, local on one-sided ones.  Blocks: on collective ones at most timeout_ms
+ *        each for transfers and for the other ranks.  Ends every view.
+ * State: on failure on a collective transport every window is empty; it may be called again, by all ranks.
+ * @return OK; TIMEOUT; PEER_FAILED; STATE; ABORTED; MISMATCH when a rank is in another call.
  */
 LSHARD_API lshard_status lshard_series_rewind(lshard_series *series);
 
@@ -484,6 +500,8 @@ LSHARD_API lshard_status lshard_series_rewind(lshard_series *series);
  * called it and has read for the last time: sources may write (lshard_series_storage, or the callback of update_end).
  *
  * Scope: collective over the living ranks.  Blocks: at most timeout_ms.  Ends every view.
+ * State: on failure no byte has changed and the series is in use as before; on a collective transport its windows may
+ *        be empty (see lshard_series_rewind).
  * @return OK; TIMEOUT naming who is missing, PEER_FAILED naming the layers whose source is gone, with nothing changed;
  *         STATE; ABORTED.
  */
@@ -540,6 +558,8 @@ LSHARD_API const char *lshard_series_error(const lshard_series *series);
 /**
  * Check every layer as this rank sees it against hashes made by the ranks that store it.
  * Scope: collective.  Blocks: reads the whole series.  Ends every view.  Capture: not allowed.
+ * State: what this rank finds (CORRUPT, a layer that did not come) is told at the end and changes nothing. Where ranks
+ *        did not meet, on a collective transport: see lshard_series_rewind.
  * Cost:  device memory is seen through a buffer of at most 16 MiB, allocated for the call.
  * @param hash  of the whole series as this rank sees it, the same on all ranks and for all placements; may be NULL.
  * @return OK; CORRUPT naming layer and rank; NO_MEMORY; NOT_SUPPORTED where the transport cannot copy to the host; as

@@ -89,7 +89,8 @@ struct lshard_series {
 	void *streams[RING_STREAMS];
 	unsigned n_streams;
 	struct capture capture;
-	void **tensors; /* [n_tensors] for post_process */
+	const char *failed_call; /* collective transports: it emptied the windows for good; NULL: they are in use */
+	void **tensors;          /* [n_tensors] for post_process */
 	struct counters counters;
 	lshard_error error;
 };
@@ -165,6 +166,18 @@ lshard_status agree_on_series(lshard_group *group, const lshard_series_options *
 
 /* Forget every window, and start filling each with its first layer. */
 void pass_restart(lshard_series *series);
+/*
+ * The same on all ranks, after they met with cards whose values[0] are their sequences: all go on from the highest.
+ */
+void pass_restart_alike(lshard_series *series);
+/*
+ * Ranks did not come through @p call together. Collective transports: whose transfers go on, and with which number, is
+ * known to nobody, so no window holds anything and none is filled before the ranks have met in pass_restart_alike.
+ * One-sided ones: nothing is lost.
+ */
+void pass_fail(lshard_series *series, const char *call);
+/* What lshard_series_rewind does, as a part of @p call. */
+lshard_status pass_rewind(lshard_series *series, const char *call);
 /*
  * Where there are streams: the program is at the layer, which is there or coming, for the library's own eyes. No stream
  * is ordered after it; the transport's copy is.

@@ -19,9 +19,10 @@ static lshard_status refuse_dead_sources(lshard_series *series);
 /* All ranks; in an update, all that live, if the others were source of nothing. */
 static lshard_status meet(lshard_series *series, enum meeting meeting, lshard_status mine)
 {
-	const struct meeting_card card = series_card(series, meeting, mine);
+	struct meeting_card card = series_card(series, meeting, mine);
 	lshard_status status;
 
+	card.values[0] = series->group->sequence;
 	if (series->state == SERIES_CREATED)
 		return group_meet_all(series->group, card, &series->error);
 	status = group_meet(series->group, card, &series->error);
@@ -260,7 +261,7 @@ static lshard_status load(lshard_series *series, lshard_post_process post_proces
 		return status;
 	status = meet(series, MEET_READY, bring_residents(series));
 	if (status >= 0)
-		pass_restart(series);
+		pass_restart_alike(series);
 	return status;
 }
 
@@ -354,10 +355,12 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 	status = group_meet(series->group, series_card(series, MEET_UPDATE_READY, status), &series->error);
 	if (status >= 0)
 		status = refuse_dead_sources(series);
-	if (status < 0)
-		pass_restart(series); /* drained windows are filled again with the old bytes */
-	else
+	if (status >= 0)
 		series->state = SERIES_UPDATING;
+	else if (group_collective(series->group))
+		pass_fail(series, "lshard_series_update_begin");
+	else
+		pass_restart(series); /* drained windows are filled again with the old bytes */
 	return status;
 }
 

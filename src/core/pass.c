@@ -52,9 +52,11 @@ static lshard_status retire_readers(lshard_series *series, uint32_t slot, uint32
 	lshard_status status = LSHARD_OK;
 
 	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
-		if (series->slots[slot].streams & (1u << number))
+		if (series->slots[slot].streams & (1u << number)) {
 			status = series->group->transport->ops->retire(series->store, cell, series->streams[number]);
-	series->slots[slot].streams = 0;
+			if (status >= 0) /* else whatever overwrites it must still come after this one */
+				series->slots[slot].streams &= (uint8_t) ~(1u << number);
+		}
 	return status;
 }
 
@@ -147,12 +149,15 @@ static lshard_status start_fetch(lshard_series *series, uint32_t position, uint3
 	return LSHARD_OK;
 }
 
-/* A fetch that cannot be started is reported by the wait for its layer: the slot keeps the status. */
+/*
+ * A fetch that cannot be started is reported by the wait for its layer: the slot keeps the status. After a collective
+ * call that failed none is started: it would take a number that the other ranks may lack.
+ */
 static void start_fetches(lshard_series *series, void *stream)
 {
 	struct ring_fetch fetch;
 
-	while (ring_next_fetch(&series->ring, &fetch))
+	while (!series->failed_call && ring_next_fetch(&series->ring, &fetch))
 		start_fetch(series, fetch.position, fetch.slot, stream);
 }
 
@@ -213,6 +218,35 @@ static lshard_status await_slot(lshard_series *series, uint32_t position, uint32
 	ring_fail(&series->ring, slot);
 	series->slot_status[slot] = LSHARD_OK;
 	return status;
+}
+
+/* ---- Windows that hold nothing ---- */
+
+static void empty_windows(lshard_series *series)
+{
+	leave_capture(series);
+	ring_reset(&series->ring);
+	memset(series->slot_status, 0, series->scheme.map.n_slots * sizeof *series->slot_status);
+	memset(series->slot_landed, 0, series->scheme.map.n_slots * sizeof *series->slot_landed);
+}
+
+void pass_fail(lshard_series *series, const char *call)
+{
+	if (!group_collective(series->group))
+		return;
+	empty_windows(series);
+	series->failed_call = call;
+}
+
+/* Not stored layers alone: each rank is told at its first wait, whichever layers it stores. */
+static lshard_status refuse_after_failure(lshard_series *series)
+{
+	if (!series->failed_call)
+		return LSHARD_OK;
+	return lshard_fail(&series->error, LSHARD_ERR_OUT_OF_STEP,
+			   SERIES_FORMAT
+			   ": %s failed, so no window holds a layer: call lshard_series_rewind on all ranks",
+			   SERIES_NAMES(series), series->failed_call);
 }
 
 /* ---- The public calls ---- */
@@ -287,6 +321,8 @@ lshard_status lshard_wait(lshard_series *series, uint32_t layer, void *stream)
 	unsigned number = 0;
 	lshard_status status = enter(series, layer, stream, "lshard_wait", &position);
 
+	if (status >= 0)
+		status = refuse_after_failure(series);
 	if (status >= 0 && has_streams(series)) /* readers of stored layers matter too: to update and destroy */
 		status = note_stream(series, stream, &number);
 	if (status < 0)
@@ -342,11 +378,14 @@ static lshard_status hand_to_stream(lshard_series *series, void *stream)
 	return status;
 }
 
-/* Slots whose fetch could not be started hold nothing again. */
+/*
+ * Slots whose fetch could not be started hold nothing again. Not on collective transports, where one rank cannot start
+ * it again alone.
+ */
 static void retry_failed(lshard_series *series)
 {
 	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++) {
-		if (series->slot_status[slot] >= 0)
+		if (series->slot_status[slot] >= 0 || group_collective(series->group))
 			continue;
 		ring_fail(&series->ring, slot);
 		series->slot_status[slot] = LSHARD_OK;
@@ -366,6 +405,9 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 		return lshard_fail(&series->error, LSHARD_ERR_STATE,
 				   SERIES_FORMAT ": prepare comes before a capture, not into it", SERIES_NAMES(series));
 	}
+	status = refuse_after_failure(series);
+	if (status < 0)
+		return status;
 	ring_prepare(&series->ring);
 	retry_failed(series);
 	start_all_fetches(series, stream);
@@ -374,6 +416,8 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 		status = lshard_fail(&series->error, failed_fetch(series),
 				     SERIES_FORMAT ": a window cannot be filled: %s", SERIES_NAMES(series),
 				     series->store->error.text);
+	if (status < 0 && status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
+		pass_fail(series, "lshard_series_prepare");
 	return status;
 }
 
@@ -424,29 +468,39 @@ lshard_status lshard_series_join(lshard_series *series, void *stream)
 
 	if (status >= 0)
 		status = follow_capture(series, stream);
+	if (status >= 0)
+		status = refuse_after_failure(series);
 	if (status < 0)
 		return status;
 	ring_join(&series->ring);
 	start_all_fetches(series, stream);
 	status = join_transfers(series, stream);
-	if (!series->capture.number)
-		return status;
-	if (status < 0) {
+	if (series->capture.number && status >= 0)
+		return end_capture(series);
+	if (series->capture.number)
 		spoil_capture(series);
-		return status;
-	}
-	return end_capture(series);
+	else if (status < 0 && status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
+		pass_fail(series, "lshard_series_join");
+	return status;
 }
 
 /* ---- For load.c and verify.c ---- */
 
 void pass_restart(lshard_series *series)
 {
-	leave_capture(series);
-	ring_reset(&series->ring);
-	memset(series->slot_status, 0, series->scheme.map.n_slots * sizeof *series->slot_status);
-	memset(series->slot_landed, 0, series->scheme.map.n_slots * sizeof *series->slot_landed);
+	empty_windows(series);
+	series->failed_call = NULL;
 	start_all_fetches(series, NULL);
+}
+
+void pass_restart_alike(lshard_series *series)
+{
+	lshard_group *group = series->group;
+
+	for (int32_t rank = 0; rank < group->context.size; rank++)
+		if (group->alive[rank] && group->cards[rank].values[0] > group->sequence)
+			group->sequence = group->cards[rank].values[0];
+	pass_restart(series);
 }
 
 lshard_status pass_bring(lshard_series *series, uint32_t position)
@@ -476,11 +530,11 @@ lshard_status pass_drain(lshard_series *series)
 	return LSHARD_OK;
 }
 
-lshard_status lshard_series_rewind(lshard_series *series)
+lshard_status pass_rewind(lshard_series *series, const char *call)
 {
 	lshard_group *group = series->group;
 	struct meeting_card card;
-	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_rewind");
+	lshard_status status = series_require(series, SERIES_COMMITTED, call);
 
 	if (status < 0)
 		return status;
@@ -495,10 +549,13 @@ lshard_status lshard_series_rewind(lshard_series *series)
 	card.values[0] = group->sequence;
 	status = group_meet_all(group, card, &series->error);
 	if (status < 0)
-		return status;
-	for (int32_t rank = 0; rank < group->context.size; rank++)
-		if (group->cards[rank].values[0] > group->sequence)
-			group->sequence = group->cards[rank].values[0];
-	pass_restart(series);
-	return LSHARD_OK;
+		pass_fail(series, call); /* what was drained will not come */
+	else
+		pass_restart_alike(series);
+	return status;
+}
+
+lshard_status lshard_series_rewind(lshard_series *series)
+{
+	return pass_rewind(series, "lshard_series_rewind");
 }

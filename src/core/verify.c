@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#define VERIFY     "lshard_series_verify"
 #define HASH_BEGIN UINT64_C(0x9e3779b97f4a7c15)
 
 /*
@@ -239,8 +240,10 @@ static lshard_status verify_layers(struct sight *sight, uint64_t *hash)
 	for (uint32_t position = 0; position < series->scheme.layout.layers; position++) {
 		lshard_status status = learn_hashes(sight, position);
 
-		if (status < 0)
+		if (status < 0) {
+			pass_fail(series, VERIFY);
 			return status;
+		}
 		status = look_at_layer(sight, position, hash);
 		if (status < 0 && first >= 0) {
 			first = status;
@@ -255,7 +258,7 @@ static lshard_status verify_layers(struct sight *sight, uint64_t *hash)
 lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
-	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_verify");
+	lshard_status status = series_require(series, SERIES_COMMITTED, VERIFY);
 	uint64_t seen = HASH_BEGIN;
 	struct sight sight;
 
@@ -265,7 +268,7 @@ lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
 				   SERIES_FORMAT ": the transport %s has streams and no way to copy to the host",
 				   SERIES_NAMES(series), ops->name);
-	status = lshard_series_rewind(series); /* in step, wherever the ranks were */
+	status = pass_rewind(series, VERIFY); /* in step, wherever the ranks were */
 	if (status < 0)
 		return status;
 	sight_open(&sight, series);

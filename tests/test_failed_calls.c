@@ -1,0 +1,475 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_failed_calls.c - on collective transports, each call that all ranks make together fails once, for each reason
+ * there is; then the ranks go on as if nothing were. What a wait says is OK must be right; and once a rewind (or the
+ * call again, where the series is not in use) has been OK on all ranks, all is right again.
+ *
+ * Knows: the public header. The ranks tell each other how they fared through the tests' own all-gather, so nothing
+ * depends on a clock: a rank that is late comes after the others have given up. Deadlines are short because most cases
+ * wait for one; one that passes too early only means one more call.
+ */
+#include "conformance.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define RANKS       3
+#define LAYERS      9
+#define DEADLINE_MS 60
+#define TRIES       40
+
+enum call { CREATE, COMMIT, JOIN, PREPARE, REWIND, VERIFY, UPDATE_BEGIN, UPDATE_END, CALLS };
+
+static const char *const call_names[CALLS] = {"create", "commit", "join",         "prepare",
+					      "rewind", "verify", "update_begin", "update_end"};
+
+enum trouble {
+	NONE,   /* or what the specification's faults make */
+	LATE,   /* the last rank calls when the others have given up */
+	ASTRAY, /* the last rank has reached another layer */
+	BROKEN, /* the last rank's collectives fail from now on */
+	GONE,   /* the last rank leaves without a word */
+	TROUBLES
+};
+
+static const char *const trouble_names[TROUBLES] = {"nothing", "late", "astray", "broken", "gone"};
+
+struct trial {
+	char spec[96];
+	enum trouble trouble;
+	enum call call; /* with it */
+	lshard_placement placement;
+	atomic_bool too_slow; /* the machine, for the deadline: nothing was tried */
+	int failed;
+};
+
+/* One rank of a trial. */
+struct player {
+	struct rank rank;
+	struct setting setting;
+	struct trial *trial;
+	uint32_t at;   /* the next layer */
+	bool ends;     /* the trouble is one after which nothing is mended */
+	bool left;     /* this rank has */
+	bool troubled; /* it has happened */
+};
+
+static bool is_last(const struct player *player)
+{
+	return player->rank.member->rank == RANKS - 1;
+}
+
+/* ---- All ranks ------------------------------------------------------------------------------------------------- */
+
+/* How all ranks fared. */
+struct fared {
+	lshard_status status[RANKS];
+	int ok;
+};
+
+static bool tell(const struct member *member, lshard_status mine, struct fared *fared)
+{
+	EXPECT(member, member->bootstrap.allgather(member->bootstrap.user, &mine, fared->status, sizeof mine) == 0,
+	       "a rank failed");
+	fared->ok = 0;
+	for (int i = 0; i < RANKS; i++)
+		fared->ok += fared->status[i] == LSHARD_OK;
+	return true;
+failed:
+	return false;
+}
+
+static lshard_status make(struct player *player, enum call call)
+{
+	struct rank *rank = &player->rank;
+	lshard_series_options options;
+
+	if (player->left)
+		return LSHARD_ERR_ABORTED;
+	switch (call) {
+	case CREATE:
+		options = rank_series_options(&player->setting);
+		return lshard_series_create(rank->group, &options, &rank->series);
+	case COMMIT:
+		return lshard_series_commit(rank->series, fill_layer, rank);
+	case JOIN:
+		return lshard_series_join(rank->series, NULL);
+	case PREPARE:
+		return lshard_series_prepare(rank->series, NULL);
+	case REWIND:
+		return lshard_series_rewind(rank->series);
+	case VERIFY:
+		return lshard_series_verify(rank->series, NULL);
+	case UPDATE_BEGIN:
+		return lshard_series_update_begin(rank->series);
+	default:
+		return lshard_series_update_end(rank->series, fill_layer, rank);
+	}
+}
+
+static void go_astray(struct player *player)
+{
+	if (is_last(player) && player->rank.series)
+		lshard_reach(player->rank.series, LAYERS - 2, NULL);
+}
+
+/* The call on all ranks, with the trial's trouble if it is its turn. */
+static bool together(struct player *player, enum call call, struct fared *fared)
+{
+	const struct member *member = player->rank.member;
+	const bool now = !player->troubled && call == player->trial->call;
+	const enum trouble trouble = now ? player->trial->trouble : NONE;
+	lshard_status status = LSHARD_OK;
+
+	player->troubled = player->troubled || now;
+	player->ends = player->ends || trouble == BROKEN || trouble == GONE;
+	if (trouble == ASTRAY)
+		go_astray(player);
+	if (trouble == BROKEN && is_last(player))
+		seat_fail_at(player->rank.seat, 0);
+	if (trouble == GONE && is_last(player)) {
+		lshard_group_abort(player->rank.group);
+		player->left = true;
+	}
+	if (trouble != LATE || !is_last(player))
+		status = make(player, call);
+	if (!tell(member, status, fared))
+		return false;
+	if (trouble == LATE && is_last(player))
+		status = make(player, call);
+	return tell(member, status, fared);
+}
+
+/* ---- Passes ---------------------------------------------------------------------------------------------------- */
+
+/* From where the program is, whatever the calls say: OK is said of right bytes. */
+static bool wary_steps(struct player *player, uint32_t steps)
+{
+	struct rank *rank = &player->rank;
+
+	for (uint32_t step = 0; step < steps && !player->left; step++, player->at = (player->at + 1) % LAYERS) {
+		lshard_reach(rank->series, player->at, NULL);
+		if (lshard_wait(rank->series, player->at, NULL) == LSHARD_OK && !layer_is_right(rank, player->at))
+			return false;
+	}
+	return true;
+}
+
+static lshard_status wait_patiently(struct rank *rank, uint32_t layer)
+{
+	lshard_status status = LSHARD_ERR_TIMEOUT;
+
+	for (int i = 0; i < TRIES && status == LSHARD_ERR_TIMEOUT; i++)
+		status = lshard_wait(rank->series, layer, NULL);
+	return status;
+}
+
+/* A whole pass in which only slowness is forgiven; how it ended. */
+static bool sure_pass(struct player *player, lshard_status *status)
+{
+	struct rank *rank = &player->rank;
+
+	*status = LSHARD_OK;
+	player->at = 0;
+	for (uint32_t position = 0; position < LAYERS && *status == LSHARD_OK; position++) {
+		*status = lshard_reach(rank->series, position, NULL);
+		if (*status == LSHARD_OK)
+			*status = wait_patiently(rank, position);
+		if (*status == LSHARD_OK && !layer_is_right(rank, position))
+			return false;
+	}
+	return true;
+}
+
+/* ---- The script ------------------------------------------------------------------------------------------------ */
+
+/* These happen on all ranks or on none. */
+static bool is_of_all(enum call call)
+{
+	return call != JOIN && call != PREPARE && call != VERIFY;
+}
+
+/* Which call makes the series usable again. */
+static enum call remedy(enum call call)
+{
+	return call == CREATE || call == COMMIT || call == UPDATE_END ? call : REWIND;
+}
+
+/* A callback's collective that all ranks have begun and that takes two deadlines is the end of the group. */
+static bool is_too_slow(struct player *player)
+{
+	const struct rank *rank = &player->rank;
+	const char *text = rank->series ? lshard_series_error(rank->series) : lshard_group_error(rank->group);
+
+	if (strstr(text, "did not end in"))
+		player->trial->too_slow = true;
+	return player->trial->too_slow;
+}
+
+static void learn_addresses(struct player *player, enum call call)
+{
+	struct rank *rank = &player->rank;
+
+	if (call == CREATE && rank->series)
+		rank_note_addresses(rank);
+	if (call == UPDATE_BEGIN)
+		rank->generation++;
+}
+
+/*
+ * Until all ranks have come through the remedy, and a pass after it: the one fault there is may hit these. Where a rank
+ * is gone there is no remedy.
+ */
+static bool mend(struct player *player, enum call call)
+{
+	const struct member *member = player->rank.member;
+	struct fared fared = {{LSHARD_OK}, 0};
+	lshard_status status = LSHARD_OK;
+
+	for (int i = 0; i < TRIES; i++) {
+		if (!together(player, remedy(call), &fared))
+			return false;
+		EXPECT(member, !player->ends || fared.ok == 0, "%s is OK without a rank", call_names[remedy(call)]);
+		if (player->ends)
+			return true;
+		if (fared.ok < RANKS && is_too_slow(player))
+			return false;
+		if (fared.ok < RANKS)
+			continue;
+		if (remedy(call) == CREATE)
+			return true;
+		if (!sure_pass(player, &status) || !tell(member, status, &fared))
+			return false;
+		if (fared.ok == RANKS)
+			return true;
+		call = REWIND;
+	}
+	EXPECT(member, false, "%s: not mended by %d tries: %s", player->trial->spec, TRIES,
+	       player->rank.series ? lshard_series_error(player->rank.series) : lshard_group_error(player->rank.group));
+failed:
+	return false;
+}
+
+/* One call of the script, and what comes of it. Transfers are on their way when it is made. */
+static bool act(struct player *player, enum call call)
+{
+	const struct member *member = player->rank.member;
+	struct fared fared;
+
+	if (call > COMMIT && call != UPDATE_END && !wary_steps(player, LAYERS / 2))
+		return false;
+	if (!together(player, call, &fared))
+		return false;
+	EXPECT(member, fared.ok == 0 || fared.ok == RANKS || !is_of_all(call), "%s: %s was OK on some ranks only",
+	       player->trial->spec, call_names[call]);
+	if (fared.ok == RANKS) {
+		learn_addresses(player, call);
+		return true;
+	}
+	if (call > CREATE && !wary_steps(player, 2 * LAYERS))
+		return false;
+	return mend(player, call);
+failed:
+	return false;
+}
+
+static bool play_script(struct player *player)
+{
+	for (int call = CREATE; call < CALLS; call++) {
+		struct fared fared;
+		enum call made = (enum call)call;
+
+		if (!act(player, made))
+			return false;
+		if (player->ends)
+			return true;
+		if (made == CREATE)
+			learn_addresses(player, made);
+		/* an update that did not begin is not ended: it begins again, without the trouble */
+		while (made == UPDATE_BEGIN && lshard_reach(player->rank.series, 0, NULL) != LSHARD_ERR_STATE) {
+			if (!together(player, made, &fared))
+				return false;
+			if (fared.ok == RANKS)
+				learn_addresses(player, made);
+			else if (!mend(player, made))
+				return false;
+		}
+	}
+	return true;
+}
+
+/* What is still on its way may take longer than the deadline, and that is said. */
+static bool close_patiently(struct player *player)
+{
+	lshard_status status = LSHARD_ERR_TIMEOUT;
+
+	for (int i = 0; i < TRIES && status == LSHARD_ERR_TIMEOUT; i++)
+		status = lshard_series_destroy(player->rank.series);
+	player->rank.series = NULL;
+	return rank_close(&player->rank) && status == LSHARD_OK;
+}
+
+static int trial_body(const struct member *member)
+{
+	struct trial *trial = member->user;
+	struct player player = {.trial = trial};
+	bool right = false;
+
+	player.setting = (struct setting){.layers = LAYERS,
+					  .prefetch = 1,
+					  .placement = trial->placement,
+					  .resident_bytes = 1 << 14,
+					  .timeout_ms = DEADLINE_MS,
+					  .spec = trial->spec};
+	setting_tensors(&player.setting, 2, LSHARD_STRIPE_BYTES);
+	if (rank_group(&player.rank, member, &player.setting))
+		right = play_script(&player) && team_barrier(member);
+	else
+		trial->too_slow = true;
+	if (!right)
+		fprintf(stderr, "in %s, %s at %s\n", trial->spec, trouble_names[trial->trouble],
+			call_names[trial->call]);
+	return close_patiently(&player) && right ? 0 : 1;
+}
+
+/* ---- Trials ---------------------------------------------------------------------------------------------------- */
+
+#define AT_ONCE 16 /* they mostly wait */
+
+struct trials {
+	struct trial *all;
+	size_t count;
+	atomic_size_t next;
+};
+
+static void remove_traces(const struct trial *trial)
+{
+	const char *trace = strstr(trial->spec, "trace=");
+	char path[128];
+
+	for (int rank = 0; trace && rank < RANKS; rank++) {
+		const int stem = (int)(strstr(trace, ".json") - trace) - 6;
+
+		snprintf(path, sizeof path, "%.*s.%d.json", stem, trace + 6, rank);
+		unlink(path);
+	}
+}
+
+static void *run_some(void *argument)
+{
+	struct trials *trials = argument;
+	size_t index;
+
+	while ((index = atomic_fetch_add(&trials->next, 1)) < trials->count) {
+		struct trial *trial = &trials->all[index];
+
+		for (int i = 0; i < TRIES && (i == 0 || trial->too_slow); i++) {
+			trial->too_slow = false;
+			trial->failed = team_of_threads(RANKS, trial_body, trial);
+		}
+		remove_traces(trial);
+	}
+	return NULL;
+}
+
+static void run_all(struct trial *all, size_t count)
+{
+	struct trials trials = {.all = all, .count = count};
+	pthread_t threads[AT_ONCE];
+	int failed = 0;
+
+	for (int i = 0; i < AT_ONCE; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, run_some, &trials), 0);
+	for (int i = 0; i < AT_ONCE; i++)
+		pthread_join(threads[i], NULL);
+	for (size_t i = 0; i < count; i++)
+		failed += all[i].failed != 0;
+	print_message("%zu trials\n", count);
+	assert_int_equal(failed, 0);
+}
+
+static void set_subject(bool callbacks)
+{
+	subject = (struct subject){.spec = "many", .kind = "threads", .collective = true, .callbacks = callbacks};
+}
+
+/* Each trouble at each call, by each of these ways to the transport. */
+static void run_troubles(const char *transport)
+{
+	static const char *const ways[] = {"", "throttle=1e9,", "trace=failed_calls_%zu.json,",
+					   "faults=drain@999999=fail,", "throttle=1e9,trace=failed_calls_%zu.json,"};
+	struct trial all[sizeof ways / sizeof ways[0] * TROUBLES * CALLS];
+	const bool callbacks = strcmp(transport, "callback") == 0;
+	size_t count = 0;
+
+	set_subject(callbacks);
+	for (size_t way = 0; way < sizeof ways / sizeof ways[0]; way++)
+		for (int trouble = LATE; trouble < TROUBLES; trouble++)
+			for (int call = CREATE; call < CALLS; call++) {
+				struct trial *trial = &all[count];
+
+				if (trouble == BROKEN && !callbacks)
+					continue;
+				*trial = (struct trial){.trouble = (enum trouble)trouble, .call = (enum call)call};
+				trial->placement = (call + trouble) % 2 ? LSHARD_OWNER : LSHARD_STRIPED;
+				snprintf(trial->spec, sizeof trial->spec, ways[way], count++);
+				strcat(trial->spec, transport);
+			}
+	run_all(all, count);
+}
+
+static void a_failed_call_leaves_nothing_wrong(void **state)
+{
+	(void)state;
+	run_troubles("local:lockstep");
+	run_troubles("callback");
+}
+
+/* Each of the transport's own calls fails once on one rank, in each way, wherever in the script that is. */
+static void run_faults(const char *transport)
+{
+	static const char *const ways[] = {"", "throttle=1e9,"};
+	static const char *const actions[] = {"fail", "timeout", "peer"};
+	static const struct {
+		const char *name;
+		int times;
+	} calls[] = {{"exchange", 16}, {"fetch", 12}, {"wait", 24}, {"join", 2}, {"drain", 4}, {"read", 8}};
+	struct trial all[2 * 72];
+	size_t count = 0;
+
+	set_subject(strcmp(transport, "callback") == 0);
+	for (size_t way = 0; way < 2; way++)
+		for (size_t call = 0; call < sizeof calls / sizeof calls[0]; call++)
+			for (int time = 1; time <= calls[call].times; time++) {
+				struct trial *trial = &all[count];
+
+				*trial = (struct trial){.placement = count % 2 ? LSHARD_OWNER : LSHARD_STRIPED};
+				snprintf(trial->spec, sizeof trial->spec, "%sfaults=r1.%s@%d=%s,%s", ways[way],
+					 calls[call].name, time, actions[count++ / 2 % 3], transport);
+			}
+	run_all(all, count);
+}
+
+static void a_fault_on_one_rank_leaves_nothing_wrong(void **state)
+{
+	(void)state;
+	run_faults("local:lockstep");
+	run_faults("callback");
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_failed_call_leaves_nothing_wrong),
+		cmocka_unit_test(a_fault_on_one_rank_leaves_nothing_wrong),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
