@@ -4,6 +4,7 @@
  * descriptors that nobody asked for any more.
  */
 #include "contexts.h"
+#include "hello.h"
 #include "mesh.h"
 #include "outside.h"
 #include "patience.h"
@@ -198,8 +199,23 @@ static void another_build_is_named(void **state)
 
 /* ---- Another user ---------------------------------------------------------------------------------------------- */
 
+/* Answers as a rank would that was dealt no cards. */
+static void greet_all(int listener)
+{
+	const struct lshard__hello hello = {lshard__hello_greeting(16), 0, 0, 2};
+
+	for (;;) {
+		const int fd = lshard__socket_wait(listener, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK
+				       ? lshard__socket_accept(listener)
+				       : -1;
+
+		if (fd >= 0)
+			(void)send(fd, &hello, sizeof hello, MSG_NOSIGNAL);
+	}
+}
+
 /* Listens at an address of its own until it is killed. */
-static pid_t other_user(const char *address)
+static pid_t stranger(const char *address, uid_t user)
 {
 	int ready[2];
 	pid_t child;
@@ -209,9 +225,11 @@ static pid_t other_user(const char *address)
 		return -1;
 	child = fork();
 	if (child == 0) {
-		byte = setuid(NOBODY) == 0 && lshard__socket_listen(address, SOCK_SEQPACKET) >= 0;
+		const int fd = setuid(user) == 0 ? lshard__socket_listen(address, SOCK_SEQPACKET) : -1;
+
+		byte = fd >= 0;
 		if (write(ready[1], &byte, 1) == 1)
-			pause();
+			greet_all(fd);
 		_exit(1);
 	}
 	close(ready[1]);
@@ -233,7 +251,8 @@ static int dealt_falsely(void *user, const void *send, void *receive, size_t byt
 	return 0;
 }
 
-static void another_user_is_no_rank(void **state)
+/* Rank 1, dealt a stranger's address as rank 0's. */
+static void meets_a_stranger(uid_t user, const char *says)
 {
 	struct member second = {.rank = 1, .size = 2};
 	char address[32];
@@ -243,21 +262,34 @@ static void another_user_is_no_rank(void **state)
 	lshard_status status;
 	pid_t child;
 
-	(void)state;
-	if (geteuid() != 0) {
-		printf("skipped: only root can start a process of another user\n");
-		skip();
-	}
 	snprintf(address, sizeof address, "layershard/test/%d", (int)getpid());
-	child = other_user(address);
+	child = stranger(address, user);
 	assert_true(child > 0);
 	context.bootstrap = (lshard_bootstrap){dealt_falsely, address};
 	status = mesh_open(&mesh, &context, &error, lshard__deadline_ns(LONG_MS));
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
 	assert_int_equal(status, LSHARD_ERR_SYSTEM);
-	assert_non_null(strstr(error.text, "belongs to user 65534"));
+	if (!strstr(error.text, says))
+		fail_msg("'%s' lacks '%s'", error.text, says);
 	assert_int_equal(contexts_outstanding(), 0);
+}
+
+static void another_user_is_no_rank(void **state)
+{
+	(void)state;
+	if (geteuid() != 0) {
+		printf("skipped: only root can start a process of another user\n");
+		skip();
+	}
+	meets_a_stranger(NOBODY, "belongs to user 65534");
+}
+
+/* In a user namespace every stranger may look like this user: who listens must know this rank's token too. */
+static void the_same_user_is_no_rank_without_the_secret(void **state)
+{
+	(void)state;
+	meets_a_stranger(geteuid(), "does not know the group's secret");
 }
 
 /* ---- Leaving --------------------------------------------------------------------------------------------------- */
@@ -441,6 +473,7 @@ int main(void)
 		cmocka_unit_test(only_a_rank_that_does_not_come_is_named),
 		cmocka_unit_test(another_build_is_named),
 		cmocka_unit_test(another_user_is_no_rank),
+		cmocka_unit_test(the_same_user_is_no_rank_without_the_secret),
 		cmocka_unit_test(a_child_does_not_keep_its_parent_in_the_group),
 		cmocka_unit_test(a_round_that_was_given_up_leaves_no_descriptor),
 		cmocka_unit_test(descriptors_that_nobody_asked_for_are_closed),

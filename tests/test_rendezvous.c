@@ -3,6 +3,7 @@
  * test_rendezvous.c - separately started ranks that meet by a job's name, and all the ways in which they do not.
  */
 #include "contexts.h"
+#include "hello.h"
 #include "outside.h"
 #include "patience.h"
 #include "sockets.h"
@@ -482,13 +483,88 @@ static void a_rank_that_connects_and_says_nothing_is_named(void **state)
 	assert_int_equal(team_of_processes(3, one_is_silent, NULL), 0);
 }
 
-/* What rank 1 of 2 says first. */
-static const struct {
-	uint32_t magic;
-	uint32_t protocol;
-	int32_t rank;
-	int32_t size;
-} hello_of_rank_1 = {0x6c73686du, 1, 1, 2};
+/* What rank @p rank of @p size says first. */
+static struct lshard__hello hello_of(int32_t rank, int32_t size)
+{
+	return (struct lshard__hello){lshard__hello_greeting(16), 0, rank, size};
+}
+
+/* Connections of this user that are no ranks: each has said something else before the ranks come. */
+static int meets_among_garbage(const struct member *member)
+{
+	static const char request[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+	const struct lshard__hello real = hello_of(1, 3);
+	struct lshard__hello strange = real;
+	int fds[3] = {-1, -1, -1};
+	char name[128];
+
+	strange.greeting.magic ^= 1;
+	if (member->rank == 1) {
+		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
+		for (int i = 0; i < 3; i++) {
+			fds[i] = connect_to(name);
+			EXPECT(member, fds[i] >= 0, "connecting");
+		}
+		EXPECT(member,
+		       send(fds[0], request, sizeof request, 0) == sizeof request &&
+			       send(fds[1], &strange, sizeof strange, 0) == sizeof strange &&
+			       send(fds[2], &real, sizeof real - 1, 0) == sizeof real - 1,
+		       "sending");
+		for (int i = 0; i < 2; i++) /* sent away; the third is waited for, like any that is silent */
+			EXPECT(member,
+			       lshard__socket_wait(fds[i], -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK &&
+				       recv(fds[i], name, sizeof name, 0) <= 0,
+			       "connection %d was answered", i);
+	}
+	EXPECT(member, meet_and_gather(member) == 0, "garbage ended the meeting");
+	for (int i = 0; i < 3 && fds[i] >= 0; i++)
+		close(fds[i]);
+	return 0;
+failed:
+	for (int i = 0; i < 3 && fds[i] >= 0; i++)
+		close(fds[i]);
+	return 1;
+}
+
+static void garbage_ends_no_meeting(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(3, meets_among_garbage, NULL), 0);
+}
+
+/* Rank 1 is of another version, whose hello goes on in a way that nobody here knows: both hear of both versions. */
+static int comes_with_another_version(const struct member *member)
+{
+	static const struct failure expected = {LSHARD_ERR_MISMATCH, "rank 0 runs version ", ""};
+	struct lshard__greeting greeting = lshard__hello_greeting(16);
+	char heard[1024] = "";
+	char name[128];
+	ssize_t got = 0;
+	int fd = -1;
+
+	if (member->rank == 0)
+		return opens_badly(member, 0, 2, LONG_MS, &expected);
+	greeting.version = 99u << 8 | 7u;
+	EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
+	fd = connect_to(name);
+	EXPECT(member, fd >= 0 && send(fd, &greeting, sizeof greeting, 0) == sizeof greeting, "connecting");
+	EXPECT(member, lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "no answer");
+	got = recv(fd, heard, sizeof heard - 1, 0);
+	EXPECT(member, got > 16, "%zd bytes of answer", got);
+	EXPECT(member, strstr(heard + 16, "runs version 0.99.7 (messages of 32 and 16 bytes)"), "%s", heard + 16);
+	close(fd);
+	return 0;
+failed:
+	if (fd >= 0)
+		close(fd);
+	return 1;
+}
+
+static void another_version_is_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, comes_with_another_version, NULL), 0);
+}
 
 /* A process of another user that does as rank 1 would, or listens as rank 0 would, until it is killed. */
 static pid_t other_user(const char *name, bool listens)
@@ -501,12 +577,13 @@ static pid_t other_user(const char *name, bool listens)
 		return -1;
 	child = fork();
 	if (child == 0) {
+		const struct lshard__hello hello = hello_of(1, 2);
 		int fd = setuid(NOBODY) != 0 ? -1
 			 : listens           ? lshard__socket_listen(name, SOCK_STREAM)
 					     : connect_to(name);
 
 		if (fd >= 0 && !listens) /* it may have been sent away already */
-			(void)send(fd, &hello_of_rank_1, sizeof hello_of_rank_1, MSG_NOSIGNAL);
+			(void)send(fd, &hello, sizeof hello, MSG_NOSIGNAL);
 		byte = fd >= 0;
 		if (write(ready[1], &byte, 1) == 1)
 			pause();
@@ -590,6 +667,8 @@ int main(void)
 		cmocka_unit_test(a_rank_that_stays_away_is_named_to_all),
 		cmocka_unit_test(silent_connections_stop_nobody),
 		cmocka_unit_test(a_rank_that_connects_and_says_nothing_is_named),
+		cmocka_unit_test(garbage_ends_no_meeting),
+		cmocka_unit_test(another_version_is_named),
 		cmocka_unit_test(other_users_are_kept_out),
 	};
 

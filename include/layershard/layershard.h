@@ -264,8 +264,10 @@ typedef struct lshard_group_options {
 /**
  * Join the group: agree on a transport with the other ranks and connect to them.
  *
- * Ranks meet through options->bootstrap if it is given, else by options->job on this host (an abstract socket that only
- * the same user can reach), else alone (size 1).
+ * Ranks meet through options->bootstrap if it is given, else by options->job on this host, else alone (size 1). By a
+ * job they meet at an abstract socket, where other users are sent away; or, where LAYERSHARD_MEET_DIR names a directory
+ * of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the user only the latter
+ * can be had (NOT_SUPPORTED): all users look alike there.
  *
  * Scope: collective.  Blocks: until all ranks came, at most timeout_ms.
  * State: on failure nothing is left behind on this rank.

@@ -17,9 +17,10 @@ static size_t room_for(int32_t size)
 	return (size_t)size + STRANGERS;
 }
 
-bool lshard__lobby_open(struct lshard__lobby *lobby, const lshard_context *context)
+bool lshard__lobby_open(struct lshard__lobby *lobby, const lshard_context *context, struct lshard__greeting greeting)
 {
 	lobby->context = context;
+	lobby->greeting = greeting;
 	lobby->count = 0;
 	lobby->newcomers = context->allocate(context, room_for(context->size) * sizeof lobby->newcomers[0]);
 	return lobby->newcomers != NULL;
@@ -61,7 +62,7 @@ static void take_out(struct lshard__lobby *lobby, size_t index)
 static bool hear_one(struct lshard__newcomer *newcomer)
 {
 	size_t missing = sizeof newcomer->hello - newcomer->got;
-	ssize_t got = recv(newcomer->fd, newcomer->hello + newcomer->got, missing, 0);
+	ssize_t got = recv(newcomer->fd, (char *)&newcomer->hello + newcomer->got, missing, 0);
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return true;
@@ -70,15 +71,25 @@ static bool hear_one(struct lshard__newcomer *newcomer)
 	return got > 0;
 }
 
+static void send_away(const struct lshard__lobby *lobby, const struct lshard__newcomer *newcomer, uid_t uid)
+{
+	const lshard_context *context = lobby->context;
+
+	context->log(context, LSHARD_LOG_WARN,
+		     "rank %d: process %d of user %lu has connected and is sent away: ranks are of user %lu",
+		     (int)context->rank, (int)newcomer->pid, (unsigned long)uid, (unsigned long)geteuid());
+	close(newcomer->fd);
+}
+
 static lshard_status accept_one(struct lshard__lobby *lobby, int listener)
 {
 	struct lshard__newcomer newcomer = {.fd = lshard__socket_accept(listener)};
-	uid_t uid;
+	uid_t uid = 0;
 
 	if (newcomer.fd < 0)
 		return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ? LSHARD_OK : LSHARD_ERR_SYSTEM;
 	if (lshard__socket_peer(newcomer.fd, &newcomer.pid, &uid) || uid != geteuid()) {
-		close(newcomer.fd);
+		send_away(lobby, &newcomer, uid);
 		return LSHARD_OK;
 	}
 	if (lobby->count == room_for(lobby->context->size)) {
@@ -100,10 +111,17 @@ lshard_status lshard__lobby_hear(struct lshard__lobby *lobby, const struct pollf
 	return polled[0].revents & POLLIN ? accept_one(lobby, polled[0].fd) : LSHARD_OK;
 }
 
+static bool is_heard(const struct lshard__lobby *lobby, const struct lshard__newcomer *newcomer)
+{
+	return newcomer->got == sizeof newcomer->hello ||
+	       (newcomer->got >= sizeof lobby->greeting &&
+		memcmp(&newcomer->hello.greeting, &lobby->greeting, sizeof lobby->greeting) != 0);
+}
+
 bool lshard__lobby_next(struct lshard__lobby *lobby, struct lshard__newcomer *newcomer)
 {
 	for (size_t i = 0; i < lobby->count; i++) {
-		if (lobby->newcomers[i].got < sizeof newcomer->hello)
+		if (!is_heard(lobby, &lobby->newcomers[i]))
 			continue;
 		*newcomer = lobby->newcomers[i];
 		take_out(lobby, i);

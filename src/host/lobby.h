@@ -1,35 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * lobby.h - connections that were accepted and have not said yet who they are. Whoever connects and then says nothing
- * (it was stopped, or is a stranger) keeps nobody else waiting. Knows sockets and users; does not know what a hello
- * says.
+ * (it was stopped, or is a stranger) keeps nobody else waiting. Knows sockets, users and whether somebody
+ * speaks as ranks of this build do; does not know who is awaited.
  */
 #ifndef LAYERSHARD_LOBBY_H
 #define LAYERSHARD_LOBBY_H
 
-#include <layershard/transport.h>
+#include "hello.h"
 
 #include <poll.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
-#define LSHARD__HELLO_BYTES 16u
-
 struct lshard__newcomer {
 	int fd;
 	pid_t pid;
 	size_t got; /* bytes of its hello that came so far */
-	unsigned char hello[LSHARD__HELLO_BYTES];
+	struct lshard__hello hello;
 };
 
 struct lshard__lobby {
 	const lshard_context *context;
+	struct lshard__greeting greeting;   /* what a hello begins with */
 	struct lshard__newcomer *newcomers; /* [count], the one that came first in front; NULL: closed */
 	size_t count;
 };
 
 /* Room for every rank of the group and some strangers. False: there is no memory. */
-bool lshard__lobby_open(struct lshard__lobby *lobby, const lshard_context *context);
+bool lshard__lobby_open(struct lshard__lobby *lobby, const lshard_context *context, struct lshard__greeting greeting);
 /* Sends away who is still here. */
 void lshard__lobby_close(struct lshard__lobby *lobby);
 
@@ -39,11 +38,14 @@ size_t lshard__lobby_polls(int32_t size);
 size_t lshard__lobby_poll(const struct lshard__lobby *lobby, int listener, struct pollfd *polled);
 
 /*
- * After poll(): take what newcomers sent and accept one more. Those of other users, and those that went away, are sent
- * away. SYSTEM, with errno: nobody can be accepted.
+ * After poll(): take what newcomers sent and accept one more. Those of other users are logged and sent
+ * away, and so are those that went away. SYSTEM, with errno: nobody can be accepted.
  */
 lshard_status lshard__lobby_hear(struct lshard__lobby *lobby, const struct pollfd *polled);
-/* Take out one whose hello is whole; its descriptor is the caller's. False: there is none. */
+/*
+ * Take out one whose hello is whole, or begins with another greeting than a rank's of this build: nothing is known then
+ * of what else it may say. Its descriptor is the caller's. False: there is none.
+ */
 bool lshard__lobby_next(struct lshard__lobby *lobby, struct lshard__newcomer *newcomer);
 
 #endif

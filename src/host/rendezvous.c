@@ -3,14 +3,14 @@
  * rendezvous.c - how separately started ranks of one host and user find each other by a job's name.
  * Knows ranks and sockets; knows no transport. Threads of one process may meet as well.
  *
- * Rank 0 listens under an abstract name made of the user and the job; the others connect to it, say who they are, and
- * stay. Once all have come the listener is closed. An allgather goes through rank 0. Whatever goes wrong at rank 0 is
+ * Rank 0 listens where the job meets (meeting_place.h); the others connect to it, say who they are, and stay. Once all have come the listener is closed. An allgather goes through rank 0. Whatever goes wrong at rank 0 is
  * told to all others in its own words, so that every rank's message names the cause.
  */
 #include "outside.h"
 #include "lobby.h"
+#include "meeting_place.h"
 #include "sockets.h"
-#include "text_hash.h"
+#include "user.h"
 #include "verdict.h"
 
 #include <errno.h>
@@ -19,19 +19,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#define MAGIC      0x6c73686du
-#define PROTOCOL   1u
-#define NAME_BYTES 104 /* of an abstract socket */
-
-struct hello {
-	uint32_t magic;
-	uint32_t protocol;
-	int32_t rank;
-	int32_t size;
-};
-
-_Static_assert(sizeof(struct hello) == LSHARD__HELLO_BYTES, "the lobby waits for a whole hello");
 
 /* In front of every answer and contribution. On failure the text follows instead of the bytes. */
 struct frame {
@@ -52,10 +39,11 @@ struct member {
 struct lshard__rendezvous {
 	const lshard_context *context;
 	lshard_error error;
-	lshard_status failure;      /* of the last all-gather, if it failed */
-	int listener;               /* rank 0, while ranks are missing */
-	int root;                   /* others: the connection to rank 0 */
-	int process;                /* others: of rank 0, as that of a member */
+	lshard_status failure; /* of the last all-gather, if it failed */
+	int listener;          /* rank 0, while ranks are missing */
+	int root;              /* others: the connection to rank 0 */
+	int process;           /* others: of rank 0, as that of a member */
+	struct lshard__place place;
 	struct member *members;     /* rank 0: [size]; its own entry is unused */
 	struct lshard__lobby lobby; /* rank 0, while ranks are missing */
 	struct pollfd *polled;      /* rank 0: [size] members, [size] their processes, then the lobby's */
@@ -71,11 +59,9 @@ static void close_if_open(int *fd)
 
 /* ---- names ---- */
 
-/* A job's name may be longer than an abstract name: its hash keeps long ones apart, its beginning is for the eye. */
-static void socket_name(const char *job, char name[NAME_BYTES])
+static struct lshard__greeting greeting(void)
 {
-	snprintf(name, NAME_BYTES, "layershard/%lu/%016llx/%.40s", (unsigned long)geteuid(),
-		 (unsigned long long)lshard__text_hash(job), job);
+	return lshard__hello_greeting(sizeof(struct frame));
 }
 
 /* Those that were not heard. */
@@ -93,7 +79,7 @@ static struct lshard__ranks find_missing(const lshard__rendezvous *r)
 
 static void tell(int fd, lshard_status status, const void *text, uint64_t bytes)
 {
-	struct frame frame = {MAGIC, status, bytes};
+	struct frame frame = {LSHARD__HELLO_MAGIC, status, bytes};
 	struct iovec parts[2] = {{&frame, sizeof frame}, {(void *)(uintptr_t)text, (size_t)bytes}};
 	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
 
@@ -113,14 +99,11 @@ static lshard_status tell_all(lshard__rendezvous *r, lshard_status status)
 }
 
 /* Is it one of ours? The text is for the newcomer as well. */
-static lshard_status check_hello(lshard__rendezvous *r, const struct hello *hello, pid_t pid)
+static lshard_status check_hello(lshard__rendezvous *r, const struct lshard__hello *hello, pid_t pid)
 {
 	int32_t size = r->context->size;
 	pid_t other;
 
-	if (hello->magic != MAGIC || hello->protocol != PROTOCOL)
-		return lshard_fail(&r->error, LSHARD_ERR_MISMATCH,
-				   "job '%s': process %d speaks another version of this library", r->job, (int)pid);
 	if (hello->size != size)
 		return lshard_fail(
 			&r->error, LSHARD_ERR_MISMATCH,
@@ -137,28 +120,54 @@ static lshard_status check_hello(lshard__rendezvous *r, const struct hello *hell
 			   (int)pid, (int)hello->rank);
 }
 
+/* Another build's hello may be of another form: nothing is read of it but its greeting. */
+static lshard_status check_greeting(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+{
+	char whom[120];
+
+	snprintf(whom, sizeof whom, "process %d, which has come to job '%s',", (int)newcomer->pid, r->job);
+	return lshard__greeting_compare(&r->lobby.greeting, &newcomer->hello.greeting, "rank 0", whom, &r->error);
+}
+
+/* Whatever else connects is no rank, and ends nobody's meeting. */
+static int is_stranger(const lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+{
+	const lshard_context *context = r->context;
+
+	if (newcomer->hello.greeting.magic == r->lobby.greeting.magic)
+		return 0;
+	context->log(context, LSHARD_LOG_WARN,
+		     "rank 0: process %d has connected to job '%s', does not speak as a rank does, and is sent away",
+		     (int)newcomer->pid, r->job);
+	return 1;
+}
+
 /* Take in those of the lobby that have said who they are. */
 static lshard_status welcome(lshard__rendezvous *r)
 {
 	struct lshard__newcomer newcomer;
-	struct hello hello;
 
 	if (lshard__lobby_hear(&r->lobby, r->polled + 2 * r->context->size) < 0)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': accept: %s", r->job, strerror(errno));
 	while (lshard__lobby_next(&r->lobby, &newcomer)) {
 		lshard_status status;
 
-		memcpy(&hello, newcomer.hello, sizeof hello);
-		status = check_hello(r, &hello, newcomer.pid);
+		if (is_stranger(r, &newcomer)) {
+			close(newcomer.fd);
+			continue;
+		}
+		status = check_greeting(r, &newcomer);
+		if (status == LSHARD_OK)
+			status = check_hello(r, &newcomer.hello, newcomer.pid);
 		if (status != LSHARD_OK) {
 			tell(newcomer.fd, status, r->error.text, strlen(r->error.text));
 			close(newcomer.fd);
 			return status;
 		}
-		r->members[hello.rank] = (struct member){.fd = newcomer.fd,
-							 .process = lshard__socket_peer_process(newcomer.fd),
-							 .pid = newcomer.pid,
-							 .heard = 1};
+		r->members[newcomer.hello.rank] = (struct member){.fd = newcomer.fd,
+								  .process = lshard__socket_peer_process(newcomer.fd),
+								  .pid = newcomer.pid,
+								  .heard = 1};
 	}
 	return LSHARD_OK;
 }
@@ -169,11 +178,24 @@ static lshard_status left_early(lshard__rendezvous *r, int32_t rank)
 			   r->job, (int)r->members[rank].pid);
 }
 
+/*
+ * Rank @p rank was the first whose time was up: the group will not come about, and it is the missing ones that matter.
+ * Where some have not even connected, what they may have differently is said as well.
+ */
+static lshard_status waited(lshard__rendezvous *r, int32_t rank, uint32_t waited_ms)
+{
+	struct lshard__ranks missing = find_missing(r);
+	char hint[200];
+
+	return lshard_fail(&r->error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s of job '%s'%s%s", (int)rank,
+			   (unsigned)waited_ms, lshard__ranks_text(&missing), r->job, r->listener >= 0 ? ", " : "",
+			   r->listener >= 0 ? lshard__place_hint(&r->place, hint, sizeof hint) : "");
+}
+
 /* Wait until one of those who are here, or somebody new, has something to say. */
 static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 {
 	int32_t size = r->context->size;
-	struct lshard__ranks missing;
 	size_t count;
 	int ready;
 
@@ -187,9 +209,7 @@ static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 		return LSHARD_OK;
 	if (ready < 0)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': poll: %s", r->job, strerror(errno));
-	missing = find_missing(r);
-	return lshard_fail(&r->error, LSHARD_ERR_TIMEOUT, "rank 0 waited %u ms for %s of job '%s'",
-			   (unsigned)r->context->timeout_ms, lshard__ranks_text(&missing), r->job);
+	return waited(r, 0, r->context->timeout_ms);
 }
 
 /* With nothing left to be heard: its socket may live on in a child of its. */
@@ -206,15 +226,6 @@ static int all_heard(const lshard__rendezvous *r)
 	return 1;
 }
 
-/* Its deadline came before ours: the group will not come about, and it is the missing ones that matter, not it. */
-static lshard_status gave_up(lshard__rendezvous *r, int32_t rank, uint32_t waited_ms)
-{
-	struct lshard__ranks missing = find_missing(r);
-
-	return lshard_fail(&r->error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s of job '%s'", (int)rank,
-			   (unsigned)waited_ms, lshard__ranks_text(&missing), r->job);
-}
-
 /* Until all have come a member has nothing to say but that it gives up. */
 static lshard_status hear_early(lshard__rendezvous *r, int32_t rank)
 {
@@ -223,7 +234,7 @@ static lshard_status hear_early(lshard__rendezvous *r, int32_t rank)
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return LSHARD_OK;
-	return got == (ssize_t)sizeof waited_ms ? gave_up(r, rank, waited_ms) : left_early(r, rank);
+	return got == (ssize_t)sizeof waited_ms ? waited(r, rank, waited_ms) : left_early(r, rank);
 }
 
 static lshard_status gather_members(lshard__rendezvous *r, uint64_t deadline)
@@ -260,7 +271,7 @@ static lshard_status take_part(lshard__rendezvous *r, int32_t rank, char *place,
 	if (got <= 0)
 		return left_early(r, rank);
 	member->got += (size_t)got;
-	if (member->got >= head && (member->frame.magic != MAGIC || member->frame.bytes != bytes))
+	if (member->got >= head && (member->frame.magic != LSHARD__HELLO_MAGIC || member->frame.bytes != bytes))
 		return lshard_fail(&r->error, LSHARD_ERR_MISMATCH,
 				   "job '%s': rank %d (process %d) gives %llu bytes where rank 0 gives %llu", r->job,
 				   (int)rank, (int)member->pid, (unsigned long long)member->frame.bytes,
@@ -297,7 +308,7 @@ static lshard_status gather_parts(lshard__rendezvous *r, char *receive, size_t b
 
 static lshard_status answer(lshard__rendezvous *r, int32_t rank, const void *all, size_t bytes, uint64_t deadline)
 {
-	struct frame frame = {MAGIC, LSHARD_OK, bytes};
+	struct frame frame = {LSHARD__HELLO_MAGIC, LSHARD_OK, bytes};
 	int fd = r->members[rank].fd;
 	lshard_status status = lshard__socket_send(fd, &frame, sizeof frame, deadline);
 
@@ -345,9 +356,11 @@ static lshard_status hear_root(lshard__rendezvous *r, int fd, void *into, size_t
 
 	if (status != LSHARD_OK)
 		return no_answer(r, status);
-	if (frame.magic != MAGIC || (frame.status == LSHARD_OK ? frame.bytes != bytes : frame.bytes >= sizeof text))
+	if (frame.magic != LSHARD__HELLO_MAGIC || frame.status > 0 ||
+	    (frame.status == LSHARD_OK ? frame.bytes != bytes : frame.bytes >= sizeof text))
 		return lshard_fail(&r->error, LSHARD_ERR_MISMATCH,
-				   "job '%s': rank 0 speaks another version of this library", r->job);
+				   "rank %d: what listens as rank 0 of job '%s' does not speak as rank 0 does",
+				   (int)r->context->rank, r->job);
 	status = lshard__socket_receive(fd, r->process, frame.status == LSHARD_OK ? into : text, (size_t)frame.bytes,
 					deadline);
 	if (status != LSHARD_OK)
@@ -371,7 +384,7 @@ static void give_up_in_time(const lshard__rendezvous *r, int fd, uint64_t deadli
 
 static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 {
-	struct hello hello = {MAGIC, PROTOCOL, r->context->rank, r->context->size};
+	struct lshard__hello hello = {greeting(), 0, r->context->rank, r->context->size};
 	lshard_status status;
 	pid_t pid;
 	uid_t uid;
@@ -380,8 +393,11 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 		return no_answer(r, LSHARD_ERR_SYSTEM);
 	if (uid != geteuid())
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM,
-				   "job '%s': process %d that listens under its name belongs to user %lu, not %lu",
-				   r->job, (int)pid, (unsigned long)uid, (unsigned long)geteuid());
+				   "job '%s': process %d that listens under its name belongs to user %lu, not %lu%s",
+				   r->job, (int)pid, (unsigned long)uid, (unsigned long)geteuid(),
+				   lshard__user_is_overflow(uid) ? " (it stands for all that this user namespace does "
+								   "not map)"
+								 : "");
 	r->process = lshard__socket_peer_process(fd);
 	if (r->process < 0 && errno == ESRCH) /* a child of its still listens */
 		return no_answer(r, LSHARD_ERR_PEER_FAILED);
@@ -393,20 +409,38 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 	return hear_root(r, fd, NULL, 0, deadline);
 }
 
-static lshard_status open_member(lshard__rendezvous *r, const char *name, uint64_t deadline)
+/* Nobody can listen where somebody else only sits. */
+static lshard_status blocked(lshard__rendezvous *r, lshard_status otherwise, const char *text)
 {
-	lshard_status status = lshard__socket_connect(name, SOCK_STREAM, deadline, &r->root);
+	char who[80];
 
-	if (status == LSHARD_ERR_TIMEOUT)
-		return lshard_fail(&r->error, status, "rank %d waited %u ms for rank 0 of job '%s'",
-				   (int)r->context->rank, (unsigned)r->context->timeout_ms, r->job);
-	return status == LSHARD_OK ? introduce(r, r->root, deadline) : no_answer(r, status);
+	if (!lshard__place_is_blocked(&r->place, who, sizeof who))
+		return lshard_fail(&r->error, otherwise, "%s", text);
+	return lshard_fail(&r->error, LSHARD_ERR_SYSTEM,
+			   "rank %d: %s has taken the name of job '%s' and does not listen, so that nobody can meet "
+			   "there: choose another job name, or a directory of your own by LAYERSHARD_MEET_DIR",
+			   (int)r->context->rank, who, r->job);
+}
+
+static lshard_status open_member(lshard__rendezvous *r, uint64_t deadline)
+{
+	lshard_status status = lshard__socket_connect(r->place.name, SOCK_STREAM, deadline, &r->root);
+	lshard_error late;
+	char hint[200];
+
+	if (status == LSHARD_OK)
+		return introduce(r, r->root, deadline);
+	if (status != LSHARD_ERR_TIMEOUT)
+		return no_answer(r, status);
+	(void)lshard_fail(&late, status, "rank %d waited %u ms for rank 0 of job '%s', %s", (int)r->context->rank,
+			  (unsigned)r->context->timeout_ms, r->job, lshard__place_hint(&r->place, hint, sizeof hint));
+	return blocked(r, status, late.text);
 }
 
 static lshard_status member_allgather(lshard__rendezvous *r, const void *send, void *receive, size_t bytes,
 				      uint64_t deadline)
 {
-	struct frame frame = {MAGIC, LSHARD_OK, bytes};
+	struct frame frame = {LSHARD__HELLO_MAGIC, LSHARD_OK, bytes};
 	lshard_status status = lshard__socket_send(r->root, &frame, sizeof frame, deadline);
 
 	if (status == LSHARD_OK)
@@ -422,12 +456,12 @@ static lshard_status member_allgather(lshard__rendezvous *r, const void *send, v
  * The name is taken: introduce ourselves as rank 0 to whoever has it and be told that there is one already.
  * IN_PROGRESS: it went away meanwhile, try again.
  */
-static lshard_status challenge(lshard__rendezvous *r, const char *name, uint64_t deadline)
+static lshard_status challenge(lshard__rendezvous *r, uint64_t deadline)
 {
 	lshard_status status;
 	int fd;
 
-	if (lshard__socket_connect(name, SOCK_STREAM, lshard__now_ns(), &fd) != LSHARD_OK)
+	if (lshard__socket_connect(r->place.name, SOCK_STREAM, lshard__now_ns(), &fd) != LSHARD_OK)
 		return LSHARD_IN_PROGRESS;
 	status = introduce(r, fd, deadline);
 	close(fd);
@@ -435,35 +469,51 @@ static lshard_status challenge(lshard__rendezvous *r, const char *name, uint64_t
 	return status == LSHARD_ERR_PEER_FAILED ? LSHARD_IN_PROGRESS : status;
 }
 
-static lshard_status take_name(lshard__rendezvous *r, const char *name, uint64_t deadline)
+static lshard_status cannot_listen(lshard__rendezvous *r)
+{
+	lshard_error refused;
+
+	(void)lshard_fail(&refused, LSHARD_ERR_SYSTEM, "job '%s': cannot listen as rank 0: %s", r->job,
+			  strerror(errno));
+	return blocked(r, LSHARD_ERR_SYSTEM, refused.text);
+}
+
+static lshard_status take_place(lshard__rendezvous *r, uint64_t deadline)
 {
 	for (;;) {
 		lshard_status status;
 
-		r->listener = lshard__socket_listen(name, SOCK_STREAM);
+		r->listener = lshard__place_listen(&r->place, deadline);
 		if (r->listener >= 0)
 			return LSHARD_OK;
 		if (errno != EADDRINUSE || !lshard__left_ms(deadline))
-			return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': cannot listen as rank 0: %s",
-					   r->job, strerror(errno));
-		status = challenge(r, name, deadline);
+			return cannot_listen(r);
+		status = challenge(r, deadline);
 		if (status != LSHARD_IN_PROGRESS)
 			return status;
 		poll(NULL, 0, 1);
 	}
 }
 
-static lshard_status open_root(lshard__rendezvous *r, const char *name, uint64_t deadline)
+static void stop_listening(lshard__rendezvous *r)
 {
-	lshard_status status = take_name(r, name, deadline);
+	if (r->listener < 0)
+		return;
+	lshard__place_leave(&r->place);
+	close(r->listener);
+	r->listener = -1;
+}
+
+static lshard_status open_root(lshard__rendezvous *r, uint64_t deadline)
+{
+	lshard_status status = take_place(r, deadline);
 
 	if (status != LSHARD_OK)
 		return status;
 	status = gather_members(r, deadline);
 	if (status != LSHARD_OK)
 		return tell_all(r, status);
-	close(r->listener);
-	r->listener = -1;
+	stop_listening(r);
 	lshard__lobby_close(&r->lobby);
 	for (int32_t rank = 1; rank < r->context->size; rank++)
 		tell(r->members[rank].fd, LSHARD_OK, NULL, 0);
@@ -493,6 +543,7 @@ static lshard__rendezvous *allocate(const lshard_context *context, const char *j
 	r->listener = -1;
 	r->root = -1;
 	r->process = -1;
+	r->place.directory = -1;
 	snprintf(r->job, sizeof r->job, "%s", job);
 	if (context->rank)
 		return r;
@@ -500,7 +551,7 @@ static lshard__rendezvous *allocate(const lshard_context *context, const char *j
 	r->polled = context->allocate(context, (2 * size + lshard__lobby_polls(context->size)) * sizeof *r->polled);
 	for (size_t i = 0; r->members && i < size; i++)
 		r->members[i].fd = r->members[i].process = -1;
-	if (lshard__lobby_open(&r->lobby, context) && r->members && r->polled)
+	if (lshard__lobby_open(&r->lobby, context, greeting()) && r->members && r->polled)
 		return r;
 	lshard__rendezvous_close(r);
 	return NULL;
@@ -511,14 +562,14 @@ lshard_status lshard__rendezvous_open(const lshard_context *context, const char 
 {
 	uint64_t deadline = lshard__deadline_ns(context->timeout_ms);
 	lshard__rendezvous *r = allocate(context, job);
-	char name[NAME_BYTES];
 	lshard_status status;
 
 	if (!r)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "rank %d: no memory to meet %d ranks of job '%s'",
 				   (int)context->rank, (int)context->size, job);
-	socket_name(job, name);
-	status = context->rank ? open_member(r, name, deadline) : open_root(r, name, deadline);
+	status = lshard__place_open(&r->place, job, &r->error);
+	if (status == LSHARD_OK)
+		status = context->rank ? open_member(r, deadline) : open_root(r, deadline);
 	if (status != LSHARD_OK) {
 		if (error)
 			*error = r->error;
@@ -544,7 +595,8 @@ void lshard__rendezvous_close(lshard__rendezvous *r)
 {
 	if (!r)
 		return;
-	close_if_open(&r->listener);
+	stop_listening(r);
+	lshard__place_close(&r->place);
 	close_if_open(&r->root);
 	close_if_open(&r->process);
 	for (int32_t rank = 1; r->members && rank < r->context->size; rank++) {

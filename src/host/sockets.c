@@ -31,14 +31,15 @@ int lshard__left_ms(uint64_t deadline_ns)
 	return left > INT32_MAX ? INT32_MAX : (int)left;
 }
 
-/* Abstract: it lives in the network namespace, not in a file system, and goes with the last descriptor. */
-static socklen_t abstract_address(const char *name, struct sockaddr_un *address)
+/* An abstract name lives in the network namespace, not in a file system, and goes with the last descriptor. */
+static socklen_t address_of(const char *name, struct sockaddr_un *address)
 {
-	size_t length = strnlen(name, sizeof address->sun_path - 1);
+	const int is_path = name[0] == '/';
+	const size_t length = strnlen(name, sizeof address->sun_path - 1);
 
 	memset(address, 0, sizeof *address);
 	address->sun_family = AF_UNIX;
-	memcpy(address->sun_path + 1, name, length);
+	memcpy(address->sun_path + !is_path, name, length);
 	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length);
 }
 
@@ -59,7 +60,7 @@ static int close_keeping_errno(int fd)
 int lshard__socket_listen(const char *name, int type)
 {
 	struct sockaddr_un address;
-	socklen_t length = abstract_address(name, &address);
+	socklen_t length = address_of(name, &address);
 	int fd = new_socket(type);
 
 	if (fd < 0)
@@ -72,7 +73,7 @@ int lshard__socket_listen(const char *name, int type)
 lshard_status lshard__socket_connect(const char *name, int type, uint64_t deadline_ns, int *fd)
 {
 	struct sockaddr_un address;
-	socklen_t length = abstract_address(name, &address);
+	socklen_t length = address_of(name, &address);
 	int tried = new_socket(type);
 
 	if (tried < 0)
@@ -80,8 +81,8 @@ lshard_status lshard__socket_connect(const char *name, int type, uint64_t deadli
 	while (connect(tried, (struct sockaddr *)&address, length)) {
 		int left = lshard__left_ms(deadline_ns);
 
-		/* EAGAIN: the listener's queue is full. */
-		if ((errno != ECONNREFUSED && errno != EAGAIN && errno != EINTR) || !left) {
+		/* EAGAIN: the listener's queue is full. ENOENT: a path that is not there yet. */
+		if ((errno != ECONNREFUSED && errno != EAGAIN && errno != EINTR && errno != ENOENT) || !left) {
 			lshard_status status = left ? LSHARD_ERR_SYSTEM : LSHARD_ERR_TIMEOUT;
 
 			close_keeping_errno(tried);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * sockets.h - local sockets with deadlines: abstract names, nobody but the same user, never a signal.
- * Knows the operating system; knows no rank, no group.
+ * sockets.h - local sockets with deadlines, never a signal. A name that begins with '/' is a path, any other is
+ * abstract. Knows the operating system; knows no rank, no group.
  *
  * All sockets are non-blocking and closed on exec. Statuses: TIMEOUT when the deadline passed, PEER_FAILED when the
  * other end is gone, SYSTEM else; only those functions that take an error write a text.

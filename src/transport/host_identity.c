@@ -47,6 +47,7 @@ void lshard__host_identify(struct host_identity *identity)
 	memset(identity, 0, sizeof *identity); /* it is sent and hashed whole */
 	read_text("/proc/sys/kernel/random/boot_id", identity->boot, sizeof identity->boot);
 	identity->network = inode("/proc/self/ns/net");
+	identity->users = inode("/proc/self/ns/user");
 	identity->user = geteuid();
 	identity->pids = inode("/proc/self/ns/pid");
 	identity->pid = (uint64_t)getpid();

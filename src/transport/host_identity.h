@@ -10,6 +10,7 @@
 struct host_identity {
 	char boot[40];    /* of the running kernel: the same in all its containers */
 	uint64_t network; /* network namespace: abstract sockets do not cross it */
+	uint64_t users;   /* user namespace: a user's number means something inside it only */
 	uint64_t user;    /* effective user */
 	uint64_t pids;    /* process namespace: a process number means something inside it only */
 	uint64_t pid;

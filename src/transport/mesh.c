@@ -4,6 +4,7 @@
  */
 #include "mesh.h"
 #include "greeting.h"
+#include "hello.h"
 #include "lobby.h"
 #include "sockets.h"
 
@@ -27,18 +28,15 @@ struct card {
 	char name[64];
 };
 
-struct hello {
-	uint64_t token;
-	int32_t rank;
-	int32_t unused;
-};
-
-_Static_assert(sizeof(struct hello) == LSHARD__HELLO_BYTES, "the lobby waits for a whole hello");
-
 struct packet {
 	uint64_t tag;
 	uint64_t has_fd;
 };
+
+static struct lshard__greeting greeting(void)
+{
+	return lshard__hello_greeting(sizeof(struct packet));
+}
 
 /* ---- connecting ---- */
 
@@ -80,6 +78,7 @@ static lshard_status reach_peer(struct mesh *mesh, int32_t rank, const struct ca
 			   strerror(errno));
 }
 
+/* One user is not proof enough (user.h): whoever answers must know this rank's token as well, see await_answer. */
 static lshard_status check_user(struct mesh *mesh, int32_t rank)
 {
 	pid_t pid;
@@ -94,10 +93,16 @@ static lshard_status check_user(struct mesh *mesh, int32_t rank)
 	return LSHARD_OK;
 }
 
+/* Says whose token is meant, so that only who was dealt the cards can say it. */
+static struct lshard__hello hello_to(const struct mesh *mesh, const struct card *card)
+{
+	return (struct lshard__hello){greeting(), card->token, mesh->context->rank, mesh->context->size};
+}
+
 static lshard_status connect_lower(struct mesh *mesh, const struct card *cards, uint64_t deadline)
 {
 	for (int32_t rank = 0; rank < mesh->context->rank; rank++) {
-		struct hello hello = {cards[rank].token, mesh->context->rank, 0};
+		struct lshard__hello hello = hello_to(mesh, &cards[rank]);
 		lshard_status status = reach_peer(mesh, rank, &cards[rank], deadline);
 
 		if (status == LSHARD_OK)
@@ -116,13 +121,60 @@ static lshard_status connect_lower(struct mesh *mesh, const struct card *cards, 
 static int32_t identify(const struct mesh *mesh, const struct lshard__newcomer *newcomer, const struct card *cards)
 {
 	const lshard_context *context = mesh->context;
-	struct hello hello;
+	const struct lshard__hello *hello = &newcomer->hello;
 
-	memcpy(&hello, newcomer->hello, sizeof hello);
-	if (hello.token != cards[context->rank].token || hello.rank <= context->rank || hello.rank >= context->size ||
-	    mesh->peers[hello.rank].fd >= 0)
-		return -1;
-	return hello.rank;
+	if (newcomer->got == sizeof *hello && hello->token == cards[context->rank].token &&
+	    hello->rank > context->rank && hello->rank < context->size && mesh->peers[hello->rank].fd < 0)
+		return hello->rank;
+	context->log(context, LSHARD_LOG_WARN,
+		     "rank %d: process %d has connected, does not speak as a rank of the group, and is sent away",
+		     (int)context->rank, (int)newcomer->pid);
+	return -1;
+}
+
+static lshard_status no_answer(struct mesh *mesh, int32_t rank, const struct card *card, lshard_status status)
+{
+	const lshard_context *context = mesh->context;
+
+	if (status == LSHARD_ERR_TIMEOUT && !mesh->peers[rank].gone)
+		return lshard_fail(mesh->error, status, "rank %d waited %u ms for rank %d (process %d) to answer",
+				   (int)context->rank, (unsigned)context->timeout_ms, (int)rank, (int)card->pid);
+	return lshard_fail(mesh->error, LSHARD_ERR_PEER_FAILED, "rank %d (process %d) is gone", (int)rank,
+			   (int)card->pid);
+}
+
+/* The answer of a lower rank to this one's hello is the first packet that comes from it. */
+static lshard_status await_answer(struct mesh *mesh, int32_t rank, const struct card *cards, uint64_t deadline)
+{
+	const struct mesh_peer *peer = &mesh->peers[rank];
+	struct lshard__attached attached = {-1, false};
+	struct lshard__hello hello;
+	lshard_status status = lshard__socket_wait(peer->fd, peer->process, POLLIN,
+						   peer->gone ? lshard__now_ns() : deadline);
+	ssize_t got;
+
+	if (status != LSHARD_OK)
+		return no_answer(mesh, rank, &cards[rank], status);
+	got = lshard__socket_take(peer->fd, &hello, sizeof hello, &attached);
+	if (attached.descriptor >= 0)
+		close(attached.descriptor);
+	if (got <= 0)
+		return no_answer(mesh, rank, &cards[rank], LSHARD_ERR_PEER_FAILED);
+	if (got == (ssize_t)sizeof hello && hello.token == cards[mesh->context->rank].token && hello.rank == rank)
+		return LSHARD_OK;
+	return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM,
+			   "what listens where rank %d (process %d) should does not know the group's secret: it is a "
+			   "stranger",
+			   (int)rank, (int)cards[rank].pid);
+}
+
+static lshard_status await_answers(struct mesh *mesh, const struct card *cards, uint64_t deadline)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (int32_t rank = 0; rank < mesh->context->rank && status == LSHARD_OK; rank++)
+		status = await_answer(mesh, rank, cards, deadline);
+	return status;
 }
 
 static lshard_status late(struct mesh *mesh, const struct card *cards)
@@ -136,10 +188,11 @@ static lshard_status late(struct mesh *mesh, const struct card *cards)
 	return LSHARD_OK;
 }
 
-/* Take in those of the lobby that have said who they are. Returns how many ranks came. */
+/* Take in those of the lobby that have said who they are, and answer them. Returns how many ranks came. */
 static int32_t take_in(struct mesh *mesh, struct lshard__lobby *lobby, const struct card *cards)
 {
 	struct lshard__newcomer newcomer;
+	struct lshard__hello answer;
 	int32_t came = 0;
 
 	while (lshard__lobby_next(lobby, &newcomer)) {
@@ -149,6 +202,9 @@ static int32_t take_in(struct mesh *mesh, struct lshard__lobby *lobby, const str
 			close(newcomer.fd);
 			continue;
 		}
+		answer = hello_to(mesh, &cards[rank]);
+		/* A new connection has room for it; a rank that has died meanwhile is seen to be gone later. */
+		(void)lshard__socket_send(newcomer.fd, &answer, sizeof answer, lshard__now_ns());
 		mesh->peers[rank].fd = newcomer.fd;
 		came++;
 	}
@@ -244,9 +300,13 @@ static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby,
 		status = connect_lower(mesh, cards, deadline);
 	if (status == LSHARD_OK)
 		status = accept_higher(mesh, listener, lobby, cards, deadline);
+	if (status == LSHARD_OK)
+		status = watch_processes(mesh);
+	if (status == LSHARD_OK)
+		status = await_answers(mesh, cards, deadline);
 	if (listener >= 0)
 		close(listener);
-	return status == LSHARD_OK ? watch_processes(mesh) : status;
+	return status;
 }
 
 lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns)
@@ -269,7 +329,7 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 	}
 	if (mesh->wake < 0)
 		status = lshard_fail(error, LSHARD_ERR_SYSTEM, "eventfd: %s", strerror(errno));
-	else if (!lshard__lobby_open(&lobby, context) || !cards || !mesh->peers || !mesh->polled)
+	else if (!lshard__lobby_open(&lobby, context, greeting()) || !cards || !mesh->peers || !mesh->polled)
 		(void)lshard_fail(error, status, "no memory to connect %d ranks", (int)context->size);
 	else
 		status = connect_all(mesh, &lobby, cards, deadline_ns);

@@ -221,7 +221,8 @@ static int connects(int i, const struct card *cards, int32_t size, char *why, si
 		else if (first->network != other->network)
 			snprintf(why, bytes, "%s needs one network namespace, and ranks 0 and %d are in two", name,
 				 (int)rank);
-		else if (first->user != other->user)
+		/* Between user namespaces numbers mean nothing: the system compares the users when ranks connect. */
+		else if (first->users == other->users && first->user != other->user)
 			snprintf(why, bytes, "%s connects ranks of one user, and ranks 0 and %d have two", name,
 				 (int)rank);
 		if (why[0])

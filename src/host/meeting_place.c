@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * meeting_place.c - see meeting_place.h.
+ *
+ * In a directory, every change of who listens happens under a lock on the directory itself: a socket to which nobody
+ * can connect while the lock is held is of a rank that is gone, and may be removed. The directory is opened once, looked
+ * at, and reached by that descriptor from then on; so its path may have any length, and nobody can exchange it. That it
+ * has no rights for others is what keeps them out: the system itself compares users then, and knows them also where
+ * this user namespace does not.
+ */
+#include "meeting_place.h"
+#include "name_holder.h"
+#include "outside.h"
+#include "sockets.h"
+#include "text_hash.h"
+#include "user.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define VARIABLE   "LAYERSHARD_MEET_DIR"
+#define FILE_BYTES 40
+
+/* ---- names ---- */
+
+/* A job's name may be longer than an abstract name: its hash keeps long ones apart, its beginning is for the eye. */
+static void name_abstract(struct lshard__place *place, const char *job)
+{
+	snprintf(place->name, sizeof place->name, "layershard/%lu/%016llx/%.40s", (unsigned long)geteuid(),
+		 (unsigned long long)lshard__text_hash(job), job);
+}
+
+static void name_file(const char *job, char file[FILE_BYTES])
+{
+	snprintf(file, FILE_BYTES, "layershard-%016llx", (unsigned long long)lshard__text_hash(job));
+}
+
+/* The file's name, which the socket's path ends with. */
+static const char *file_of(const struct lshard__place *place)
+{
+	return strrchr(place->name, '/') + 1;
+}
+
+/* ---- the directory ---- */
+
+static lshard_status unfit(const struct lshard__place *place, lshard_error *error, const char *why)
+{
+	return lshard_fail(error, LSHARD_ERR_INVALID,
+			   VARIABLE "='%s': %s. It must be a directory of mode 0700 that belongs to the ranks' user, "
+				    "given by the same absolute path to all of them",
+			   place->path, why);
+}
+
+static lshard_status check_directory(const struct lshard__place *place, lshard_error *error)
+{
+	char why[160];
+	struct stat found;
+
+	if (fstat(place->directory, &found))
+		return unfit(place, error, strerror(errno));
+	if (found.st_uid != geteuid()) {
+		snprintf(why, sizeof why, "it belongs to user %lu, not to user %lu", (unsigned long)found.st_uid,
+			 (unsigned long)geteuid());
+		return unfit(place, error, why);
+	}
+	if (found.st_mode & 077) {
+		snprintf(why, sizeof why, "its mode is %04o, which lets other users in",
+			 (unsigned)(found.st_mode & 07777));
+		return unfit(place, error, why);
+	}
+	return LSHARD_OK;
+}
+
+/* Without the slashes at its end, behind which a symbolic link would be followed. */
+static lshard_status copy_path(struct lshard__place *place, const char *path, char *whole, size_t bytes,
+			       lshard_error *error)
+{
+	size_t length = strlen(path);
+
+	while (length > 1 && path[length - 1] == '/')
+		length--;
+	snprintf(place->path, sizeof place->path, "%s", path);
+	if (path[0] != '/')
+		return unfit(place, error, "it does not begin with '/'");
+	if (length >= bytes)
+		return unfit(place, error, "the path is too long");
+	memcpy(whole, path, length);
+	whole[length] = 0;
+	return LSHARD_OK;
+}
+
+static lshard_status open_directory(struct lshard__place *place, const char *path, const char *job, lshard_error *error)
+{
+	char file[FILE_BYTES];
+	char whole[4096];
+	struct stat found;
+	lshard_status status = copy_path(place, path, whole, sizeof whole, error);
+
+	if (status != LSHARD_OK)
+		return status;
+	if (lstat(whole, &found) == 0 && S_ISLNK(found.st_mode))
+		return unfit(place, error, "it is a symbolic link");
+	place->directory = open(whole, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (place->directory < 0)
+		return unfit(place, error, strerror(errno));
+	status = check_directory(place, error);
+	if (status != LSHARD_OK) {
+		lshard__place_close(place);
+		return status;
+	}
+	name_file(job, file);
+	snprintf(place->name, sizeof place->name, "/proc/self/fd/%d/%s", place->directory, file);
+	return LSHARD_OK;
+}
+
+/* ---- opening ---- */
+
+static lshard_status check_user(const struct lshard__place *place, lshard_error *error)
+{
+	if (lshard__user_is_told())
+		return LSHARD_OK;
+	return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+			   "job '%s': this process runs in a user namespace that does not map its user: every such "
+			   "user is shown as %lu, so ranks cannot tell each other from strangers. Set " VARIABLE
+			   " to a directory of mode 0700 that belongs to the ranks' user, on all ranks alike, or give "
+			   "a bootstrap of your own",
+			   place->job, (unsigned long)geteuid());
+}
+
+lshard_status lshard__place_open(struct lshard__place *place, const char *job, lshard_error *error)
+{
+	const char *path = lshard__variable(VARIABLE);
+
+	*place = (struct lshard__place){.directory = -1};
+	snprintf(place->job, sizeof place->job, "%.*s", (int)sizeof place->job - 1, job);
+	if (path)
+		return open_directory(place, path, job, error);
+	name_abstract(place, job);
+	return check_user(place, error);
+}
+
+void lshard__place_close(struct lshard__place *place)
+{
+	if (place->directory >= 0)
+		close(place->directory);
+	place->directory = -1;
+}
+
+/* ---- listening ---- */
+
+/* False: another process has the lock until the deadline. It is held for a few calls at most. */
+static int lock(const struct lshard__place *place, uint64_t deadline_ns)
+{
+	while (flock(place->directory, LOCK_EX | LOCK_NB)) {
+		if ((errno != EWOULDBLOCK && errno != EINTR) || !lshard__left_ms(deadline_ns))
+			return 0;
+		poll(NULL, 0, 1);
+	}
+	return 1;
+}
+
+static void unlock(const struct lshard__place *place)
+{
+	const int saved = errno;
+
+	(void)flock(place->directory, LOCK_UN);
+	errno = saved;
+}
+
+/* With the lock. 1: it was a dead rank's, and is gone. */
+static int remove_stale(const struct lshard__place *place)
+{
+	struct stat found;
+	int fd = -1;
+
+	if (fstatat(place->directory, file_of(place), &found, AT_SYMLINK_NOFOLLOW))
+		return errno == ENOENT;
+	if (!S_ISSOCK(found.st_mode)) {
+		errno = EEXIST;
+		return 0;
+	}
+	if (lshard__socket_connect(place->name, SOCK_STREAM, lshard__now_ns(), &fd) == LSHARD_OK) {
+		close(fd);
+		errno = EADDRINUSE;
+		return 0;
+	}
+	if (errno != ECONNREFUSED) { /* its queue is full: somebody is there */
+		errno = EADDRINUSE;
+		return 0;
+	}
+	return unlinkat(place->directory, file_of(place), 0) == 0;
+}
+
+static int listen_in_directory(struct lshard__place *place)
+{
+	int fd = lshard__socket_listen(place->name, SOCK_STREAM);
+	struct stat made;
+
+	if (fd < 0 && errno == EADDRINUSE && remove_stale(place))
+		fd = lshard__socket_listen(place->name, SOCK_STREAM);
+	if (fd >= 0 && fstatat(place->directory, file_of(place), &made, AT_SYMLINK_NOFOLLOW) == 0) {
+		place->device = made.st_dev;
+		place->inode = made.st_ino;
+	}
+	return fd;
+}
+
+int lshard__place_listen(struct lshard__place *place, uint64_t deadline_ns)
+{
+	int fd;
+
+	if (place->directory < 0)
+		return lshard__socket_listen(place->name, SOCK_STREAM);
+	if (!lock(place, deadline_ns))
+		return -1;
+	fd = listen_in_directory(place);
+	unlock(place);
+	return fd;
+}
+
+/* While the listener is open nobody else removes its socket; somebody may have done so by hand, though. */
+void lshard__place_leave(struct lshard__place *place)
+{
+	struct stat found;
+
+	if (place->directory < 0 || !place->inode)
+		return;
+	if (fstatat(place->directory, file_of(place), &found, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    found.st_dev == place->device && found.st_ino == place->inode)
+		(void)unlinkat(place->directory, file_of(place), 0);
+	place->inode = 0;
+}
+
+/* ---- texts ---- */
+
+const char *lshard__place_hint(const struct lshard__place *place, char *text, size_t bytes)
+{
+	if (place->directory >= 0)
+		snprintf(text, bytes, "in " VARIABLE "='%.100s': do all ranks have this one, and one job name?",
+			 place->path);
+	else
+		snprintf(text, bytes,
+			 "by an abstract name: do all ranks have one job name, user and network namespace, and none of "
+			 "them " VARIABLE "?");
+	return text;
+}
+
+int lshard__place_is_blocked(const struct lshard__place *place, char *text, size_t bytes)
+{
+	return place->directory < 0 && lshard__name_is_blocked(place->name, text, bytes);
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * meeting_place.h - where the ranks of a job find each other: an abstract name, or a socket in a directory that only
+ * their user can enter (LAYERSHARD_MEET_DIR). Knows names, files and users; does not know what is said there.
+ */
+#ifndef LAYERSHARD_MEETING_PLACE_H
+#define LAYERSHARD_MEETING_PLACE_H
+
+#include <layershard/transport.h>
+
+#include <sys/types.h>
+
+struct lshard__place {
+	char name[108]; /* for sockets.h: abstract, or the path of the socket */
+	char job[64];   /* for messages */
+	char path[256]; /* LAYERSHARD_MEET_DIR, for messages */
+	int directory;  /* -1: the name is abstract */
+	dev_t device;   /* of the socket that place_listen made in the directory */
+	ino_t inode;    /* 0: none */
+};
+
+/*
+ * Where @p job meets. INVALID: LAYERSHARD_MEET_DIR is no directory that only this user can enter. NOT_SUPPORTED: it is
+ * not set, and this process cannot tell its own user from others. After a failure there is nothing to close.
+ */
+lshard_status lshard__place_open(struct lshard__place *place, const char *job, lshard_error *error);
+void lshard__place_close(struct lshard__place *place);
+
+/*
+ * Listen there; what a killed rank left is removed. Returns the descriptor, or -1 and errno: EADDRINUSE: somebody has
+ * the place, EEXIST: what lies there is no socket.
+ */
+int lshard__place_listen(struct lshard__place *place, uint64_t deadline_ns);
+/* Nobody can come any more; before @p listener is closed. */
+void lshard__place_leave(struct lshard__place *place);
+
+/* For the text of a deadline that passed: what all ranks must have alike to meet here. Static, or in @p place. */
+const char *lshard__place_hint(const struct lshard__place *place, char *text, size_t bytes);
+
+/*
+ * Has somebody bound the name without listening? Then nobody can meet there. Says in @p text who, as far as the system
+ * tells.
+ */
+int lshard__place_is_blocked(const struct lshard__place *place, char *text, size_t bytes);
+
+#endif
