@@ -10,6 +10,7 @@ import struct
 import subprocess
 
 import pytest
+from patience import LONG_S
 
 from conftest import clean_environment, cpu_ticks, shard_mappings, tokens_of, wait_until
 
@@ -123,7 +124,7 @@ def test_closed_descriptors(program, tiny, command):
         arguments = command + [tiny] if command[0] == "run" else command
         line = 'exec "$0" "$@" ' + " ".join(f"{descriptor}>&-" for descriptor in descriptors)
         return subprocess.run(
-            ["sh", "-c", line, program.path, *arguments], capture_output=True, env=clean_environment(None), timeout=100
+            ["sh", "-c", line, program.path, *arguments], capture_output=True, env=clean_environment(None), timeout=LONG_S
         )
 
     done = close(1)
@@ -138,7 +139,7 @@ def test_output_that_cannot_be_written(program, tiny):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [program.path, "run", "--model", tiny, "--max-tokens", "1", "--json"], stdout=full, stderr=subprocess.PIPE,
-            env=clean_environment(None), timeout=100,
+            env=clean_environment(None), timeout=LONG_S,
         )  # fmt: skip
     assert done.returncode == FAILED and b"could not be written" in done.stderr
 
@@ -332,7 +333,7 @@ def test_a_separate_rank_goes_on_when_another_is_killed(program, tiny, job, tmp_
     wait_until(lambda: cpu_ticks(processes[1].pid) > before + 5, "the rank computes")
     processes[1].send_signal(signal.SIGKILL)
     program.finish(processes[1])
-    done = program.finish(processes[0], timeout=200)
+    done = program.finish(processes[0])
     assert done.returncode == 0, done.stderr
-    right = program.json("run", "--ranks", 1, *work[:-1], timeout=300)
+    right = program.json("run", "--ranks", 1, *work[:-1])
     assert tokens_of(json.loads(done.stdout)) == tokens_of(right)[0::2]

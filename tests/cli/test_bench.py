@@ -10,6 +10,7 @@ import os
 import subprocess
 
 import pytest
+from patience import LONG_S
 
 PROGRAM = os.environ.get("LAYERSHARD_PROGRAM", "build/layershard")
 
@@ -18,9 +19,9 @@ SMALL = ["--layers", "12", "--layer-bytes", "4K", "--compute-us", "200", "--pass
 ONE_CASE = ["--ratio", "1.2", "--prefetch", "1"]
 
 
-def bench(*arguments, timeout=120):
+def bench(*arguments):
     return subprocess.run(
-        [PROGRAM, "bench", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        [PROGRAM, "bench", *arguments], capture_output=True, text=True, timeout=LONG_S, check=False
     )
 
 
@@ -141,7 +142,7 @@ def test_step_shares_follow_from_the_times():
         assert case["hidden_share"] == pytest.approx(1 - exposed / case["transfers_ns"]["median"], abs=1e-6)
         off = (exposed - case["predicted_exposed_ns"]) / step * 100
         assert case["difference_percent"] == pytest.approx(off, abs=1e-3)
-        assert 0 < case["link_busy_share"] < 1.2 and case["stall_ns"] > 0
+        assert 0 < case["link_busy_share"] < 1.2
 
 
 def test_step_is_never_faster_than_the_link():
@@ -151,7 +152,7 @@ def test_step_is_never_faster_than_the_link():
         assert case["link_bytes_per_s"] == 1600 * 1024
         assert case["transfers_ns"]["min"] > 0.45 * 15e6  # up to three windows may be full when the sample begins
         assert case["serial_ns"]["min"] >= 15e6
-        assert case["predicted_exposed_ns"] > 0
+        assert case["predicted_exposed_ns"] > 0 and case["stall_ns"] > 0
 
 
 def test_step_without_transfers_predicts_nothing_exposed():

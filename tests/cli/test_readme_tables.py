@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import LONG_S
 
 from conftest import TREE
 
@@ -43,7 +44,7 @@ def document(tmp_path, what, content="", end="<!-- end of table -->\n"):
 
 def tables(*arguments):
     command = [sys.executable, str(TREE / "bench" / "readme_tables.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
 
 
 COLUMNS = "columns: size=bytes:bytes | us=time.median/1e3:.1f us\ncolumns: clock=mhz:.0f | last=last"

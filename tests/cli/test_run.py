@@ -9,6 +9,7 @@ import select
 import subprocess
 
 import pytest
+from patience import LONG_S
 
 from conftest import (
     clean_environment, cpu_ticks, make_model, shard_mappings, tokens_of, wait_until, wait_until_generating,
@@ -235,7 +236,7 @@ def read_terminal(program, arguments):
     )  # fmt: skip
     os.close(slave)
     shown = b""
-    while select.select([master], [], [], 60)[0]:
+    while select.select([master], [], [], LONG_S)[0]:
         try:
             part = os.read(master, 65536)
         except OSError:  # the other side is closed
@@ -244,7 +245,7 @@ def read_terminal(program, arguments):
             break
         shown += part
     os.close(master)
-    return process.wait(60), shown.decode(errors="replace")
+    return process.wait(LONG_S), shown.decode(errors="replace")
 
 
 def test_terminal_gets_progress_and_one_text_at_a_time(program, tiny):
@@ -371,7 +372,7 @@ def agrees(tokens, case):
 def test_real_model_says_what_the_reference_says(program, real, fixture_cases, options):
     cases = fixture_cases if options == ["--ranks", 4, "--max-tokens", 32] else fixture_cases[:3]
     prompts = [word for case in cases for word in ("--prompt", case["prompt"])]
-    result = program.json("run", "--model", real, "--max-tokens", 16, *options, *prompts, timeout=300)
+    result = program.json("run", "--model", real, "--max-tokens", 16, *options, *prompts)
     for case, prompt in zip(cases, result["prompts"]):
         assert prompt["prompt_tokens"] == case["prompt_tokens"], case["prompt"]
         assert prompt["tokens"] and agrees(prompt["tokens"], case), case["prompt"]

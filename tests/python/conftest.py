@@ -11,6 +11,11 @@ import sys
 TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path += [str(TREE / "tests"), str(TREE / "python")]
 # Ranks that are processes find the package as this one does.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TREE / "python")]))
-for _name in ("LAYERSHARD_TRANSPORT", "LAYERSHARD_JOB", "LAYERSHARD_TIMEOUT_MS", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [os.environ.get("PYTHONPATH"), str(TREE / "python"), str(TREE / "tests")])
+)
+for _name in ("LAYERSHARD_TRANSPORT", "LAYERSHARD_JOB", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
     os.environ.pop(_name, None)
+from patience import LONG_MS  # noqa: E402
+
+os.environ["LAYERSHARD_TIMEOUT_MS"] = str(LONG_MS)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import LONG_S
 
 import layershard
 from layershard import dlpack
@@ -151,6 +152,6 @@ def test_a_program_may_end_with_arrays_alive(also):
     if also:
         pytest.importorskip("torch", reason="torch is not installed: scripts/python_env.sh --torch installs it")
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM_THAT_JUST_ENDS.format(also=also)], capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", PROGRAM_THAT_JUST_ENDS.format(also=also)], capture_output=True, text=True, timeout=LONG_S
     )
     assert (ended.returncode, ended.stderr) == (0, "")

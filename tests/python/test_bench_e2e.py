@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import LONG_S
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torch.distributed.fsdp._fully_shard", reason="this torch has no fully_shard")
@@ -22,14 +23,13 @@ import e2e_whole  # noqa: E402
 import torch_rounds  # noqa: E402
 from torch_rounds import Arm, Meeting, Rounds, Table  # noqa: E402
 
-DEADLINE_S = 240
 SMALL = "--devices cpu,cpu --shape 32,88,4,2 --layers 5 --passes 1 --warm-ms 0".split()
 
 
 def bench(*options):
     environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     command = [sys.executable, "bench/e2e.py", *SMALL, *options]
-    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
+    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=LONG_S)
 
 
 # ---- The script ----

@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+from patience import LONG_S
 
 import torch_ranks as ranks
 
@@ -36,7 +37,7 @@ def load(name):
 
 def wan(*arguments):
     command = [sys.executable, str(BENCH / "wan.py"), *TINY, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
 
 
 def saved(tmp_path, *arguments):

@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+from patience import LONG_S
 
 import layershard
 from python_ranks import Ranks, filler, run
@@ -72,7 +73,7 @@ def test_closing_in_a_callback_waits_for_the_call():
 
 def meet_by_allgather(n):
     """An all-gather among threads."""
-    barrier, parts = threading.Barrier(n, timeout=30), [None] * n
+    barrier, parts = threading.Barrier(n, timeout=LONG_S), [None] * n
 
     def allgather_of(rank):
         def allgather(data):

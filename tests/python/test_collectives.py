@@ -5,6 +5,7 @@ import threading
 import weakref
 
 import pytest
+from patience import LONG_MS
 
 import layershard
 from python_ranks import check_pass, filler
@@ -97,7 +98,8 @@ def run_ranks(work, *collectives):
     def rank(own):
         try:
             with layershard.Group(
-                own.rank, own.board.size, transport="callback", allgather=own.exchange, callbacks=own, timeout_ms=20000
+                own.rank, own.board.size, transport="callback", allgather=own.exchange, callbacks=own,
+                timeout_ms=LONG_MS,
             ) as group:
                 results[own.rank] = work(group)
         except layershard.Error as error:

@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+from patience import LONG_S
 
 import layershard
 
@@ -19,7 +20,7 @@ def python(*arguments, **environment):
     kept = {name: value for name, value in os.environ.items() if name != "LAYERSHARD_LIBRARY"}
     environment = {**kept, **environment}
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=250, cwd="/"
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=LONG_S, cwd="/"
     )
 
 
@@ -167,7 +168,7 @@ def test_the_oldest_python_knows_the_syntax():
     too_new = "match 1:\n    case 1: pass\ntype A = int\ntry: pass\nexcept* OSError: pass\n"
     told = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(TREE / "pyproject.toml"), "-"],
-        input=too_new, capture_output=True, text=True, timeout=60,
+        input=too_new, capture_output=True, text=True, timeout=LONG_S,
     )
     assert "Cannot use `type` alias statement on Python 3.10" in told.stdout, told.stdout
 

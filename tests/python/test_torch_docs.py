@@ -11,6 +11,7 @@ import sys
 import textwrap
 
 import pytest
+from patience import LONG_MS, LONG_S
 
 import torch_ranks as ranks
 
@@ -90,7 +91,7 @@ def test_the_shortest_program_prints_what_the_docs_say(tmp_path):
     (tmp_path / "first.py").write_text(blocks[number][1])
     environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "first.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LONG_S)
     assert (done.returncode, done.stdout) == (0, blocks[number + 1][1]), done.stderr
     alone = subprocess.run([sys.executable, "first.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert alone.stdout.startswith("rank 0 of 1, ") and alone.returncode == 0
@@ -180,7 +181,7 @@ def test_one_store_two_regimes(tmp_path):
 
 def test_an_update_in_vain_and_one_that_works():
     def work(rank, size):
-        model = sharding.shard(ranks.stack(), "layers.*", scope="block", transport="shm:copy", timeout_ms=30000)
+        model = sharding.shard(ranks.stack(), "layers.*", scope="block", transport="shm:copy", timeout_ms=LONG_MS)
         new = {name: 2 * value for name, value in ranks.stack().state_dict().items() if name.startswith("layers.")}
         names = {"layershard": layershard, "model": model, "new_weights": new}
         text = block_with(DOCS, "except layershard.PeerFailed")

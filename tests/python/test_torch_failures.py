@@ -10,6 +10,7 @@ import signal
 import time
 
 import pytest
+from patience import LONG_MS, LONG_S
 
 import torch_ranks as ranks
 
@@ -18,8 +19,8 @@ sharding = pytest.importorskip("layershard.torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 layershard = pytest.importorskip("layershard")
 
-DEADLINE_MS = 90000  # nobody waits for it here
-SOON_S = 30  # what ends at once does so before, on any machine
+DEADLINE_MS = LONG_MS  # nobody waits for it here
+SOON_S = DEADLINE_MS / 2000
 BLOCKS = {"modules": "layers.*", "scope": "block"}
 
 
@@ -276,7 +277,7 @@ def old_library(folder, version):
     body = others + f'const char *lshard_version(void) {{ return "{version}"; }}'
     (folder / "old.c").write_text(OLD % body)
     command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-w", "-I", layershard.get_include()]
-    subprocess.run([*command, "-o", str(folder / "old.so"), str(folder / "old.c")], check=True, timeout=60)
+    subprocess.run([*command, "-o", str(folder / "old.so"), str(folder / "old.c")], check=True, timeout=LONG_S)
     return str(folder / "old.so")
 
 
@@ -560,7 +561,7 @@ def test_ctrl_c(tmp_path, where):
         ended, _ = ranks.finish(started)
         assert ended - sent < SOON_S
         for process, _ in started:
-            process.join(SOON_S)
+            process.join(LONG_S)
         assert [process.exitcode for process, _ in started] == [0, 0]
     finally:
         over.set()

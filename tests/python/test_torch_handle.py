@@ -4,6 +4,7 @@
 import json
 
 import pytest
+from patience import patience
 
 import torch_ranks as ranks
 
@@ -87,7 +88,7 @@ def test_an_update_that_raises_on_one_rank_fails_on_all_and_can_be_made_again():
 
 def test_an_update_that_one_rank_does_not_begin_changes_nothing():
     def work(rank, size, ended):
-        model = sharded(transport="shm:copy", timeout_ms=300)
+        model = sharded(transport="shm:copy", timeout_ms=patience(3000))
         handle = sharding.of(model)
         if rank == 0:
             with pytest.raises(TimeoutError, match="rank 1"), handle.update():

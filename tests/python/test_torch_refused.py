@@ -6,6 +6,7 @@ import pickle
 import types
 
 import pytest
+from patience import LONG_MS
 
 import layershard
 import torch_ranks as ranks
@@ -255,7 +256,7 @@ def test_ranks_with_different_models_are_told_apart():
     def work(rank, size):
         model = ranks.stack(width=37 + rank)
         with pytest.raises(Exception, match="up.weight") as caught:
-            sharding.shard(model, "*.up", transport="shm", timeout_ms=5000)
+            sharding.shard(model, "*.up", transport="shm", timeout_ms=LONG_MS)
         assert caught.type.__name__ == "Mismatch"
         with torch.no_grad():
             model(ranks.inputs(rank))
@@ -270,7 +271,7 @@ def test_sharding_that_failed_on_one_rank_fails_on_all_and_can_be_made_again():
             if rank == 1:
                 patch.setattr(sharding.layout.Layout, "view", lambda *_: 1 / 0)
             with pytest.raises(Exception) as caught:
-                sharding.shard(model, "*.up", transport="shm:copy", timeout_ms=20000)
+                sharding.shard(model, "*.up", transport="shm:copy", timeout_ms=LONG_MS)
         assert caught.type.__name__ == "CallbackFailed" and "rank 1" in str(caught.value)
         sharding.shard(model, "*.up", transport="shm:copy")
         with torch.no_grad():
