@@ -179,12 +179,12 @@ class Copy:
         """What each test is made of: the files of the build directory in its command, each named like its target."""
         targets: dict[str, list[str]] = {}
         for line in (self.build / "tests" / "CTestTestfile.cmake").read_text().splitlines():
-            listed = re.match(r"add_test\(\[?=?\[?([\w.:=,@-]+?)(?:\]=*\])? (.*)\)$", line)
+            listed = re.match(r"add_test\((?:\[(=*)\[(?P<bracketed>.*?)\]\1\]|(?P<plain>\S+)) (?P<command>.*)\)$", line)
             if not listed:
                 continue
-            paths = [Path(each.rpartition("=")[2]) for each in re.findall(r'"([^"]*)"', listed[2])]
-            names = [(path.name.split(".")[0], path.suffix) for path in paths if self.build in path.parents]
-            targets[listed[1]] = [name[3:] if suffix == ".so" else name for name, suffix in names]
+            paths = [Path(each.rpartition("=")[2]) for each in re.findall(r'"([^"]*)"', listed["command"])]
+            targets[listed["bracketed"] or listed["plain"]] = [
+                path.stem[3:] if path.suffix == ".so" else path.name for path in paths if self.build in path.parents]
         return targets
 
     def learn_tests(self) -> None:
