@@ -288,6 +288,71 @@ static void verify_ends_every_view(void **state)
 	play("faults=wait@3=flip,local", 2, corrupt_body, NULL);
 }
 
+static lshard_status verify_with_a_bit_turned(struct rank *rank, uint32_t tensor, uint64_t byte, uint64_t *hash)
+{
+	unsigned char *at = (unsigned char *)rank->addresses[0][tensor] + byte;
+	lshard_status status;
+
+	*at ^= 1;
+	status = lshard_series_verify(rank->series, hash);
+	*at ^= 1;
+	return status;
+}
+
+/* Alone: what is stored is what it should be, and every byte of it is in the hash. */
+static int hashing_body(const struct member *member)
+{
+	struct setting setting = small_setting(2, 0);
+	uint64_t true_hash = 0, hash = 0;
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, MAX_TENSORS, LSHARD_STRIPE_BYTES);
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	OK_SERIES(&rank, lshard_series_verify(rank.series, &true_hash));
+	for (uint32_t tensor = 0; tensor < MAX_TENSORS; tensor++)
+		for (uint64_t byte = 0; byte < setting.tensors[tensor].bytes; byte++) {
+			OK_SERIES(&rank, verify_with_a_bit_turned(&rank, tensor, byte, &hash));
+			EXPECT(member, hash != true_hash, "tensor %u, byte %u", tensor, (unsigned)byte);
+		}
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+/* Rank 1 has layer 0 in memory of its own, where a bit of a row's own stripe or of rank 0's is turned. */
+static int comparing_body(const struct member *member)
+{
+	struct setting setting = small_setting(1, 0);
+	struct rank rank;
+	lshard_status status;
+	bool right = false;
+
+	setting_tensors(&setting, 1, LSHARD_STRIPE_COLUMNS);
+	setting.placement = LSHARD_STRIPED;
+	setting.resident_bytes = 1 << 20;
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	for (uint64_t byte = 0; byte < setting.tensors[0].bytes; byte++) {
+		status = member->rank == 1 ? verify_with_a_bit_turned(&rank, 0, byte, NULL)
+					   : lshard_series_verify(rank.series, NULL);
+		EXPECT(member, status == (member->rank == 1 ? LSHARD_ERR_CORRUPT : LSHARD_OK), "byte %u: %s",
+		       (unsigned)byte, lshard_status_name(status));
+	}
+	OK_SERIES(&rank, lshard_series_verify(rank.series, NULL));
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void verify_looks_at_every_byte(void **state)
+{
+	(void)state;
+	play("local", 1, hashing_body, NULL);
+	play("local", 2, comparing_body, NULL);
+}
+
 /* One window: a view of layer 1 would be in the way of layer 3. */
 static int timeout_body(const struct member *member)
 {
@@ -468,6 +533,7 @@ int main(void)
 		cmocka_unit_test(columns_of_other_widths_are_named),
 		cmocka_unit_test(series_of_one_name_are_told_apart),
 		cmocka_unit_test(verify_ends_every_view),
+		cmocka_unit_test(verify_looks_at_every_byte),
 		cmocka_unit_test(a_wait_that_timed_out_leaves_no_view),
 		cmocka_unit_test(only_bytes_from_other_ranks_are_counted),
 		cmocka_unit_test(abort_ends_the_loading_of_layers),

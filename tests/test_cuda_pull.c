@@ -274,6 +274,37 @@ static void what_cannot_be_captured_is_said(void **state)
 	assert_int_equal(team_of_processes(2, says_what_cannot_be_captured, &striped), 0);
 }
 
+/* The first call of a capture is for a layer whose window nobody has read: the copy is in the capture all the same. */
+static int begins_with_a_copy(const struct member *member)
+{
+	const uint32_t layer = member->rank == 0 ? FIRST + 3 : FIRST + 4; /* the last of those that come here */
+	cuda_graph graph = NULL;
+	struct rank rank;
+
+	if (!cuda_open_rank(&rank, member))
+		return 1;
+	EXPECT(member, !cuStreamBeginCapture_v2(rank.streams[0], 0), "begin");
+	OK(&rank, lshard_reach(rank.series, layer, rank.streams[0]));
+	OK(&rank, lshard_wait(rank.series, layer, rank.streams[0]));
+	OK(&rank, lshard_series_join(rank.series, rank.streams[0]));
+	EXPECT(member, !cuStreamEndCapture(rank.streams[0], &graph) && !cuGraphDestroy(graph), "end");
+	if (!cuda_one_pass(&rank, LAYERS, rank.streams[0]) || !cuda_all_right(&rank, "after the capture"))
+		goto failed;
+	cuda_close_rank(&rank);
+	return 0;
+failed:
+	cuda_close_rank(&rank);
+	return 1;
+}
+
+static void a_capture_may_begin_with_a_copy(void **state)
+{
+	struct setting setting = {.spec = "cuda", .prefetch = 0};
+
+	(void)state;
+	assert_int_equal(team_of_processes(2, begins_with_a_copy, &setting), 0);
+}
+
 /* ---- devices that a rank is not shown ---- */
 
 static int names_what_hides_devices(const struct member *member)
@@ -643,6 +674,7 @@ int main(int count, char **arguments)
 		cmocka_unit_test(copies_are_enqueued_where_graphs_are_refused),
 		cmocka_unit_test(a_layer_comes_into_any_window),
 		cmocka_unit_test(what_cannot_be_captured_is_said),
+		cmocka_unit_test(a_capture_may_begin_with_a_copy),
 		cmocka_unit_test(hidden_devices_are_named),
 		cmocka_unit_test(slices_make_up_the_layer_at_the_pace_asked_for),
 		cmocka_unit_test(sources_are_asked_in_turn),

@@ -408,6 +408,29 @@ static void the_last_layers_that_can_be_numbered(void **state)
 	close_sample(&sample);
 }
 
+/* A tensor that may be cut anywhere is cut at granules only where every rank then has some of it. */
+static void every_rank_keeps_some_of_each_tensor(void **state)
+{
+	for (int32_t size = 2; size <= 6; size++) {
+		struct sample sample = plain_sample(0, 3, size, LSHARD_STRIPED);
+
+		sample.granule = 4096;
+		sample.tensors[1] = (lshard_tensor){.name = "down",
+						    .bytes = 4800,
+						    .stripe = LSHARD_STRIPE_ROWS,
+						    .rows = 48}; /* tensors are cut each */
+		sample.tensors[0].bytes = 3 * 4096;
+		sample.options.tensors = sample.tensors;
+		sample.options.tensor_count = 2;
+		open_sample(&sample);
+		assert_int_equal(sample.layout.tensors[0].granular, size <= 3);
+		for (int32_t rank = 0; rank < size; rank++)
+			assert_non_null(layout_stripe(&sample.layout, 2, 0, rank));
+		close_sample(&sample);
+	}
+	(void)state;
+}
+
 /* ---- Options that make no sense ---- */
 
 static void refused(const struct sample *sample, const char *text)
@@ -508,6 +531,7 @@ int main(void)
 		cmocka_unit_test(every_byte_has_one_keeper),
 		cmocka_unit_test(more_ranks_than_layers),
 		cmocka_unit_test(a_rank_alone_keeps_whole_layers),
+		cmocka_unit_test(every_rank_keeps_some_of_each_tensor),
 		cmocka_unit_test(the_last_layers_that_can_be_numbered),
 		cmocka_unit_test(senseless_series_are_refused),
 		cmocka_unit_test(senseless_tensors_are_refused),

@@ -52,6 +52,29 @@ static void a_resident_that_does_not_come_fails_all(void **state)
 	assert_int_equal(team_of_threads(2, resident_body, NULL), 0);
 }
 
+/* ---- Rounds of stripes ----------------------------------------------------------------------------------------- */
+
+/* Rank 1 is slow to take its part of the first layer: rank 0 does not put the next one in its place meanwhile. */
+static int slow_taker_body(const struct member *member)
+{
+	struct setting setting = {.layers = 6, .prefetch = 1, .placement = LSHARD_STRIPED};
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_ROWS);
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	right = one_pass(&rank) && team_barrier(member);
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void stripes_are_taken_before_the_next_round(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "faults=r1.read@1=delay:100,local", .kind = "threads"};
+	assert_int_equal(team_of_threads(2, slow_taker_body, NULL), 0);
+}
+
 /* ---- A source that dies ---------------------------------------------------------------------------------------- */
 
 /* Of this process: whoever is rank 1 dies where an update drains, between its two meetings. */
@@ -118,11 +141,45 @@ static void a_source_that_dies_between_the_meetings_is_told(void **state)
 	assert_int_equal(team_of_processes(3, dying_source_body, NULL), 0);
 }
 
+/* Two striped layers, three ranks. Rank 2 loads nothing and stores a third of everything. */
+static int dying_keeper_body(const struct member *member)
+{
+	struct setting setting = {.layers = 2, .prefetch = 1, .placement = LSHARD_STRIPED};
+	struct rank rank;
+	lshard_status status;
+	bool right = false;
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_ROWS);
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	if (member->rank == 2) {
+		team_dies(member);
+		raise(SIGKILL);
+	}
+	status = lshard_series_update_begin(rank.series);
+	EXPECT(member, status == LSHARD_ERR_PEER_FAILED, "%s: %s", lshard_status_name(status),
+	       lshard_series_error(rank.series));
+	SAYS(member, lshard_series_error(rank.series), "rank 2");
+	SAYS(member, lshard_series_error(rank.series), "2 layers can have no new weights: 0 1");
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_rank_that_only_keeps_stripes_is_missed(void **state)
+{
+	(void)state;
+	subject = (struct subject){.spec = "shm:copy", .kind = "forks"};
+	assert_int_equal(team_of_processes(3, dying_keeper_body, NULL), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_resident_that_does_not_come_fails_all),
+		cmocka_unit_test(stripes_are_taken_before_the_next_round),
 		cmocka_unit_test(a_source_that_dies_between_the_meetings_is_told),
+		cmocka_unit_test(a_rank_that_only_keeps_stripes_is_missed),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -233,12 +233,33 @@ static void times_that_do_not_fit_are_the_greatest(void **state)
 	assert_true(result.transfer_ns < UINT64_MAX);
 }
 
+/* In step, a layer leaves the ring when all ranks keep it: each needs room for what the others store, no more. */
+static void room_for_what_others_store_empties_the_ring(void **state)
+{
+	for (int32_t size = 2; size <= 4; size++) {
+		lshard_series_options options = series_of(&whole_layer, 1);
+		const lshard_plan_input input = input_of(1, size, 1);
+		const uint32_t lacking = LAYERS - LAYERS / (uint32_t)size;
+		lshard_plan_result result;
+
+		options.resident_bytes = (uint64_t)lacking * LAYER_BYTES;
+		result = plan(&options, &input);
+		assert_int_equal(result.windows, 0);
+		assert_int_equal(result.fetched_layers, 0);
+		assert_true(result.residents <= lacking);
+		options.resident_bytes--;
+		assert_true(plan(&options, &input).windows > 0);
+	}
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(one_rank_alone_hides_what_its_own_layers_give),
 		cmocka_unit_test(ranks_in_step_wait_for_each_other),
 		cmocka_unit_test(residents_lie_evenly_on_the_circle),
+		cmocka_unit_test(room_for_what_others_store_empties_the_ring),
 		cmocka_unit_test(stripes_of_this_rank_do_not_travel),
 		cmocka_unit_test(own_stripes_take_no_room_in_windows),
 		cmocka_unit_test(a_granule_is_a_power_of_two),

@@ -320,6 +320,33 @@ static void a_table_with_a_hole_is_refused(void **state)
 	check("threads", 2, list, sizeof list / sizeof list[0]);
 }
 
+/* Each rank has a table of its own making. */
+static int brings_another(const struct member *member)
+{
+	lshard_transport_ops mine = lshard__local;
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__stack *stack = NULL;
+	lshard_error error = {""};
+	lshard_status status;
+
+	mine.name = member->rank == 0 ? "fast" : "faster";
+	status = lshard__stack_open(&context, NULL, &mine, &stack, &error);
+	EXPECT(member, status == LSHARD_ERR_MISMATCH, "status %d: %s", (int)status, error.text);
+	EXPECT(member, strstr(error.text, "rank 0 brings transport 'fast'") && strstr(error.text, "rank 1 'faster'"),
+	       "%s", error.text);
+	return 0;
+failed:
+	lshard__stack_close(stack);
+	return 1;
+}
+
+static void tables_of_two_names_are_told(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_threads(2, brings_another, NULL), 0);
+	assert_int_equal(contexts_outstanding(), 0);
+}
+
 static void transports_are_listed(void **state)
 {
 	lshard_transport_information information;
@@ -355,6 +382,7 @@ int main(void)
 		cmocka_unit_test(ranks_of_two_users_are_told),
 		cmocka_unit_test(a_wrapper_that_fails_on_one_rank_fails_all),
 		cmocka_unit_test(a_table_with_a_hole_is_refused),
+		cmocka_unit_test(tables_of_two_names_are_told),
 		cmocka_unit_test(transports_are_listed),
 	};
 

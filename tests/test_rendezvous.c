@@ -125,6 +125,42 @@ static void much_is_gathered(void **state)
 	assert_int_equal(team_of_processes(3, gather_much, NULL), 0);
 }
 
+/* Ranks in two different all-gathers: all hear how much each gives, at once. */
+static int gathers_another_size(const struct member *member)
+{
+	const size_t larger = *(const size_t *)member->user;
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	char mine[64] = "", all[3 * 64];
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	char says[64];
+
+	snprintf(says, sizeof says, "gives %zu bytes where rank 0 gives 40", larger);
+	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	EXPECT(member, bootstrap.allgather(bootstrap.user, mine, all, member->rank == 1 ? larger : 40) != 0,
+	       "gathered");
+	EXPECT(member, lshard__rendezvous_failure(rendezvous) == LSHARD_ERR_MISMATCH, "%s",
+	       lshard__rendezvous_error(rendezvous)->text);
+	EXPECT(member, strstr(lshard__rendezvous_error(rendezvous)->text, says), "%s",
+	       lshard__rendezvous_error(rendezvous)->text);
+	lshard__rendezvous_close(rendezvous);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+static void gathers_of_different_sizes_are_told(void **state)
+{
+	size_t sizes[] = {64, 8};
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(team_of_processes(3, gathers_another_size, &sizes[i]), 0);
+}
+
 /* Everybody must fail with this status; those for whom `says` is given, with that in the text. */
 struct failure {
 	lshard_status status;
@@ -656,6 +692,7 @@ int main(void)
 		cmocka_unit_test(processes_meet),
 		cmocka_unit_test(threads_meet_and_leave_nothing),
 		cmocka_unit_test(much_is_gathered),
+		cmocka_unit_test(gathers_of_different_sizes_are_told),
 		cmocka_unit_test(missing_ranks_are_named),
 		cmocka_unit_test(a_missing_rank_0_is_named),
 		cmocka_unit_test(two_with_the_same_rank_are_named),

@@ -16,34 +16,45 @@
 
 #define LAYERS 4u
 
-/* ---- A copy that takes long ------------------------------------------------------------------------------------ */
+/* ---- Copies whose time the test chooses ------------------------------------------------------------------------ */
 
-static atomic_bool slowly; /* from now on */
-static atomic_bool began;
-static atomic_bool closed; /* the store of the copy is */
-static atomic_bool torn;   /* it was while the copy ran */
+static _Atomic enum {
+	AT_ONCE,
+	SLOWLY, /* until the store is closed, or for a while */
+	IN_TURN, /* the first not before a second one was asked for; that one when the cell was looked at, or after a while */
+} manner;
+static atomic_int begun; /* copies */
+static atomic_bool asked_again, looked_at;
+static atomic_bool closed; /* the store is */
+static atomic_bool torn;   /* it was while a copy ran */
 
 void __real_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
 				    void *layer);
 void __wrap_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
 				    void *layer);
 
-/* What closes a store has this long to do it too early. */
-#define SLOWLY_MS 200
+/* What is done too early has this long to be done. */
+#define A_WHILE_MS 200
+
+static void hold_until(const atomic_bool *flag)
+{
+	for (int ms = 0; ms < A_WHILE_MS && !atomic_load(flag); ms++)
+		usleep(1000);
+}
 
 void __wrap_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
 				    void *layer)
 {
-	if (atomic_load(&slowly)) {
-		atomic_store(&began, true);
-		for (int ms = 0; ms < SLOWLY_MS && !atomic_load(&closed); ms++)
-			usleep(1000);
-		if (atomic_load(&closed)) {
-			atomic_store(&torn, true);
-			return; /* plan, shares and layer have gone */
-		}
-	}
-	__real_lshard__host_copy_layer(plan, position, shares, layer);
+	const int before = atomic_fetch_add(&begun, 1);
+
+	if (manner == SLOWLY)
+		hold_until(&closed);
+	else if (manner == IN_TURN)
+		hold_until(before == 0 ? &asked_again : &looked_at);
+	if (atomic_load(&closed))
+		atomic_store(&torn, true); /* plan, shares and layer have gone */
+	else
+		__real_lshard__host_copy_layer(plan, position, shares, layer);
 }
 
 static int closes_while_it_copies(const struct member *member)
@@ -56,9 +67,9 @@ static int closes_while_it_copies(const struct member *member)
 	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
 	EXPECT(member, rank.transport->ops->store_open(rank.transport, &series.plan, &series.store) == LSHARD_OK, "%s",
 	       rank.transport->error.text);
-	atomic_store(&slowly, true);
+	manner = SLOWLY;
 	EXPECT(member, rank.transport->ops->fetch(series.store, others, 0, NULL, 0) == LSHARD_OK, "fetch");
-	while (!atomic_load(&began))
+	while (atomic_load(&begun) == 0)
 		usleep(100);
 	rank.transport->ops->store_close(series.store);
 	atomic_store(&closed, true);
@@ -74,6 +85,45 @@ static void a_store_is_not_closed_under_its_copy(void **state)
 {
 	(void)state;
 	assert_int_equal(team_of_processes(2, closes_while_it_copies, NULL), 0);
+}
+
+/* A layer is fetched into the cell into which another is being copied: the wait is for the newer one. */
+static int fetches_while_it_copies(const struct member *member)
+{
+	struct shm_rank rank = {.transport = NULL};
+	struct shm_series series = {.store = NULL};
+	const uint32_t others = member->rank ? 0 : 1;
+	const lshard_transport_ops *ops;
+	lshard_arrival arrival;
+
+	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
+	ops = rank.transport->ops;
+	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
+	EXPECT(member, ops->store_open(rank.transport, &series.plan, &series.store) == LSHARD_OK, "%s",
+	       rank.transport->error.text);
+	shm_series_fill(&series, 3);
+	EXPECT(member, team_barrier(member), "another rank failed");
+	manner = IN_TURN;
+	EXPECT(member, ops->fetch(series.store, others, 0, NULL, 0) == LSHARD_OK, "fetch");
+	while (atomic_load(&begun) == 0)
+		usleep(100);
+	EXPECT(member, ops->fetch(series.store, others + 2, 0, NULL, 0) == LSHARD_OK, "fetch");
+	atomic_store(&asked_again, true);
+	EXPECT(member, ops->wait(series.store, 0, NULL, &arrival) == LSHARD_OK, "%s", series.store->error.text);
+	EXPECT(member, shm_series_right(&series, others + 2, 3, ops->cell(series.store, 0, others + 2)), "bytes");
+	atomic_store(&looked_at, true);
+	ops->store_close(series.store);
+	shm_rank_close(&rank);
+	return 0;
+failed:
+	shm_rank_close(&rank);
+	return 1;
+}
+
+static void an_overtaken_copy_is_not_what_is_waited_for(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, fetches_while_it_copies, NULL), 0);
 }
 
 /* ---- The program's signals ------------------------------------------------------------------------------------- */
@@ -108,6 +158,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_store_is_not_closed_under_its_copy),
+		cmocka_unit_test(an_overtaken_copy_is_not_what_is_waited_for),
 		cmocka_unit_test(the_thread_takes_no_signals),
 	};
 

@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -303,6 +304,45 @@ static void a_wait_in_vain_can_be_repeated(void **state)
 	assert_int_equal(team_of_threads(2, waits_twice, (void *)(uintptr_t) "lockstep"), 0);
 }
 
+/* In step, a layer takes the link when the last rank has asked for it, not when the first has. */
+static int asks_last(const struct member *member)
+{
+	atomic_uint_least64_t *asked_ns = member->user;
+	struct narrow narrow;
+	lshard_arrival arrival;
+
+	if (!narrow_open(&narrow, member, "lockstep", &lshard__throttle, "30000"))
+		goto failed;
+	if (member->rank == 1)
+		EXPECT(member, narrow.transport->ops->fetch(narrow.store, 0, 0, NULL, 0) == LSHARD_OK, "fetch");
+	EXPECT(member, team_barrier(member), "a rank failed");
+	if (member->rank == 0) {
+		atomic_store(asked_ns, now_ns());
+		EXPECT(member, narrow.transport->ops->fetch(narrow.store, 0, 0, NULL, 0) == LSHARD_OK, "fetch");
+	}
+	EXPECT(member, narrow.transport->ops->wait(narrow.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
+	       narrow.store->error.text);
+	if (member->rank == 1) {
+		EXPECT(member, arrival.started_ns >= atomic_load(asked_ns), "it began before rank 0 had asked for it");
+		EXPECT(member, arrival.finished_ns - arrival.started_ns == 10000000u, "300 bytes took %llu ns",
+		       (unsigned long long)(arrival.finished_ns - arrival.started_ns));
+	}
+	EXPECT(member, team_barrier(member), "a rank failed");
+	narrow_close(&narrow);
+	return 0;
+failed:
+	narrow_close(&narrow);
+	return 1;
+}
+
+static void a_transfer_in_step_begins_when_all_have_asked(void **state)
+{
+	atomic_uint_least64_t asked_ns = 0;
+
+	(void)state;
+	assert_int_equal(team_of_threads(2, asks_last, &asked_ns), 0);
+}
+
 static void bandwidths_are_checked(void **state)
 {
 	static const char *const wrong[] = {"", "fast", "-1", "0", "nan", "inf", "1e9x", "1e-3"};
@@ -430,8 +470,8 @@ static void a_trace_has_every_transfer(void **state)
 	assert_int_equal(rmdir(traced.folder), 0);
 }
 
-/* A program that waits for a layer twice is told the second time that it is there: nothing moved again. */
-static int waits_twice_for_one_transfer(const struct member *member)
+/* Of a layer that was waited for already, or that a drain has dropped, a wait says that nothing moved. */
+static int waits_for_nothing(const struct member *member)
 {
 	struct narrow narrow;
 	lshard_arrival arrival;
@@ -442,6 +482,10 @@ static int waits_twice_for_one_transfer(const struct member *member)
 	for (int i = 0; i < 2; i++)
 		EXPECT(member, narrow.transport->ops->wait(narrow.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
 		       narrow.store->error.text);
+	EXPECT(member, narrow.transport->ops->fetch(narrow.store, 0, 0, NULL, 0) == LSHARD_OK, "fetch");
+	EXPECT(member, narrow.transport->ops->drain(narrow.store) == LSHARD_OK, "%s", narrow.store->error.text);
+	EXPECT(member, narrow.transport->ops->wait(narrow.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
+	       narrow.store->error.text);
 	EXPECT(member, team_barrier(member), "a rank failed");
 	narrow_close(&narrow);
 	return 0;
@@ -458,7 +502,7 @@ static void a_transfer_is_traced_once(void **state)
 	(void)state;
 	assert_non_null(mkdtemp(folder));
 	snprintf(path, sizeof path, "%s/run", folder);
-	assert_int_equal(team_of_threads(2, waits_twice_for_one_transfer, path), 0);
+	assert_int_equal(team_of_threads(2, waits_for_nothing, path), 0);
 	for (int rank = 0; rank < 2; rank++) {
 		json_t *trace, *event;
 		size_t index;
@@ -827,6 +871,7 @@ int main(void)
 		cmocka_unit_test(what_never_began_costs_no_link_time),
 		cmocka_unit_test(a_hopeless_link_does_not_hang),
 		cmocka_unit_test(a_wait_in_vain_can_be_repeated),
+		cmocka_unit_test(a_transfer_in_step_begins_when_all_have_asked),
 		cmocka_unit_test(bandwidths_are_checked),
 		cmocka_unit_test(a_trace_has_every_transfer),
 		cmocka_unit_test(a_transfer_is_traced_once),
