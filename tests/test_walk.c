@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * test_walk.c - random walks over the public API on the simulated machine: reach, wait, release, jumps, repeats,
- * prepare, captures kept and thrown away, replays, failed fetches, updates, over thousands of configurations.
+ * prepare, captures kept and thrown away, replays, failed fetches, updates, calls of all ranks that fail, over thousands
+ * of configurations.
  *
  * Knows: the public header and the simulated machine. What should happen is written down here from the header alone:
  *   - a layer's address never changes; layers with the same address share a window;
@@ -43,27 +44,6 @@ static void create_rank(void *user, int32_t rank)
 		walker->status = lshard_series_commit(walker->series, walk_write_layer, walk);
 }
 
-static void begin_update(void *user, int32_t rank)
-{
-	struct walk *walk = user;
-
-	walk->walkers[rank].status = lshard_series_update_begin(walk->walkers[rank].series);
-}
-
-static void end_update(void *user, int32_t rank)
-{
-	struct walk *walk = user;
-
-	walk->walkers[rank].status = lshard_series_update_end(walk->walkers[rank].series, walk_write_layer, walk);
-}
-
-static void rewind_rank(void *user, int32_t rank)
-{
-	struct walk *walk = user;
-
-	walk->walkers[rank].status = lshard_series_rewind(walk->walkers[rank].series);
-}
-
 static void destroy_rank(void *user, int32_t rank)
 {
 	struct walk *walk = user;
@@ -72,37 +52,6 @@ static void destroy_rank(void *user, int32_t rank)
 	walker->status = lshard_series_destroy(walker->series);
 	if (walker->status == LSHARD_OK)
 		walker->status = lshard_group_destroy(walker->group);
-}
-
-static void together(struct walk *walk, const char *what, void (*call)(void *user, int32_t rank))
-{
-	walk_note(walk, "all ranks: %s", what);
-	sim_collective(walk->world, call, walk);
-	for (int32_t r = 0; r < walk->n; r++) {
-		const struct walker *walker = &walk->walkers[r];
-
-		if (walker->status != LSHARD_OK)
-			walk_give_up(walk, "rank %d: %s returned %s: %s", r, what, lshard_status_name(walker->status),
-				     walker->series  ? lshard_series_error(walker->series)
-				     : walker->group ? lshard_group_error(walker->group)
-						     : "");
-	}
-	walk_look_for_violations(walk);
-}
-
-static void forget_views(struct walk *walk)
-{
-	for (int32_t r = 0; r < walk->n; r++)
-		walk->walkers[r].views = (struct views){0};
-}
-
-/* Kernels and graphs that are still queued must be over before anyone may write. */
-static void update(struct walk *walk)
-{
-	together(walk, "update_begin", begin_update);
-	walk_make_truth(walk);
-	together(walk, "update_end", end_update);
-	forget_views(walk);
 }
 
 static void look_up_addresses(struct walk *walk, struct walker *walker, bool again)
@@ -204,7 +153,7 @@ static void choose(struct walk *walk, uint64_t seed)
 static void open_walk(struct walk *walk, uint64_t seed)
 {
 	choose(walk, seed);
-	together(walk, "create and commit", create_rank);
+	walk_together(walk, "create and commit", create_rank);
 	for (int32_t r = 0; r < walk->n; r++) {
 		struct walker *walker = &walk->walkers[r];
 
@@ -256,22 +205,6 @@ static void leave_modes(struct walk *walk)
 	}
 }
 
-static void between_epochs(struct walk *walk)
-{
-	leave_modes(walk);
-	switch (walk_draw(&walk->random, 3)) {
-	case 0:
-		update(walk);
-		break;
-	case 1:
-		together(walk, "rewind", rewind_rank);
-		forget_views(walk);
-		break;
-	default:
-		break;
-	}
-}
-
 static void close_walk(struct walk *walk)
 {
 	bool finish_first = walk_draw(&walk->random, 2);
@@ -281,7 +214,7 @@ static void close_walk(struct walk *walk)
 		look_up_addresses(walk, &walk->walkers[r], true);
 	if (finish_first && !sim_finish(walk->world))
 		walk_give_up(walk, "streams that never end");
-	together(walk, "destroy", destroy_rank);
+	walk_together(walk, "destroy", destroy_rank);
 	if (!sim_finish(walk->world))
 		walk_give_up(walk, "streams that never end after destroy");
 	walk_look_for_violations(walk);
@@ -299,8 +232,10 @@ static void walk_once(uint64_t seed, struct totals *totals)
 	open_walk(walk, seed);
 	for (unsigned epoch = 0; epoch < EPOCHS; epoch++) {
 		walk_epoch(walk);
-		if (epoch + 1 < EPOCHS)
-			between_epochs(walk);
+		if (epoch + 1 < EPOCHS) {
+			leave_modes(walk);
+			walk_between_epochs(walk);
+		}
 	}
 	close_walk(walk);
 	totals->configurations++;

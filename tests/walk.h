@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * walk.h - what the files of the random walk share: a walk is one configuration of ranks, each a walker with a
- * program of its own. test_walk.c chooses configurations and moves all ranks together, walk_program.c decides what a
+ * program of its own. test_walk.c chooses configurations, walk_together.c moves all ranks, walk_program.c decides what a
  * rank does next, walk_calls.c makes the calls and knows what they must return.
  */
 #ifndef LAYERSHARD_TEST_WALK_H
@@ -58,7 +58,7 @@ struct walker {
 	bool may_fail; /* some fetch has failed, and its layer's wait has perhaps not said so yet */
 	bool replayed; /* the last thing done was a replay, on replay_stream */
 	unsigned replay_stream;
-	lshard_status status; /* of the last collective call */
+	lshard_status status; /* of the last call that all ranks made */
 };
 
 struct walk {
@@ -103,6 +103,11 @@ lshard_status walk_join(struct walk *walk, struct walker *walker, unsigned strea
 void walk_get_stats(struct walk *walk, struct walker *walker, lshard_stats *stats);
 /* What was broken on purpose is mended: what is fetched from now on comes. */
 void walk_mend(struct walk *walk, struct walker *walker);
+
+/* What all ranks call together must be OK; @p call leaves each one's status. */
+void walk_together(struct walk *walk, const char *what, void (*call)(void *user, int32_t rank));
+/* An update, a rewind, a verification, or nothing; some of them fail first, or only fail. */
+void walk_between_epochs(struct walk *walk);
 
 void walk_must_be_ok(struct walk *walk, const struct walker *walker, const char *call, lshard_status status);
 

@@ -70,6 +70,8 @@ bool sim_finish(struct sim_world *world);
 
 /* The next @p count fetches of @p rank fail to start with PEER_FAILED. */
 void sim_fail_fetches(struct sim_world *world, int32_t rank, unsigned count);
+/* Every rank's exchange after its next @p skip ones times out, as where one is late; UINT_MAX: none does. */
+void sim_fail_exchange(struct sim_world *world, unsigned skip);
 
 struct sim_report {
 	uint64_t kernels;    /* that ran to their end */

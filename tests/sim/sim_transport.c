@@ -85,7 +85,11 @@ static lshard_status exchange(lshard_transport *transport, const void *send, voi
 	lshard_status status;
 
 	lock(rank);
-	status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive, transport->context->timeout_ms);
+	if (rank->fail_exchange && --rank->fail_exchange == 0)
+		status = LSHARD_ERR_TIMEOUT;
+	else
+		status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive,
+				  transport->context->timeout_ms);
 	unlock(rank);
 	if (status < 0)
 		return lshard_fail(&transport->error, status, "rank %d: the ranks did not meet", rank->rank);

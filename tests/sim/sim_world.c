@@ -51,6 +51,12 @@ const char *sim_capture_error(const struct sim_world *world)
 	return world->capture_error;
 }
 
+void sim_fail_exchange(struct sim_world *world, unsigned skip)
+{
+	for (int32_t rank = 0; rank < world->size; rank++)
+		world->ranks[rank].fail_exchange = skip + 1;
+}
+
 void sim_fail_fetches(struct sim_world *world, int32_t rank, unsigned count)
 {
 	world->ranks[rank].fail = count;

@@ -100,6 +100,7 @@ struct sim_rank {
 	bool gone;
 	bool aborted;
 	unsigned fail;
+	unsigned fail_exchange;   /* its number from now on, from 1; 0: none */
 	struct sim_stream *plain; /* what a NULL stream means */
 	struct sim_stream *copy;
 	struct sim_stream *capture_copy; /* only ever used inside captures */
