@@ -35,7 +35,11 @@
  *              there, but no memory_source, callback or driver. A child that stays keeps what it maps of the ranks'
  *              memory in use. vfork and exec are allowed as anywhere; for a group of its own a child creates one.
  *   Blocking   "collective" calls wait for the other ranks, at most timeout_ms of the group each time they meet; a
- *              call has a few meetings, loading one more for each round of layers. Nothing waits for ever.
+ *              call has a few meetings, loading one more for each round of layers. A call in which a deadline has
+ *              passed waits for no other. Nothing waits for ever.
+ *   Names      what fails because of other ranks names them: TIMEOUT those that did not come, PEER_FAILED those that
+ *              are gone, MISMATCH and OUT_OF_STEP those in another call. With the transport "callback" as far as
+ *              lshard_callbacks says.
  *   Arguments  NULL is allowed only where a comment says so. Arguments that are wrong on one rank only are an error
  *              there; the others may wait for it until their deadline.
  *   Memory     nothing is allocated between lshard_series_commit and lshard_series_destroy, but by updates.
@@ -185,6 +189,15 @@ typedef struct lshard_device_callbacks {
  * ...) with a text in @p error: the library then calls stop and nothing else, and every call on the group returns that
  * status and text.
  *
+ * Who is missing: where nothing else is to be done, the ranks make a small all-gather all the same, an eighth of
+ * timeout_ms after the last collective, a second at most. So a TIMEOUT names the ranks that came to no call or to
+ * another, and what they are at; and a rank that is aborted says so to the others, for up to 0.2 s. What the library
+ * cannot know: which rank is gone, where a collective fails: @p error alone may say it, in PEER_FAILED (of two ranks it
+ * is the other one); and which rank does not answer, where a collective neither fails nor ends (a rank that is stopped,
+ * killed without a trace, or held up in these functions): TIMEOUT then says "one of ranks 0, 2" and when all were last
+ * heard of. A rank that gives up while the others count on it, a quarter of timeout_ms after its deadline, ends the
+ * group for all.
+ *
  * broadcast  start to bring @p count bytes at @p bytes from rank @p root to the same place on the others; those of the
  *            root are only read. *work is the caller's own: finish gets it once the call returned OK.
  * allgather  start an all-gather: every rank gives @p count bytes at @p send and gets those of all ranks, in rank
@@ -242,7 +255,7 @@ typedef struct lshard_group_options {
 	const char *transport;
 	const struct lshard_transport_ops *custom_transport; /* one of the caller's own instead; outlives the group */
 	const char *job;      /* name under which separately started ranks meet; NULL: LAYERSHARD_JOB */
-	uint32_t timeout_ms;  /* longest wait of any blocking call; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
+	uint32_t timeout_ms;  /* longest wait each time; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
 	lshard_memory memory; /* where layers live */
 	int32_t device;       /* device ordinal; ignored for host memory */
 	lshard_bootstrap bootstrap;
@@ -269,11 +282,12 @@ typedef struct lshard_group_options {
  * of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the user only the latter
  * can be had (NOT_SUPPORTED): all users look alike there.
  *
- * Scope: collective.  Blocks: until all ranks came, at most timeout_ms.
+ * Scope: collective.  Blocks: until all ranks came, at most timeout_ms each time they meet; where a bootstrap is given,
+ *        as long as that does.
  * State: on failure nothing is left behind on this rank.
  * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size or transport; TIMEOUT naming
  *         who is missing; NOT_SUPPORTED when the transport cannot connect these ranks, with the reason;
- *         TRANSPORT; PEER_FAILED; NO_MEMORY; SYSTEM.
+ *         TRANSPORT, also when the bootstrap fails; PEER_FAILED naming who is gone; NO_MEMORY; SYSTEM.
  */
 LSHARD_API lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group);
 
@@ -348,10 +362,11 @@ typedef struct lshard_series_options {
  * Create a series: lay it out, allocate this rank's share and windows, map what can be mapped of the others' shares.
  * Addresses (lshard_series_address) are final from here on; bytes are there after commit.
  *
- * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms.
+ * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms each time the ranks meet.
  * State: on failure nothing is left behind on this rank.
- * @return OK; INVALID; MISMATCH naming the first difference and the rank; NO_MEMORY; NOT_SUPPORTED; TIMEOUT;
- *         PEER_FAILED; ABORTED; SYSTEM. The text is lshard_group_error(group).
+ * @return OK; INVALID; MISMATCH naming the first difference and the rank, or the rank in another call; NO_MEMORY;
+ *         NOT_SUPPORTED; TIMEOUT naming who is missing; PEER_FAILED naming who is gone; OUT_OF_STEP; TRANSPORT;
+ *         ABORTED; SYSTEM. The text is lshard_group_error(group).
  */
 LSHARD_API lshard_status lshard_series_create(lshard_group *group, const lshard_series_options *options,
 					      lshard_series **series);
@@ -360,7 +375,8 @@ LSHARD_API lshard_status lshard_series_create(lshard_group *group, const lshard_
  * Free the series. NULL is allowed. Other ranks that still read this rank's share go on reading it: the memory goes
  * when the last of them lets go.
  * Scope: local.  Blocks: for this rank's own transfers and streams only, at most timeout_ms.
- * @return OK; TIMEOUT when work on a stream may still read the windows: nothing was freed, call again.
+ * @return OK; TIMEOUT when work on a stream may still read the windows, or, with "callback", naming the ranks that have
+ *         not asked for what this one has: nothing was freed, call again, or abort the group first.
  */
 LSHARD_API lshard_status lshard_series_destroy(lshard_series *series);
 
@@ -410,8 +426,9 @@ typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tens
  * Scope: collective.  Blocks: post_process, and for the ranks at most timeout_ms each time they meet. A rank still busy
  *        in post_process counts as late: choose timeout_ms above the longest load.
  * State: on failure the series stays uncommitted; commit may be called again by all ranks, or the series destroyed.
- * @return OK; CALLBACK (naming the rank, on every rank); INVALID when STRIPED has no post_process; MISMATCH when a rank
- *         is in another call; TIMEOUT; PEER_FAILED; ABORTED; STATE; NO_MEMORY; as the transport's reads.
+ * @return OK; CALLBACK (naming the rank, on every rank); INVALID when STRIPED has no post_process; MISMATCH or
+ *         OUT_OF_STEP naming who is in another call; TIMEOUT naming who is missing; PEER_FAILED naming who is gone;
+ *         TRANSPORT; ABORTED; STATE; NO_MEMORY; as the transport's reads.
  */
 LSHARD_API lshard_status lshard_series_commit(lshard_series *series, lshard_post_process post_process, void *user);
 
@@ -442,10 +459,11 @@ LSHARD_API lshard_status lshard_reach(lshard_series *series, uint32_t layer, voi
  *
  * Blocks:   host memory: at most timeout_ms; streams: never, but with the transport "callback" until all ranks have
  *           asked for the layer, at most timeout_ms.   Capture: allowed (not with "callback").
- * @return OK; RANGE; BUSY naming both layers when the window this layer needs has a live view; TIMEOUT; PEER_FAILED,
- *         TRANSPORT: the fetch failed (the next reach or wait tries again; after TIMEOUT wait goes on waiting);
- *                    OUT_OF_STEP on collective transports, also for layers stored here where a call that all ranks
- *                    make together has failed (see lshard_series_rewind);
+ * @return OK; RANGE; BUSY naming both layers when the window this layer needs has a live view; TIMEOUT, on collective
+ *         transports naming who did not ask for it; PEER_FAILED, TRANSPORT: the fetch failed (the next reach or wait
+ *         tries again; after TIMEOUT wait goes on waiting); OUT_OF_STEP on collective transports, naming who is where,
+ *         and also for layers stored here where a call that all ranks make together has failed (see
+ *         lshard_series_rewind);
  *         NOT_SUPPORTED for more than 8 different streams; STATE; ABORTED.
  */
 LSHARD_API lshard_status lshard_wait(lshard_series *series, uint32_t layer, void *stream);
@@ -464,8 +482,8 @@ LSHARD_API lshard_status lshard_release(lshard_series *series, uint32_t layer, v
  * Capture: not allowed (STATE).
  * State:   after TIMEOUT transfers go on, and it may be called again. Any other failure on a collective transport: see
  *          lshard_series_rewind.
- * @return OK; STATE; TIMEOUT; NOT_SUPPORTED as reach; the status of a window that cannot be filled; OUT_OF_STEP;
- *         ABORTED.
+ * @return OK; STATE; TIMEOUT and, on collective transports, PEER_FAILED, OUT_OF_STEP as wait; NOT_SUPPORTED as reach;
+ *         the status of a window that cannot be filled; ABORTED.
  */
 LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stream);
 
@@ -475,7 +493,8 @@ LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stre
  * Blocks: host memory: at most timeout_ms.
  * State:  after TIMEOUT transfers go on, and it may be called again. Any other failure on a collective transport, but
  *         in a capture: see lshard_series_rewind.
- * @return OK; NOT_PERIODIC naming the layer; TIMEOUT; STATE; OUT_OF_STEP; ABORTED; as wait otherwise.
+ * @return OK; NOT_PERIODIC naming the layer; TIMEOUT and, on collective transports, PEER_FAILED, OUT_OF_STEP as wait;
+ *         STATE; ABORTED; as wait otherwise.
  */
 LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream);
 
@@ -488,10 +507,11 @@ LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream)
  * starts no transfer, and wait, prepare and join return OUT_OF_STEP, naming that call. On one-sided transports nothing
  * is lost.
  *
- * Scope: collective on collective transports, local on one-sided ones.  Blocks: on collective ones at most timeout_ms
- *        each for transfers and for the other ranks.  Ends every view.
+ * Scope: collective on collective transports, local on one-sided ones.  Ends every view.
+ * Blocks: on collective ones at most timeout_ms for what is on its way, and as long when the ranks meet.
  * State: on failure on a collective transport every window is empty; it may be called again, by all ranks.
- * @return OK; TIMEOUT; PEER_FAILED; STATE; ABORTED; MISMATCH when a rank is in another call.
+ * @return OK; TIMEOUT naming who is missing; PEER_FAILED naming who is gone; MISMATCH or OUT_OF_STEP naming who is in
+ *         another call; TRANSPORT; STATE; ABORTED.
  */
 LSHARD_API lshard_status lshard_series_rewind(lshard_series *series);
 
@@ -501,11 +521,13 @@ LSHARD_API lshard_status lshard_series_rewind(lshard_series *series);
  * Begin an update. Ranks that have not called it yet go on reading the old bytes. On return every living rank has
  * called it and has read for the last time: sources may write (lshard_series_storage, or the callback of update_end).
  *
- * Scope: collective over the living ranks.  Blocks: at most timeout_ms.  Ends every view.
+ * Scope: collective over the living ranks.  Ends every view.
+ * Blocks: at most timeout_ms each time the ranks meet, which is twice, and as long between for its own transfers and
+ *         streams.
  * State: on failure no byte has changed and the series is in use as before; on a collective transport its windows may
  *        be empty (see lshard_series_rewind).
- * @return OK; TIMEOUT naming who is missing, PEER_FAILED naming the layers whose source is gone, with nothing changed;
- *         STATE; ABORTED.
+ * @return OK; TIMEOUT naming who is missing, PEER_FAILED naming who is gone and the layers it is source of, MISMATCH or
+ *         OUT_OF_STEP naming who is in another call, with nothing changed; TRANSPORT; STATE; ABORTED.
  */
 LSHARD_API lshard_status lshard_series_update_begin(lshard_series *series);
 
@@ -559,13 +581,15 @@ LSHARD_API const char *lshard_series_error(const lshard_series *series);
 
 /**
  * Check every layer as this rank sees it against hashes made by the ranks that store it.
- * Scope: collective.  Blocks: reads the whole series.  Ends every view.  Capture: not allowed.
+ * Scope: collective.  Ends every view.  Capture: not allowed.
+ * Blocks: reads the whole series; at most timeout_ms each time the ranks meet, which is once for each layer.
  * State: what this rank finds (CORRUPT, a layer that did not come) is told at the end and changes nothing. Where ranks
  *        did not meet, on a collective transport: see lshard_series_rewind.
  * Cost:  device memory is seen through a buffer of at most 16 MiB, allocated for the call.
  * @param hash  of the whole series as this rank sees it, the same on all ranks and for all placements; may be NULL.
- * @return OK; CORRUPT naming layer and rank; NO_MEMORY; NOT_SUPPORTED where the transport cannot copy to the host; as
- *         wait otherwise.
+ * @return OK; CORRUPT naming layer and rank; NO_MEMORY; NOT_SUPPORTED where the transport cannot copy to the host;
+ *         MISMATCH or OUT_OF_STEP naming who is in another call or at another layer; TIMEOUT naming who is missing;
+ *         PEER_FAILED naming who is gone; as wait otherwise.
  */
 LSHARD_API lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash);
 

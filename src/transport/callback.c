@@ -11,7 +11,9 @@
 
 #include <string.h>
 
-#define ABORT_MS UINT64_C(300)
+/* How long an abort waits for the worker, and how much of that the worker may take to tell the others. */
+#define ABORT_MS    UINT64_C(300)
+#define FAREWELL_MS UINT64_C(200)
 
 /* ---- The transport --------------------------------------------------------------------------------------------- */
 
@@ -33,6 +35,8 @@ static void callback_free(struct callback *callback)
 		pthread_mutex_destroy(&callback->lock);
 	}
 	context->release(context, callback->queue);
+	context->release(context, callback->seen);
+	context->release(context, callback->came);
 	context->release(context, callback->votes);
 	context->release(context, callback->cards);
 	context->release(context, callback);
@@ -70,7 +74,10 @@ static struct callback *callback_new(const lshard_context *context)
 	callback->queue = context->allocate(context, callback->capacity * sizeof *callback->queue);
 	callback->cards = context->allocate(context, size * sizeof *callback->cards);
 	callback->votes = context->allocate(context, size * sizeof(struct vote));
-	if (callback->queue && callback->cards && callback->votes)
+	callback->came = context->allocate(context, size);
+	callback->seen = context->allocate(context, size * sizeof *callback->seen);
+	callback->roll_call_ns = UINT64_MAX;
+	if (callback->queue && callback->cards && callback->votes && callback->came && callback->seen)
 		return callback;
 	callback_free(callback);
 	return NULL;
@@ -146,11 +153,14 @@ static lshard_status callback_open(const lshard_context *context, lshard_transpo
 		status = judge_beginnings(context, all, error);
 end:
 	context->release(context, all);
-	if (status == LSHARD_OK)
-		*transport = &callback->base;
-	else if (mine.status == LSHARD_OK)
-		make_end(callback);
-	return status;
+	if (status < 0) {
+		if (mine.status == LSHARD_OK)
+			make_end(callback);
+		return status;
+	}
+	callback_start_roll_calls(callback);
+	*transport = &callback->base;
+	return LSHARD_OK;
 }
 
 /* A child by fork has no worker to end, and maybe a lock that the worker held. */
@@ -169,6 +179,8 @@ static void callback_abort(lshard_transport *transport)
 	const uint64_t deadline = lshard__now_ns() + ABORT_MS * 1000000u;
 
 	pthread_mutex_lock(&callback->lock);
+	if (!callback->aborted)
+		callback->farewell_ns = lshard__now_ns() + FAREWELL_MS * 1000000u;
 	callback->aborted = callback->stopping = true;
 	pthread_cond_broadcast(&callback->changed);
 	while (!pthread_equal(pthread_self(), callback->worker) && !callback->over &&
@@ -192,40 +204,41 @@ static void withdraw(struct callback *callback, uint64_t ticket)
 	callback->queued--;
 }
 
-/*
- * With the lock: until it is served. A caller that the others count on cannot leave: it waits once more as long, and if
- * they do not come to an end then, the worker makes one.
- */
-static lshard_status stay(struct callback *callback, lshard_error *error)
+/* With the lock: the others count on this rank, which waits no longer. Nothing can be taken back: it is the end. */
+static lshard_status give_up(struct callback *callback, lshard_error *error)
 {
-	const uint32_t timeout_ms = callback->base.context->timeout_ms;
+	if (callback->broken == LSHARD_OK) {
+		lshard_error late = {""};
+
+		callback_fail_late(callback, NULL, &late);
+		callback->broken = lshard_fail(&callback->why_broken, LSHARD_ERR_TIMEOUT, "callback: %.*s",
+					       (int)sizeof late.text - 16, late.text);
+	}
+	callback->stopping = true;
+	pthread_cond_broadcast(&callback->changed);
+	return callback_state(callback, error);
+}
+
+/*
+ * With the lock: until it is served. A caller that the others count on cannot leave, but the others are at the same: it
+ * waits for a quarter of the deadline more, and if they do not come to an end then, the worker makes one.
+ */
+static lshard_status stay(struct callback *callback, uint64_t deadline, lshard_error *error)
+{
+	const uint64_t grace = (uint64_t)callback->base.context->timeout_ms * 1000000u / 4;
 	struct visitor *visitor = &callback->visitor;
-	uint64_t deadline = callback_deadline(callback);
-	bool committed = false;
+	bool is_late = false;
 
 	while (visitor->stage != SERVED) {
 		if (callback->aborted && visitor->stage == WAITING)
 			return callback_state(callback, error);
-		if (callback_pause(callback, deadline))
+		if (callback_pause(callback, is_late ? deadline + grace : deadline) || visitor->stage == SERVED)
 			continue;
 		if (visitor->stage == WAITING)
-			return lshard_fail(error, LSHARD_ERR_TIMEOUT,
-					   "rank %d waited %u ms: the other ranks did not all come",
-					   (int)callback->base.context->rank, (unsigned)timeout_ms);
-		if (visitor->stage == COMMITTED && committed) {
-			if (callback->broken == LSHARD_OK)
-				callback->broken = lshard_fail(&callback->why_broken, LSHARD_ERR_TRANSPORT,
-							       "callback: rank %d: a collective that all ranks had "
-							       "begun did not end in %u ms",
-							       (int)callback->base.context->rank, (unsigned)timeout_ms);
-			callback->stopping = true;
-			callback_await_end(callback);
-			if (visitor->stage != SERVED)
-				return callback_state(callback, error);
-		} else {
-			committed = true;
-			deadline = callback_deadline(callback);
-		}
+			return callback_fail_late(callback, visitor->alive, error);
+		if (is_late)
+			return give_up(callback, error);
+		is_late = true;
 	}
 	if (visitor->status < 0)
 		*error = visitor->error;
@@ -250,7 +263,7 @@ static lshard_status visit(struct callback *callback, struct operation operation
 	if (status == LSHARD_OK) {
 		callback->visitor = visitor;
 		callback->visitor.ticket = callback_append(callback, operation);
-		status = stay(callback, error);
+		status = stay(callback, deadline, error);
 		withdraw(callback, callback->visitor.ticket);
 		callback->visitor.ticket = 0;
 	}
@@ -258,15 +271,19 @@ static lshard_status visit(struct callback *callback, struct operation operation
 	return status;
 }
 
-/* The transport cannot know who is gone or late: the caller's all-gather fails or waits as a whole. */
+/* Who is late the rounds have shown; who is gone only the caller's collectives know, which fail as a whole. */
 static lshard_status callback_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
 				       uint8_t *alive)
 {
 	const lshard_context *context = transport->context;
-	const lshard_status status = visit(callback_of(transport), (struct operation){.kind = EXCHANGE, .bytes = bytes},
-					   (struct visitor){.send = send, .receive = receive}, &transport->error);
+	const struct operation operation = {.kind = EXCHANGE, .bytes = bytes};
+	const struct visitor visitor = {.send = send, .receive = receive, .alive = alive};
+	lshard_status status;
 
-	memset(alive, status == LSHARD_OK, (size_t)context->size);
+	memset(alive, 0, (size_t)context->size);
+	status = visit(callback_of(transport), operation, visitor, &transport->error);
+	if (status == LSHARD_OK)
+		memset(alive, 1, (size_t)context->size);
 	alive[context->rank] = 1;
 	return status;
 }
@@ -327,19 +344,14 @@ unlock:
 }
 
 /* With the lock: until the last fetch into the cell is over. */
-static lshard_status await(struct callback *callback, lshard_store *base, const struct landing *landing)
+static lshard_status await(struct callback *callback, lshard_store *base, const struct landing *landing,
+			   uint64_t deadline)
 {
-	const uint64_t deadline = callback_deadline(callback);
-
 	while (landing->pending) {
 		if (callback->aborted)
 			return callback_state(callback, &base->error);
 		if (!callback_pause(callback, deadline) && landing->pending)
-			return lshard_fail(&base->error, LSHARD_ERR_TIMEOUT,
-					   "rank %d waited %u ms: the other ranks did not all ask for it, or the "
-					   "caller's collective is stuck",
-					   (int)callback->base.context->rank,
-					   (unsigned)callback->base.context->timeout_ms);
+			return callback_fail_late(callback, NULL, &base->error);
 	}
 	if (landing->status < 0)
 		return lshard_fail(&base->error, landing->status, "series '%s': %s", base->plan->name,
@@ -351,6 +363,7 @@ static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stre
 {
 	struct callback *callback = callback_of(base->transport);
 	struct landing *landing = &callback_store_of(base)->landings[cell];
+	const uint64_t deadline = callback_deadline(callback);
 	uint64_t began_ns, blocked_ns = 0;
 	lshard_status status = LSHARD_OK;
 
@@ -360,10 +373,10 @@ static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stre
 		goto unlock;
 	if (landing->pending) {
 		began_ns = lshard__now_ns();
-		status = await(callback, base, landing);
+		status = await(callback, base, landing, deadline);
 		blocked_ns = lshard__now_ns() - began_ns;
 	} else {
-		status = await(callback, base, landing);
+		status = await(callback, base, landing, deadline);
 	}
 	landing->unwaited = landing->pending; /* as it was, after TIMEOUT: the next wait goes on */
 	if (status == LSHARD_OK)
@@ -380,12 +393,13 @@ unlock:
 static lshard_status callback_join(lshard_store *base, void *stream)
 {
 	struct callback *callback = callback_of(base->transport);
+	const uint64_t deadline = callback_deadline(callback);
 	lshard_status status = LSHARD_OK;
 
 	pthread_mutex_lock(&callback->lock);
 	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
 		if (callback_store_of(base)->landings[cell].unwaited)
-			status = await(callback, base, &callback_store_of(base)->landings[cell]);
+			status = await(callback, base, &callback_store_of(base)->landings[cell], deadline);
 	pthread_mutex_unlock(&callback->lock);
 	if (callback->on_device && status == LSHARD_OK)
 		status = callback_device_join(callback_store_of(base), stream);
@@ -393,11 +407,10 @@ static lshard_status callback_join(lshard_store *base, void *stream)
 }
 
 /* All ranks count on every transfer that was asked for, so none is dropped; those that only give count too. */
-lshard_status callback_empty(struct callback_store *store)
+static lshard_status empty(struct callback_store *store, uint64_t deadline)
 {
 	lshard_store *base = &store->base;
 	struct callback *callback = callback_of(base->transport);
-	const uint64_t deadline = callback_deadline(callback);
 	lshard_status status = LSHARD_OK;
 
 	pthread_mutex_lock(&callback->lock);
@@ -408,22 +421,24 @@ lshard_status callback_empty(struct callback_store *store)
 		status = callback_state(callback, &base->error);
 	}
 	if (store->outstanding > 0 && status == LSHARD_OK)
-		status = lshard_fail(&base->error, LSHARD_ERR_TIMEOUT,
-				     "rank %d waited %u ms for transfers that the other ranks did not all ask for; "
-				     "left: %u",
-				     (int)callback->base.context->rank, (unsigned)callback->base.context->timeout_ms,
-				     store->outstanding);
+		status = callback_fail_late(callback, NULL, &base->error);
 	pthread_mutex_unlock(&callback->lock);
 	return status;
+}
+
+lshard_status callback_empty(struct callback_store *store)
+{
+	return empty(store, callback_deadline(callback_of(store->base.transport)));
 }
 
 static lshard_status callback_drain(lshard_store *base)
 {
 	struct callback_store *store = callback_store_of(base);
-	lshard_status status = callback_empty(store);
+	const uint64_t deadline = callback_deadline(callback_of(base->transport));
+	lshard_status status = empty(store, deadline);
 
 	if (status == LSHARD_OK && callback_of(base->transport)->on_device)
-		status = callback_device_drain(store);
+		status = callback_device_drain(store, deadline);
 	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
 		store->landings[cell].unwaited = false; /* the worker has nothing of this store any more */
 	return status;

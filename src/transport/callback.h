@@ -10,6 +10,9 @@
  * size that says what it is about to do. All ranks then judge the same cards, and only what is the same on all of them
  * is done. A rank that only waits is so never waited for in vain by its own fault, and ranks that went different ways
  * are told so, all in the same round.
+ *
+ * A rank that has nothing to do answers too, from time to time: the roll call, a round at the same moment on all ranks.
+ * So whoever waits in vain can say for whom, and what they are at. Only a rank whose thread cannot answer has no name.
  */
 #ifndef LAYERSHARD_CALLBACK_H
 #define LAYERSHARD_CALLBACK_H
@@ -18,7 +21,8 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-enum kind { TRANSFER = 1, EXCHANGE, READ };
+/* ROLL_CALL: nothing to do. LEAVING: this is the last round of a rank that was aborted. */
+enum kind { TRANSFER = 1, EXCHANGE, READ, ROLL_CALL, LEAVING };
 
 /* What stands in the queue. */
 struct operation {
@@ -39,6 +43,7 @@ struct visitor {
 	lshard_error error;
 	const void *send;
 	void *receive;     /* of an exchange */
+	uint8_t *alive;    /* of an exchange that is late: [size] who came */
 	void *destination; /* of a read */
 };
 
@@ -95,6 +100,7 @@ struct callback {
 	struct visitor visitor;
 	bool stopping; /* make an end: abort, close, or a caller that cannot be left waiting */
 	bool aborted;
+	uint64_t farewell_ns; /* an aborted rank goes on until then, so as to say that it leaves; 0: it does not */
 	bool over;            /* the worker makes no collective any more */
 	bool abandoned;       /* and left one in progress, whose memory must stay */
 	bool lost;            /* the worker did not come back from the caller */
@@ -103,6 +109,12 @@ struct callback {
 	struct callback_store *stores; /* open ones: for messages */
 	bool astray;                   /* ranks went different ways: transfers fail until the next exchange */
 	lshard_error why_astray;
+	uint64_t roll_call_ns; /* when the next one is due, if nothing else is to be done */
+	uint64_t rounds;       /* that have ended */
+	uint64_t round_ns;     /* when the last of them did */
+	uint64_t asking;       /* ticket of the operation that came[] is about */
+	uint8_t *came;         /* [size] who was seen in a round of that operation, at the same */
+	struct card *seen;     /* [size] the cards of the last round */
 
 	/* of the group's thread */
 	uint32_t stores_opened; /* the same on all ranks, so it numbers them */
@@ -191,7 +203,7 @@ lshard_status callback_copy_piece(struct callback *callback, const lshard_piece 
 /* The program's. */
 lshard_status callback_device_follow(struct callback_store *store, uint32_t cell, void *stream);
 lshard_status callback_device_join(struct callback_store *store, void *stream);
-lshard_status callback_device_drain(struct callback_store *store);
+lshard_status callback_device_drain(struct callback_store *store, uint64_t deadline_ns);
 lshard_status callback_retire(lshard_store *store, uint32_t cell, void *stream);
 lshard_status callback_capture(lshard_store *store, void *stream, uint64_t *capture);
 lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from,
@@ -209,6 +221,10 @@ bool callback_pause(struct callback *callback, uint64_t deadline_ns);
 uint64_t callback_deadline(const struct callback *callback);
 /* With the lock: append an operation, for which there is room. Returns its ticket. */
 uint64_t callback_append(struct callback *callback, struct operation operation);
+/* With the lock: no collective is begun or waited for any more. */
+bool callback_at_end(const struct callback *callback);
+/* From now on ranks answer though they have nothing to do: all of them have joined. */
+void callback_start_roll_calls(struct callback *callback);
 /* With the lock: why nothing can be done any more, with its text; OK if it can. */
 lshard_status callback_state(const struct callback *callback, lshard_error *error);
 lshard_status callback_start(struct callback *callback, lshard_error *error);
@@ -228,6 +244,14 @@ lshard_status callback_break(struct callback *callback, lshard_status status, co
 
 /* With the lock, which is let go meanwhile: deal with the first of the queue. */
 void callback_serve(struct callback *callback);
+/* With the lock, which is let go meanwhile: a round in which this rank says that it has nothing to do (ROLL_CALL), or
+ * that it leaves. */
+void callback_call_roll(struct callback *callback, enum kind kind);
+/*
+ * With the lock: TIMEOUT in @p error, with who is missing where the rounds have shown it, and else what is known. @p
+ * alive: NULL, or to be filled: 0 for those that did not come.
+ */
+lshard_status callback_fail_late(const struct callback *callback, uint8_t *alive, lshard_error *error);
 /* With the lock: the first of the queue is over, with this. */
 void callback_conclude(struct callback *callback, lshard_status status, const lshard_error *error);
 

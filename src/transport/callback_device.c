@@ -321,10 +321,9 @@ static lshard_status await_stream(struct callback_store *store, uint64_t deadlin
 	return status;
 }
 
-static lshard_status settle(struct callback_store *store, const bool *given_up, lshard_error *error)
+static lshard_status settle(struct callback_store *store, uint64_t deadline, const bool *given_up, lshard_error *error)
 {
 	struct callback *callback = callback_of(store->base.transport);
-	const uint64_t deadline = callback_deadline(callback);
 	lshard_status status = await_stream(store, deadline, given_up, error);
 	void *event, *stream = NULL;
 	uint32_t at = 0;
@@ -334,18 +333,18 @@ static lshard_status settle(struct callback_store *store, const bool *given_up, 
 	return status;
 }
 
-lshard_status callback_device_drain(struct callback_store *store)
+lshard_status callback_device_drain(struct callback_store *store, uint64_t deadline_ns)
 {
 	lshard_error error;
 
-	return tell(store, settle(store, &callback_of(store->base.transport)->aborted, &error), &error);
+	return tell(store, settle(store, deadline_ns, &callback_of(store->base.transport)->aborted, &error), &error);
 }
 
 bool callback_device_store_settle(struct callback_store *store)
 {
 	lshard_error error;
 
-	return settle(store, NULL, &error) == LSHARD_OK;
+	return settle(store, callback_deadline(callback_of(store->base.transport)), NULL, &error) == LSHARD_OK;
 }
 
 /* With nothing in the queue: the first fetch that nobody was told of and that failed. */

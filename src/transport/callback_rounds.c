@@ -11,13 +11,14 @@
  */
 #include "callback.h"
 #include "clock.h"
+#include "verdict.h"
 
 #include <stdio.h>
 #include <string.h>
 
 /* ---- The end of an operation ----------------------------------------------------------------------------------- */
 
-static struct operation *head(struct callback *callback)
+static struct operation *head(const struct callback *callback)
 {
 	return &callback->queue[callback->first];
 }
@@ -83,6 +84,8 @@ static void describe(const struct callback *callback, const struct card *card, c
 
 	if (card->kind == EXCHANGE)
 		snprintf(text, bytes, "in a collective call");
+	else if (card->kind == ROLL_CALL)
+		snprintf(text, bytes, "in no call that needs the others");
 	else
 		snprintf(text, bytes, "%s position %u of series '%s' (transfer %llu)",
 			 card->kind == READ ? "reading" : "at", entry->position, name_of(callback, entry->store),
@@ -111,12 +114,19 @@ static uint32_t agreed(const struct callback *callback, int32_t *other)
 	return same;
 }
 
-static bool any_is(const struct callback *callback, enum kind kind)
+static struct lshard__ranks those_at(const struct callback *callback, enum kind kind)
 {
+	struct lshard__ranks ranks = {0};
+
 	for (int32_t rank = 0; rank < callback->base.context->size; rank++)
 		if (callback->cards[rank].kind == (uint32_t)kind)
-			return true;
-	return false;
+			lshard__ranks_add(&ranks, rank);
+	return ranks;
+}
+
+static bool any_is(const struct callback *callback, enum kind kind)
+{
+	return those_at(callback, kind).count > 0;
 }
 
 /* With the lock. The words are the same on all ranks. */
@@ -133,6 +143,38 @@ static void differ(struct callback *callback, int32_t other, lshard_error *error
 	}
 }
 
+/* The caller's functions get no further: a rank that leaves is the end of the group. */
+static lshard_status heed_farewells(struct callback *callback)
+{
+	struct lshard__ranks leaving = those_at(callback, LEAVING);
+	char text[256];
+
+	if (leaving.count == 0)
+		return LSHARD_OK;
+	snprintf(text, sizeof text, "%s %s aborted", lshard__ranks_text(&leaving), leaving.count > 1 ? "were" : "was");
+	return callback_break(callback, LSHARD_ERR_PEER_FAILED, text);
+}
+
+/* With the lock: what this round has shown, for messages. */
+static void note_round(struct callback *callback)
+{
+	const size_t size = (size_t)callback->base.context->size;
+	const struct card *mine = &callback->mine;
+	const bool is_roll = mine->kind == ROLL_CALL || mine->kind == LEAVING;
+	const uint64_t asking = is_roll ? 0 : head(callback)->ticket;
+
+	if (callback->asking != asking)
+		memset(callback->came, 0, size);
+	callback->asking = asking;
+	memcpy(callback->seen, callback->cards, size * sizeof *callback->cards);
+	for (size_t rank = 0; rank < size; rank++)
+		if (callback->seen[rank].kind == mine->kind && callback->seen[rank].bytes == mine->bytes &&
+		    memcmp(&callback->seen[rank].entry[0], &mine->entry[0], sizeof mine->entry[0]) == 0)
+			callback->came[rank] = 1;
+	callback->rounds++;
+	callback->round_ns = lshard__now_ns();
+}
+
 /* With the lock, let go meanwhile: all ranks learn where all of them are. */
 static lshard_status hold_round(struct callback *callback)
 {
@@ -140,8 +182,18 @@ static lshard_status hold_round(struct callback *callback)
 
 	pthread_mutex_unlock(&callback->lock);
 	status = callback_allgather(callback, &callback->mine, callback->cards, sizeof callback->mine);
+	if (status == LSHARD_OK && callback->mine.kind != LEAVING)
+		status = heed_farewells(callback);
 	pthread_mutex_lock(&callback->lock);
+	if (status == LSHARD_OK)
+		note_round(callback);
 	return status;
+}
+
+void callback_call_roll(struct callback *callback, enum kind kind)
+{
+	callback->mine = (struct card){.kind = (uint32_t)kind};
+	(void)hold_round(callback);
 }
 
 /* With the lock, let go meanwhile: all learn whose callers are still there. @p bytes of payload go along. False: one
@@ -162,7 +214,7 @@ static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes)
 	pthread_mutex_unlock(&callback->lock);
 	status = callback_allgather(callback, &callback->vote, callback->votes, length);
 	pthread_mutex_lock(&callback->lock);
-	if (status < 0)
+	if (status < 0 || callback->broken < 0) /* broken: the caller has left although the others count on it */
 		return false;
 	for (int32_t rank = 0; rank < callback->base.context->size; rank++) {
 		uint64_t here;
@@ -171,6 +223,65 @@ static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes)
 		all = all && here;
 	}
 	return all;
+}
+
+/* ---- Who is late ----------------------------------------------------------------------------------------------- */
+
+/*
+ * With the lock: those that were never seen at what this rank is at; if all were, those that are somewhere else now,
+ * like a rank whose deadline came a little earlier. Empty: all are at the same, and the caller's collective hangs.
+ */
+static struct lshard__ranks find_missing(const struct callback *callback)
+{
+	const struct card *mine = &callback->seen[callback->base.context->rank];
+	struct lshard__ranks never = {0}, elsewhere = {0};
+
+	for (int32_t rank = 0; rank < callback->base.context->size; rank++) {
+		if (!callback->came[rank])
+			lshard__ranks_add(&never, rank);
+		if (callback->seen[rank].kind != mine->kind)
+			lshard__ranks_add(&elsewhere, rank);
+	}
+	return never.count > 0 ? never : elsewhere;
+}
+
+/* A collective does not end: a rank is stopped, stuck in the caller's functions, or cannot be reached. */
+static lshard_status fail_silent(const struct callback *callback, lshard_error *error)
+{
+	const lshard_context *context = callback->base.context;
+	struct lshard__ranks others = {0};
+	char before[80] = "no round before it has ended";
+
+	for (int32_t rank = 0; rank < context->size; rank++)
+		if (rank != context->rank)
+			lshard__ranks_add(&others, rank);
+	if (callback->rounds > 0)
+		snprintf(before, sizeof before, "all ranks came to round %llu, %llu ms ago",
+			 (unsigned long long)callback->rounds,
+			 (unsigned long long)((lshard__now_ns() - callback->round_ns) / 1000000u));
+	return lshard_fail(error, LSHARD_ERR_TIMEOUT,
+			   "rank %d waited %u ms for %s%s: the caller's collective does not end, so a rank is stopped, "
+			   "killed or out of reach; %s",
+			   (int)context->rank, (unsigned)context->timeout_ms, context->size > 2 ? "one of " : "",
+			   lshard__ranks_text(&others), before);
+}
+
+lshard_status callback_fail_late(const struct callback *callback, uint8_t *alive, lshard_error *error)
+{
+	const lshard_context *context = callback->base.context;
+	const bool is_known = callback->queued > 0 && callback->asking == head(callback)->ticket;
+	struct lshard__ranks missing = {0};
+	char at[160];
+
+	if (is_known)
+		missing = find_missing(callback);
+	if (alive && is_known)
+		memcpy(alive, callback->came, (size_t)context->size);
+	if (missing.count == 0)
+		return fail_silent(callback, error);
+	describe(callback, &callback->seen[missing.named[0]], at, sizeof at);
+	return lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s; rank %d is %s", (int)context->rank,
+			   (unsigned)context->timeout_ms, lshard__ranks_text(&missing), (int)missing.named[0], at);
 }
 
 /* ---- Data ------------------------------------------------------------------------------------------------------ */
@@ -286,13 +397,15 @@ static void serve_transfers(struct callback *callback)
 	announce(callback, operations);
 	if (hold_round(callback) < 0)
 		return;
+	if (any_is(callback, ROLL_CALL))
+		return; /* again: the others will come */
 	same = agreed(callback, &other);
 	if (same == 0) {
 		lshard_error error;
 
 		differ(callback, other, &error);
 	}
-	for (uint32_t index = 0; index < same && !callback->stopping; index++)
+	for (uint32_t index = 0; index < same && !callback_at_end(callback); index++)
 		carry_out(callback, &operations[index]);
 }
 
@@ -313,8 +426,8 @@ static void serve_exchange(struct callback *callback, const struct operation *op
 	lshard_error error;
 
 	callback->mine = (struct card){.kind = EXCHANGE, .bytes = operation->bytes};
-	if (hold_round(callback) < 0)
-		return;
+	if (hold_round(callback) < 0 || any_is(callback, ROLL_CALL))
+		return; /* again: the others will come */
 	if (agreed(callback, &other) == 0) {
 		differ(callback, other, &error);
 		if (!any_is(callback, TRANSFER) && !any_is(callback, READ))
@@ -325,7 +438,7 @@ static void serve_exchange(struct callback *callback, const struct operation *op
 		hand_out(callback, operation->bytes);
 		callback->astray = false;
 		callback_conclude(callback, LSHARD_OK, NULL);
-	} else if (callback->visitor.ticket == operation->ticket && !callback->stopping) {
+	} else if (callback->visitor.ticket == operation->ticket && !callback_at_end(callback)) {
 		callback->visitor.stage = WAITING; /* it did not happen: again, as long as the caller waits */
 	}
 }
@@ -338,8 +451,8 @@ static void serve_read(struct callback *callback, const struct operation *operat
 
 	callback->mine = (struct card){.kind = READ, .entries = 1};
 	callback->mine.entry[0] = (struct entry){0, operation->store->number, operation->position};
-	if (hold_round(callback) < 0)
-		return;
+	if (hold_round(callback) < 0 || any_is(callback, ROLL_CALL))
+		return; /* again: the others will come */
 	if (agreed(callback, &other) == 0) {
 		differ(callback, other, &error);
 		callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &error);
@@ -353,7 +466,7 @@ static void serve_read(struct callback *callback, const struct operation *operat
 		pthread_mutex_lock(&callback->lock);
 		if (status == LSHARD_OK)
 			callback_conclude(callback, status, NULL);
-	} else if (!callback->stopping) {
+	} else if (!callback_at_end(callback)) {
 		status = lshard_fail(&error, LSHARD_ERR_TIMEOUT, "a rank does not wait for the layer any more");
 		callback_conclude(callback, status, &error);
 	}

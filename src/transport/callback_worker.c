@@ -7,11 +7,16 @@
 #include "clock.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 /* How soon an abort is seen while a collective is in progress. */
 #define SLICE_MS 100u
+
+/* Between two roll calls. */
+#define LEAST_PAUSE_MS 10u
+#define MOST_PAUSE_MS  1000u
 
 /* ---- With the lock --------------------------------------------------------------------------------------------- */
 
@@ -50,16 +55,21 @@ lshard_status callback_state(const struct callback *callback, lshard_error *erro
 	return LSHARD_OK;
 }
 
+bool callback_at_end(const struct callback *callback)
+{
+	return callback->stopping && (callback->broken < 0 || lshard__now_ns() >= callback->farewell_ns);
+}
+
 /* ---- One collective -------------------------------------------------------------------------------------------- */
 
-static bool is_stopping(struct callback *callback)
+static bool is_at_end(struct callback *callback)
 {
-	bool stopping;
+	bool at_end;
 
 	pthread_mutex_lock(&callback->lock);
-	stopping = callback->stopping;
+	at_end = callback_at_end(callback);
 	pthread_mutex_unlock(&callback->lock);
-	return stopping;
+	return at_end;
 }
 
 /* The first reason counts. */
@@ -85,11 +95,16 @@ static void abandon(struct callback *callback)
 /* The status is the caller's and may be none of ours; so is its text. */
 static lshard_status break_down(struct callback *callback, lshard_status status, const char *what, const char *text)
 {
+	const lshard_context *context = callback->base.context;
+	char other[32] = "";
 	lshard_error error;
 
 	if (status > 0 || strcmp(lshard_status_name(status), "LSHARD_UNKNOWN") == 0)
 		status = LSHARD_ERR_CALLBACK;
-	lshard_fail(&error, status, "the caller's %s failed: %s", what, text[0] ? text : lshard_status_name(status));
+	if (context->size == 2) /* of more, only the caller's text can say which */
+		snprintf(other, sizeof other, " with rank %d", 1 - (int)context->rank);
+	lshard_fail(&error, status, "the caller's %s%s failed: %s", what, other,
+		    text[0] ? text : lshard_status_name(status));
 	return callback_break(callback, status, error.text);
 }
 
@@ -138,13 +153,13 @@ static lshard_status see_through(struct callback *callback, lshard_status status
 	if (status != LSHARD_OK)
 		return break_down(callback, status, what, text);
 	do {
-		if (is_stopping(callback))
+		if (is_at_end(callback))
 			return see_the_end(callback, work);
 		status = calls->finish(calls->user, work, SLICE_MS, text, text_bytes);
 	} while (status == LSHARD_IN_PROGRESS);
 	if (status == LSHARD_ERR_ABORTED)
 		abandon(callback);
-	if (status == LSHARD_OK && is_stopping(callback))
+	if (status == LSHARD_OK && is_at_end(callback))
 		return LSHARD_ERR_ABORTED; /* it may have come back to a group that has gone */
 	return status == LSHARD_OK ? LSHARD_OK : break_down(callback, status, what, text);
 }
@@ -186,6 +201,25 @@ static void fail_the_rest(struct callback *callback)
 	pthread_cond_broadcast(&callback->changed);
 }
 
+/* Often enough to be heard of before a deadline, seldom enough to cost nothing. */
+static uint64_t next_roll_call(const struct callback *callback)
+{
+	const uint64_t eighth_ms = callback->base.context->timeout_ms / 8;
+	const uint64_t pause_ms = eighth_ms < LEAST_PAUSE_MS  ? LEAST_PAUSE_MS
+				  : eighth_ms > MOST_PAUSE_MS ? MOST_PAUSE_MS
+							      : eighth_ms;
+
+	return lshard__now_ns() + pause_ms * 1000000u;
+}
+
+void callback_start_roll_calls(struct callback *callback)
+{
+	pthread_mutex_lock(&callback->lock);
+	callback->roll_call_ns = next_roll_call(callback);
+	pthread_cond_broadcast(&callback->changed);
+	pthread_mutex_unlock(&callback->lock);
+}
+
 static void *work_until_stopped(void *argument)
 {
 	struct callback *callback = argument;
@@ -194,9 +228,15 @@ static void *work_until_stopped(void *argument)
 	while (!callback->stopping) {
 		if (callback->queued > 0)
 			callback_serve(callback);
+		else if (callback_pause(callback, callback->roll_call_ns) || callback->queued > 0 || callback->stopping)
+			continue;
 		else
-			callback_pause(callback, UINT64_MAX);
+			callback_call_roll(callback, ROLL_CALL);
+		if (callback->roll_call_ns != UINT64_MAX)
+			callback->roll_call_ns = next_roll_call(callback);
 	}
+	if (callback->aborted && !callback_at_end(callback))
+		callback_call_roll(callback, LEAVING);
 	pthread_mutex_unlock(&callback->lock);
 	stop_caller(callback);
 	pthread_mutex_lock(&callback->lock);
