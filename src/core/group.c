@@ -424,9 +424,11 @@ static lshard_status judge_cards(lshard_group *group, const struct meeting_card 
 static lshard_status meet(lshard_group *group, struct meeting_card *card, bool may_miss, lshard_error *error)
 {
 	lshard_transport *transport = group->transport;
-	const lshard_status status =
-		transport->ops->exchange(transport, card, group->cards, sizeof *card, group->alive);
+	lshard_status status;
 
+	if (card->record.status == LSHARD_ERR_TIMEOUT) /* one deadline is enough: the others find this rank late */
+		return LSHARD_ERR_TIMEOUT;
+	status = transport->ops->exchange(transport, card, group->cards, sizeof *card, group->alive);
 	if (card->record.status < 0)
 		return (lshard_status)card->record.status; /* the text is there already */
 	if (status < 0)

@@ -103,7 +103,8 @@ struct layout_memory group_memory(lshard_group *group);
 
 /*
  * Meet the living ranks with a card and learn how each fared: group->cards, group->alive. Fails with a text in @p error
- * when they are late, in another call, or when one of them fared badly (its status).
+ * when they are late, in another call, or when one of them fared badly (its status). A rank whose own status is TIMEOUT
+ * does not wait for them once more.
  */
 lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error);
 /* The same, and PEER_FAILED naming the ranks that are gone unless all took part. */

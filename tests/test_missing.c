@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_missing.c - every collective call, on one transport, without rank 1: late, gone, aborted, in another call, or
+ * with it and then late or gone in the middle. The others get a status of the header's list that names it, and no later
+ * than one deadline after they called.
+ *
+ *     test_missing SPEC threads|forks
+ *
+ * A cell of the table is a program of its own with three ranks, and several run at a time. The deadline is long enough
+ * that a busy machine does not make two of one.
+ */
+#include "conformance.h"
+#include "patience.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define RANKS       3
+#define MISSING     1
+#define DEADLINE_MS patience(1500)
+#define AT_A_TIME   8
+
+enum call {
+	GROUP_CREATE,
+	SERIES_CREATE,
+	COMMIT,
+	COMMIT_STRIPES,
+	UPDATE_END,
+	UPDATE_BEGIN,
+	VERIFY,
+	REWIND,
+	WAIT,
+	PREPARE,
+	JOIN,
+	DESTROY,
+	CALLS
+};
+
+/* SILENT: alive, and takes no part in the caller's collectives. BUSY, DYING: late and gone in post_process. */
+enum way { LATE, GONE, ABORTED, ELSEWHERE, SILENT, BUSY, DYING, WAYS };
+
+static const char *const call_names[CALLS] = {"group_create", "series_create", "commit", "commit of stripes",
+					      "update_end",   "update_begin",  "verify", "rewind",
+					      "wait",         "prepare",       "join",   "destroy"};
+static const char *const way_names[WAYS] = {"late", "gone", "aborted", "in another call", "silent", "busy", "dying"};
+
+struct cell {
+	enum call call;
+	enum way way;
+	char job[64];
+};
+
+struct ranks_series {
+	struct rank rank;
+	const struct cell *cell;
+	lshard_series *other; /* "t", where the call is about a series that is not committed */
+};
+
+static uint64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
+}
+
+static struct setting setting_of(enum call call)
+{
+	struct setting setting = {.size = RANKS, .layers = 6, .prefetch = 1, .timeout_ms = DEADLINE_MS};
+
+	if (call == COMMIT_STRIPES)
+		setting.placement = LSHARD_STRIPED;
+	setting_tensors(&setting, 2, LSHARD_STRIPE_ROWS);
+	return setting;
+}
+
+/* ---- The call -------------------------------------------------------------------------------------------------- */
+
+static lshard_status create_other(struct ranks_series *of, const struct setting *setting)
+{
+	lshard_series_options options = rank_series_options(setting);
+
+	options.name = "t";
+	return lshard_series_create(of->rank.group, &options, &of->other);
+}
+
+static int fill_or_fail(void *user, uint32_t layer, void *const *tensors)
+{
+	struct ranks_series *of = user;
+	const struct member *member = of->rank.member;
+
+	if (member->rank == MISSING && of->cell->way == BUSY)
+		team_barrier(member); /* where the others come when they have been told */
+	if (member->rank == MISSING && of->cell->way == DYING) {
+		if (strcmp(subject.kind, "forks") == 0) {
+			team_dies(member);
+			raise(SIGKILL);
+		}
+		lshard_group_abort(of->rank.group);
+	}
+	return fill_layer(&of->rank, layer, tensors);
+}
+
+/* What comes before the call, on all ranks. */
+static bool get_ready(struct ranks_series *of, const struct setting *setting, enum call call)
+{
+	struct rank *rank = &of->rank;
+
+	if (!rank_series(rank))
+		return false;
+	if (call == COMMIT || call == COMMIT_STRIPES)
+		EXPECT(rank->member, create_other(of, setting) == LSHARD_OK, "%s", lshard_group_error(rank->group));
+	if (call == UPDATE_END)
+		OK_SERIES(rank, lshard_series_update_begin(rank->series));
+	return true;
+failed:
+	return false;
+}
+
+static void reach_on(struct rank *rank)
+{
+	for (uint32_t layer = 0; layer < 4; layer++)
+		lshard_reach(rank->series, layer, NULL);
+}
+
+static lshard_status pass_on(struct rank *rank)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t step = 0; step < 2 * rank->setting->layers && status == LSHARD_OK; step++) {
+		status = lshard_reach(rank->series, step % rank->setting->layers, NULL);
+		if (status == LSHARD_OK)
+			status = lshard_wait(rank->series, step % rank->setting->layers, NULL);
+	}
+	return status;
+}
+
+static lshard_status make_call(struct ranks_series *of, const struct setting *setting, enum call call)
+{
+	struct rank *rank = &of->rank;
+
+	if (of->cell->way == LATE &&
+	    call >= UPDATE_BEGIN) /* with transfers on their way that rank 1 does not ask for */
+		reach_on(rank);
+	switch (call) {
+	case SERIES_CREATE:
+		return create_other(of, setting);
+	case COMMIT:
+	case COMMIT_STRIPES:
+		return lshard_series_commit(of->other, fill_or_fail, of);
+	case UPDATE_BEGIN:
+		return lshard_series_update_begin(rank->series);
+	case UPDATE_END:
+		return lshard_series_update_end(rank->series, fill_or_fail, of);
+	case VERIFY:
+		return lshard_series_verify(rank->series, NULL);
+	case REWIND:
+		return lshard_series_rewind(rank->series);
+	case WAIT:
+		return pass_on(rank);
+	case PREPARE:
+		reach_on(rank);
+		return lshard_series_prepare(rank->series, NULL);
+	case JOIN:
+		reach_on(rank);
+		return lshard_series_join(rank->series, NULL);
+	case DESTROY:
+		return lshard_series_destroy(rank->series);
+	case GROUP_CREATE:
+	case CALLS:
+		break;
+	}
+	return LSHARD_ERR_INVALID;
+}
+
+static const char *text_of(const struct ranks_series *of, enum call call)
+{
+	if (call == SERIES_CREATE)
+		return lshard_group_error(of->rank.group);
+	return lshard_series_error(of->other ? of->other : of->rank.series);
+}
+
+/* ---- The table ------------------------------------------------------------------------------------------------- */
+
+static bool is_collective(enum call call)
+{
+	return call <= VERIFY || subject.collective;
+}
+
+static bool applies(enum call call, enum way way)
+{
+	if (call == GROUP_CREATE) /* a rank that never comes; one whose options differ is another test's */
+		return way == LATE;
+	if (call == DESTROY) /* local, but for the collectives that are on their way */
+		return subject.callbacks && way == LATE;
+	if (way == SILENT)
+		return subject.callbacks;
+	if (way >= BUSY)
+		return call == COMMIT || call == COMMIT_STRIPES || call == UPDATE_END;
+	return is_collective(call);
+}
+
+static bool is_allowed(enum way way, lshard_status status)
+{
+	switch (way) {
+	case LATE:
+	case SILENT:
+	case BUSY:
+		return status == LSHARD_ERR_TIMEOUT;
+	case GONE:
+	case ABORTED:
+	case DYING:
+		return status == LSHARD_ERR_PEER_FAILED;
+	case ELSEWHERE:
+	case WAYS:
+		break;
+	}
+	return status == LSHARD_ERR_MISMATCH || status == LSHARD_ERR_OUT_OF_STEP || status == LSHARD_ERR_TIMEOUT;
+}
+
+/* Of a silent rank nobody can know more than that it is one of the others, unless it has answered once. */
+static bool names_it(const struct member *member, const struct cell *cell, const char *text)
+{
+	if (cell->way == SILENT && strstr(text, member->rank == 0 ? "one of ranks 1, 2" : "one of ranks 0, 1"))
+		return true;
+	return strstr(text, "rank 1") && !strstr(text, "ranks 0") && !strstr(text, "ranks 1");
+}
+
+/* Of a rank that calls: the status, the name and no other, and that not two deadlines have passed. */
+static bool is_told(const struct member *member, const struct cell *cell, lshard_status status, const char *text,
+		    uint64_t took_ms)
+{
+	const char *call = call_names[cell->call], *way = way_names[cell->way];
+
+	EXPECT(member, is_allowed(cell->way, status), "%s without a rank that is %s: %s: %s", call, way,
+	       lshard_status_name(status), text);
+	EXPECT(member, names_it(member, cell, text), "%s without a rank that is %s does not name it alone: %s", call,
+	       way, text);
+	EXPECT(member, took_ms < DEADLINE_MS * 18 / 10, "%s without a rank that is %s: told after %u ms: %s", call, way,
+	       (unsigned)took_ms, text);
+	return true;
+failed:
+	return false;
+}
+
+/* ---- The ranks ------------------------------------------------------------------------------------------------- */
+
+/* False: this rank is no more. */
+static bool go_missing(struct ranks_series *of, const struct setting *setting, const struct cell *cell)
+{
+	const struct member *member = of->rank.member;
+
+	if (cell->way == GONE) {
+		if (strcmp(subject.kind, "forks") == 0) {
+			team_dies(member);
+			raise(SIGKILL);
+		}
+		lshard_series_destroy(of->other);
+		of->other = NULL;
+		return false;
+	}
+	if (cell->way == SILENT)
+		seat_fall_asleep(of->rank.seat);
+	if (cell->way >= BUSY)
+		EXPECT(member, make_call(of, setting, cell->call) < 0, "%s on one rank", call_names[cell->call]);
+	if (cell->way == ABORTED)
+		lshard_group_abort(of->rank.group);
+	if (cell->way != ELSEWHERE)
+		return true;
+	if (cell->call == UPDATE_END)
+		EXPECT(member, create_other(of, setting) < 0, "a series was created on one rank");
+	else if (cell->call == VERIFY || cell->call >= REWIND)
+		EXPECT(member, lshard_series_update_begin(of->rank.series) < 0, "one rank updates");
+	else
+		EXPECT(member, lshard_series_verify(of->rank.series, NULL) < 0, "one rank verifies");
+	return true;
+failed:
+	return false;
+}
+
+static int series_body(const struct member *member)
+{
+	const struct cell *cell = member->user;
+	const struct setting setting = setting_of(cell->call);
+	struct ranks_series of = {.cell = cell};
+	bool right = false;
+
+	if (!rank_group(&of.rank, member, &setting))
+		return 1;
+	if (!get_ready(&of, &setting, cell->call) || !team_barrier(member))
+		goto failed;
+	if (member->rank == MISSING) {
+		right = go_missing(&of, &setting, cell) || cell->way == GONE;
+	} else {
+		const uint64_t began = now_ms();
+		const lshard_status status = make_call(&of, &setting, cell->call);
+
+		right = is_told(member, cell, status, text_of(&of, cell->call), now_ms() - began);
+	}
+	if (cell->way == SILENT && member->rank == MISSING) {
+		right = team_barrier(member) && right;
+		seat_wake(of.rank.seat);
+		lshard_group_abort(of.rank.group);
+	} else if (cell->way != GONE && !(cell->way == DYING && strcmp(subject.kind, "forks") == 0)) {
+		if (cell->way != BUSY || member->rank != MISSING) /* it has been there */
+			right = team_barrier(member) && right;
+		lshard_group_abort(of.rank.group);
+	}
+failed:
+	lshard_series_destroy(of.other);
+	return rank_close(&of.rank) && right ? 0 : 1;
+}
+
+/* Also ranks that are threads meet by the job's name. */
+static int group_body(const struct member *member)
+{
+	const struct cell *cell = member->user;
+	struct seat *seat = subject.callbacks ? circle_join(member) : NULL;
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group *group = NULL;
+	char error[512] = "";
+	bool right = true;
+
+	options.rank = member->rank;
+	options.size = member->size;
+	options.transport = subject.spec;
+	options.job = cell->job;
+	options.timeout_ms = DEADLINE_MS;
+	options.error = error;
+	options.error_bytes = sizeof error;
+	if (seat)
+		options.callbacks = seat_callbacks(seat);
+	right = team_barrier(member);
+	if (member->rank != MISSING) {
+		const uint64_t began = now_ms();
+		const lshard_status status = lshard_group_create(&options, &group);
+
+		right = right && is_told(member, cell, status, error, now_ms() - began);
+	}
+	right = team_barrier(member) && right;
+	circle_leave(seat);
+	return right ? 0 : 1;
+}
+
+/* ---- All cells ------------------------------------------------------------------------------------------------- */
+
+static pid_t begin_cell(struct cell *cell)
+{
+	pid_t process = fork();
+
+	if (process != 0)
+		return process;
+	snprintf(cell->job, sizeof cell->job, "missing-%ld", (long)getpid());
+	_exit(team_run(subject.kind, RANKS, cell->call == GROUP_CREATE ? group_body : series_body, cell) != 0);
+}
+
+static void end_cell(int *running, int *failed)
+{
+	int status = 0;
+
+	assert_true(wait(&status) > 0);
+	--*running;
+	*failed += !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void every_call_names_who_is_missing(void **state)
+{
+	int running = 0, failed = 0;
+
+	(void)state;
+	for (enum call call = 0; call < CALLS; call++) {
+		for (enum way way = 0; way < WAYS; way++) {
+			struct cell cell = {.call = call, .way = way};
+
+			if (!applies(call, way))
+				continue;
+			if (running == AT_A_TIME)
+				end_cell(&running, &failed);
+			assert_true(begin_cell(&cell) > 0);
+			running++;
+		}
+	}
+	while (running > 0)
+		end_cell(&running, &failed);
+	assert_int_equal(failed, 0);
+}
+
+/* Rank 1 goes between the comparison of the fields of a series and that of its tensors. */
+static int comparing_body(const struct member *member)
+{
+	struct setting setting = setting_of(SERIES_CREATE);
+	const struct cell cell = {.call = SERIES_CREATE, .way = GONE};
+	struct ranks_series of = {.cell = &cell};
+	lshard_status status;
+	bool right = false;
+
+	setting.timeout_ms = 0;
+	if (!rank_group(&of.rank, member, &setting))
+		return 1;
+	status = create_other(&of, &setting);
+	if (member->rank == MISSING) {
+		EXPECT(member, status == LSHARD_ERR_TRANSPORT, "%s", lshard_status_name(status));
+		lshard_group_abort(of.rank.group);
+	} else {
+		EXPECT(member, status == LSHARD_ERR_PEER_FAILED, "%s", lshard_status_name(status));
+		EXPECT(member, strstr(lshard_group_error(of.rank.group), "rank 1 is gone"), "%s",
+		       lshard_group_error(of.rank.group));
+	}
+	right = true;
+failed:
+	return rank_close(&of.rank) && right ? 0 : 1;
+}
+
+static void a_rank_that_goes_while_tensors_are_compared_is_named(void **state)
+{
+	static char spec[80];
+	const struct subject before = subject;
+
+	(void)state;
+	if (subject.callbacks) {
+		printf("does not apply: who is gone, only the caller's collectives know\n");
+		return;
+	}
+	snprintf(spec, sizeof spec, "faults=r1.exchange@2=fail,%s", subject.spec);
+	subject.spec = spec;
+	assert_int_equal(team_run(subject.kind, RANKS, comparing_body, NULL), 0);
+	subject = before;
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_call_names_who_is_missing),
+		cmocka_unit_test(a_rank_that_goes_while_tensors_are_compared_is_named),
+	};
+
+	if (argc != 3) {
+		fprintf(stderr, "usage: %s SPEC threads|forks\n", argv[0]);
+		return 2;
+	}
+	subject = (struct subject){.spec = argv[1], .kind = argv[2]};
+	subject.callbacks = strcmp(subject.spec, "callback") == 0;
+	subject.collective = subject.callbacks || strcmp(subject.spec, "local:lockstep") == 0;
+	return cmocka_run_group_tests_name("missing", tests, NULL, NULL);
+}
