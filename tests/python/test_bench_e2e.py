@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 
+import forked_scripts
 import pytest
 from patience import LONG_S
 
@@ -18,18 +19,21 @@ pytest.importorskip("torch.distributed.fsdp._fully_shard", reason="this torch ha
 TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TREE / "bench"))
 
+import e2e  # noqa: E402
+import e2e_arms  # noqa: E402, F401
 import e2e_judge  # noqa: E402
+import e2e_rivals  # noqa: E402, F401
 import e2e_whole  # noqa: E402
 import torch_rounds  # noqa: E402
 from torch_rounds import Arm, Meeting, Rounds, Table  # noqa: E402
 
+torch.set_num_threads(1)  # a forked process cannot use the parent's OpenMP threads
+
 SMALL = "--devices cpu,cpu --shape 32,88,4,2 --layers 5 --passes 1 --warm-ms 0".split()
 
 
-def bench(*options):
-    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    command = [sys.executable, "bench/e2e.py", *SMALL, *options]
-    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=LONG_S)
+def bench(folder, *options):
+    return forked_scripts.run(e2e.main, ["bench/e2e.py", *SMALL, *options], folder, torch_rounds)
 
 
 # ---- The script ----
@@ -37,7 +41,8 @@ def bench(*options):
 
 def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     eager = "replicated;layershard k=?;layershard k=?, a third resident;*all resident;TP2*;broadcast;peer*;FSDP2*;two*"
-    done = bench("--tokens", "8", "--rounds", "2", "--arms", eager, "--margin", "1000", "--save", tmp_path / "e2e.json")
+    options = ["--tokens", "8", "--rounds", "2", "--arms", eager, "--margin", "1000", "--save", tmp_path / "e2e.json"]
+    done = bench(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     saved = json.loads((tmp_path / "e2e.json").read_text(encoding="utf-8"))
     assert saved["command"].startswith("bench/e2e.py --devices cpu,cpu") and saved["versions"]["torch"]
@@ -57,7 +62,7 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
 
 
 def test_the_whole_model_one_way_after_the_other(tmp_path):
-    done = bench("--whole", "--tokens", "8", "--save", tmp_path / "whole.json")
+    done = bench(tmp_path, "--whole", "--tokens", "8", "--save", tmp_path / "whole.json")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))["result"]["rows"]
     assert [row["arm"] for row in rows] == ["layershard k=1", "TP2", "TP2", "layershard k=1"]
@@ -76,20 +81,24 @@ def test_the_whole_model_one_way_after_the_other(tmp_path):
         (["--dtype", "int8"], "argument --dtype"),
     ],
 )
-def test_wrong_arguments_are_named_before_ranks_begin(wrong, said):
-    done = bench(*wrong)
+def test_wrong_arguments_are_named_before_ranks_begin(tmp_path, wrong, said):
+    done = bench(tmp_path, *wrong)
     assert done.returncode == 2
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_arm_that_is_not_there():
-    done = bench("--tokens", "8", "--arms", "layershardd")
+def test_an_arm_that_is_not_there(tmp_path):
+    done = bench(tmp_path, "--tokens", "8", "--arms", "layershardd")
     assert done.returncode == 1
     assert "--list names them" in done.stderr
 
 
 def test_a_rank_that_fails_ends_the_others():
-    done = bench("--tokens", "8", "--transport", "nonsense", "--arms", "layershard k=1")
+    """The one test that starts the script as its users do."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    command = [sys.executable, "bench/e2e.py", *SMALL, "--tokens", "8", "--transport", "nonsense"]
+    command += ["--arms", "layershard k=1"]
+    done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=LONG_S)
     assert done.returncode != 0
     assert "layershard k=1" in done.stderr and "nonsense" in done.stderr
 
