@@ -37,10 +37,9 @@ def load(name):
 
 
 def wan(folder, *arguments):
-    import diffusers
+    from diffusers import WanTransformer3DModel  # noqa: F401
 
-    diffusers.WanTransformer3DModel  # imported here it is there in all forks
-    from layershard import diffusers as _  # noqa: F401
+    import layershard.diffusers  # noqa: F401 - imported here they are there in all forks
 
     return forked_scripts.run(load("wan").main, ["bench/wan.py", *TINY, *arguments], folder, load("torch_rounds"))
 
