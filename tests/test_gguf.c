@@ -189,7 +189,8 @@ static void unsound_values_are_refused(void **state)
 	(void)state;
 	REFUSED(with_bytes(0, 0, 1), LSHARD_ERR_INVALID, "not a GGUF file");
 	REFUSED(with_bytes(4, 1, 4), LSHARD_ERR_NOT_SUPPORTED, "version 1 ");
-	REFUSED(with_bytes(4, 0x03000000, 4), LSHARD_ERR_NOT_SUPPORTED, "version 50331648");
+	REFUSED(with_bytes(4, 0x03000000, 4), LSHARD_ERR_NOT_SUPPORTED, "big-endian");
+	REFUSED(with_bytes(4, 0x04000000, 4), LSHARD_ERR_NOT_SUPPORTED, "version 67108864");
 	REFUSED(with_key_field("general.name", 0, 13, 4), LSHARD_ERR_INVALID, "'general.name'", "type 13");
 	REFUSED(with_key_field("tokenizer.ggml.merges", 4, 9, 4), LSHARD_ERR_NOT_SUPPORTED, "'tokenizer.ggml.merges'",
 		"arrays of arrays");
@@ -210,6 +211,8 @@ static void unsound_tensors_are_refused(void **state)
 
 	(void)state;
 	REFUSED(with_tensor_field(q, TYPE, 14, 4), LSHARD_ERR_NOT_SUPPORTED, q, "type 14 Q6_K");
+	REFUSED(with_tensor_field(q, TYPE, 30, 4), LSHARD_ERR_NOT_SUPPORTED, q, "type 30 BF16");
+	REFUSED(with_tensor_field(q, TYPE, 39, 4), LSHARD_ERR_NOT_SUPPORTED, q, "type 39 MXFP4");
 	REFUSED(with_tensor_field(q, TYPE, 77, 4), LSHARD_ERR_NOT_SUPPORTED, q, "type 77 is");
 	REFUSED(with_tensor_field(q, TYPE, UINT32_MAX, 4), LSHARD_ERR_NOT_SUPPORTED, q, "type 4294967295");
 	REFUSED(with_tensor_field(q, DIMENSIONS, 5, 4), LSHARD_ERR_INVALID, q, "5 dimensions");

@@ -84,17 +84,42 @@ static void describe(const gguf *file, const struct llama_config *config, engine
 	model->context = config->context;
 }
 
+static lshard_status check_vocabulary(const struct tokenizer *tokenizer, const struct llama_config *config,
+				      const gguf *file, engine_error *error)
+{
+	const uint32_t tokens = tokenizer_size(tokenizer);
+
+	if (tokens != config->vocabulary)
+		return engine_fail(error, LSHARD_ERR_INVALID,
+				   "%s: %" PRIu32 " tokens, but 'token_embd.weight' has %" PRIu32 " rows",
+				   gguf_name(file), tokens, config->vocabulary);
+	return LSHARD_OK;
+}
+
+/* All that a file's head says, and all that can be wrong with a model before its tensors are read. */
+static lshard_status read_head(const gguf *file, struct llama_config *config, struct tokenizer **tokenizer,
+			       engine_error *error)
+{
+	lshard_status status = llama_config_read(file, config, error);
+
+	if (status >= 0)
+		status = tokenizer_create(file, tokenizer, error);
+	return status < 0 ? status : check_vocabulary(*tokenizer, config, file, error);
+}
+
 lshard_status engine_model_info(const char *path, engine_model *model, engine_error *error)
 {
 	struct llama_config config;
+	struct tokenizer *tokenizer = NULL;
 	gguf *file;
 	lshard_status status = gguf_open_file(path, &file, error);
 
 	if (status < 0)
 		return status;
-	status = llama_config_read(file, &config, error);
+	status = read_head(file, &config, &tokenizer, error);
 	if (status >= 0)
 		describe(file, &config, model);
+	tokenizer_destroy(tokenizer);
 	gguf_close(file);
 	return status;
 }
@@ -126,25 +151,10 @@ static uint64_t fingerprint(const struct engine *self, const gguf *file)
 	return hash(print, self->unsharded.norms, self->unsharded.norm_count * self->config.hidden * sizeof(float));
 }
 
-static lshard_status check_vocabulary(const struct engine *self, const char *path, engine_error *error)
-{
-	const uint32_t tokens = tokenizer_size(self->tokenizer);
-
-	if (tokens != self->config.vocabulary)
-		return engine_fail(error, LSHARD_ERR_INVALID,
-				   "%s: %" PRIu32 " tokens, but 'token_embd.weight' has %" PRIu32 " rows", path, tokens,
-				   self->config.vocabulary);
-	return LSHARD_OK;
-}
-
 static lshard_status load(struct engine *self, gguf *file, const engine_options *options, engine_error *error)
 {
-	lshard_status status = llama_config_read(file, &self->config, error);
+	lshard_status status = read_head(file, &self->config, &self->tokenizer, error);
 
-	if (status >= 0)
-		status = tokenizer_create(file, &self->tokenizer, error);
-	if (status >= 0)
-		status = check_vocabulary(self, options->model, error);
 	self->stats.metadata_read_bytes = gguf_read_bytes(file);
 	if (status >= 0)
 		status = unsharded_init(&self->unsharded, &self->config, file, error);

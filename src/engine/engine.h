@@ -68,9 +68,9 @@ typedef struct engine_stats {
 lshard_status engine_default_model(char *path, size_t bytes, engine_error *error);
 
 /**
- * Look at a model's header. Reads no tensor.
+ * Look at a model's header, its vocabulary included: a model that passes can be loaded. Reads no tensor.
  * @return OK; ERR_SYSTEM (no such file, not readable); ERR_INVALID (damaged); ERR_NOT_SUPPORTED (another architecture,
- * an unknown type, ...); ERR_NO_MEMORY.
+ * tokenizer or type, a part of a model, ...); ERR_NO_MEMORY.
  */
 lshard_status engine_model_info(const char *path, engine_model *model, engine_error *error);
 

@@ -255,6 +255,16 @@ const gguf_tensor *gguf_find_tensor(const gguf *file, const char *name)
 	return bsearch(&wanted, file->tensors, file->tensor_count, sizeof *file->tensors, compare_name);
 }
 
+uint32_t gguf_value_count(const gguf *file)
+{
+	return file->value_count;
+}
+
+const gguf_value *gguf_value_at(const gguf *file, uint32_t index)
+{
+	return &file->values[index];
+}
+
 uint32_t gguf_tensor_count(const gguf *file)
 {
 	return file->tensor_count;
@@ -272,6 +282,11 @@ static lshard_status wrong_type(const gguf *file, const gguf_value *value, const
 {
 	if (!value)
 		return engine_fail(error, LSHARD_ERR_INVALID, "%s: key '%s' is missing", file->source.name, key);
+	if (value->type == GGUF_ARRAY)
+		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "%s: key '%s' is an array of %" PRIu64
+				   " values; one value for all layers is supported",
+				   file->source.name, key, value->count);
 	return engine_fail(error, LSHARD_ERR_INVALID, "%s: key '%s' has value type %d where %s is needed",
 			   file->source.name, key, (int)value->type, wanted);
 }
@@ -346,6 +361,18 @@ lshard_status gguf_get_string(const gguf *file, const char *key, gguf_text *text
 	at = value->bytes;
 	*text = gguf_next_string(&at);
 	return LSHARD_OK;
+}
+
+int gguf_is_text(const gguf *file, const char *key, const char *wanted)
+{
+	const gguf_value *const value = gguf_find_value(file, key);
+	const gguf_text text = {wanted, strlen(wanted)};
+	const uint8_t *at;
+
+	if (!value || value->type != GGUF_STRING)
+		return 0;
+	at = value->bytes;
+	return gguf_compare_text(gguf_next_string(&at), text) == 0;
 }
 
 lshard_status gguf_get_array(const gguf *file, const char *key, gguf_type element, const gguf_value **array,

@@ -89,16 +89,24 @@ uint64_t gguf_read_bytes(const gguf *file);
 
 /** NULL when there is no such key, or tensor. */
 const gguf_value *gguf_find_value(const gguf *file, const char *key);
+/** Values in order of their keys. */
+uint32_t gguf_value_count(const gguf *file);
+const gguf_value *gguf_value_at(const gguf *file, uint32_t index);
 const gguf_tensor *gguf_find_tensor(const gguf *file, const char *name);
 /** Tensors in order of their names. */
 uint32_t gguf_tensor_count(const gguf *file);
 const gguf_tensor *gguf_tensor_at(const gguf *file, uint32_t index);
 
-/* Typed values. A missing key and a value of another type are errors that name the key. */
+/*
+ * Typed values. A missing key and a value of another type are errors that name the key: ERR_INVALID, but NOT_SUPPORTED
+ * for an array where one value is asked for, which is how files say that layers differ.
+ */
 lshard_status gguf_get_unsigned(const gguf *file, const char *key, uint64_t *value, engine_error *error);
 lshard_status gguf_get_number(const gguf *file, const char *key, double *value, engine_error *error);
 lshard_status gguf_get_bool(const gguf *file, const char *key, int *value, engine_error *error);
 lshard_status gguf_get_string(const gguf *file, const char *key, gguf_text *value, engine_error *error);
+/** Whether there is such a key and its value is exactly @p wanted. */
+int gguf_is_text(const gguf *file, const char *key, const char *wanted);
 lshard_status gguf_get_array(const gguf *file, const char *key, gguf_type element, const gguf_value **value,
 			     engine_error *error);
 /** Step through an array of strings: *at starts at value->bytes. Call it at most value->count times. */

@@ -221,8 +221,11 @@ static lshard_status take_value(struct cursor *cursor, gguf_value *value)
 
 static const char *encoding_name(uint64_t encoding)
 {
-	static const char *const names[] = {"F32",  "F16",  "Q4_0", "Q4_1", "",     "",     "Q5_0", "Q5_1",
-					    "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"};
+	static const char *const names[] = {
+		"F32",    "F16",   "Q4_0",  "Q4_1",   "",      "",      "Q5_0",    "Q5_1",   "Q8_0",    "Q8_1",
+		"Q2_K",   "Q3_K",  "Q4_K",  "Q5_K",   "Q6_K",  "Q8_K",  "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
+		"IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8",    "I16",   "I32",     "I64",    "F64",     "IQ1_M",
+		"BF16",   "",      "",      "",       "TQ1_0", "TQ2_0", "",        "",       "",        "MXFP4"};
 
 	return encoding < sizeof names / sizeof *names ? names[encoding] : "";
 }
@@ -317,6 +320,9 @@ static lshard_status take_counts(struct cursor *cursor, struct counts *counts)
 	status = take_number(cursor, 4, &version);
 	if (status < 0)
 		return status;
+	if (version == (uint64_t)2 << 24 || version == (uint64_t)3 << 24)
+		return REFUSE(cursor, LSHARD_ERR_NOT_SUPPORTED, "%s",
+			      "GGUF with the highest byte first (big-endian) is not supported");
 	if (version != 2 && version != 3)
 		return REFUSE(cursor, LSHARD_ERR_NOT_SUPPORTED,
 			      "GGUF version %" PRIu64 " is not supported; 2 and 3 are", version);

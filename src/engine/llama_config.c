@@ -56,6 +56,37 @@ void llama_block_tensor_name(uint32_t layer, const char *part, char name[TENSOR_
 
 /* ---- Keys ------------------------------------------------------------------------------------------------------ */
 
+/* "key 'K' is 'V'; ONLY". */
+static lshard_status refuse_text(const gguf *file, const char *key, gguf_text text, const char *only,
+				 engine_error *error)
+{
+	return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s: key '%s' is '%.*s'; %s", gguf_name(file), key,
+			   (int)(text.bytes < 64 ? text.bytes : 64), text.at, only);
+}
+
+/* A part of a model, or something that is made for one: said before its tensors are found missing. */
+static lshard_status check_whole(const gguf *file, engine_error *error)
+{
+	static const char kind[] = "general.type";
+	static const char parts[] = "split.count";
+	uint64_t count = 1;
+	gguf_text text;
+	lshard_status status = gguf_find_value(file, parts) ? gguf_get_unsigned(file, parts, &count, error) : LSHARD_OK;
+
+	if (status < 0)
+		return status;
+	if (count > 1)
+		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "%s: key '%s' is %" PRIu64
+				   ": this is one of so many files of a model; only models in "
+				   "one file are supported ('llama-gguf-split --merge' joins them)",
+				   gguf_name(file), parts, count);
+	if (!gguf_find_value(file, kind) || gguf_is_text(file, kind, "model"))
+		return LSHARD_OK;
+	status = gguf_get_string(file, kind, &text, error);
+	return status < 0 ? status : refuse_text(file, kind, text, "only 'model' is supported", error);
+}
+
 static lshard_status check_architecture(const gguf *file, engine_error *error)
 {
 	gguf_text text;
@@ -70,29 +101,51 @@ static lshard_status check_architecture(const gguf *file, engine_error *error)
 	return LSHARD_OK;
 }
 
-/* Variants of the architecture that compute something else. */
-static lshard_status check_variants(const gguf *file, engine_error *error)
+/* By how much positions are scaled: 0 and 1 mean not at all. Older files have another key for it. */
+static lshard_status read_scale(const gguf *file, const char **key, double *factor, engine_error *error)
 {
-	static const char scaling[] = "llama.rope.scaling.type";
-	static const char *const zero[] = {"llama.expert_count", "llama.attention.sliding_window"};
-	uint64_t value = 0;
+	*key = "llama.rope.scaling.factor";
+	*factor = 1;
+	if (!gguf_find_value(file, *key))
+		*key = "llama.rope.scale_linear";
+	return gguf_find_value(file, *key) ? gguf_get_number(file, *key, factor, error) : LSHARD_OK;
+}
+
+/*
+ * As llama.cpp takes these keys: without a type they are linear, a factor of 0 is one of 1, and the type 'none' makes
+ * all others void. What then leaves positions as they are is accepted.
+ */
+static lshard_status check_rope(const gguf *file, engine_error *error)
+{
+	static const char type[] = "llama.rope.scaling.type";
+	const char *key = NULL;
+	double factor = 1;
 	gguf_text text;
+	lshard_status status;
+
+	if (gguf_is_text(file, type, "none"))
+		return LSHARD_OK;
+	if (gguf_find_value(file, type) && !gguf_is_text(file, type, "linear")) {
+		status = gguf_get_string(file, type, &text, error);
+		return status < 0 ? status : refuse_text(file, type, text, "only 'none' is supported", error);
+	}
+	status = read_scale(file, &key, &factor, error);
+	if (status >= 0 && factor != 0 && factor != 1) /* exact: these two are written for "not scaled" */
+		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "%s: key '%s' is %g, which scales positions; only 1 is supported", gguf_name(file),
+				   key, factor);
+	return status;
+}
+
+/* Keys that say what this runner does anyway when they have this value, or are not there. */
+static lshard_status check_numbers(const gguf *file, engine_error *error)
+{
+	static const char *const zero[] = {"llama.expert_count", "llama.expert_used_count",
+					   "llama.attention.sliding_window", "llama.pooling_type"};
 	size_t i;
 
-	if (gguf_find_value(file, scaling)) {
-		const lshard_status status = gguf_get_string(file, scaling, &text, error);
-
-		if (status < 0)
-			return status;
-		if (text.bytes != 4 || memcmp(text.at, "none", 4) != 0)
-			return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED,
-					   "%s: key '%s' is '%.*s'; only 'none' is supported", gguf_name(file), scaling,
-					   (int)(text.bytes < 64 ? text.bytes : 64), text.at);
-	}
-	if (gguf_find_value(file, "llama.rope.scale_linear"))
-		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED,
-				   "%s: key 'llama.rope.scale_linear' is not supported", gguf_name(file));
 	for (i = 0; i < sizeof zero / sizeof *zero; i++) {
+		uint64_t value = 0;
 		const lshard_status status =
 			gguf_find_value(file, zero[i]) ? gguf_get_unsigned(file, zero[i], &value, error) : LSHARD_OK;
 
@@ -104,6 +157,82 @@ static lshard_status check_variants(const gguf *file, engine_error *error)
 					   value);
 	}
 	return LSHARD_OK;
+}
+
+static lshard_status check_causal(const gguf *file, engine_error *error)
+{
+	static const char key[] = "llama.attention.causal";
+	int causal = 1;
+	const lshard_status status = gguf_find_value(file, key) ? gguf_get_bool(file, key, &causal, error) : LSHARD_OK;
+
+	if (status >= 0 && !causal)
+		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s: key '%s' is false; only true is supported",
+				   gguf_name(file), key);
+	return status;
+}
+
+/* All keys of the architecture that are looked at here, or change nothing that is computed. */
+static int is_known_key(gguf_text key)
+{
+	static const char *const known[] = {
+		"llama.attention.causal",
+		"llama.attention.head_count",
+		"llama.attention.head_count_kv",
+		"llama.attention.key_length",
+		"llama.attention.layer_norm_rms_epsilon",
+		"llama.attention.sliding_window",
+		"llama.attention.value_length",
+		"llama.block_count",
+		"llama.context_length",
+		"llama.embedding_length",
+		"llama.expert_count",
+		"llama.expert_used_count",
+		"llama.feed_forward_length",
+		"llama.pooling_type",
+		"llama.rope.dimension_count",
+		"llama.rope.freq_base",
+		"llama.rope.scale_linear",
+		"llama.rope.scaling.factor",
+		"llama.rope.scaling.finetuned",               /* said of the model, not of how it computes */
+		"llama.rope.scaling.original_context_length", /* used by scaled positions only */
+		"llama.rope.scaling.type",
+		"llama.tensor_data_layout", /* of files before the one layout there is now */
+		"llama.vocab_size",         /* the vocabulary itself tells */
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof known / sizeof *known; i++)
+		if (gguf_compare_text(key, (gguf_text){known[i], strlen(known[i])}) == 0)
+			return 1;
+	return 0;
+}
+
+/* What a key nobody here knows would change is not known either. */
+static lshard_status check_keys(const gguf *file, engine_error *error)
+{
+	static const char prefix[] = "llama.";
+	uint32_t i;
+
+	for (i = 0; i < gguf_value_count(file); i++) {
+		const gguf_text key = gguf_value_at(file, i)->key;
+
+		if (key.bytes < sizeof prefix || memcmp(key.at, prefix, sizeof prefix - 1) != 0 || is_known_key(key))
+			continue;
+		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "%s: key '%.*s' is not understood, so the model cannot be computed", gguf_name(file),
+				   (int)(key.bytes < 96 ? key.bytes : 96), key.at);
+	}
+	return LSHARD_OK;
+}
+
+/* Variants of the architecture that compute something else. */
+static lshard_status check_variants(const gguf *file, engine_error *error)
+{
+	lshard_status status = check_rope(file, error);
+
+	if (status >= 0)
+		status = check_numbers(file, error);
+	return status < 0 ? status : check_causal(file, error);
 }
 
 /* A size from 1 to @p most; @p missing is taken when there is no such key, unless it is 0. */
@@ -280,8 +409,10 @@ static lshard_status check_tensors(const gguf *file, const struct llama_config *
 lshard_status llama_config_read(const gguf *file, struct llama_config *config, engine_error *error)
 {
 	struct llama_config read = {0};
-	lshard_status status = check_architecture(file, error);
+	lshard_status status = check_whole(file, error);
 
+	if (status >= 0)
+		status = check_architecture(file, error);
 	if (status >= 0)
 		status = check_variants(file, error);
 	if (status >= 0)
@@ -290,6 +421,8 @@ lshard_status llama_config_read(const gguf *file, struct llama_config *config, e
 		status = read_heads(file, &read, error);
 	if (status >= 0)
 		status = read_numbers(file, &read, error);
+	if (status >= 0)
+		status = check_keys(file, error);
 	if (status >= 0)
 		status = read_vocabulary(file, &read, error);
 	if (status >= 0)

@@ -35,7 +35,7 @@ static lshard_status require_text(const gguf *file, const char *key, const char 
 
 	if (status < 0)
 		return status;
-	if (text.bytes != strlen(wanted) || memcmp(text.at, wanted, text.bytes) != 0)
+	if (!gguf_is_text(file, key, wanted))
 		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s: key '%s' is '%.*s'; only '%s' is supported",
 				   gguf_name(file), key, (int)(text.bytes < 64 ? text.bytes : 64), text.at, wanted);
 	return LSHARD_OK;
@@ -81,6 +81,19 @@ static lshard_status read_begin(struct tokenizer *tokenizer, const gguf *file, e
 	return LSHARD_OK;
 }
 
+/* It would stand behind every prompt. */
+static lshard_status check_end(const gguf *file, engine_error *error)
+{
+	static const char key[] = "tokenizer.ggml.add_eos_token";
+	int wanted = 0;
+	const lshard_status status = gguf_find_value(file, key) ? gguf_get_bool(file, key, &wanted, error) : LSHARD_OK;
+
+	if (status >= 0 && wanted)
+		return engine_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s: key '%s' is true; only false is supported",
+				   gguf_name(file), key);
+	return status;
+}
+
 static lshard_status compile(struct tokenizer *tokenizer, engine_error *error)
 {
 	PCRE2_SIZE at;
@@ -116,6 +129,8 @@ lshard_status tokenizer_create(const gguf *file, struct tokenizer **created, eng
 					&tokenizer->end, error);
 	if (status >= 0)
 		status = read_begin(tokenizer, file, error);
+	if (status >= 0)
+		status = check_end(file, error);
 	if (status >= 0)
 		status = compile(tokenizer, error);
 	if (status < 0)

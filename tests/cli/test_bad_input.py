@@ -179,6 +179,121 @@ def test_another_architecture(program, tiny, tmp_path):
     refused(program.run("run", "--model", changed), BAD_MODEL, str(changed), "'gemma'", "'llama'")
 
 
+U16, U32, I32, F32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
+PACKED = {U16: "<H", U32: "<I", I32: "<i", F32: "<f", BOOL: "<?"}
+
+
+def text_of(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def key_of(name, kind, value):
+    if kind == ARRAY:
+        return text_of(name) + struct.pack("<IIQ", ARRAY, U32, len(value)) + struct.pack(f"<{len(value)}I", *value)
+    packed = text_of(value) if kind == STRING else struct.pack(PACKED[kind], value)
+    return text_of(name) + struct.pack("<I", kind) + packed
+
+
+def with_keys(model, path, *keys):
+    """A copy with further keys in front of the others. What follows is aligned: so the keys are filled up."""
+    whole = pathlib.Path(model).read_bytes()
+    tensors, count = struct.unpack_from("<QQ", whole, 8)
+    added = b"".join(key_of(*key) for key in keys)
+    added += key_of("general.filler", STRING, "x" * (-(len(added) + len(key_of("general.filler", STRING, ""))) % 32))
+    path.write_bytes(whole[:8] + struct.pack("<QQ", tensors, count + len(keys) + 1) + added + whole[24:])
+    return path
+
+
+def without_key(model, path, name):
+    """A copy in which the key has another name of the same length, which means nothing."""
+    whole, old = pathlib.Path(model).read_bytes(), text_of(name)
+    assert whole.count(old) == 1
+    path.write_bytes(whole.replace(old, text_of("x" * len(name))))
+    return path
+
+
+UNSUPPORTED = {
+    "split": ([("split.count", U16, 3)], ["'split.count'", "3", "one file"]),
+    "adapter": ([("general.type", STRING, "adapter")], ["'general.type'", "'adapter'", "'model'"]),
+    "projector": ([("general.type", STRING, "mmproj")], ["'general.type'", "'mmproj'"]),
+    "yarn": ([("llama.rope.scaling.type", STRING, "yarn")], ["'llama.rope.scaling.type'", "'yarn'"]),
+    "longrope": ([("llama.rope.scaling.type", STRING, "longrope")], ["'llama.rope.scaling.type'", "'longrope'"]),
+    "factor alone": ([("llama.rope.scaling.factor", F32, 4.0)], ["'llama.rope.scaling.factor'", "4", "positions"]),
+    "linear": (
+        [("llama.rope.scaling.type", STRING, "linear"), ("llama.rope.scaling.factor", F32, 2.0)],
+        ["'llama.rope.scaling.factor'", "2"],
+    ),
+    "old factor": ([("llama.rope.scale_linear", F32, 8.0)], ["'llama.rope.scale_linear'", "8"]),
+    "attention factor": ([("llama.rope.scaling.attn_factor", F32, 1.5)], ["'llama.rope.scaling.attn_factor'"]),
+    "experts": ([("llama.expert_count", U32, 8)], ["'llama.expert_count'", "8"]),
+    "sliding window": ([("llama.attention.sliding_window", U32, 4096)], ["'llama.attention.sliding_window'", "4096"]),
+    "both directions": ([("llama.attention.causal", BOOL, False)], ["'llama.attention.causal'"]),
+    "embeddings": ([("llama.pooling_type", U32, 1)], ["'llama.pooling_type'"]),
+    "heads of other lengths": ([("llama.attention.value_length", U32, 8)], ["heads", "of one size"]),
+    "sizes that differ by layer": ([("llama.attention.key_length", ARRAY, [16] * 8)], ["array", "key_length"]),
+    "a key of tomorrow": ([("llama.attention.sinks", U32, 1)], ["'llama.attention.sinks'", "not understood"]),
+    "an end behind each prompt": ([("tokenizer.ggml.add_eos_token", BOOL, True)], ["'tokenizer.ggml.add_eos_token'"]),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_models_of_another_kind_are_refused_once(program, tiny, tmp_path, case, command):
+    keys, words = UNSUPPORTED[case]
+    model = with_keys(tiny, tmp_path / "changed.gguf", *keys)
+    done = program.run(command, "--model", model, "--ranks", 3)
+    refused(done, BAD_MODEL, str(model), *words)
+    assert done.stderr.count("\n") == 1 and "rank" not in done.stderr.replace(str(model), ""), done.stderr
+
+
+@pytest.mark.parametrize("change", [("gpt2", "bert"), ("smollm", "llama3"), ("smollm", "qwen2 ")])
+def test_other_tokenizers_are_refused_once(program, tiny, tmp_path, change):
+    whole = pathlib.Path(tiny).read_bytes()
+    old, new = (text_of(word) for word in change)
+    assert whole.count(old) == 1
+    model = tmp_path / "changed.gguf"
+    model.write_bytes(whole.replace(old, new))
+    for command in ("run", "verify"):
+        done = program.run(command, "--model", model, "--ranks", 3)
+        refused(done, BAD_MODEL, str(model), "'tokenizer.ggml.", f"'{change[1]}'", f"'{change[0]}'")
+        assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"])
+def test_models_without_a_tokenizer_are_refused_once(program, tiny, tmp_path, name):
+    done = program.run("run", "--model", without_key(tiny, tmp_path / "changed.gguf", name), "--ranks", 3)
+    refused(done, BAD_MODEL, f"'{name}'", "missing")
+    assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
+
+
+def test_a_damaged_vocabulary_is_refused_once(program, tiny, tmp_path):
+    whole = pathlib.Path(tiny).read_bytes()
+    model = tmp_path / "changed.gguf"
+    model.write_bytes(whole.replace(text_of("th e"), text_of("thxe")))
+    done = program.run("run", "--model", model, "--ranks", 3)
+    refused(done, BAD_MODEL, str(model), "no space in merge")
+    assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [("llama.rope.scaling.type", STRING, "none"), ("llama.rope.scaling.factor", F32, 4.0)],
+        [("llama.rope.scaling.type", STRING, "linear")],
+        [("llama.rope.scaling.factor", F32, 1.0)],
+        [("llama.rope.scaling.factor", F32, 0.0), ("llama.rope.scaling.original_context_length", U32, 512)],
+        [("split.count", U16, 1), ("split.no", U16, 0), ("general.type", STRING, "model")],
+        [("llama.vocab_size", U32, 275), ("llama.attention.causal", BOOL, True), ("llama.expert_count", U32, 0)],
+    ],
+    ids=lambda keys: " ".join(key[0] for key in keys),
+)
+def test_keys_that_change_nothing_are_accepted(program, tiny, tmp_path, keys):
+    work = ["--ranks", 1, "--max-tokens", 4, "--prompt", "a"]
+    model = with_keys(tiny, tmp_path / "changed.gguf", *keys)
+    expected = program.json("run", "--model", tiny, *work)["prompts"]
+    assert program.json("run", "--model", model, *work)["prompts"] == expected
+
+
 def test_a_model_whose_numbers_are_none_is_a_failure(program, tiny, tmp_path):
     """The norm of the output is the last tensor of the file; a NaN in it makes every logit one."""
     whole = pathlib.Path(tiny).read_bytes()
