@@ -143,7 +143,7 @@ static void set_scene(const struct scene *scene)
 
 static int is_as_told(const struct scene *scene)
 {
-	lshard_discovered found = {-7, -7, -7, "untouched"};
+	lshard_discovered found = {-7, -7, -7, "untouched", "untouched"};
 	char error[512] = "";
 	lshard_status status = lshard_discover(&found, error, sizeof error);
 	const char *said = status == LSHARD_OK ? found.source : error;
@@ -153,7 +153,7 @@ static int is_as_told(const struct scene *scene)
 		right &=
 			found.rank == scene->rank && found.size == scene->size && found.local_rank == scene->local_rank;
 	else
-		right &= found.rank == -7 && !strcmp(found.source, "untouched");
+		right &= found.rank == -7 && !strcmp(found.source, "untouched") && !strcmp(found.job, "untouched");
 	for (int i = 0; i < 4 && scene->says[i]; i++)
 		right &= strstr(said, scene->says[i]) != NULL;
 	if (!right)
@@ -173,6 +173,84 @@ static void every_scene_is_as_told(void **state)
 	}
 	unset_all();
 	assert_int_equal(wrong, 0);
+}
+
+struct naming_scene {
+	const char *title;
+	const char *set[8]; /* NAME=VALUE */
+	const char *job;
+};
+
+static const struct naming_scene names[] = {
+	{"our variables name no job", {"LAYERSHARD_RANK=0", "LAYERSHARD_SIZE=2", "PMIX_NAMESPACE=7"}, ""},
+	{"torchrun",
+	 {"RANK=0", "WORLD_SIZE=2", "TORCHELASTIC_RUN_ID=a1", "MASTER_ADDR=localhost", "MASTER_PORT=29500",
+	  "TORCHELASTIC_RESTART_COUNT=0"},
+	 "torchrun:a1/localhost/29500/0"},
+	{"torchrun, restarted",
+	 {"RANK=0", "WORLD_SIZE=2", "TORCHELASTIC_RUN_ID=a1", "MASTER_ADDR=localhost", "MASTER_PORT=29500",
+	  "TORCHELASTIC_RESTART_COUNT=2"},
+	 "torchrun:a1/localhost/29500/2"},
+	{"torchrun whose job was given no name: the address tells",
+	 {"RANK=0", "WORLD_SIZE=2", "TORCHELASTIC_RUN_ID=none", "MASTER_ADDR=127.0.0.1", "MASTER_PORT=29501"},
+	 "torchrun:none/127.0.0.1/29501/"},
+	{"no name and no port: every such job has that",
+	 {"RANK=0", "WORLD_SIZE=2", "TORCHELASTIC_RUN_ID=none", "MASTER_ADDR=127.0.0.1"},
+	 ""},
+	{"a name of its own needs no address", {"RANK=0", "WORLD_SIZE=2", "TORCHELASTIC_RUN_ID=a1"}, "torchrun:a1///"},
+	{"whoever set these is not known",
+	 {"RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=localhost", "MASTER_PORT=29500"},
+	 ""},
+	{"Open MPI", {"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=2", "PMIX_NAMESPACE=148950"}, "Open MPI:148950"},
+	{"Open MPI before PMIx", {"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=2"}, ""},
+	{"PMIx", {"PMIX_RANK=0", "PMIX_SIZE=2", "PMIX_NAMESPACE=slurm.pmix.7.0"}, "PMIx:slurm.pmix.7.0"},
+	{"PMI names nothing", {"PMI_RANK=0", "PMI_SIZE=2", "SLURM_JOB_ID=7", "SLURM_STEP_ID=0"}, ""},
+	{"Slurm", {"SLURM_PROCID=0", "SLURM_NTASKS=2", "SLURM_JOB_ID=7", "SLURM_STEP_ID=3"}, "Slurm:7/3/"},
+	{"Slurm, queued again",
+	 {"SLURM_PROCID=0", "SLURM_NTASKS=2", "SLURM_JOB_ID=7", "SLURM_STEP_ID=3", "SLURM_RESTART_COUNT=1"},
+	 "Slurm:7/3/1"},
+	{"Slurm without a step", {"SLURM_PROCID=0", "SLURM_NTASKS=2", "SLURM_JOB_ID=7"}, ""},
+	{"torchrun in a Slurm task: its own name, not the larger one",
+	 {"RANK=0", "WORLD_SIZE=2", "SLURM_PROCID=0", "SLURM_NTASKS=2", "SLURM_JOB_ID=7", "SLURM_STEP_ID=3"},
+	 ""},
+};
+
+static void the_launchers_name_of_a_job_is_found(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+		struct scene scene = {.title = names[i].title};
+		lshard_discovered found;
+
+		memcpy(scene.set, names[i].set, sizeof scene.set);
+		set_scene(&scene);
+		assert_int_equal(lshard_discover(&found, NULL, 0), LSHARD_OK);
+		if (strcmp(found.job, names[i].job) != 0)
+			fail_msg("%s: '%s' instead of '%s'", names[i].title, found.job, names[i].job);
+	}
+	unset_all();
+}
+
+static void a_name_that_does_not_fit_is_none(void **state)
+{
+	char long_name[300];
+	lshard_discovered found;
+
+	(void)state;
+	unset_all();
+	memset(long_name, 'x', sizeof long_name);
+	setenv("RANK", "0", 1);
+	setenv("WORLD_SIZE", "2", 1);
+	for (size_t length = 230; length < sizeof long_name; length++) {
+		long_name[length] = '\0';
+		setenv("TORCHELASTIC_RUN_ID", long_name, 1);
+		long_name[length] = 'x';
+		assert_int_equal(lshard_discover(&found, NULL, 0), LSHARD_OK);
+		assert_int_equal(strlen(found.job), length + strlen("torchrun:///") < sizeof found.job
+							    ? length + strlen("torchrun:///")
+							    : 0);
+	}
+	unset_all();
 }
 
 static void a_short_buffer_gets_the_beginning(void **state)
@@ -228,6 +306,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_scene_is_as_told),
+		cmocka_unit_test(the_launchers_name_of_a_job_is_found),
+		cmocka_unit_test(a_name_that_does_not_fit_is_none),
 		cmocka_unit_test(a_short_buffer_gets_the_beginning),
 		cmocka_unit_test(variables_show_value_and_default),
 		cmocka_unit_test(a_variable_that_is_not_listed_is_not_read),

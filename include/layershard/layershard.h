@@ -254,7 +254,8 @@ typedef struct lshard_group_options {
 	 * "trace=run.json,throttle=1e9,shm:copy". NULL: LAYERSHARD_TRANSPORT, else "auto". */
 	const char *transport;
 	const struct lshard_transport_ops *custom_transport; /* one of the caller's own instead; outlives the group */
-	const char *job;      /* name under which separately started ranks meet; NULL: LAYERSHARD_JOB */
+	/* Name under which separately started ranks meet. NULL: LAYERSHARD_JOB, else the launcher's (lshard_discovered). */
+	const char *job;
 	uint32_t timeout_ms;  /* longest wait each time; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
 	lshard_memory memory; /* where layers live */
 	int32_t device;       /* device ordinal; ignored for host memory */
@@ -277,7 +278,7 @@ typedef struct lshard_group_options {
 /**
  * Join the group: agree on a transport with the other ranks and connect to them.
  *
- * Ranks meet through options->bootstrap if it is given, else by options->job on this host, else alone (size 1). By a
+ * Ranks meet through options->bootstrap if it is given, else by the job's name on this host, else alone (size 1). By a
  * job they meet at an abstract socket, where other users are sent away; or, where LAYERSHARD_MEET_DIR names a directory
  * of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the user only the latter
  * can be had (NOT_SUPPORTED): all users look alike there.
@@ -667,12 +668,21 @@ typedef struct lshard_variable {
 /** Environment variable number @p index that the library reads.  @return OK; RANGE past the last. */
 LSHARD_API lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable);
 
-/** Rank, size and the source they were found in ("torchrun"), as lshard_group_create would find them. */
+/**
+ * Rank, size and the source they were found in ("torchrun"), as lshard_group_create would find them.
+ *
+ * job is the name that the source's launcher gives what it has started: the same for all of its ranks, another for each
+ * launch that may be alive beside it and for each restart. Made of TORCHELASTIC_RUN_ID, MASTER_ADDR, MASTER_PORT and
+ * TORCHELASTIC_RESTART_COUNT (torchrun), PMIX_NAMESPACE (Open MPI, PMIx), or SLURM_JOB_ID, SLURM_STEP_ID and
+ * SLURM_RESTART_COUNT (Slurm). lshard_group_create takes it where there is no other name, if the group's rank and size
+ * are those found here: not for a part of what was started.
+ */
 typedef struct lshard_discovered {
 	int32_t rank;
 	int32_t size;
 	int32_t local_rank; /* -1: the source does not say */
 	const char *source;
+	char job[256]; /* "": the source gives none */
 } lshard_discovered;
 
 /**

@@ -243,7 +243,13 @@ class VariableDescription(ctypes.Structure):
 
 
 class DiscoveredDescription(ctypes.Structure):
-    _fields_ = [("rank", c_int32), ("size", c_int32), ("local_rank", c_int32), ("source", c_char_p)]
+    _fields_ = [
+        ("rank", c_int32),
+        ("size", c_int32),
+        ("local_rank", c_int32),
+        ("source", c_char_p),
+        ("job", c_char * 256),
+    ]
 
 
 # The header's name of each structure.

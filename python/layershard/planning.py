@@ -60,12 +60,13 @@ class Variable:
 
 @dataclass(frozen=True)
 class Discovered:
-    """Rank and size as a Group without them finds them, and where ("torchrun")."""
+    """Rank and size as a Group without them finds them, where ("torchrun"), and the name the launcher gives its job."""
 
     rank: int
     size: int
     local_rank: int | None
     source: str
+    job: str | None = None
 
 
 def _check(status: int, text: bytes | None = None) -> None:
@@ -152,4 +153,5 @@ def discover() -> Discovered | None:
         return None
     _check(status, text.value)
     local_rank = found.local_rank if found.local_rank >= 0 else None
-    return Discovered(found.rank, found.size, local_rank, found.source.decode())
+    job = found.job.decode(errors="surrogateescape") or None
+    return Discovered(found.rank, found.size, local_rank, found.source.decode(), job)

@@ -170,11 +170,29 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 	return LSHARD_OK;
 }
 
+/*
+ * The launcher's name is of all that it has started: only ranks of just that may meet by it. NULL: there is none;
+ * @p found keeps it.
+ */
+static const char *find_job(const lshard_context *context, const lshard_group_options *options,
+			    lshard_discovered *found)
+{
+	const char *job = options->job ? options->job : lshard__variable("LAYERSHARD_JOB");
+
+	if (job)
+		return job;
+	if (lshard_discover(found, NULL, 0) < 0 || found->rank != context->rank || found->size != context->size ||
+	    !found->job[0])
+		return NULL;
+	return found->job;
+}
+
 /* Opens the transport over whichever bootstrap there is; a rendezvous of ours is closed again. */
 static lshard_status connect_ranks(lshard_group *group, const lshard_group_options *options, lshard_error *error)
 {
 	lshard_context *context = &group->context;
-	const char *job = options->job ? options->job : lshard__variable("LAYERSHARD_JOB");
+	lshard_discovered found;
+	const char *job = find_job(context, options, &found);
 	const char *spec = options->transport;
 	lshard__rendezvous *rendezvous = NULL;
 	lshard_status status;

@@ -1,20 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * discovery.c - rank and size from what a launcher left in the environment. Knows the launchers' variables; meets
- * nobody.
+ * discovery.c - rank, size and the job's name from what a launcher left in the environment. Knows the launchers'
+ * variables; meets nobody.
  *
  * The first complete source wins. A source with one half missing is passed over where a later one is complete, as its
  * names may stem from an outer launcher, and refused otherwise; our own variables are meant for us and are refused at
  * once. A source with both halves that make no sense is refused at once.
+ *
+ * A job's name is made of the winning source's variables alone: another launcher's name may be of something larger, in
+ * which the same rank and size are there more than once.
  */
 #include "outside.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MOST_RANKS 65536
+
+/* What a job's name is made of, in order; those that must be there stand first. */
+struct naming {
+	const char *variables[4];
+	unsigned needed;
+	unsigned
+		needed_beside_none; /* where the first one is "none": torchrun's name of each job that was given none */
+};
+
+static const struct naming torchrun_naming = {
+	{"TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"}, 1, 3};
+static const struct naming pmix_naming = {{"PMIX_NAMESPACE"}, 1, 1};
+static const struct naming slurm_naming = {{"SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"}, 2, 2};
 
 struct source {
 	const char *name;
@@ -23,17 +40,18 @@ struct source {
 	const char *local_rank;
 	int size_alone_counts; /* 1: a size without a rank is a source with one half missing; 0: it is no source */
 	int ours;
+	const struct naming *naming; /* NULL: it gives its jobs no name */
 };
 
 static const struct source sources[] = {
-	{"LAYERSHARD_*", "LAYERSHARD_RANK", "LAYERSHARD_SIZE", "LAYERSHARD_LOCAL_RANK", 1, 1},
-	{"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", 1, 0},
-	{"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", 1, 0},
+	{"LAYERSHARD_*", "LAYERSHARD_RANK", "LAYERSHARD_SIZE", "LAYERSHARD_LOCAL_RANK", 1, 1, NULL},
+	{"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", 1, 0, &torchrun_naming},
+	{"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", 1, 0, &pmix_naming},
 	/* PMIx tells a process its rank; the size comes through its own protocol, seldom through the environment. */
-	{"PMIx", "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", 1, 0},
-	{"PMI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", 1, 0},
+	{"PMIx", "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", 1, 0, &pmix_naming},
+	{"PMI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", 1, 0, NULL},
 	/* salloc sets SLURM_NTASKS in a shell that is no task. */
-	{"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", 0, 0},
+	{"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", 0, 0, &slurm_naming},
 };
 
 #define N_SOURCES (sizeof sources / sizeof sources[0])
@@ -78,6 +96,26 @@ static lshard_status local_rank(const struct source *source, lshard_discovered *
 	return LSHARD_OK;
 }
 
+/* "torchrun:ID/localhost/29500/0". False where a part is missing, or where it does not fit: cut, it may be another's. */
+static bool write_name(const struct source *source, char *name, size_t bytes)
+{
+	const struct naming *naming = source->naming;
+	const char *first = lshard__variable(naming->variables[0]);
+	const unsigned needed = first && !strcmp(first, "none") ? naming->needed_beside_none : naming->needed;
+	size_t used = (size_t)snprintf(name, bytes, "%s:", source->name);
+
+	for (unsigned i = 0; i < 4 && naming->variables[i]; i++) {
+		const char *part = lshard__variable(naming->variables[i]);
+
+		if (!part && i < needed)
+			return false;
+		used += (size_t)snprintf(name + used, bytes - used, "%s%s", i ? "/" : "", part ? part : "");
+		if (used >= bytes)
+			return false;
+	}
+	return true;
+}
+
 /* Both halves are there: do they make sense? */
 static lshard_status whole(const struct source *source, const char *rank, const char *size, lshard_discovered *found,
 			   lshard_error *error)
@@ -95,6 +133,8 @@ static lshard_status whole(const struct source *source, const char *rank, const 
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "%s: %s=%s is not below %s=%s", source->name,
 				   source->rank, rank, source->size, size);
 	found->source = source->name;
+	if (!source->naming || !write_name(source, found->job, sizeof found->job))
+		found->job[0] = '\0';
 	return local_rank(source, found, error);
 }
 

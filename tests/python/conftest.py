@@ -14,7 +14,7 @@ sys.path += [str(TREE / "tests"), str(TREE / "python")]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [os.environ.get("PYTHONPATH"), str(TREE / "python"), str(TREE / "tests")])
 )
-for _name in ("LAYERSHARD_TRANSPORT", "LAYERSHARD_JOB", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+for _name in ("LAYERSHARD_TRANSPORT", "LAYERSHARD_JOB", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
     os.environ.pop(_name, None)
 from patience import LONG_MS  # noqa: E402
 

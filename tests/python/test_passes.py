@@ -163,6 +163,7 @@ def test_a_rank_alone_needs_no_job():
 def test_rank_and_size_are_found_in_the_environment(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert layershard.discover().source == "torchrun"
+    found = layershard.discover()
+    assert found.source == "torchrun" and found.job is None
     with layershard.Group() as group:
         assert group.size == 1

@@ -114,6 +114,16 @@ def test_transports_and_variables():
     assert "LAYERSHARD_TRANSPORT" in names and all(each.help for each in layershard.variables())
 
 
+def test_the_launchers_name_is_not_for_a_part_of_its_ranks(monkeypatch):
+    """Two halves of a launch would have the same ranks and the same name, and meet."""
+    launch = {"RANK": "0", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    assert layershard.discover().job == "torchrun:x///0"
+    with pytest.raises(layershard.Invalid, match="LAYERSHARD_JOB"):
+        layershard.Group(0, 2)
+
+
 def test_nothing_is_discovered_where_nothing_is_set(monkeypatch):
     assert layershard.discover() is None
     monkeypatch.setenv("RANK", "1")

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from .._library import library
 from ..errors import Error, LibraryError, Mismatch, Timeout
 from ..group import Group
+from ..planning import discover
 from ..series import Tensor
 from .distributed import collectives_for, failure_of, family
 from .layout import NAME_LIMIT
@@ -42,11 +43,11 @@ def process_group(group: Any) -> Any:
 
 
 def _job() -> str | None:
-    """A name that the ranks of one torchrun share, where the user gave none. The same for every call: a meeting is over
-    before the next one can begin, and a rank that has failed alone meets the others by it when they try again."""
-    job = os.environ.get("LAYERSHARD_JOB")
-    if job is None and "TORCHELASTIC_RUN_ID" in os.environ:
-        job = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT', '')}"
+    """A name that the ranks of one launch share, the launcher's where the user gave none. The same for every call: a
+    meeting is over before the next one can begin, and a rank that has failed alone meets the others by it when they try
+    again."""
+    found = discover()
+    job = os.environ.get("LAYERSHARD_JOB") or (found.job if found else None)
     return None if job is None else f"{job}.torch"
 
 
