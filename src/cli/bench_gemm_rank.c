@@ -224,7 +224,7 @@ static bool open_series(struct gemm_rank *self, uint32_t index)
 	if (gpu_free_bytes(&self->gpu, &after) != LSHARD_OK)
 		return gemm_fail_gpu(self);
 	result->device_bytes = (int64_t)before - (int64_t)after;
-	return true;
+	return meet(self); /* nobody takes more before all have looked */
 }
 
 static bool open_rank(struct gemm_rank *self)

@@ -44,10 +44,15 @@ void cli_progress_erase(void)
 
 static void message(const char *format, va_list arguments)
 {
+	char *text;
+
 	cli_progress_erase();
-	fputs("layershard: ", stderr);
-	(void)vfprintf(stderr, format, arguments);
-	fputc('\n', stderr);
+	if (vasprintf(&text, format, arguments) < 0) {
+		fputs("layershard: out of memory for a message\n", stderr);
+		return;
+	}
+	fprintf(stderr, "layershard: %s\n", text); /* one write: other ranks may write to the same place */
+	free(text);
 }
 
 void cli_message(const char *format, ...)

@@ -257,6 +257,8 @@ static void show_progress(const struct launcher *launcher)
 {
 	uint32_t ready = 0;
 
+	if (launcher->options->one_of_job)
+		return; /* the terminal is other ranks' too */
 	for (uint32_t i = 0; i < launcher->rank_count; i++)
 		ready += launcher->ranks[i].phase != RANK_LOADING;
 	if (ready == launcher->rank_count)
@@ -324,6 +326,7 @@ static bool take_message(struct launcher *launcher, struct own_rank *own, const 
 		return true;
 	case RANK_REPORT:
 		own->report = message->fixed.report;
+		copy_text(own->no_memory, sizeof own->no_memory, message);
 		own->phase = RANK_REPORTED;
 		return true;
 	case RANK_FAILED:

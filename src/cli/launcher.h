@@ -32,8 +32,9 @@ struct own_rank {
 	struct rank_report report;     /* from RANK_REPORTED on */
 	struct rank_verified verified; /* where is_verified */
 	bool is_verified;
-	bool is_usage;   /* the error is one of options or environment */
-	char error[768]; /* "": none */
+	bool is_usage;       /* the error is one of options or environment */
+	char error[768];     /* "": none */
+	char no_memory[256]; /* why its memory is not known; "": it is, or it is another's part to say */
 };
 
 #define LAUNCHER_SIGNALS 4 /* that end a program */

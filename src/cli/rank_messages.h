@@ -19,7 +19,7 @@ enum rank_message_kind {
 	RANK_PROMPT_END, /* rank_prompt; tail: error, or nothing */
 	RANK_VERIFIED,   /* rank_verified; tail: error, or nothing */
 	RANK_DONE,       /* no fixed part, no tail: everything asked for is done, the layers are still held */
-	RANK_REPORT,     /* rank_report, the answer to RANK_MEASURE */
+	RANK_REPORT,     /* rank_report, the answer to RANK_MEASURE; tail: why memory is not known, or nothing */
 	RANK_FAILED      /* rank_failed; tail: error. The rank ends */
 };
 

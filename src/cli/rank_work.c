@@ -208,15 +208,58 @@ static bool await_order(const struct rank *rank, enum rank_order order)
 	return received == 1 && byte == (char)order;
 }
 
-static void report_memory(const struct rank *rank, struct rank_report *report)
+/*
+ * Wait for all ranks of a job that somebody else started: no process hears of all their ends, so they agree on a series
+ * that holds nothing. The deadline is the group's, for what a rank waits for here is only a better table.
+ */
+static bool meet_ranks(const struct rank *rank, const char *what, char *why, size_t why_bytes)
+{
+	const lshard_tensor nothing = {"nothing", 1, 0, LSHARD_STRIPE_BYTES, 0, 0};
+	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+	lshard_series *series = NULL;
+
+	options.name = what;
+	options.layer_count = 1;
+	options.tensors = &nothing;
+	options.tensor_count = 1;
+	if (lshard_series_create(rank->group, &options, &series) < 0) {
+		(void)snprintf(why, why_bytes, "%s", lshard_group_error(rank->group));
+		return false;
+	}
+	(void)lshard_series_destroy(series);
+	return true;
+}
+
+static void read_memory(struct rank_report *report)
 {
 	struct process_memory memory;
 
-	if (!rank->task->measures_memory || !process_memory_read(&memory))
+	if (!process_memory_read(&memory))
 		return;
 	report->has_memory = 1;
 	report->private_bytes = memory.private_bytes;
 	report->pss_bytes = memory.pss_bytes;
+}
+
+/*
+ * While all ranks hold and have used their layers, or a page that a rank shares with one that has left, or has not come
+ * yet, looks like its own. Ranks of this program's own are told when; see enum rank_order.
+ */
+static void report_memory(const struct rank *rank, struct rank_report *report, char *why, size_t why_bytes)
+{
+	const struct rank_options *options = rank->task->options;
+
+	if (!rank->task->measures_memory)
+		return;
+	if (!options->one_of_job || options->ranks == 1 || !rank->group || !rank->task->prompts) {
+		read_memory(report);
+		return;
+	}
+	if (!meet_ranks(rank, "(all ranks are done)", why, why_bytes))
+		return;
+	read_memory(report);
+	if (!meet_ranks(rank, "(all ranks have measured their memory)", why, why_bytes))
+		report->has_memory = 0; /* somebody may have left before it was read here */
 }
 
 static void report_series(const struct rank *rank, const engine_stats *loaded, struct rank_report *report)
@@ -238,16 +281,17 @@ static bool send_report(const struct rank *rank)
 {
 	struct rank_report report;
 	engine_stats stats;
+	char why[256] = "";
 
 	memset(&report, 0, sizeof report);
 	engine_get_stats(rank->engine, &stats);
-	report_memory(rank, &report);
+	report_memory(rank, &report, why, sizeof why);
 	report_series(rank, &stats, &report);
 	report.read_bytes = stats.read_bytes;
 	report.metadata_read_bytes = stats.metadata_read_bytes;
 	report.total_ns = rank->total_ns;
 	report.generated_tokens = stats.generated_tokens;
-	return rank_send(rank->task->socket, RANK_REPORT, &report, NULL, 0);
+	return rank_send(rank->task->socket, RANK_REPORT, &report, why, strlen(why));
 }
 
 void rank_work(const struct rank_task *task)

@@ -193,10 +193,22 @@ static bool tell_failures(const struct launcher *launcher)
 	return failed;
 }
 
+/* Ranks of a launcher mostly write to one terminal, or into one pipe, and none of them knows. */
+static bool shares_output(const struct rank_options *options)
+{
+	return options->one_of_job && options->ranks > 1;
+}
+
+/* So that a text, or a table, is one write and whole among those of other ranks; the buffer outlives main. */
+static char shared_output[1 << 16];
+
 static int launch(struct run *run)
 {
-	struct run_text text = {
-		.options = &run->options, .prompts = &run->prompts, .terminal = cli_is_terminal(stdout)};
+	const bool terminal = cli_is_terminal(stdout);
+	struct run_text text = {.options = &run->options,
+				.prompts = &run->prompts,
+				.terminal = terminal,
+				.streams = terminal && !shares_output(&run->options)};
 	struct launcher launcher = {.options = &run->options,
 				    .prompts = &run->prompts,
 				    .max_tokens = run->max_tokens,
@@ -205,6 +217,8 @@ static int launch(struct run *run)
 	int reported = CLI_DONE;
 	int code;
 
+	if (shares_output(&run->options))
+		(void)setvbuf(stdout, shared_output, _IOFBF, sizeof shared_output);
 	(void)launcher_run(&launcher);
 	code = launcher_code(&launcher);
 	if (launcher.rank_count > 0 && run->json)

@@ -181,6 +181,10 @@ int run_report_table(const struct launcher *launcher)
 			      *launcher->transport ? launcher->transport : "-");
 		printed = cli_table_print(table, stdout);
 		print_words(launcher, &sum);
+		for (uint32_t i = 0; i < launcher->rank_count; i++) {
+			if (*launcher->ranks[i].no_memory)
+				cli_paragraph(stdout, 0, "Memory was not measured: %s", launcher->ranks[i].no_memory);
+		}
 	}
 	cli_table_destroy(table);
 	if (!printed)

@@ -63,7 +63,7 @@ void run_text_update(void *user)
 
 		if (!is_own(text) || (prompt->finished && !prompt->prompt_tokens))
 			text->current++; /* somebody else's, or failed before it was begun */
-		else if (prompt->finished || (text->terminal && prompt->prompt_tokens))
+		else if (prompt->finished || (text->streams && prompt->prompt_tokens))
 			show(text, prompt);
 		if (text->current == before)
 			break;

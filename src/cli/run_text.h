@@ -15,7 +15,8 @@
 struct run_text {
 	const struct rank_options *options;
 	const struct prompts *prompts;
-	bool terminal;  /* show an answer while it grows; else once it is whole */
+	bool terminal;  /* colours, and no control characters of the model's */
+	bool streams;   /* show an answer while it grows; else once it is whole, in one piece */
 	size_t current; /* the prompt shown now */
 	size_t shown_bytes;
 	bool is_begun;

@@ -18,8 +18,8 @@ TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(TREE / "tests"))
 from patience import LONG_S  # noqa: E402
 
-OWN_PREFIXES = ("LAYERSHARD_", "OMPI_", "PMI", "SLURM_", "MPI_")
-OWN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OPENBLAS_NUM_THREADS")
+OWN_PREFIXES = ("LAYERSHARD_", "OMPI_", "PMI", "SLURM_", "MPI_", "TORCHELASTIC_")
+OWN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OPENBLAS_NUM_THREADS")
 
 
 def clean_environment(extra):
