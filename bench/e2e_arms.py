@@ -59,6 +59,16 @@ class Bench:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.meeting.device)[0]
 
+    def free_for_all(self) -> int | None:
+        """Read when every rank on the device has given back what its allocator keeps, and before one takes more.
+        Collective."""
+        self.meeting.synchronize()
+        self.free_bytes()
+        self.meeting.meet()
+        free = self.free_bytes()
+        self.meeting.meet()
+        return free
+
 
 class Way:
     """One way to hold the model: opened, asked for the arms of one number of tokens, closed."""
@@ -298,20 +308,10 @@ class Layershard(StackWay):
 @contextlib.contextmanager
 def measured_memory(way: Any) -> Iterator[None]:
     """Puts into way.taken_bytes what its device has less of afterwards, by the driver; a rank's part of it."""
-    before = _free_for_all(way)
+    before = way.bench.free_for_all()
     yield
-    after = _free_for_all(way)
+    after = way.bench.free_for_all()
     way.taken_bytes = None if before is None else (before - after) // way.bench.ranks_here
-
-
-def _free_for_all(way: Any) -> int | None:
-    """Read when every rank on the device has given back what its allocator keeps."""
-    way.meeting.synchronize()
-    way.bench.free_bytes()
-    way.meeting.meet()
-    free: int | None = way.bench.free_bytes()
-    way.meeting.meet()
-    return free
 
 
 class TwoRegimes(Layershard):

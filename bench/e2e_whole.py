@@ -51,7 +51,7 @@ class Stage:
         return rows
 
     def _least_free(self) -> int | None:
-        return min((each for each in self._bench.meeting.gather(self._bench.free_bytes()) if each), default=None)
+        return min((each for each in self._bench.meeting.gather(self._bench.free_for_all()) if each), default=None)
 
     def _row(self, tokens: int, weights_free: int | None) -> dict[str, Any]:
         """The first number of tokens leaves its output to compare."""
@@ -68,7 +68,8 @@ class Stage:
         with_activations = None
         if self._bench.meeting.on_gpus:
             self._bench.meeting.synchronize()
-            # What the allocator keeps is not free to others.
+            # What the allocator keeps is not free to others. Nobody is before its passes, and gather ends with all.
+            self._bench.meeting.meet()
             with_activations = min(self._bench.meeting.gather(torch.cuda.mem_get_info(self._bench.meeting.device)[0]))
         return {
             "arm": arm.name,
