@@ -25,8 +25,8 @@ check() { # check NAME COMMAND...
 	}
 }
 
-for test in test_status test_slotmap test_layout test_ring test_no_memory test_local test_shm test_control \
-	test_wrappers test_gguf test_engine; do
+for test in test_status test_slotmap test_layout test_ring test_no_memory test_local test_load test_shm \
+	test_shm_copy test_control test_wrappers test_gguf test_engine; do
 	check "$test" "$build/tests/$test"
 done
 for placement in owner striped; do
