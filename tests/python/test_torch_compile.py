@@ -8,6 +8,11 @@ import torch_ranks as ranks
 torch = ranks.torch
 sharding = pytest.importorskip("layershard.torch")
 
+# What compiling imports, seconds of it, is there when ranks are forked.
+with torch.no_grad():
+    torch.compile(torch.nn.ReLU(), backend="aot_eager")(torch.ones(1))
+torch.compiler.reset()
+
 LINEARS = {"modules": ["*.up", "*.down"]}
 BLOCKS = {"modules": "layers.*", "scope": "block"}
 
