@@ -3,6 +3,7 @@
 with small models for the reader's own; what the docs print is printed."""
 
 import ast
+import importlib.util
 import os
 import pathlib
 import re
@@ -18,6 +19,13 @@ import torch_ranks as ranks
 torch = ranks.torch
 layershard = pytest.importorskip("layershard")
 sharding = pytest.importorskip("layershard.torch")
+
+# What they import by name, seconds of it, is there when ranks are forked; so is what torch.compile imports.
+if importlib.util.find_spec("transformers"):
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+with torch.no_grad():
+    torch.compile(torch.nn.ReLU(), backend="aot_eager")(torch.ones(1))
+torch.compiler.reset()
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 FENCED = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
@@ -198,7 +206,10 @@ def test_an_update_in_vain_and_one_that_works():
 
 
 def test_diffusers():
-    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers")
+    from diffusers import WanTransformer3DModel
+
+    import layershard.diffusers  # noqa: F401
 
     def work(rank, size):
         import types
@@ -206,7 +217,7 @@ def test_diffusers():
         torch.manual_seed(0)
         sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
         sizes |= {"text_dim": 16, "freq_dim": 32, "ffn_dim": 45, "num_layers": 4, "rope_max_seq_len": 32}
-        pipe = types.SimpleNamespace(transformer=diffusers.WanTransformer3DModel(**sizes).eval())
+        pipe = types.SimpleNamespace(transformer=WanTransformer3DModel(**sizes).eval())
         run_block(block_with(DOCS, "apply_layer_sharding"), rank, size, None, pipe=pipe)
         assert "blocks.*" in sharding.of(pipe.transformer).report()
 
