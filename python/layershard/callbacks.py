@@ -19,7 +19,8 @@ from .errors import Error
 class Collectives(Protocol):
     """What the transport "callback" needs of a communicator that nothing else uses. Memory is given by address.
 
-    They are also called while the program is in no call, about once a second: ranks tell each other that they are there.
+    They are also called while the program is in no call, about once a second: ranks tell each other that they are
+    there.
 
     A method that fails raises: a layershard.Error passes its status on, anything else is TransportFailed; every call on
     the group then fails, with the exception as its cause.
