@@ -8,8 +8,8 @@
  * makes an lshard_store (one per series and rank); both are the first member of the transport's own struct.
  *
  *   share    the bytes this rank keeps for good and the others read
- *   cell     layer-sized memory of this rank for bytes that come from others: cells 0..windows-1 are windows, the
- *            residents follow
+ *   cell     layer-sized memory of this rank for bytes that come from others: cells 0..windows-1 are what layers are
+ *            fetched and copied into in passes, the residents follow
  *   position 0..layers-1: a layer's place in its series
  *
  * Unless a comment says otherwise: functions return an lshard_status and, on failure, have put a text into the `error`
@@ -253,6 +253,15 @@ typedef struct lshard_transport_ops {
 	 */
 	lshard_status (*copy)(lshard_store *store, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
 			      uint64_t width, uint64_t rows);
+
+	/*
+	 * CAP_STREAMS, optional: put on @p stream a copy of all of cell @p from, which was waited for, to cell @p to;
+	 * neither is in a composed plan, both are below windows. It comes after what was last fetched or copied into
+	 * either, and after all that was retired on @p to; what follows on @p stream, or on another after wait(to),
+	 * comes after it, and so does the next fetch or copy into either. Where streams can be captured, also inside
+	 * captures. NULL: series cannot be poisoned.
+	 */
+	lshard_status (*copy_cell)(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 } lshard_transport_ops;
 
 #define LSHARD_EXCHANGE_BYTES 1024

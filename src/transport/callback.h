@@ -155,6 +155,7 @@ struct callback_store {
 	struct landing *landings; /* [cells] */
 	struct gate *gates;       /* device memory: [cells + 1], the last for readers of nothing in particular */
 	void *point;              /* event after all that is on the collectives' stream; the group's thread's */
+	void *came;               /* event after what the program has put on its stream; the group's thread's */
 };
 
 static inline struct callback *callback_of(const lshard_transport *transport)
@@ -206,6 +207,7 @@ lshard_status callback_device_join(struct callback_store *store, void *stream);
 lshard_status callback_device_drain(struct callback_store *store, uint64_t deadline_ns);
 lshard_status callback_retire(lshard_store *store, uint32_t cell, void *stream);
 lshard_status callback_capture(lshard_store *store, void *stream, uint64_t *capture);
+lshard_status callback_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from,
 				   uint64_t from_pitch, uint64_t width, uint64_t rows);
 

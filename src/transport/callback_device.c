@@ -120,6 +120,7 @@ lshard_status callback_device_take(struct callback *callback, const lshard_conte
 	callback->ops.retire = callback_retire;
 	callback->ops.capture = callback_capture;
 	callback->ops.copy = callback_device_copy;
+	callback->ops.copy_cell = callback_copy_cell;
 	return LSHARD_OK;
 }
 
@@ -141,6 +142,7 @@ void callback_device_store_close(struct callback_store *store)
 		return;
 	}
 	callback_drop_event(callback, store->point);
+	callback_drop_event(callback, store->came);
 	for (uint32_t cell = 0; store->gates && cell <= store->base.plan->cells; cell++) {
 		callback_drop_event(callback, store->gates[cell].ready);
 		for (uint32_t reader = 0; reader < GATE_READERS; reader++)
@@ -151,17 +153,15 @@ void callback_device_store_close(struct callback_store *store)
 
 /* ---- The worker's ---------------------------------------------------------------------------------------------- */
 
-lshard_status callback_device_before(struct callback_store *store, uint32_t cell)
+/* What comes on the collectives' stream comes after all that read the cell. */
+static lshard_status follow_readers(struct callback_store *store, uint32_t cell, lshard_error *error)
 {
 	struct callback *callback = callback_of(store->base.transport);
 	struct gate *gate = &store->gates[cell];
 	void *events[GATE_READERS];
 	lshard_status status = LSHARD_OK;
-	lshard_error error;
 	uint32_t count = 0;
 
-	if (cell == LSHARD_NO_CELL)
-		return LSHARD_OK;
 	pthread_mutex_lock(&callback->lock);
 	for (uint32_t reader = 0; reader < gate->readers; reader++) {
 		if (gate->fresh[reader])
@@ -170,8 +170,19 @@ lshard_status callback_device_before(struct callback_store *store, uint32_t cell
 	}
 	pthread_mutex_unlock(&callback->lock);
 	while (count > 0 && status == LSHARD_OK)
-		status = follow(callback, callback->device.stream, events[--count], &error);
-	return status == LSHARD_OK ? status : callback_break(callback, status, error.text);
+		status = follow(callback, callback->device.stream, events[--count], error);
+	return status;
+}
+
+lshard_status callback_device_before(struct callback_store *store, uint32_t cell)
+{
+	lshard_status status;
+	lshard_error error;
+
+	if (cell == LSHARD_NO_CELL)
+		return LSHARD_OK;
+	status = follow_readers(store, cell, &error);
+	return status == LSHARD_OK ? status : callback_break(callback_of(store->base.transport), status, error.text);
 }
 
 lshard_status callback_device_after(struct callback_store *store, uint32_t cell)
@@ -292,6 +303,29 @@ lshard_status callback_device_join(struct callback_store *store, void *stream)
 	while (status == LSHARD_OK && (event = next_reader(store, &at, &other)))
 		if (other != stream)
 			status = follow(callback, stream, event, &error);
+	return tell(store, status, &error);
+}
+
+/* The caller copies on the collectives' stream alone, so the program's waits for that, and that for the program's. */
+lshard_status callback_copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)
+{
+	struct callback_store *store = callback_store_of(base);
+	struct callback *callback = callback_of(base->transport);
+	const uint64_t bytes = base->plan->layer_bytes;
+	lshard_error error;
+	lshard_status status = record(callback, &store->came, stream, &error);
+
+	if (status == LSHARD_OK)
+		status = follow(callback, callback->device.stream, store->came, &error);
+	if (status == LSHARD_OK)
+		status = follow_readers(store, to, &error);
+	if (status == LSHARD_OK)
+		status = copy_rows(callback, callback_cell(base, to, 0), bytes, callback_cell(base, from, 0), bytes,
+				   bytes, 1, &error);
+	if (status == LSHARD_OK)
+		status = record(callback, &store->gates[to].ready, callback->device.stream, &error);
+	if (status == LSHARD_OK)
+		status = follow(callback, stream, store->gates[to].ready, &error);
 	return tell(store, status, &error);
 }
 

@@ -290,4 +290,5 @@ const lshard_transport_ops lshard__cuda = {
 	.drain = cuda_drain,
 	.read = cuda_read,
 	.copy = cuda_copy,
+	.copy_cell = cuda_copy_cell,
 };

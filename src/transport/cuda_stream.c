@@ -324,6 +324,15 @@ static cuda_result retire_eager(struct cuda_store *store, struct cuda_cell *cell
 	return CUDA_OK;
 }
 
+static cuda_result retire_captured(struct cuda_store *store, struct cuda_cell *cell, void *stream, uint64_t capture)
+{
+	cell->captured_by_many =
+		cell->captured_retired == capture && (cell->captured_by_many || cell->captured_reader != stream);
+	cell->captured_retired = capture;
+	cell->captured_reader = stream;
+	return follow_captured(store, stream, capture);
+}
+
 lshard_status cuda_retire(lshard_store *base, uint32_t number, void *stream)
 {
 	struct cuda_store *store = store_of(base);
@@ -336,7 +345,7 @@ lshard_status cuda_retire(lshard_store *base, uint32_t number, void *stream)
 	if (result == CUDA_OK && !capture)
 		result = retire_eager(store, &store->cells[nowhere ? base->plan->windows : number], stream);
 	else if (result == CUDA_OK && !nowhere) /* what is captured does not run: drain has nothing to wait for */
-		result = follow_captured(store, stream, capture);
+		result = retire_captured(store, &store->cells[number], stream, capture);
 	cuda_stepped(cuda, pushed);
 	return failed(base, result, "retiring window", number);
 }
@@ -395,6 +404,93 @@ lshard_status cuda_capture(lshard_store *base, void *stream, uint64_t *capture)
 				   base->plan->name);
 	*capture = number;
 	return LSHARD_OK;
+}
+
+/* ---- from cell to cell ---- */
+
+static cuda_result copy_on(struct cuda_store *store, uint32_t to, uint32_t from, void *stream)
+{
+	return cuda_of(&store->base)
+		->driver.copy(cuda_cell_address(store, to, 0), cuda_cell_address(store, from, 0),
+			      (size_t)store->base.plan->layer_bytes, stream);
+}
+
+static cuda_result await_captured(struct cuda_store *store, const struct cuda_cell *cell, void *stream,
+				  uint64_t capture)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+
+	return cell->captured == capture ? driver->stream_wait(stream, cell->captured_ready, 0) : CUDA_OK;
+}
+
+/* What other streams have read comes before the copies that are captured: so does this, by way of those. */
+static cuda_result await_captured_readers(struct cuda_store *store, const struct cuda_cell *cell, void *stream,
+					  uint64_t capture)
+{
+	if (cell->captured_retired != capture || (cell->captured_reader == stream && !cell->captured_by_many))
+		return CUDA_OK;
+	return join_captured(store, stream, capture);
+}
+
+static cuda_result copy_cell_captured(struct cuda_store *store, uint32_t to, uint32_t from, void *stream,
+				      uint64_t capture)
+{
+	struct cuda_cell *cell = &store->cells[to];
+	cuda_result result = await_captured(store, &store->cells[from], stream, capture);
+
+	if (result == CUDA_OK)
+		result = await_captured(store, cell, stream, capture);
+	if (result == CUDA_OK)
+		result = await_captured_readers(store, cell, stream, capture);
+	if (result == CUDA_OK)
+		result = copy_on(store, to, from, stream);
+	if (result == CUDA_OK)
+		result = follow_captured(store, stream, capture);
+	if (result == CUDA_OK)
+		result = cuda_of(&store->base)->driver.event_record(cell->captured_ready, stream);
+	if (result == CUDA_OK)
+		cell->captured = capture;
+	return result;
+}
+
+static cuda_result copy_cell_eager(struct cuda_store *store, uint32_t to, uint32_t from, void *stream)
+{
+	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
+	struct cuda_cell *cell = &store->cells[to];
+	cuda_result result = CUDA_OK;
+
+	if (store->cells[from].fetched)
+		result = driver->stream_wait(stream, store->cells[from].ready, 0);
+	if (result == CUDA_OK && cell->fetched)
+		result = driver->stream_wait(stream, cell->ready, 0);
+	for (unsigned i = 0; i < cell->n_retired && result == CUDA_OK; i++)
+		if (cell->readers[i] != stream)
+			result = driver->stream_wait(stream, cell->retired[i], 0);
+	if (result == CUDA_OK)
+		result = copy_on(store, to, from, stream);
+	if (result == CUDA_OK)
+		result = driver->event_record(cell->ready, stream);
+	if (result != CUDA_OK)
+		return result;
+	cell->n_retired = 0;
+	cell->fetched = 1;
+	result = retire_eager(store, cell, stream);
+	return result == CUDA_OK ? retire_eager(store, &store->cells[from], stream) : result;
+}
+
+lshard_status cuda_copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)
+{
+	struct cuda_store *store = store_of(base);
+	struct cuda *cuda = cuda_of(base);
+	const int pushed = cuda_step(cuda);
+	uint64_t capture = 0;
+	cuda_result result = capture_of(cuda, stream, &capture);
+
+	if (result == CUDA_OK)
+		result = capture ? copy_cell_captured(store, to, from, stream, capture)
+				 : copy_cell_eager(store, to, from, stream);
+	cuda_stepped(cuda, pushed);
+	return failed(base, result, "copying to window", to);
 }
 
 /* ---- outside passes ---- */

@@ -101,7 +101,10 @@ struct cuda_cell {
 	void *readers[CUDA_READERS];
 	cuda_event retired[CUDA_READERS]; /* after what readers[i] had enqueued */
 	cuda_event captured_ready;
-	uint64_t captured; /* in which capture captured_ready was recorded */
+	uint64_t captured;         /* in which capture captured_ready was recorded */
+	uint64_t captured_retired; /* in which one it was retired, last by captured_reader */
+	void *captured_reader;
+	int captured_by_many; /* and by another stream before */
 };
 
 struct cuda_store {
@@ -259,6 +262,7 @@ lshard_status cuda_drain(lshard_store *store);
 lshard_status cuda_read(lshard_store *store, uint32_t position, void *destination);
 lshard_status cuda_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
 			uint64_t width, uint64_t rows);
+lshard_status cuda_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 
 /* ---- cuda.c ---- */
 

@@ -164,6 +164,13 @@ static lshard_status copy(lshard_store *store, void *to, uint64_t to_pitch, cons
 		       inner->transport->ops->copy(inner, to, to_pitch, from, from_pitch, width, rows));
 }
 
+static lshard_status copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream)
+{
+	lshard_store *inner = inner_store(store);
+
+	return pass_up(&store->error, &inner->error, inner->transport->ops->copy_cell(inner, to, from, stream));
+}
+
 uint64_t lshard__wrapper_bytes_in(const lshard_store *store, uint32_t position)
 {
 	const lshard_store_plan *plan = store->plan;
@@ -199,6 +206,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->drain = ops->drain ? ops->drain : lshard__wrapper_drain;
 	ops->read = ops->read ? ops->read : lshard__wrapper_read;
 	ops->copy = inner->copy ? copy : NULL;
+	ops->copy_cell = inner->copy_cell ? copy_cell : NULL;
 }
 
 void *lshard__wrapper_new(const lshard_context *context, lshard_transport *inner, const lshard_transport_ops *table,

@@ -47,6 +47,32 @@ static uint64_t bytes_of(const lshard_store_plan *plan, uint32_t position)
 	return bytes;
 }
 
+/* Where the bytes go. The cell is garbage until they are all there. */
+static unsigned char *begin_half(const struct sim_op *op, unsigned half)
+{
+	struct sim_store *store = op->store;
+	unsigned char *to = store->cells + op->cell * store->base.plan->layer_bytes;
+
+	if (store->cell[op->cell].filling != (half == 1))
+		sim_fault(store->rank->world, "rank %d: two transfers at once into cell %u", store->rank->rank,
+			  op->cell);
+	store->cell[op->cell].filling = half == 0;
+	if (half == 0)
+		memset(to, GARBAGE, store->base.plan->layer_bytes);
+	return to;
+}
+
+/* From a cell of this rank to another. */
+void sim_move_half(const struct sim_op *op, unsigned half)
+{
+	const struct sim_store *store = op->store;
+	const uint64_t bytes = store->base.plan->layer_bytes, middle = bytes / 2;
+	unsigned char *to = begin_half(op, half);
+	const unsigned char *from = store->cells + op->number * bytes;
+
+	memcpy(to + (half ? middle : 0), from + (half ? middle : 0), half ? bytes - middle : middle);
+}
+
 void sim_copy_half(const struct sim_op *op, unsigned half)
 {
 	struct sim_store *store = op->store;
@@ -61,12 +87,6 @@ void sim_copy_half(const struct sim_op *op, unsigned half)
 			  op->number);
 		return;
 	}
-	to = store->cells + op->cell * plan->layer_bytes;
-	if (store->cell[op->cell].filling != (half == 1))
-		sim_fault(store->rank->world, "rank %d: two transfers at once into cell %u", store->rank->rank,
-			  op->cell);
-	store->cell[op->cell].filling = half == 0;
-	if (half == 0)
-		memset(to, GARBAGE, plan->layer_bytes);
+	to = begin_half(op, half);
 	sim_gather(store, op->number, to, half ? bytes / 2 : 0, half ? bytes : bytes / 2);
 }

@@ -204,6 +204,8 @@ static void run_turn(struct sim_world *world, const struct turn *turn)
 	}
 	if (turn->op->kind == SIM_KERNEL)
 		kernel_half(world, turn);
+	if (turn->op->kind == SIM_MOVE)
+		sim_move_half(turn->op, *turn->half);
 	*turn->half = turn->op->kind == SIM_WAIT ? 2 : (uint8_t)(*turn->half + 1);
 }
 

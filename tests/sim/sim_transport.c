@@ -463,6 +463,54 @@ static lshard_status capture(lshard_store *base, void *stream, uint64_t *number)
 	return LSHARD_OK;
 }
 
+/* ---- From cell to cell ---- */
+
+static void order_eagerly(struct sim_stream *stream, struct sim_cell *to, const struct sim_cell *from)
+{
+	sim_order(stream, &from->ready);
+	sim_order(stream, &to->ready);
+	for (unsigned i = 0; i < to->n_retired; i++)
+		sim_order(stream, &to->retired[i]);
+	to->n_retired = 0;
+}
+
+static void order_captured(struct sim_stream *stream, const struct sim_cell *to, const struct sim_cell *from)
+{
+	const uint64_t id = stream->capture->id;
+
+	if (from->captured_ready.capture == id)
+		sim_order(stream, &from->captured_ready);
+	if (to->captured_ready.capture == id)
+		sim_order(stream, &to->captured_ready);
+	if (to->captured_retired.capture == id)
+		sim_order(stream, &to->captured_retired);
+}
+
+static lshard_status copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)
+{
+	struct sim_store *store = store_of(base);
+	struct sim_stream *on = stream_of(store, stream);
+	struct sim_op move = {.kind = SIM_MOVE, .store = store, .cell = to, .number = from};
+	struct sim_cell *target = cell_of(store, to), *source = cell_of(store, from);
+
+	lock(store->rank);
+	fork_capture(store, stream);
+	if (on->capture)
+		order_captured(on, target, source);
+	else
+		order_eagerly(on, target, source);
+	sim_push(on, &move);
+	sim_record(on, on->capture ? &target->captured_ready : &target->ready);
+	for (int i = 0; i < 2; i++)
+		if (on->capture)
+			retire_captured(i ? source : target, on);
+		else
+			retire_eager(store, i ? source : target, on);
+	target->sequence = UINT64_MAX; /* no transfer that ranks agree on */
+	unlock(store->rank);
+	return LSHARD_OK;
+}
+
 /* ---- The end of everything ---- */
 
 /* Transfers that have not begun will not happen. */
@@ -592,7 +640,7 @@ SIM_OPEN(sim_host_lockstep)
 		.open = open_##flavour, .close = close_transport, .exchange = exchange, .abort = abort_transport,      \
 		.store_open = store_open, .store_close = store_close, .share = share, .cell = cell, .fetch = fetch,    \
 		.wait = wait_cell, .retire = retire, .join = join, .capture = capture, .drain = drain,                 \
-		.read = read_layer                                                                                     \
+		.read = read_layer, .copy_cell = copy_cell                                                             \
 	}
 
 const lshard_transport_ops sim_pull = SIM_TABLE(sim_pull, "simulated devices that pull",

@@ -9,7 +9,7 @@
 #include <pthread.h>
 
 #define SIM_RANKS 64
-#define SIM_NODES 512  /* of one graph */
+#define SIM_NODES 1024 /* of one graph */
 #define SIM_POSTS 4096 /* transfers of a collective transport that may be under way at once */
 
 struct sim_store;
@@ -19,13 +19,13 @@ struct sim_set {
 	uint64_t words[SIM_NODES / 64];
 };
 
-enum sim_kind { SIM_KERNEL, SIM_COPY, SIM_WAIT, SIM_LAUNCH };
+enum sim_kind { SIM_KERNEL, SIM_COPY, SIM_MOVE, SIM_WAIT, SIM_LAUNCH };
 
 struct sim_op {
 	enum sim_kind kind;
 	uint8_t half;    /* halves done */
 	bool cancelled;  /* a copy that will not happen */
-	uint32_t number; /* kernel: layer; copy: position */
+	uint32_t number; /* kernel: layer; copy: position; move: the cell from which */
 	uint32_t cell;
 	uint64_t amount; /* kernel: bytes; copy: sequence; wait: operations of `from` that must be done */
 	const void *address;
@@ -173,6 +173,7 @@ bool sim_step(struct sim_world *world);
 
 /* sim_copy.c */
 void sim_copy_half(const struct sim_op *op, unsigned half);
+void sim_move_half(const struct sim_op *op, unsigned half);
 void sim_gather(const struct sim_store *store, uint32_t position, unsigned char *to, uint64_t from_byte,
 		uint64_t to_byte);
 
