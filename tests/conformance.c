@@ -4,6 +4,7 @@
  * public interface.
  *   configurations=N  of walks, where a group of ranks takes long to make
  *   neighbours=N      devices: the first N ranks are on the first device, the others each on one of their own
+ *   poison=1          windows are poisoned outside of views
  *   late=SEED         devices that are the tests' stub: work runs late, in an order that follows from the seed
  */
 #include "conformance.h"
@@ -61,6 +62,8 @@ static bool take_number(const char *argument)
 		subject.neighbours = (int32_t)value;
 	else if (strncmp(argument, "late=", 5) == 0)
 		subject.late = value;
+	else if (strncmp(argument, "poison=", 7) == 0)
+		subject.poison = value != 0;
 	else
 		return false;
 	return true;
@@ -99,11 +102,15 @@ int main(int count, char **arguments)
 		cmocka_unit_test(nothing_stays_on_the_device),
 		cmocka_unit_test(children_by_fork_are_no_ranks),
 		cmocka_unit_test(a_dead_rank_is_gone_although_its_child_lives),
+		cmocka_unit_test(poison_is_all_that_is_seen_outside_of_views),
+		cmocka_unit_test(poison_is_switched_between_passes),
+		cmocka_unit_test(a_layer_that_is_late_stays_poison),
+		cmocka_unit_test(poison_belongs_to_captured_passes),
 	};
 
 	if (!take_arguments(count, arguments)) {
-		fprintf(stderr,
-			"usage: conformance SPEC threads|forks [configurations=N] [neighbours=N] [late=SEED]\n");
+		fprintf(stderr, "usage: conformance SPEC threads|forks [configurations=N] [neighbours=N] [poison=1] "
+				"[late=SEED]\n");
 		return 2;
 	}
 	if (!describe_subject(arguments[1])) {

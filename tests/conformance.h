@@ -25,6 +25,7 @@ struct subject {
 	uint32_t configurations; /* of walks */
 	int32_t neighbours;      /* devices: the ranks below this one are on the first device */
 	int64_t late;            /* the stub: seed of work that runs late, 0: at once */
+	bool poison;             /* windows are poisoned outside of views */
 };
 
 extern struct subject subject;
@@ -40,7 +41,8 @@ struct setting {
 	lshard_tensor tensors[MAX_TENSORS];
 	uint64_t resident_bytes;
 	uint32_t timeout_ms; /* 0: long */
-	uint64_t seed;       /* of walks */
+	lshard_poison poison;
+	uint64_t seed; /* of walks */
 	int variant;
 	const char *spec; /* NULL: the subject's */
 };
@@ -76,7 +78,8 @@ bool rank_note_addresses(struct rank *rank);
 /* Destroy what there is. */
 bool rank_close(struct rank *rank);
 
-/* The bytes of a tensor. */
+/* The bytes of a tensor; of this generation are those of its poison. */
+#define POISON UINT64_MAX
 void foretell(unsigned char *bytes, uint64_t n, uint64_t generation, uint32_t layer, uint32_t tensor);
 bool is_foretold(const unsigned char *bytes, uint64_t n, uint64_t generation, uint32_t layer, uint32_t tensor);
 /* A post_process callback whose user is a struct rank. */
@@ -156,5 +159,9 @@ void captured_passes_are_replayed(void **state);
 void nothing_stays_on_the_device(void **state);
 void children_by_fork_are_no_ranks(void **state);
 void a_dead_rank_is_gone_although_its_child_lives(void **state);
+void poison_is_all_that_is_seen_outside_of_views(void **state);
+void poison_is_switched_between_passes(void **state);
+void a_layer_that_is_late_stays_poison(void **state);
+void poison_belongs_to_captured_passes(void **state);
 
 #endif

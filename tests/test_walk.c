@@ -8,7 +8,8 @@
  *   - a layer's address never changes; layers with the same address share a window;
  *   - wait is BUSY exactly when another layer with the same address has a live view, and OK otherwise;
  *   - every kernel sees, when it runs, the bytes of its layer;
- *   - sequential passes miss nothing, and bring each layer that is brought once per pass.
+ *   - sequential passes miss nothing, and bring each layer that is brought once per pass;
+ *   - with LAYERSHARD_POISON=1, every kernel that reads a window outside of views sees poison.
  *
  * LAYERSHARD_WALK_STEPS: calls in all (1500000). LAYERSHARD_WALK_SEED: run this one configuration only.
  */
@@ -130,6 +131,21 @@ static void choose_series(struct walk *walk)
 								     : UINT64_MAX;
 }
 
+/* What a tensor's poison should look like: 0xff over and over for the first, longer patterns for the others. */
+static void choose_poison(struct walk *walk)
+{
+	static const unsigned char bytes[] = {0x01, 0x80, 0xc0, 0x7f, 0x55};
+	const char *text = getenv("LAYERSHARD_POISON");
+
+	walk->poison = text && strcmp(text, "1") == 0;
+	walk->options.poison_patterns = walk->patterns;
+	for (uint32_t t = 0; t < walk->options.tensor_count; t++) {
+		walk->patterns[t] = (lshard_poison_pattern){t ? bytes : NULL, t ? 2 * t + 1 : 0};
+		for (size_t i = 0; i < MOST_BYTES; i++)
+			walk->poison_of[t][i] = t ? bytes[i % (2 * t + 1)] : 0xff;
+	}
+}
+
 static void choose(struct walk *walk, uint64_t seed)
 {
 	static const lshard_transport_ops *const flavours[] = {
@@ -143,6 +159,7 @@ static void choose(struct walk *walk, uint64_t seed)
 	walk->n_streams = 1 + (unsigned)walk_draw(&walk->random, MOST_STREAMS);
 	choose_series(walk);
 	choose_tensors(walk);
+	choose_poison(walk);
 	walk->truth = malloc(walk->options.layer_count * walk->truth_bytes);
 	walk->world = sim_world_create(walk->n, seed, (enum sim_policy)walk_draw(&walk->random, SIM_POLICIES));
 	assert_non_null(walk->truth);
@@ -157,6 +174,7 @@ static void open_walk(struct walk *walk, uint64_t seed)
 	for (int32_t r = 0; r < walk->n; r++) {
 		struct walker *walker = &walk->walkers[r];
 
+		walker->poisoned = walk->poison;
 		walker->random = walk->collective ? seed : seed + (uint64_t)r * 977;
 		for (unsigned s = 0; s < walk->n_streams; s++)
 			walker->streams[s] = sim_stream_create(walk->world, r);

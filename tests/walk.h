@@ -16,6 +16,7 @@
 #define MOST_GRAPHS    3
 #define HISTORY        20
 #define STEPS_OF_EPOCH 40
+#define MOST_BYTES     256 /* of a tensor */
 #define EPOCHS         4
 
 enum mode { FREE, PASSES, CAPTURE };
@@ -58,6 +59,7 @@ struct walker {
 	bool may_fail; /* some fetch has failed, and its layer's wait has perhaps not said so yet */
 	bool replayed; /* the last thing done was a replay, on replay_stream */
 	unsigned replay_stream;
+	bool poisoned;        /* windows are, outside of views */
 	lshard_status status; /* of the last call that all ranks made */
 };
 
@@ -73,6 +75,9 @@ struct walk {
 	size_t tensor_at[MOST_TENSORS]; /* in the truth of a layer */
 	size_t truth_bytes;
 	unsigned char *truth; /* [layers][truth_bytes] */
+	bool poison;          /* can be had */
+	lshard_poison_pattern patterns[MOST_TENSORS];
+	unsigned char poison_of[MOST_TENSORS][MOST_BYTES];
 	struct sim_world *world;
 	struct walker walkers[MOST_RANKS];
 	char history[HISTORY][160];
@@ -100,6 +105,8 @@ lshard_status walk_wait_for(struct walk *walk, struct walker *walker, uint32_t p
 void walk_release(struct walk *walk, struct walker *walker, uint32_t position, unsigned stream);
 lshard_status walk_prepare(struct walk *walk, struct walker *walker, unsigned stream);
 lshard_status walk_join(struct walk *walk, struct walker *walker, unsigned stream);
+/* Poison is switched to what it was not. */
+void walk_switch_poison(struct walk *walk, struct walker *walker, unsigned stream);
 void walk_get_stats(struct walk *walk, struct walker *walker, lshard_stats *stats);
 /* What was broken on purpose is mended: what is fetched from now on comes. */
 void walk_mend(struct walk *walk, struct walker *walker);

@@ -88,11 +88,11 @@ int walk_write_layer(void *user, uint32_t layer, void *const *tensors)
 	return 0;
 }
 
-/* Something reads the layer: at once on a host, by a kernel on a device. */
-void walk_compute(struct walk *walk, struct walker *walker, uint32_t position, unsigned stream)
+/* Something reads the tensor: at once on a host, by a kernel on a device. */
+static void read_bytes(struct walk *walk, struct walker *walker, uint32_t position, uint32_t tensor,
+		       const unsigned char *truth, unsigned stream)
 {
-	uint32_t tensor = (uint32_t)walk_draw(&walk->random, walk->options.tensor_count);
-	const unsigned char *address = walker->address[position][tensor], *truth = truth_of(walk, position, tensor);
+	const unsigned char *address = walker->address[position][tensor];
 	size_t bytes = walk->tensors[tensor].bytes;
 
 	if (!walk->host) {
@@ -103,6 +103,13 @@ void walk_compute(struct walk *walk, struct walker *walker, uint32_t position, u
 	if (memcmp(address, truth, bytes) != 0)
 		walk_give_up(walk, "rank %d: wrong bytes in layer %u", walk_rank_of(walk, walker),
 			     walk->options.first_layer + position);
+}
+
+void walk_compute(struct walk *walk, struct walker *walker, uint32_t position, unsigned stream)
+{
+	const uint32_t tensor = (uint32_t)walk_draw(&walk->random, walk->options.tensor_count);
+
+	read_bytes(walk, walker, position, tensor, truth_of(walk, position, tensor), stream);
 }
 
 /* ---- Calls, and what they must return ---- */
@@ -133,6 +140,41 @@ static void end_views(struct walk *walk, struct walker *walker, uint32_t except)
 			walker->views.live[p] = false;
 }
 
+static bool window_is_viewed(const struct walk *walk, const struct walker *walker, uint32_t position)
+{
+	for (uint32_t p = 0; p < walk->options.layer_count; p++)
+		if (p != position && walker->views.live[p] && walker->address[p][0] == walker->address[position][0])
+			return true;
+	return false;
+}
+
+/* Layers that share an address are in a window. */
+static bool is_in_window(const struct walk *walk, const struct walker *walker, uint32_t position)
+{
+	for (uint32_t p = 0; p < walk->options.layer_count; p++)
+		if (p != position && walker->address[p][0] == walker->address[position][0])
+			return true;
+	return false;
+}
+
+/*
+ * Reads a window of which no view lives: with poison that is all it sees. Not where another stream may begin a view
+ * before the reader runs.
+ */
+static void trespass(struct walk *walk, struct walker *walker, unsigned stream)
+{
+	uint32_t position, tensor;
+
+	if (!walker->poisoned || walk->n_streams > 1)
+		return;
+	position = (uint32_t)walk_draw(&walk->random, walk->options.layer_count);
+	tensor = (uint32_t)walk_draw(&walk->random, walk->options.tensor_count);
+	if (walker->views.live[position] || !is_in_window(walk, walker, position) ||
+	    window_is_viewed(walk, walker, position))
+		return;
+	read_bytes(walk, walker, position, tensor, walk->poison_of[tensor], stream);
+}
+
 void walk_reach(struct walk *walk, struct walker *walker, uint32_t position, unsigned stream)
 {
 	begin_step(walk, walker, "reach", position, stream);
@@ -141,14 +183,7 @@ void walk_reach(struct walk *walk, struct walker *walker, uint32_t position, uns
 		lshard_reach(walker->series, walk->options.first_layer + position, stream_of(walk, walker, stream)));
 	end_views(walk, walker, position);
 	walker->views.position = position;
-}
-
-static bool window_is_viewed(const struct walk *walk, const struct walker *walker, uint32_t position)
-{
-	for (uint32_t p = 0; p < walk->options.layer_count; p++)
-		if (p != position && walker->views.live[p] && walker->address[p][0] == walker->address[position][0])
-			return true;
-	return false;
+	trespass(walk, walker, stream);
 }
 
 void walk_mend(struct walk *walk, struct walker *walker)
@@ -187,6 +222,7 @@ void walk_release(struct walk *walk, struct walker *walker, uint32_t position, u
 		walk, walker, "release",
 		lshard_release(walker->series, walk->options.first_layer + position, stream_of(walk, walker, stream)));
 	walker->views.live[position] = false;
+	trespass(walk, walker, stream);
 }
 
 lshard_status walk_prepare(struct walk *walk, struct walker *walker, unsigned stream)
@@ -203,6 +239,7 @@ lshard_status walk_prepare(struct walk *walk, struct walker *walker, unsigned st
 	walker->may_fail &= walker->armed; /* every window was filled */
 	end_views(walk, walker, UINT32_MAX);
 	walker->views.position = 0;
+	trespass(walk, walker, stream);
 	return status;
 }
 
@@ -213,7 +250,24 @@ lshard_status walk_join(struct walk *walk, struct walker *walker, unsigned strea
 	begin_step(walk, walker, "join", 0, stream);
 	status = lshard_series_join(walker->series, stream_of(walk, walker, stream));
 	end_views(walk, walker, UINT32_MAX);
+	if (status == LSHARD_OK && walker->program.mode != CAPTURE)
+		trespass(walk, walker, stream);
 	return status;
+}
+
+void walk_switch_poison(struct walk *walk, struct walker *walker, unsigned stream)
+{
+	lshard_status status;
+
+	begin_step(walk, walker, walker->poisoned ? "poison off" : "poison on", 0, stream);
+	status = lshard_series_poison(walker->series, !walker->poisoned, stream_of(walk, walker, stream));
+	end_views(walk, walker, UINT32_MAX);
+	if (status == LSHARD_ERR_PEER_FAILED && walker->may_fail)
+		return;
+	walk_must_be_ok(walk, walker, "poison", status);
+	walker->poisoned = !walker->poisoned;
+	walker->n_graphs = 0; /* they were captured as it was before */
+	trespass(walk, walker, stream);
 }
 
 void walk_get_stats(struct walk *walk, struct walker *walker, lshard_stats *stats)

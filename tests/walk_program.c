@@ -281,6 +281,8 @@ static void step_of_free(struct walk *walk, struct walker *walker)
 		read_again(walk, walker);
 	else if (choice < 80 && !(walk->host && walk->collective))
 		join_eagerly(walk, walker, stream);
+	else if (walk->poison && choice < 81 && !(walk->host && walk->collective))
+		walk_switch_poison(walk, walker, stream);
 	else if (choice < 82)
 		break_something(walk, walker);
 	else if (choice < 85)

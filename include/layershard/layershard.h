@@ -338,6 +338,29 @@ typedef struct lshard_tensor {
 	uint32_t column_bytes; /* for COLUMNS: bytes of one column's element; divides bytes / rows; else 0 */
 } lshard_tensor;
 
+/**
+ * What windows hold while no view of them lives. With poison a program that reads a layer before wait, or after its
+ * view has ended, always sees the pattern of lshard_poison_pattern there, and never by luck the right bytes. The bits
+ * seen in views are the same. It costs memory for one window more than there are windows, two copies of each layer
+ * within the memory, and on devices most of what transfers gain by running beside compute. A series of which windows
+ * hold only what is not mapped in place (STRIPED, on one-sided device transports) has whole windows then. Layers read
+ * in place (stored here, resident, on "shm", of ranks on the same device) have no windows: nothing is poisoned there.
+ */
+typedef enum lshard_poison {
+	LSHARD_POISON_OFF = 0,   /* unless LAYERSHARD_POISON says more: "ready" or "1" */
+	LSHARD_POISON_READY = 1, /* there is memory for it, and lshard_series_poison switches it on and off */
+	LSHARD_POISON_ON = 2     /* from commit on; lshard_series_poison switches it off and on */
+} lshard_poison;
+
+/**
+ * What a tensor is filled with, over and over from its first byte; copied. NULL and 0: bytes of 0xff, which are NaN as
+ * fp64, fp32, fp16, bf16 and fp8, and -1 as an integer.
+ */
+typedef struct lshard_poison_pattern {
+	const void *pattern;
+	uint32_t bytes;
+} lshard_poison_pattern;
+
 typedef struct lshard_series_options {
 	size_t struct_size;
 	const char *name;     /* 1..63 characters; messages and mappings carry it */
@@ -349,14 +372,14 @@ typedef struct lshard_series_options {
 	lshard_placement placement;
 	uint64_t resident_bytes; /* memory to spend on keeping further layers: 0 none, UINT64_MAX all */
 	lshard_memory_source memory_source;
+	lshard_poison poison;                         /* the same on all ranks, or OFF on all */
+	const lshard_poison_pattern *poison_patterns; /* tensor_count of them; NULL: 0xff for all */
 } lshard_series_options;
 
 #define LSHARD_SERIES_OPTIONS_INIT                                                                                     \
 	{                                                                                                              \
-		sizeof(lshard_series_options), NULL, 0, 0, NULL, 0, 1, LSHARD_OWNER, 0,                                \
-		{                                                                                                      \
-			NULL, NULL, NULL                                                                               \
-		}                                                                                                      \
+		sizeof(lshard_series_options), NULL, 0, 0, NULL, 0, 1, LSHARD_OWNER, 0, {NULL, NULL, NULL},            \
+			LSHARD_POISON_OFF, NULL                                                                        \
 	}
 
 /**
@@ -516,6 +539,22 @@ LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream)
  */
 LSHARD_API lshard_status lshard_series_rewind(lshard_series *series);
 
+/**
+ * Switch poison on (1) or off (0) between passes, in a series that was created with memory for it: to run a program's
+ * own pass as it is and poisoned, and compare. Addresses stay as they are, layers in windows stay there. Nothing to do
+ * where it is so already, or where the series has no windows. Ends every view otherwise; orders what follows on
+ * @p stream after it.
+ *
+ * A graph captured before the switch goes on as it was captured, and reads poison: capture again.
+ *
+ * Scope: local; no other rank need do the same.  Blocks: as lshard_series_prepare, for what is on its way.
+ * Capture: not allowed (STATE).
+ * @return OK; STATE, also where the series was created without memory for it; TIMEOUT and what else a wait for a
+ *         transfer returns, with the poison as it was; NOT_SUPPORTED as reach; TRANSPORT when a copy failed: it is
+ *         switched, and the window of that layer is empty; ABORTED.
+ */
+LSHARD_API lshard_status lshard_series_poison(lshard_series *series, int on, void *stream);
+
 /* ---- New weights ----------------------------------------------------------------------------------------------- */
 
 /**
@@ -549,7 +588,7 @@ typedef struct lshard_stats {
 	/* what was built */
 	uint64_t layer_bytes;    /* one layer, packed */
 	uint64_t share_bytes;    /* stored here for good */
-	uint64_t window_bytes;   /* all windows */
+	uint64_t window_bytes;   /* all windows, and what poison needs */
 	uint64_t resident_bytes; /* further layers kept */
 	uint32_t windows;
 	uint32_t residents;
@@ -638,7 +677,7 @@ typedef struct lshard_plan_result {
 /**
  * What a series would cost and gain on one rank, by the same slot map and rule as at run time. exposed_ns is found by
  * running the ring over steady passes in virtual time: one link in order, which carries what a layer needs from other
- * ranks. Allocates and frees host memory (malloc).  @return OK; INVALID; NO_MEMORY.
+ * ranks. Poison counts as the options say, whatever LAYERSHARD_POISON says. Allocates and frees host memory (malloc).  @return OK; INVALID; NO_MEMORY.
  */
 LSHARD_API lshard_status lshard_plan(const lshard_series_options *options, const lshard_plan_input *input,
 				     lshard_plan_result *result);

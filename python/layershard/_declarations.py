@@ -35,6 +35,7 @@ STATUS = {
 LOG_LEVEL = {"error": 0, "warn": 1, "info": 2, "debug": 3}
 MEMORY = {"host": 1, "cuda": 2}
 PLACEMENT = {"owner": 0, "striped": 1}
+POISON = {"off": 0, "ready": 1, "on": 2}
 STRIPE = {"bytes": 0, "rows": 1, "columns": 2}
 LATE_NAMED = 16
 
@@ -143,6 +144,10 @@ class TensorDescription(ctypes.Structure):
     ]
 
 
+class PoisonPattern(ctypes.Structure):
+    _fields_ = [("pattern", c_void_p), ("bytes", c_uint32)]
+
+
 class SeriesOptions(Sized):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -155,6 +160,8 @@ class SeriesOptions(Sized):
         ("placement", c_int),
         ("resident_bytes", c_uint64),
         ("memory_source", MemorySource),
+        ("poison", c_int),
+        ("poison_patterns", POINTER(PoisonPattern)),
     ]
 
     def __init__(self, **members: Any) -> None:
@@ -261,6 +268,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "lshard_callbacks": Callbacks,
     "lshard_group_options": GroupOptions,
     "lshard_tensor": TensorDescription,
+    "lshard_poison_pattern": PoisonPattern,
     "lshard_series_options": SeriesOptions,
     "lshard_range": Range,
     "lshard_stats": StatsResult,
@@ -301,6 +309,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "lshard_series_prepare": (Status, [SERIES, c_void_p]),
     "lshard_series_join": (Status, [SERIES, c_void_p]),
     "lshard_series_rewind": (Status, [SERIES]),
+    "lshard_series_poison": (Status, [SERIES, c_int, c_void_p]),
     "lshard_series_update_begin": (Status, [SERIES]),
     "lshard_series_update_end": (Status, [SERIES, POST_PROCESS, c_void_p]),
     "lshard_series_stats": (Status, [SERIES, POINTER(StatsResult)]),

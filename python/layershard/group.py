@@ -252,11 +252,14 @@ class Group:
         prefetch: int = 1,
         placement: Literal["owner", "striped"] = "owner",
         resident_bytes: int = 0,
+        poison: Literal["off", "ready", "on"] = "off",
     ) -> Series:
         """Create a series: collective; all ranks describe it alike. `prefetch` is k, the layers fetched ahead;
         `resident_bytes` is memory to spend on keeping layers of other ranks (layershard.ALL: as many as there are).
+        `poison`: windows hold NaN (Tensor.poison) wherever a program should not read them; "ready": Series.poison
+        switches it on. LAYERSHARD_POISON does the same for any series.
         """
-        options = series_options(name, first_layer, layer_count, tensors, prefetch, placement, resident_bytes)
+        options = series_options(name, first_layer, layer_count, tensors, prefetch, placement, resident_bytes, poison)
         device = (c.MEMORY[self.memory], self.device if self.memory == "cuda" else 0)
         series = Series(self._open_handle(), options, device)
         self._series = [each for each in self._series if not each.closed] + [series]

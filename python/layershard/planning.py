@@ -83,6 +83,7 @@ def plan(
     prefetch: int = 1,
     placement: Literal["owner", "striped"] = "owner",
     resident_bytes: int = 0,
+    poison: Literal["off", "ready", "on"] = "off",
     collective: bool = False,
     direct: int = 0,
     granule_bytes: int = 0,
@@ -91,7 +92,7 @@ def plan(
 ) -> Plan:
     """What a series would cost and gain on a rank, by the rules of run time. Times need compute_ns, of one layer, and
     link_bytes_per_s, into one rank."""
-    options = series_options("plan", 0, layer_count, tensors, prefetch, placement, resident_bytes)
+    options = series_options("plan", 0, layer_count, tensors, prefetch, placement, resident_bytes, poison)
     given = c.PlanInput(
         rank=rank,
         size=size,

@@ -31,6 +31,7 @@ class Tensor:
 
     stripe  how placement "striped" divides it: anywhere, by whole rows (of `rows`), or by columns within each of the
             `rows`, `column_bytes` being the bytes of one column's element
+    poison  what fills it, over and over, where a window is poisoned; b"": bytes of 0xff, NaN in every floating type
     """
 
     name: str
@@ -39,6 +40,7 @@ class Tensor:
     stripe: Literal["bytes", "rows", "columns"] = "bytes"
     rows: int = 0
     column_bytes: int = 0
+    poison: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ def _tensor_description(tensor: Tensor) -> c.TensorDescription:
     )
 
 
+def _pattern(tensor: Tensor) -> c.PoisonPattern:
+    """Valid as long as the tensor; the library copies it."""
+    if not isinstance(tensor.poison, bytes):
+        raise Invalid(f"poison of tensor {tensor.name!r} is {tensor.poison!r}: it must be bytes")
+    address = ctypes.cast(ctypes.c_char_p(tensor.poison), ctypes.c_void_p) if tensor.poison else None
+    return c.PoisonPattern(pattern=address, bytes=len(tensor.poison))
+
+
 def series_options(
     name: str,
     first_layer: int,
@@ -112,6 +122,7 @@ def series_options(
     prefetch: int,
     placement: str,
     resident_bytes: int,
+    poison: str,
 ) -> c.SeriesOptions:
     return c.SeriesOptions(
         name=name.encode(),
@@ -122,6 +133,8 @@ def series_options(
         prefetch=unsigned("prefetch", prefetch, 32),
         placement=choice("placement", placement, c.PLACEMENT),
         resident_bytes=unsigned("resident_bytes", resident_bytes, 64),
+        poison=choice("poison", poison, c.POISON),
+        poison_patterns=(c.PoisonPattern * len(tensors))(*map(_pattern, tensors)),
     )
 
 
@@ -362,6 +375,11 @@ class Series:
         """Back to the start of a pass: the cure for OutOfStep. Collective on collective transports."""
         pointer = self._c
         self._check(self._handle.group.run(lambda: int(self._handle.library.lshard_series_rewind(pointer))))
+
+    def poison(self, on: bool, stream: int = 0) -> None:
+        """Between passes, from now on: whether windows hold poison where nothing is in use, in a series created with
+        poison "ready" or "on". Ends every use. Capture again after it."""
+        self._check(self._handle.library.lshard_series_poison(self._c, on, stream))
 
     # ---- Seeing it work ----
 

@@ -26,10 +26,10 @@ _Static_assert(sizeof(struct tensor_page) <= LSHARD_EXCHANGE_BYTES, "a page of t
  * The fields of a series as they travel in a card; from FIELD_PREFETCH on they must agree only where transfers go in
  * step.
  */
-enum { FIELD_PREFETCH = 5 };
+enum { FIELD_PREFETCH = 6 };
 
-static const char *const field_names[CARD_VALUES] = {"first_layer",   "layer_count", "placement",     "tensor_count",
-						     "memory_source", "prefetch",    "resident_bytes"};
+static const char *const field_names[CARD_VALUES] = {"first_layer",   "layer_count", "placement", "tensor_count",
+						     "memory_source", "poison",      "prefetch",  "resident_bytes"};
 
 static lshard_status differ(lshard_error *error, const char *series, const char *field, int32_t rank, uint64_t first,
 			    uint64_t other)
@@ -46,7 +46,8 @@ static lshard_status agree_on_fields(lshard_group *group, const lshard_series_op
 				    .number = group->n_created,
 				    .values = {options->first_layer, options->layer_count, options->placement,
 					       options->tensor_count, !!options->memory_source.allocate,
-					       options->prefetch, options->resident_bytes}};
+					       options->poison != LSHARD_POISON_OFF, options->prefetch,
+					       options->resident_bytes}};
 	const int compared = group_collective(group) ? CARD_VALUES : FIELD_PREFETCH;
 	const struct lshard__records records = group_records(group, group->cards, sizeof card, 0);
 	lshard_status status;

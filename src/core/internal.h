@@ -27,7 +27,7 @@ enum meeting {
 	MEET_VERIFY
 };
 
-#define CARD_VALUES 7
+#define CARD_VALUES 8
 
 struct meeting_card {
 	struct lshard__record record; /* how the rank fared so far */
@@ -73,6 +73,14 @@ struct capture {
 	lshard_status *status;   /* [n_slots] */
 };
 
+/* What windows show; see poison.c. */
+struct poison {
+	bool on;
+	bool *shown;         /* [n_slots] the window holds the layer, not poison */
+	bool *shown_outside; /* [n_slots] of the capture */
+	void *stream;        /* the last one that the program named */
+};
+
 struct lshard_series {
 	lshard_group *group;
 	uint64_t number; /* in the group */
@@ -90,7 +98,8 @@ struct lshard_series {
 	unsigned n_streams;
 	struct capture capture;
 	const char *failed_call; /* collective transports: it emptied the windows for good; NULL: they are in use */
-	void **tensors;          /* [n_tensors] for post_process */
+	struct poison poison;
+	void **tensors; /* [n_tensors] for post_process */
 	struct counters counters;
 	lshard_error error;
 };
@@ -163,8 +172,36 @@ static inline void count(atomic_uint_least64_t *counter, uint64_t amount)
 lshard_status agree_on_series(lshard_group *group, const lshard_series_options *options, lshard_status mine,
 			      lshard_error *error);
 
+/* ---- poison.c ---- */
+
+/* What options and environment say together. */
+lshard_status poison_read_options(const lshard_group *group, const lshard_series_options *options, lshard_poison *mode,
+				  lshard_error *error);
+/* The store is open: make the poison of a layer. Text of a failure: the group's. */
+lshard_status poison_open(lshard_series *series, const lshard_series_options *options);
+/* The cell into which layers of the slot are fetched. */
+uint32_t poison_cell_of(const lshard_series *series, uint32_t slot);
+/* Where the layer at @p position is once it was fetched. */
+const uint8_t *poison_seen(const lshard_series *series, uint32_t position);
+/* The layer of the slot was waited for on @p stream: its window shows it to what follows there. */
+lshard_status poison_show(lshard_series *series, uint32_t slot, void *stream);
+/*
+ * Windows whose view has ended hold poison for what follows on @p stream; after a failure the next call tries again.
+ */
+lshard_status poison_hide(lshard_series *series, void *stream);
+/* A stream for poison_hide where the program names none. */
+void *poison_stream(lshard_series *series);
+/* Nothing reads or fills any window: all hold poison on return. */
+lshard_status poison_fill(lshard_series *series);
+void poison_enter_capture(lshard_series *series);
+void poison_leave_capture(lshard_series *series);
+/* Nothing is viewed, or on its way but in the order of @p stream. A window that cannot be changed is emptied. */
+lshard_status poison_switch(lshard_series *series, bool on, void *stream);
+
 /* ---- pass.c ---- */
 
+/* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
+lshard_status pass_retire_readers(lshard_series *series, uint32_t slot);
 /* Forget every window, and start filling each with its first layer. */
 void pass_restart(lshard_series *series);
 /*

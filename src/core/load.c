@@ -259,7 +259,10 @@ static lshard_status load(lshard_series *series, lshard_post_process post_proces
 		status = meet(series, MEET_ROUND, load_owned(series, post_process, user));
 	if (status < 0)
 		return status;
-	status = meet(series, MEET_READY, bring_residents(series));
+	status = bring_residents(series);
+	if (status >= 0)
+		status = poison_fill(series);
+	status = meet(series, MEET_READY, status);
 	if (status >= 0)
 		pass_restart_alike(series);
 	return status;
@@ -282,11 +285,12 @@ static void log_commit(const lshard_series *series)
 
 	scheme_leads(scheme, &leads);
 	context->log(context, LSHARD_LOG_INFO,
-		     SERIES_FORMAT ": layers %u..%u of %.1f MiB; stored here %.1f MiB, %u windows, %u residents; "
+		     SERIES_FORMAT ": layers %u..%u of %.1f MiB; stored here %.1f MiB, %u windows%s, %u residents; "
 				   "%u layers come each pass, %u of them late; transport %s",
 		     SERIES_NAMES(series), scheme->layout.first_layer,
 		     scheme->layout.first_layer + (scheme->layout.layers - 1), (double)scheme->layout.layer_bytes / mib,
-		     (double)series->store_plan.share_bytes / mib, scheme->windows, scheme->residents, leads.fetched,
+		     (double)series->store_plan.share_bytes / mib, scheme->windows,
+		     series->poison.on ? " poisoned outside of views" : "", scheme->residents, leads.fetched,
 		     leads.late, series->group->transport->ops->name);
 }
 
@@ -352,6 +356,8 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 	if (status < 0)
 		return status;
 	status = pass_drain(series);
+	if (status >= 0)
+		status = poison_fill(series);
 	status = group_meet(series->group, series_card(series, MEET_UPDATE_READY, status), &series->error);
 	if (status >= 0)
 		status = refuse_dead_sources(series);

@@ -18,6 +18,7 @@ static bool has_streams(const lshard_series *series)
 /* Number of a stream of the caller's in this series; its bit in the ring's masks. */
 static lshard_status note_stream(lshard_series *series, void *stream, unsigned *number)
 {
+	series->poison.stream = stream;
 	*number = 0;
 	while (*number < series->n_streams && series->streams[*number] != stream)
 		++*number;
@@ -46,14 +47,27 @@ static lshard_status note_readers(lshard_series *series, void *stream)
 	return status;
 }
 
-/* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
-static lshard_status retire_readers(lshard_series *series, uint32_t slot, uint32_t cell)
+/* A replayed graph reads and writes the spare cell, too. */
+static lshard_status retire_reader(lshard_series *series, uint32_t slot, void *stream)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	const uint32_t window = series->scheme.cell_of_slot[slot];
+	lshard_status status = ops->retire(series->store, window, stream);
+
+	if (status >= 0 && series->scheme.spares)
+		status = ops->retire(series->store, series->scheme.windows + window, stream);
+	return status;
+}
+
+lshard_status pass_retire_readers(lshard_series *series, uint32_t slot)
 {
 	lshard_status status = LSHARD_OK;
 
+	if (series->scheme.cell_of_slot[slot] == SLOT_NONE)
+		return status;
 	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
 		if (series->slots[slot].streams & (1u << number)) {
-			status = series->group->transport->ops->retire(series->store, cell, series->streams[number]);
+			status = retire_reader(series, slot, series->streams[number]);
 			if (status >= 0) /* else whatever overwrites it must still come after this one */
 				series->slots[slot].streams &= (uint8_t) ~(1u << number);
 		}
@@ -71,6 +85,7 @@ static void leave_capture(lshard_series *series)
 	memcpy(series->slot_status, series->capture.status, series->scheme.map.n_slots * sizeof *series->slot_status);
 	series->ring.position = series->capture.position;
 	series->ring.passed = series->capture.passed;
+	poison_leave_capture(series);
 	series->capture.number = 0;
 }
 
@@ -88,6 +103,7 @@ static void enter_capture(lshard_series *series, uint64_t number)
 	memcpy(series->capture.status, series->slot_status, series->scheme.map.n_slots * sizeof *series->slot_status);
 	series->capture.position = series->ring.position;
 	series->capture.passed = series->ring.passed;
+	poison_enter_capture(series);
 	series->capture.number = number;
 }
 
@@ -128,11 +144,11 @@ static lshard_status start_fetch(lshard_series *series, uint32_t position, uint3
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	const bool comes_here = series->scheme.place[position] == PLACE_WINDOW;
-	const uint32_t cell = comes_here ? scheme_window(&series->scheme, position) : LSHARD_NO_CELL;
+	const uint32_t cell = comes_here ? poison_cell_of(series, slot) : LSHARD_NO_CELL;
 	lshard_status status = LSHARD_OK;
 
 	if (comes_here && has_streams(series))
-		status = retire_readers(series, slot, cell);
+		status = pass_retire_readers(series, slot);
 	if (status >= 0)
 		status = ops->fetch(series->store, position, cell, stream,
 				    group_collective(series->group) ? series->group->sequence++ : 0);
@@ -191,7 +207,8 @@ static void count_arrival(lshard_series *series, const lshard_arrival *arrival)
 		atomic_store_explicit(&counters->max_blocked_ns, arrival->blocked_ns, memory_order_relaxed);
 }
 
-static lshard_status await_slot(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+/* The layer is where it was fetched. */
+static lshard_status await_transfer(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
 {
 	lshard_status status = series->slot_status[slot];
 	lshard_arrival arrival = {0, 0, 0, 0};
@@ -199,8 +216,8 @@ static lshard_status await_slot(lshard_series *series, uint32_t position, uint32
 	if (series->slot_landed[slot])
 		return LSHARD_OK;
 	if (status >= 0) {
-		status = series->group->transport->ops->wait(series->store, scheme_window(&series->scheme, position),
-							     stream, &arrival);
+		status = series->group->transport->ops->wait(series->store, poison_cell_of(series, slot), stream,
+							     &arrival);
 		count_arrival(series, &arrival);
 	}
 	if (status >= 0) {
@@ -220,12 +237,25 @@ static lshard_status await_slot(lshard_series *series, uint32_t position, uint32
 	return status;
 }
 
+/* The layer is in its window. */
+static lshard_status await_slot(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+{
+	lshard_status status = await_transfer(series, position, slot, stream);
+
+	if (status < 0)
+		return status;
+	status = poison_show(series, slot, stream);
+	series->slots[slot].viewed = status >= 0;
+	return status;
+}
+
 /* ---- Windows that hold nothing ---- */
 
 static void empty_windows(lshard_series *series)
 {
 	leave_capture(series);
 	ring_reset(&series->ring);
+	poison_hide(series, poison_stream(series)); /* what fails there is tried again at the next call */
 	memset(series->slot_status, 0, series->scheme.map.n_slots * sizeof *series->slot_status);
 	memset(series->slot_landed, 0, series->scheme.map.n_slots * sizeof *series->slot_landed);
 }
@@ -279,8 +309,9 @@ lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream)
 		return status;
 	count(&series->counters.reaches, 1);
 	ring_reach(&series->ring, position);
+	status = poison_hide(series, stream);
 	start_fetches(series, stream);
-	return LSHARD_OK;
+	return status;
 }
 
 static lshard_status wait_window(lshard_series *series, uint32_t position, void *stream, unsigned number)
@@ -343,9 +374,10 @@ lshard_status lshard_release(lshard_series *series, uint32_t layer, void *stream
 	if (status < 0)
 		return status;
 	ring_release(&series->ring, position);
+	status = poison_hide(series, stream);
 	if (!group_collective(series->group)) /* there, transfers start in step, at reach */
 		start_fetches(series, stream);
-	return LSHARD_OK;
+	return status;
 }
 
 /* Orders @p stream after all transfers and, with streams, after every reader so far. */
@@ -369,8 +401,7 @@ static lshard_status hand_to_stream(lshard_series *series, void *stream)
 	lshard_status status = note_stream(series, stream, &number);
 
 	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++)
-		if (series->scheme.cell_of_slot[slot] != SLOT_NONE)
-			status = retire_readers(series, slot, series->scheme.cell_of_slot[slot]);
+		status = pass_retire_readers(series, slot);
 	if (status >= 0)
 		status = join_transfers(series, stream);
 	if (status >= 0)
@@ -409,9 +440,11 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 	if (status < 0)
 		return status;
 	ring_prepare(&series->ring);
+	status = poison_hide(series, stream);
 	retry_failed(series);
 	start_all_fetches(series, stream);
-	status = has_streams(series) ? hand_to_stream(series, stream) : join_transfers(series, stream);
+	if (status >= 0)
+		status = has_streams(series) ? hand_to_stream(series, stream) : join_transfers(series, stream);
 	if (status >= 0 && failed_fetch(series) < 0)
 		status = lshard_fail(&series->error, failed_fetch(series),
 				     SERIES_FORMAT ": a window cannot be filled: %s", SERIES_NAMES(series),
@@ -473,14 +506,71 @@ lshard_status lshard_series_join(lshard_series *series, void *stream)
 	if (status < 0)
 		return status;
 	ring_join(&series->ring);
+	status = poison_hide(series, stream);
 	start_all_fetches(series, stream);
-	status = join_transfers(series, stream);
+	if (status >= 0)
+		status = join_transfers(series, stream);
 	if (series->capture.number && status >= 0)
 		return end_capture(series);
 	if (series->capture.number)
 		spoil_capture(series);
 	else if (status < 0 && status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
 		pass_fail(series, "lshard_series_join");
+	return status;
+}
+
+/* Until all that comes is there, in the order of @p stream. */
+static lshard_status await_all(lshard_series *series, void *stream)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++) {
+		const uint32_t position = series->slots[slot].holds;
+
+		if (position != SLOT_NONE && series->scheme.place[position] == PLACE_WINDOW)
+			status = await_transfer(series, position, slot, stream);
+	}
+	return status < 0 ? status : join_transfers(series, stream);
+}
+
+static lshard_status refuse_switch(lshard_series *series)
+{
+	if (series->capture.number)
+		return lshard_fail(&series->error, LSHARD_ERR_STATE,
+				   SERIES_FORMAT ": poison is switched before a capture, not in it",
+				   SERIES_NAMES(series));
+	if (!series->scheme.spares)
+		return lshard_fail(&series->error, LSHARD_ERR_STATE,
+				   SERIES_FORMAT ": it was created without memory for poison: set the option poison, "
+						 "or LAYERSHARD_POISON=ready",
+				   SERIES_NAMES(series));
+	return LSHARD_OK;
+}
+
+lshard_status lshard_series_poison(lshard_series *series, int on, void *stream)
+{
+	unsigned number;
+	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_poison");
+
+	if (status >= 0)
+		status = follow_capture(series, stream);
+	if (status >= 0)
+		status = refuse_after_failure(series);
+	if (status < 0 || !series->scheme.windows || !on == !series->poison.on)
+		return status;
+	status = refuse_switch(series);
+	if (status >= 0 && has_streams(series))
+		status = note_stream(series, stream, &number);
+	if (status < 0)
+		return status;
+	ring_join(&series->ring);
+	status = poison_hide(series, stream);
+	if (status >= 0)
+		status = await_all(series, stream);
+	if (status >= 0)
+		return poison_switch(series, on, stream);
+	if (status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
+		pass_fail(series, "lshard_series_poison");
 	return status;
 }
 
@@ -541,8 +631,9 @@ lshard_status pass_rewind(lshard_series *series, const char *call)
 	if (!group_collective(group)) {
 		spoil_capture(series);
 		ring_prepare(&series->ring);
+		status = poison_hide(series, poison_stream(series));
 		start_fetches(series, NULL);
-		return LSHARD_OK;
+		return status;
 	}
 	status = pass_drain(series);
 	card = series_card(series, MEET_REWIND, status);

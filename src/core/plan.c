@@ -163,7 +163,7 @@ static void describe(const struct scheme *scheme, lshard_plan_result *result)
 	result->replicated_bytes = layout->layer_bytes * layout->layers;
 	result->share_bytes = layout->share_bytes_of[scheme->link.rank];
 	result->windows = scheme->windows;
-	result->window_bytes = scheme->cell_bytes * scheme->windows;
+	result->window_bytes = scheme->cell_bytes * scheme_moving_cells(scheme);
 	result->residents = scheme->residents;
 	result->resident_bytes = scheme->cell_bytes * scheme->residents;
 	result->fetched_layers = leads.fetched;

@@ -119,9 +119,10 @@ static void number_cells(struct scheme *scheme)
 		if (scheme->place[position] == PLACE_WINDOW && scheme->cell_of_slot[slot] == SLOT_NONE)
 			scheme->cell_of_slot[slot] = scheme->windows++;
 	}
+	scheme->spares = scheme->poison && scheme->windows ? scheme->windows + 1 : 0;
 	for (uint32_t position = 0; position < scheme->layout.layers; position++)
 		if (scheme->place[position] == PLACE_RESIDENT)
-			scheme->cell_of[position] = scheme->windows + scheme->residents++;
+			scheme->cell_of[position] = scheme_moving_cells(scheme) + scheme->residents++;
 		else if (scheme->place[position] == PLACE_WINDOW)
 			scheme->cell_of[position] = scheme_window(scheme, position);
 }
@@ -178,12 +179,22 @@ static lshard_status open_layout(struct scheme *scheme, const lshard_series_opti
 	return layout_open(layout, options, link->size, 1, memory, error);
 }
 
+/* Poison comes into windows whole, so nothing may be mapped there. */
+static lshard_status open_whole_layout(struct scheme *scheme, const lshard_series_options *options,
+				       const struct layout_memory *memory, lshard_error *error)
+{
+	layout_close(&scheme->layout, memory);
+	scheme->link.composes = false;
+	return open_layout(scheme, options, memory, error);
+}
+
 lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *options, const struct scheme_link *link,
 			  const struct layout_memory *memory, lshard_error *error)
 {
 	lshard_status status;
 
-	*scheme = (struct scheme){.link = *link, .prefetch = options->prefetch};
+	*scheme = (struct scheme){
+		.link = *link, .prefetch = options->prefetch, .poison = options->poison != LSHARD_POISON_OFF};
 	if (options->memory_source.allocate) { /* the caller's memory cannot be mapped together */
 		scheme->link.composes = false;
 		scheme->link.direct &= options->placement == LSHARD_OWNER;
@@ -192,6 +203,10 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 	if (status < 0)
 		return status;
 	scheme->direct = uses_peers(scheme);
+	if (scheme->poison && scheme->link.composes && !scheme->direct && options->placement == LSHARD_STRIPED)
+		status = open_whole_layout(scheme, options, memory, error);
+	if (status < 0)
+		return status;
 	scheme->horizon = link->collective ? options->prefetch : UINT32_MAX;
 	status = arrange(scheme, options, memory);
 	if (status >= 0)

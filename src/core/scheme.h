@@ -43,12 +43,20 @@ struct scheme {
 	uint32_t *cell_of;      /* [N] the cell of its own or of its slot; SLOT_NONE: stored here, or in place */
 	uint32_t *cell_of_slot; /* [n_slots] SLOT_NONE: no layer of the slot comes to this rank (it only sends) */
 	uint32_t windows;       /* cells 0..windows-1 */
+	bool poison;            /* windows can be poisoned */
+	uint32_t spares;        /* for that: the next cells, one beside each window and one for the poison; else 0 */
 	uint32_t residents;     /* the cells after them */
 	uint32_t horizon;       /* how many layers ahead a fetch may start */
 	uint32_t prefetch;
 	uint64_t incoming_bytes; /* what other ranks send for one layer: all of it, or all but the stripes in place */
 	uint64_t cell_bytes;     /* of a window or resident */
 };
+
+/* Cells 0..that are what layers are fetched and copied into in passes: windows and spares. */
+static inline uint32_t scheme_moving_cells(const struct scheme *scheme)
+{
+	return scheme->windows + scheme->spares;
+}
 
 /* How far ahead layers are brought, for plan and stats. */
 struct scheme_leads {

@@ -90,8 +90,8 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 		.layer_bytes = scheme->layout.layer_bytes,
 		.share_bytes = scheme->layout.share_bytes_of[scheme->link.rank],
 		.share_bytes_of = scheme->layout.share_bytes_of,
-		.cells = scheme->windows + scheme->residents,
-		.windows = scheme->windows,
+		.cells = scheme_moving_cells(scheme) + scheme->residents,
+		.windows = scheme_moving_cells(scheme),
 		.direct = scheme->direct,
 		.composed = scheme->composed,
 		.pieces = scheme->layout.pieces,
@@ -114,9 +114,11 @@ static lshard_status allocate_tables(lshard_series *series)
 	series->slot_landed = group_allocate(group, slots * sizeof *series->slot_landed);
 	series->capture.slots = group_allocate(group, slots * sizeof *series->capture.slots);
 	series->capture.status = group_allocate(group, slots * sizeof *series->capture.status);
+	series->poison.shown = group_allocate(group, slots * sizeof *series->poison.shown);
+	series->poison.shown_outside = group_allocate(group, slots * sizeof *series->poison.shown_outside);
 	series->tensors = group_allocate(group, series->scheme.layout.n_tensors * sizeof *series->tensors);
 	if (series->address && series->slots && series->slot_status && series->slot_landed && series->capture.slots &&
-	    series->capture.status && series->tensors)
+	    series->capture.status && series->poison.shown && series->poison.shown_outside && series->tensors)
 		return LSHARD_OK;
 	return lshard_fail(&group->error, LSHARD_ERR_NO_MEMORY, SERIES_FORMAT ": no memory for the tables of %u layers",
 			   SERIES_NAMES(series), layers);
@@ -163,7 +165,7 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 	return status;
 }
 
-static lshard_status open_store(lshard_series *series)
+static lshard_status open_store(lshard_series *series, const lshard_series_options *options)
 {
 	lshard_group *group = series->group;
 	const lshard_status status =
@@ -172,7 +174,7 @@ static lshard_status open_store(lshard_series *series)
 	if (status < 0)
 		return lshard_fail(&group->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
 				   group->transport->error.text);
-	return LSHARD_OK;
+	return poison_open(series, options);
 }
 
 static void find_addresses(lshard_series *series)
@@ -207,6 +209,8 @@ static void series_free(lshard_series *series)
 	if (series->store)
 		group->transport->ops->store_close(series->store);
 	group_release(group, series->tensors);
+	group_release(group, series->poison.shown_outside);
+	group_release(group, series->poison.shown);
 	group_release(group, series->capture.status);
 	group_release(group, series->capture.slots);
 	group_release(group, series->slot_landed);
@@ -217,10 +221,11 @@ static void series_free(lshard_series *series)
 	group_release(group, series);
 }
 
-static lshard_status create(lshard_group *group, const lshard_series_options *options, lshard_series **out)
+/* @p options: with the poison that the environment asks for. @p status: what is wrong with them already. */
+static lshard_status create(lshard_group *group, const lshard_series_options *options, lshard_status status,
+			    lshard_series **out)
 {
 	lshard_series *series = group_allocate(group, sizeof *series);
-	lshard_status status;
 
 	if (!series) { /* tell the others, who would wait */
 		status = lshard_fail(&group->error, LSHARD_ERR_NO_MEMORY, "rank %d, series '%s': no memory",
@@ -230,11 +235,12 @@ static lshard_status create(lshard_group *group, const lshard_series_options *op
 	series->group = group;
 	series->number = group->n_created;
 	strcpy(series->name, options->name);
-	status = build_series(series, options);
+	if (status >= 0)
+		status = build_series(series, options);
 	status = agree_on_series(group, options, status, &group->error);
 	if (status < 0)
 		goto free_series;
-	status = open_store(series);
+	status = open_store(series, options);
 	status = group_meet_all(group, series_card(series, MEET_OPENED, status), &group->error);
 	if (status < 0)
 		goto free_series;
@@ -251,6 +257,7 @@ free_series:
 
 lshard_status lshard_series_create(lshard_group *group, const lshard_series_options *options, lshard_series **series)
 {
+	lshard_series_options meant;
 	lshard_status status;
 	char who[32];
 
@@ -270,7 +277,9 @@ lshard_status lshard_series_create(lshard_group *group, const lshard_series_opti
 	if (group_aborted(group))
 		return lshard_fail(&group->error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted",
 				   group->context.rank);
-	status = create(group, options, series);
+	meant = *options;
+	status = poison_read_options(group, options, &meant.poison, &group->error);
+	status = create(group, &meant, status, series);
 	if (status < 0)
 		group->context.log(&group->context, LSHARD_LOG_ERROR, "%s: %s", lshard_status_name(status),
 				   group->error.text);
@@ -395,7 +404,7 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		.struct_size = sizeof *stats,
 		.layer_bytes = scheme->layout.layer_bytes,
 		.share_bytes = series->store_plan.share_bytes,
-		.window_bytes = scheme->windows * scheme->cell_bytes,
+		.window_bytes = scheme_moving_cells(scheme) * scheme->cell_bytes,
 		.resident_bytes = scheme->residents * scheme->cell_bytes,
 		.windows = scheme->windows,
 		.residents = scheme->residents,

@@ -146,11 +146,17 @@ static uint64_t hash_share(struct sight *sight, uint32_t position)
 	return hash;
 }
 
+/* Where the layer is seen: where the program does or, without a wait of its own, where it was fetched. */
+static const uint8_t *seen_at(const struct sight *sight, uint32_t position)
+{
+	return sight->buffer ? poison_seen(sight->series, position) : sight->series->address[position];
+}
+
 /* Of what @p rank keeps of the layer, as it is seen here. */
 static uint64_t hash_pieces(struct sight *sight, uint32_t position, int32_t rank)
 {
 	const struct layout *layout = &sight->series->scheme.layout;
-	const uint8_t *layer = sight->series->address[position];
+	const uint8_t *layer = seen_at(sight, position);
 	uint64_t hash = HASH_BEGIN;
 
 	for (uint32_t index = layout->first_piece[position]; index < layout->first_piece[position + 1]; index++) {
@@ -167,7 +173,7 @@ static uint64_t hash_pieces(struct sight *sight, uint32_t position, int32_t rank
 static uint64_t hash_layer(struct sight *sight, uint32_t position, uint64_t hash)
 {
 	const struct layout *layout = &sight->series->scheme.layout;
-	const uint8_t *layer = sight->series->address[position];
+	const uint8_t *layer = seen_at(sight, position);
 
 	for (uint32_t tensor = 0; tensor < layout->n_tensors; tensor++)
 		hash = hash_bytes(hash, sight, layer + layout->tensors[tensor].offset, layout->tensors[tensor].bytes);
@@ -225,7 +231,7 @@ static lshard_status look_at_layer(struct sight *sight, uint32_t position, uint6
 	}
 	if (status < 0)
 		return status;
-	sight_turn(sight, series->address[position], series->scheme.layout.layer_bytes);
+	sight_turn(sight, seen_at(sight, position), series->scheme.layout.layer_bytes);
 	*hash = hash_layer(sight, position, *hash);
 	return compare_layer(sight, position);
 }
@@ -267,6 +273,7 @@ lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	lshard_status status = series_require(series, SERIES_COMMITTED, VERIFY);
 	uint64_t seen = HASH_BEGIN;
+	lshard_status hidden;
 	struct sight sight;
 
 	if (status < 0)
@@ -280,8 +287,10 @@ lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 		return status;
 	sight_open(&sight, series);
 	status = verify_layers(&sight, &seen);
-	ring_join(&series->ring); /* ends the last view */
 	sight_close(&sight);
+	ring_join(&series->ring); /* ends the last view */
+	hidden = poison_hide(series, NULL);
+	status = status < 0 ? status : hidden;
 	if (status >= 0 && hash)
 		*hash = seen;
 	return status;

@@ -22,6 +22,8 @@ static const struct {
 	 "directory of mode 0700 in which those ranks meet, the same on all, instead of by an abstract name"},
 	{"LAYERSHARD_TRANSPORT", "auto", "transport, with wrappers in front: trace=FILE,throttle=BYTES_PER_S,shm:copy"},
 	{"LAYERSHARD_CUDA_SO_PATH", "libcuda.so.1", "NVIDIA's driver library"},
+	{"LAYERSHARD_POISON", "0",
+	 "1: windows hold poison outside of views; ready: they can, when the program says so"},
 	{"LAYERSHARD_TIMEOUT_MS", "30000", "longest wait of any blocking call, in milliseconds"},
 	{"RANK", "", "rank as set by torchrun"},
 	{"WORLD_SIZE", "", "number of ranks as set by torchrun"},

@@ -211,7 +211,7 @@ def test_defaults_are_the_headers(compiled):
 def test_numbers_and_version_are_the_headers(header, compiled):
     ours = {f"LSHARD_{name}": value for name, value in c.STATUS.items()}
     for prefix, words in (
-        ("LOG_", c.LOG_LEVEL), ("MEMORY_", c.MEMORY), ("", c.PLACEMENT), ("STRIPE_", c.STRIPE)
+        ("LOG_", c.LOG_LEVEL), ("MEMORY_", c.MEMORY), ("", c.PLACEMENT), ("STRIPE_", c.STRIPE), ("POISON_", c.POISON)
     ):
         ours.update({f"LSHARD_{prefix}{word.upper()}": value for word, value in words.items()})
     theirs = {name: int(compiled[name]) for name in header["enumerators"] if not name.startswith("LSHARD_FOR_")}

@@ -167,3 +167,53 @@ def test_rank_and_size_are_found_in_the_environment(monkeypatch):
     assert found.source == "torchrun" and found.job is None
     with layershard.Group() as group:
         assert group.size == 1
+
+
+def poisoned(group):
+    tensors = [layershard.Tensor("weight", 4096, poison=b"\0\xc0\x7f\0"), layershard.Tensor("scale", 1000)]
+    series = group.series("w", first_layer=0, layer_count=5, tensors=tensors, poison="ready")
+    theirs = [layer for layer in series.layers if not series.is_source(layer)]
+    series.commit(filler(SIZES))
+
+    def seen(layer):
+        return [ctypes.string_at(series.address(layer, tensor), size) for tensor, size in enumerate(SIZES)]
+
+    series.poison(True)
+    for _ in range(2):
+        assert all(seen(layer) == [b"\0\xc0\x7f\0" * 1024, b"\xff" * 1000] for layer in theirs)
+        check_pass(series, SIZES)
+        series.join()
+    series.poison(False)
+    check_pass(series, SIZES)
+    series.join()
+    assert any(seen(layer)[1] != b"\xff" * 1000 for layer in theirs)
+
+
+@pytest.mark.parametrize("transport", ["shm:copy", "local", "local:lockstep"])
+def test_windows_are_poisoned_outside_of_use(transport):
+    run(2, poisoned, transport=transport)
+
+
+def not_poisoned(group):
+    options = {"first_layer": 0, "layer_count": 4, "tensors": [layershard.Tensor("w", 64)]}
+    with pytest.raises(layershard.Invalid, match="poison is 'yes'"):
+        group.series("w", **options, poison="yes")
+    with pytest.raises(layershard.Invalid, match="poison of tensor 'w'"):
+        group.series("w", **{**options, "tensors": [layershard.Tensor("w", 64, poison="nan")]})
+    series = group.series("w", **options)
+    series.commit(filler([64]))
+    with pytest.raises(layershard.WrongState, match="LAYERSHARD_POISON=ready"):
+        series.poison(True)
+    series.poison(False)
+
+
+def test_poison_needs_memory_and_bytes():
+    run(2, not_poisoned, transport="local")
+
+
+def test_a_plan_counts_the_memory_of_poison():
+    def windows(poison):
+        tensors = [layershard.Tensor("w", 1024)]
+        return layershard.plan(layer_count=8, tensors=tensors, size=2, poison=poison).window_bytes
+
+    assert (windows("off"), windows("ready"), windows("on")) == (2048, 5120, 5120)

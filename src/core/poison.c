@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * poison.c - what a window holds while nobody may read it: nothing that could be taken for a layer.
+ *
+ * Beside each window there is a spare cell, and one more cell holds the poison of a whole layer. While poison is on,
+ * layers are fetched into the spare cells; a wait copies the layer into its window, and the end of its view copies the
+ * poison there. On devices both copies go on the program's own stream: what it has put there before the wait still
+ * reads poison, whatever runs late. The spare cell keeps its layer until the next fetch, so a layer that stays in its
+ * window can be waited for again. Knows cells and streams; of the ring only whether a slot is viewed.
+ */
+#include "internal.h"
+
+#include <string.h>
+
+#define POISON_BYTE 0xff /* NaN in every floating type */
+#define MOST_BUFFER ((uint64_t)16 << 20)
+
+static bool has_streams(const lshard_series *series)
+{
+	return series->group->transport->ops->capabilities & LSHARD_CAP_STREAMS;
+}
+
+/* ---- Cells ---- */
+
+static uint32_t window_of(const lshard_series *series, uint32_t slot)
+{
+	return series->scheme.cell_of_slot[slot];
+}
+
+static uint32_t spare_of(const lshard_series *series, uint32_t slot)
+{
+	return series->scheme.windows + window_of(series, slot);
+}
+
+static uint32_t poison_cell(const lshard_series *series)
+{
+	return scheme_moving_cells(&series->scheme) - 1;
+}
+
+uint32_t poison_cell_of(const lshard_series *series, uint32_t slot)
+{
+	return series->poison.on ? spare_of(series, slot) : window_of(series, slot);
+}
+
+static uint8_t *address_of(const lshard_series *series, uint32_t cell)
+{
+	return series->group->transport->ops->cell(series->store, cell, 0); /* not composed: any position */
+}
+
+const uint8_t *poison_seen(const lshard_series *series, uint32_t position)
+{
+	if (!series->poison.on || series->scheme.place[position] != PLACE_WINDOW)
+		return series->address[position];
+	return address_of(series, spare_of(series, series->scheme.map.slot_of[position]));
+}
+
+/* In the order of the stream; host memory: now. */
+static lshard_status copy_cell(lshard_series *series, uint32_t to, uint32_t from, void *stream)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	lshard_status status = LSHARD_OK;
+
+	if (has_streams(series))
+		status = ops->copy_cell(series->store, to, from, stream);
+	else
+		memcpy(address_of(series, to), address_of(series, from), series->scheme.cell_bytes);
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": window %u, copying for poison: %s",
+				   SERIES_NAMES(series), to % series->scheme.windows, series->store->error.text);
+	return LSHARD_OK;
+}
+
+/* @p bytes from @p from, wherever the transport's memory is, and be done; outside passes. */
+static lshard_status copy_now(lshard_series *series, uint8_t *to, const uint8_t *from, uint64_t bytes)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	lshard_status status = LSHARD_OK;
+
+	if (ops->copy)
+		status = ops->copy(series->store, to, bytes, from, bytes, bytes, 1);
+	else
+		memcpy(to, from, bytes);
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": filling windows with poison: %s",
+				   SERIES_NAMES(series), series->store->error.text);
+	return LSHARD_OK;
+}
+
+/* ---- What is asked for ---- */
+
+static lshard_status find_mode(const lshard_series_options *options, lshard_poison *mode, lshard_error *error)
+{
+	static const char *const names[] = {"0", "ready", "1"}; /* by lshard_poison */
+	const char *text = lshard__variable("LAYERSHARD_POISON");
+	int asked = LSHARD_POISON_OFF;
+
+	if ((unsigned)options->poison > LSHARD_POISON_ON)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "series '%s': there is no poison %d", options->name,
+				   (int)options->poison);
+	while (text && asked <= LSHARD_POISON_ON && strcmp(text, names[asked]) != 0)
+		asked++;
+	if (asked > LSHARD_POISON_ON)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "series '%s': LAYERSHARD_POISON='%s' is none of 0, 1 and ready", options->name,
+				   text);
+	*mode = asked > (int)options->poison ? (lshard_poison)asked : options->poison;
+	return LSHARD_OK;
+}
+
+static lshard_status check_patterns(const lshard_series_options *options, lshard_error *error)
+{
+	for (uint32_t tensor = 0; options->poison_patterns && tensor < options->tensor_count; tensor++)
+		if (!options->poison_patterns[tensor].pattern != !options->poison_patterns[tensor].bytes)
+			return lshard_fail(
+				error, LSHARD_ERR_INVALID,
+				"series '%s': the poison of tensor number %u needs both pattern and bytes, or "
+				"NULL and 0",
+				options->name, tensor);
+	return LSHARD_OK;
+}
+
+lshard_status poison_read_options(const lshard_group *group, const lshard_series_options *options, lshard_poison *mode,
+				  lshard_error *error)
+{
+	const lshard_transport_ops *ops = group->transport->ops;
+	lshard_status status = find_mode(options, mode, error);
+
+	if (status >= 0)
+		status = check_patterns(options, error);
+	if (status >= 0 && *mode != LSHARD_POISON_OFF && ops->capabilities & LSHARD_CAP_STREAMS && !ops->copy_cell)
+		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "series '%s': windows cannot be poisoned: the transport %s has streams and no "
+				   "copy_cell",
+				   options->name, ops->name);
+	return status;
+}
+
+/* ---- The poison of a layer ---- */
+
+/* The part of a tensor's poison that lies in bytes [begin, begin + count) of the layer; @p buffer begins at @p begin.
+ */
+static void paint_tensor(uint8_t *buffer, uint64_t begin, uint64_t count, const struct layout_tensor *tensor,
+			 const lshard_poison_pattern *with)
+{
+	const uint8_t *pattern = with->pattern;
+	const uint64_t first = tensor->offset > begin ? tensor->offset : begin;
+	const uint64_t last =
+		tensor->offset + tensor->bytes < begin + count ? tensor->offset + tensor->bytes : begin + count;
+
+	for (uint64_t at = first; at < last; at++)
+		buffer[at - begin] = pattern[(at - tensor->offset) % with->bytes];
+}
+
+static lshard_status paint(lshard_series *series, const lshard_poison_pattern *patterns, uint8_t *buffer, uint64_t room)
+{
+	const struct layout *layout = &series->scheme.layout;
+	uint8_t *cell = address_of(series, poison_cell(series));
+	lshard_status status = LSHARD_OK;
+
+	for (uint64_t begin = 0; begin < layout->layer_bytes && status >= 0; begin += room) {
+		const uint64_t left = layout->layer_bytes - begin;
+		const uint64_t count = left < room ? left : room;
+
+		memset(buffer, POISON_BYTE, count);
+		for (uint32_t tensor = 0; patterns && tensor < layout->n_tensors; tensor++)
+			if (patterns[tensor].bytes)
+				paint_tensor(buffer, begin, count, &layout->tensors[tensor], &patterns[tensor]);
+		status = copy_now(series, cell + begin, buffer, count);
+	}
+	return status;
+}
+
+lshard_status poison_open(lshard_series *series, const lshard_series_options *options)
+{
+	const uint64_t layer = series->scheme.layout.layer_bytes;
+	const uint64_t room = layer < MOST_BUFFER ? layer : MOST_BUFFER;
+	uint8_t *buffer;
+	lshard_status status;
+
+	if (!series->scheme.spares)
+		return LSHARD_OK;
+	buffer = group_allocate(series->group, room);
+	if (!buffer)
+		return lshard_fail(&series->group->error, LSHARD_ERR_NO_MEMORY,
+				   SERIES_FORMAT ": no memory for a buffer of %llu bytes", SERIES_NAMES(series),
+				   (unsigned long long)room);
+	status = paint(series, options->poison_patterns, buffer, room);
+	group_release(series->group, buffer);
+	if (status < 0)
+		series->group->error = series->error;
+	series->poison.on = options->poison == LSHARD_POISON_ON;
+	return status;
+}
+
+/* ---- Views ---- */
+
+lshard_status poison_show(lshard_series *series, uint32_t slot, void *stream)
+{
+	lshard_arrival arrival;
+	lshard_status status;
+
+	if (!series->poison.on)
+		return LSHARD_OK;
+	if (series->poison.shown[slot]) { /* perhaps on another stream */
+		if (!has_streams(series))
+			return LSHARD_OK;
+		status = series->group->transport->ops->wait(series->store, window_of(series, slot), stream, &arrival);
+		return status < 0 ? lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+						series->store->error.text)
+				  : status;
+	}
+	status = copy_cell(series, window_of(series, slot), spare_of(series, slot), stream);
+	series->poison.shown[slot] = status >= 0;
+	return status;
+}
+
+lshard_status poison_hide(lshard_series *series, void *stream)
+{
+	lshard_status first = LSHARD_OK;
+
+	for (uint32_t slot = 0; series->poison.on && slot < series->scheme.map.n_slots; slot++) {
+		lshard_status status;
+
+		if (!series->poison.shown[slot] || series->slots[slot].viewed)
+			continue;
+		status = pass_retire_readers(series, slot);
+		if (status >= 0)
+			status = copy_cell(series, window_of(series, slot), poison_cell(series), stream);
+		series->poison.shown[slot] = status < 0;
+		first = first < 0 ? first : status;
+	}
+	return first;
+}
+
+void *poison_stream(lshard_series *series)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	uint64_t capture = 0;
+
+	if (series->poison.on && ops->capabilities & LSHARD_CAP_CAPTURE &&
+	    (ops->capture(series->store, series->poison.stream, &capture) < 0 || capture))
+		return NULL;
+	return series->poison.stream;
+}
+
+lshard_status poison_fill(lshard_series *series)
+{
+	const uint8_t *poison;
+	lshard_status status = LSHARD_OK;
+
+	if (!series->poison.on)
+		return status;
+	poison = address_of(series, poison_cell(series));
+	for (uint32_t window = 0; window < series->scheme.windows && status >= 0; window++)
+		status = copy_now(series, address_of(series, window), poison, series->scheme.cell_bytes);
+	memset(series->poison.shown, 0, series->scheme.map.n_slots * sizeof *series->poison.shown);
+	return status;
+}
+
+/* ---- Captures ---- */
+
+/* A replay begins with poison everywhere, so in a capture nothing is shown before its own waits. */
+void poison_enter_capture(lshard_series *series)
+{
+	const size_t bytes = series->scheme.map.n_slots * sizeof *series->poison.shown;
+
+	if (!series->scheme.spares)
+		return;
+	memcpy(series->poison.shown_outside, series->poison.shown, bytes);
+	memset(series->poison.shown, 0, bytes);
+}
+
+void poison_leave_capture(lshard_series *series)
+{
+	if (series->scheme.spares)
+		memcpy(series->poison.shown, series->poison.shown_outside,
+		       series->scheme.map.n_slots * sizeof *series->poison.shown);
+}
+
+/* ---- Switching ---- */
+
+/* The layer goes to where it would have been fetched with the poison as it will be; poison comes where it was. */
+static lshard_status move_layer(lshard_series *series, uint32_t slot, bool on, void *stream)
+{
+	const uint32_t from = on ? window_of(series, slot) : spare_of(series, slot);
+	const uint32_t to = on ? spare_of(series, slot) : window_of(series, slot);
+	lshard_status status = pass_retire_readers(series, slot);
+
+	if (status >= 0)
+		status = copy_cell(series, to, from, stream);
+	if (status >= 0)
+		status = copy_cell(series, from, poison_cell(series), stream);
+	return status;
+}
+
+lshard_status poison_switch(lshard_series *series, bool on, void *stream)
+{
+	lshard_status first = LSHARD_OK;
+
+	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++) {
+		lshard_status status;
+
+		if (window_of(series, slot) == SLOT_NONE)
+			continue;
+		status = move_layer(series, slot, on, stream);
+		if (status >= 0)
+			continue;
+		ring_fail(&series->ring, slot);
+		first = first < 0 ? first : status;
+	}
+	series->poison.on = on;
+	return first;
+}
