@@ -7,10 +7,12 @@
 #include "cuda_ranks.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -265,6 +267,66 @@ static void a_share_is_given_back_when_nobody_reads_it(void **state)
 	assert_int_equal(team_of_processes(3, lends, &variant), 0);
 }
 
+struct lending {
+	struct variant variant; /* first: what the other parts look for */
+	pid_t *children;        /* [size] of ranks that fork, shared by all */
+};
+
+/* It has what its parent has; the test ends it. */
+static void leave_a_child(const struct member *member)
+{
+	const struct lending *lending = member->user;
+	const pid_t forked = fork();
+
+	if (forked == 0) {
+		alarm(60);
+		pause();
+		_exit(0);
+	}
+	lending->children[member->rank] = forked;
+}
+
+/* Rank 1 reads no more, rank 2 is dead, and children of both have their descriptors. */
+static int lends_to_parents(const struct member *member)
+{
+	static struct purse purse;
+	struct rank rank;
+
+	if (!open_rank(&rank, &purse, member))
+		return 1;
+	EXPECT(member, create(&rank, &purse) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	if (member->rank > 0)
+		leave_a_child(member);
+	if (member->rank == 2) {
+		team_dies(member);
+		raise(SIGKILL);
+	}
+	EXPECT(member, lshard_series_destroy(rank.series) == LSHARD_OK, "destroy");
+	rank.series = NULL;
+	/* A meeting of the two that are left, after both have let go. */
+	EXPECT(member, create(&rank, &purse) == LSHARD_ERR_PEER_FAILED, "rank 2 is not dead yet");
+	cuda_close_rank(&rank);
+	EXPECT(member, purse.returned[LSHARD_FOR_SHARE] == 1, "not given back");
+	close_purse(&purse, member);
+	return 0;
+failed:
+	cuda_close_rank(&rank);
+	return 1;
+}
+
+static void children_of_readers_are_no_readers(void **state)
+{
+	struct lending lending = {.variant = {.setting = {.spec = "cuda", .prefetch = 1}, .rank = -1}};
+
+	(void)state;
+	lending.children = mmap(NULL, 3 * sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_true(lending.children != MAP_FAILED);
+	assert_int_equal(team_of_processes(3, lends_to_parents, &lending), 0);
+	for (int rank = 1; rank < 3; rank++)
+		assert_int_equal(kill(lending.children[rank], SIGKILL), 0);
+	munmap(lending.children, 3 * sizeof(pid_t));
+}
+
 /* A reader that stays keeps it beyond the owner's group: then it is not given back, and the owner is told. */
 static int keeps(const struct member *member)
 {
@@ -406,6 +468,7 @@ int main(int count, char **arguments)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_callers_memory_is_used),
 		cmocka_unit_test(a_share_is_given_back_when_nobody_reads_it),
+		cmocka_unit_test(children_of_readers_are_no_readers),
 		cmocka_unit_test(what_is_read_for_ever_is_not_given_back),
 		cmocka_unit_test(what_a_copy_may_still_use_is_not_given_back),
 		cmocka_unit_test(memory_that_will_not_do_is_refused),

@@ -31,6 +31,7 @@ struct member {
 	int fd;      /* -1: not here */
 	int process; /* readable once it has ended, see lshard__socket_peer_process; -1: not known */
 	pid_t pid;
+	int ended;  /* its process has, and it left nothing to be heard */
 	int heard;  /* it said all we wait for now: its hello, its contribution */
 	size_t got; /* bytes of its frame and contribution that came so far */
 	struct frame frame;
@@ -46,7 +47,7 @@ struct lshard__rendezvous {
 	struct lshard__place place;
 	struct member *members;     /* rank 0: [size]; its own entry is unused */
 	struct lshard__lobby lobby; /* rank 0, while ranks are missing */
-	struct pollfd *polled;      /* rank 0: [size] members, [size] their processes, then the lobby's */
+	struct pollfd *polled;      /* rank 0: [size] members, the lobby's, their processes */
 	char job[64];
 };
 
@@ -147,7 +148,7 @@ static lshard_status welcome(lshard__rendezvous *r)
 {
 	struct lshard__newcomer newcomer;
 
-	if (lshard__lobby_hear(&r->lobby, r->polled + 2 * r->context->size) < 0)
+	if (lshard__lobby_hear(&r->lobby, r->polled + r->context->size) < 0)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': accept: %s", r->job, strerror(errno));
 	while (lshard__lobby_next(&r->lobby, &newcomer)) {
 		lshard_status status;
@@ -192,6 +193,22 @@ static lshard_status waited(lshard__rendezvous *r, int32_t rank, uint32_t waited
 			   r->listener >= 0 ? lshard__place_hint(&r->place, hint, sizeof hint) : "");
 }
 
+static size_t add_processes(const lshard__rendezvous *r, size_t count)
+{
+	for (int32_t rank = 1; rank < r->context->size; rank++)
+		if (r->members[rank].process >= 0)
+			r->polled[count++] = (struct pollfd){.fd = r->members[rank].process, .events = POLLIN};
+	return count;
+}
+
+/* @p count: where they were added; 0: nothing was seen. */
+static void note_ended(lshard__rendezvous *r, size_t count)
+{
+	for (int32_t rank = 1; rank < r->context->size && count; rank++)
+		if (r->members[rank].process >= 0)
+			r->members[rank].ended = r->polled[count++].revents && !r->polled[rank].revents;
+}
+
 /* Wait until one of those who are here, or somebody new, has something to say. */
 static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 {
@@ -199,23 +216,16 @@ static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 	size_t count;
 	int ready;
 
-	for (int32_t rank = 0; rank < size; rank++) {
+	for (int32_t rank = 0; rank < size; rank++)
 		r->polled[rank] = (struct pollfd){.fd = r->members[rank].fd, .events = POLLIN};
-		r->polled[size + rank] = (struct pollfd){.fd = r->members[rank].process, .events = POLLIN};
-	}
-	count = 2 * (size_t)size + lshard__lobby_poll(&r->lobby, r->listener, r->polled + 2 * size);
-	ready = poll(r->polled, count, lshard__left_ms(deadline));
+	count = (size_t)size + lshard__lobby_poll(&r->lobby, r->listener, r->polled + size);
+	ready = poll(r->polled, add_processes(r, count), lshard__left_ms(deadline));
+	note_ended(r, ready > 0 ? count : 0);
 	if (ready > 0 || (ready < 0 && errno == EINTR))
 		return LSHARD_OK;
 	if (ready < 0)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': poll: %s", r->job, strerror(errno));
 	return waited(r, 0, r->context->timeout_ms);
-}
-
-/* With nothing left to be heard: its socket may live on in a child of its. */
-static int has_ended(const lshard__rendezvous *r, int32_t rank)
-{
-	return !r->polled[rank].revents && r->polled[r->context->size + rank].revents;
 }
 
 static int all_heard(const lshard__rendezvous *r)
@@ -243,7 +253,7 @@ static lshard_status gather_members(lshard__rendezvous *r, uint64_t deadline)
 		lshard_status status = await_members(r, deadline);
 
 		for (int32_t rank = 1; rank < r->context->size && status == LSHARD_OK; rank++)
-			if (has_ended(r, rank))
+			if (r->members[rank].ended)
 				status = left_early(r, rank);
 			else if (r->polled[rank].fd >= 0 && r->polled[rank].revents)
 				status = hear_early(r, rank);
@@ -293,7 +303,7 @@ static lshard_status gather_parts(lshard__rendezvous *r, char *receive, size_t b
 		lshard_status status = await_members(r, deadline);
 
 		for (int32_t rank = 1; rank < size && status == LSHARD_OK; rank++) {
-			if (has_ended(r, rank))
+			if (r->members[rank].ended)
 				status = left_early(r, rank);
 			else if (r->polled[rank].revents)
 				status = r->members[rank].heard

@@ -6,17 +6,18 @@
  * Windows may be any memory of this rank's device. A share must be memory that the driver's legacy handles can name,
  * which is what cudaMalloc gives; it may lie inside a larger allocation, as with allocators that cache.
  *
- * The others may read a share longer than its series lives here, and this rank must not wait for them. So each of them
- * holds the end of a pipe until it reads no more; the kernel lets go for a rank that dies. When the last end is closed,
+ * The others may read a share longer than its series lives here, and this rank must not wait for them. So all of them
+ * have the other end of a pair of sockets, and each says there when it reads no more. Who has said so, or has died, reads
+ * no more; nor does anybody once the last end is closed, which children that ranks fork may put off. When nobody does,
  * the next call that opens or closes something gives the memory back.
  */
 #include "cuda_transport.h"
 #include "sockets.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 /* A share of the caller's. */
@@ -24,18 +25,41 @@ struct cuda_loan {
 	struct cuda_loan *next;
 	lshard_memory_source source;
 	void *pointer;
-	int readers; /* of the pipe whose other ends the readers hold */
-	int offered; /* the other end, until every reader has it */
-	int over;    /* this rank's series is destroyed */
+	int readers;    /* the end that hears from them */
+	int offered;    /* their end, until every reader has it */
+	int over;       /* this rank's series is destroyed */
+	uint8_t done[]; /* [size] which ranks have said that they read no more */
 };
 
 /* ---- giving back ---- */
 
-static int is_read(const struct cuda_loan *loan)
+static void hear_readers(const struct cuda *cuda, struct cuda_loan *loan)
+{
+	int32_t rank;
+
+	while (recv(loan->readers, &rank, sizeof rank, MSG_DONTWAIT) == (ssize_t)sizeof rank)
+		if (rank >= 0 && rank < cuda->base.context->size)
+			loan->done[rank] = 1;
+}
+
+static int is_read(const struct cuda *cuda, struct cuda_loan *loan)
 {
 	struct pollfd polled = {.fd = loan->readers, .events = POLLIN};
 
-	return loan->readers >= 0 && !(poll(&polled, 1, 0) == 1 && polled.revents & POLLHUP);
+	hear_readers(cuda, loan);
+	if (poll(&polled, 1, 0) == 1 && polled.revents & POLLHUP)
+		return 0;
+	for (int32_t rank = 0; rank < cuda->base.context->size; rank++)
+		if (rank != cuda->base.context->rank && !loan->done[rank] && !mesh_process_ended(&cuda->mesh, rank))
+			return 1;
+	return 0;
+}
+
+/* The last word may be that this rank reads no more; nobody may be there to hear it. */
+static void stop_reading(const struct cuda *cuda, int hold)
+{
+	(void)send(hold, &cuda->base.context->rank, sizeof cuda->base.context->rank, MSG_DONTWAIT | MSG_NOSIGNAL);
+	close(hold);
 }
 
 static void stop_offering(struct cuda_loan *loan)
@@ -61,7 +85,7 @@ void cuda_loans_settle(struct cuda *cuda)
 	for (struct cuda_loan **at = &cuda->loans; *at;) {
 		struct cuda_loan *loan = *at;
 
-		if (!loan->over || is_read(loan)) {
+		if (!loan->over || is_read(cuda, loan)) {
 			at = &loan->next;
 			continue;
 		}
@@ -95,13 +119,16 @@ void cuda_caller_close(struct cuda_store *store, int settled)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
 	const lshard_memory_source *source = &store->base.plan->memory_source;
+	const int forked = cuda->base.context->forked(cuda->base.context);
 
 	for (int32_t rank = 0; store->holds && rank < cuda->base.context->size; rank++)
-		if (store->holds[rank] >= 0 && settled)
+		if (store->holds[rank] >= 0 && forked)
 			close(store->holds[rank]);
+		else if (store->holds[rank] >= 0 && settled)
+			stop_reading(cuda, store->holds[rank]);
 	if (store->holds)
 		cuda->base.context->release(cuda->base.context, store->holds);
-	if (cuda->base.context->forked(cuda->base.context))
+	if (forked)
 		return;
 	if (store->lent_windows && settled)
 		source->release(source->user, LSHARD_FOR_WINDOWS, store->lent_windows);
@@ -163,21 +190,24 @@ static lshard_status new_loan(struct cuda_store *store, struct cuda_loan **made)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
 	const lshard_store_plan *plan = store->base.plan;
-	struct cuda_loan *loan = cuda->base.context->allocate(cuda->base.context, sizeof *loan);
+	const lshard_context *context = cuda->base.context;
+	struct cuda_loan *loan = context->allocate(context, sizeof *loan + (size_t)context->size);
 	int ends[2];
 
 	if (!loan)
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory to lend a share",
 				   plan->name);
-	if (pipe2(ends, O_CLOEXEC) != 0) {
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
 		const int cause = errno;
 
-		cuda->base.context->release(cuda->base.context, loan);
+		context->release(context, loan);
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_TRANSPORT,
-				   "series '%s': no pipe to see who reads the caller's memory: %s", plan->name,
+				   "series '%s': no sockets to see who reads the caller's memory: %s", plan->name,
 				   strerror(cause));
 	}
-	*loan = (struct cuda_loan){.source = plan->memory_source, .readers = ends[0], .offered = ends[1]};
+	loan->source = plan->memory_source;
+	loan->readers = ends[0];
+	loan->offered = ends[1];
 	*made = loan;
 	return LSHARD_OK;
 }

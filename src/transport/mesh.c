@@ -438,21 +438,34 @@ static int take_packet(struct mesh_peer *peer)
 	return 1;
 }
 
-static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
+static int is_heard(const struct mesh_peer *peer)
 {
-	int32_t size = mesh->context->size;
-	int ready;
+	return peer->fd >= 0 && !peer->gone;
+}
 
-	for (int32_t rank = 0; rank < size; rank++) {
+/* Only what is open: the kernel polls no more descriptors than a process may have. */
+static nfds_t fill_polled(const struct mesh *mesh)
+{
+	nfds_t count = 0;
+
+	mesh->polled[count++] = (struct pollfd){.fd = mesh->wake, .events = POLLIN};
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
 		const struct mesh_peer *peer = &mesh->peers[rank];
 
-		mesh->polled[rank] = (struct pollfd){.fd = peer->gone ? -1 : peer->fd,
-						     .events = peer->owed ? POLLIN | POLLOUT : POLLIN};
-		mesh->polled[size + 1 + rank] =
-			(struct pollfd){.fd = peer->gone ? -1 : peer->process, .events = POLLIN};
+		if (!is_heard(peer))
+			continue;
+		mesh->polled[count++] =
+			(struct pollfd){.fd = peer->fd, .events = peer->owed ? POLLIN | POLLOUT : POLLIN};
+		if (peer->process >= 0)
+			mesh->polled[count++] = (struct pollfd){.fd = peer->process, .events = POLLIN};
 	}
-	mesh->polled[size] = (struct pollfd){.fd = mesh->wake, .events = POLLIN};
-	ready = poll(mesh->polled, 2 * (nfds_t)size + 1, lshard__left_ms(deadline));
+	return count;
+}
+
+static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
+{
+	int ready = poll(mesh->polled, fill_polled(mesh), lshard__left_ms(deadline));
+
 	if (atomic_load(&mesh->aborted))
 		return lshard_fail(mesh->error, LSHARD_ERR_ABORTED, "rank %d was aborted", (int)mesh->context->rank);
 	if (ready < 0 && errno != EINTR)
@@ -461,17 +474,11 @@ static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
 }
 
 /* What a process sent before it ended is there: only then is it gone. */
-static void hear_peer(struct mesh *mesh, int32_t rank)
+static void hear_peer(struct mesh_peer *peer, int spoke, int ended)
 {
-	struct mesh_peer *peer = &mesh->peers[rank];
-	const int spoke = mesh->polled[rank].revents;
-	const int ended = mesh->polled[mesh->context->size + 1 + rank].revents;
-
-	if (peer->gone || !(spoke || ended))
-		return;
-	while (take_packet(peer))
+	while ((spoke || ended) && take_packet(peer))
 		;
-	peer->gone |= ended != 0;
+	peer->gone |= ended;
 }
 
 int mesh_process_ended(const struct mesh *mesh, int32_t rank)
@@ -484,9 +491,17 @@ int mesh_process_ended(const struct mesh *mesh, int32_t rank)
 lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns)
 {
 	lshard_status status = poll_peers(mesh, deadline_ns);
+	const struct pollfd *next = mesh->polled + 1; /* as they were filled in */
 
-	for (int32_t rank = 0; rank < mesh->context->size && status == LSHARD_OK; rank++)
-		hear_peer(mesh, rank);
+	for (int32_t rank = 0; rank < mesh->context->size && status == LSHARD_OK; rank++) {
+		struct mesh_peer *peer = &mesh->peers[rank];
+		int spoke;
+
+		if (!is_heard(peer))
+			continue;
+		spoke = next++->revents != 0;
+		hear_peer(peer, spoke, peer->process >= 0 && next++->revents != 0);
+	}
 	return status;
 }
 

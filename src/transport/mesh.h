@@ -35,7 +35,7 @@ struct mesh {
 	const lshard_context *context;
 	lshard_error *error;
 	struct mesh_peer *peers; /* [size] */
-	struct pollfd *polled;   /* [2 * size + 1] in use: sockets, wake, processes */
+	struct pollfd *polled;   /* [2 * size - 1] in use: wake, sockets, processes */
 	int wake;                /* eventfd: written to by mesh_abort */
 	atomic_int aborted;
 };
