@@ -215,8 +215,8 @@ static lshard_status connect_ranks(lshard_group *group, const lshard_group_optio
 	if (!spec && !options->custom_transport)
 		spec = "auto";
 	status = lshard__stack_open(context, spec, options->custom_transport, &group->stack, error);
-	if (status < 0 && rendezvous &&
-	    lshard__rendezvous_failure(rendezvous) < 0) { /* the transport knows only that it failed */
+	if (status == LSHARD_ERR_TRANSPORT && rendezvous && lshard__rendezvous_failure(rendezvous) < 0) {
+		/* The transport knows only that an all-gather failed. */
 		status = lshard__rendezvous_failure(rendezvous);
 		*error = *lshard__rendezvous_error(rendezvous);
 	}

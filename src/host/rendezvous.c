@@ -7,6 +7,7 @@
  * told to all others in its own words, so that every rank's message names the cause.
  */
 #include "outside.h"
+#include "limit_reason.h"
 #include "lobby.h"
 #include "meeting_place.h"
 #include "sockets.h"
@@ -149,7 +150,8 @@ static lshard_status welcome(lshard__rendezvous *r)
 	struct lshard__newcomer newcomer;
 
 	if (lshard__lobby_hear(&r->lobby, r->polled + r->context->size) < 0)
-		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': accept: %s", r->job, strerror(errno));
+		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': accept: %s", r->job,
+				   lshard__reason(errno, 0).text);
 	while (lshard__lobby_next(&r->lobby, &newcomer)) {
 		lshard_status status;
 
@@ -354,7 +356,8 @@ static lshard_status no_answer(lshard__rendezvous *r, lshard_status status)
 				   (int)rank, (unsigned)r->context->timeout_ms, r->job);
 	if (status == LSHARD_ERR_PEER_FAILED)
 		return lshard_fail(&r->error, status, "rank %d: rank 0 of job '%s' is gone", (int)rank, r->job);
-	return lshard_fail(&r->error, status, "rank %d: rank 0 of job '%s': %s", (int)rank, r->job, strerror(errno));
+	return lshard_fail(&r->error, status, "rank %d: rank 0 of job '%s': %s", (int)rank, r->job,
+			   lshard__reason(errno, 0).text);
 }
 
 /* What rank 0 says: @p bytes bytes, or why there are none. */
@@ -484,7 +487,7 @@ static lshard_status cannot_listen(lshard__rendezvous *r)
 	lshard_error refused;
 
 	(void)lshard_fail(&refused, LSHARD_ERR_SYSTEM, "job '%s': cannot listen as rank 0: %s", r->job,
-			  strerror(errno));
+			  lshard__reason(errno, 0).text);
 	return blocked(r, LSHARD_ERR_SYSTEM, refused.text);
 }
 

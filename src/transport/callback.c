@@ -7,7 +7,6 @@
 #include "callback.h"
 #include "clock.h"
 #include "transports.h"
-#include "verdict.h"
 
 #include <string.h>
 
@@ -119,43 +118,37 @@ static void make_end(struct callback *callback)
 	callback_free(callback);
 }
 
-static lshard_status judge_beginnings(const lshard_context *context, const struct lshard__record *all,
-				      lshard_error *error)
+/* All ranks have come so far: the caller's collectives must not wait for one that never did. */
+static lshard_status meet(const lshard_context *context, lshard_error *error)
 {
-	const struct lshard__records records = {.first = all, .bytes = sizeof *all, .size = context->size};
-	struct lshard__verdict verdict = lshard__judge(&records);
+	const char here = 1;
+	char *all = context->allocate(context, (size_t)context->size);
+	int failed;
 
-	if (verdict.finding != LSHARD__FAILED)
+	if (!all)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
+				   (int)context->rank);
+	failed = context->bootstrap.allgather(context->bootstrap.user, &here, all, sizeof here);
+	context->release(context, all);
+	if (!failed)
 		return LSHARD_OK;
-	return lshard_fail(error, (lshard_status)verdict.status, "callback: %s cannot take part: %s",
-			   lshard__ranks_text(&verdict.ranks), lshard_status_text((lshard_status)verdict.status));
+	return lshard_fail(error, LSHARD_ERR_TRANSPORT, "callback: rank %d: the bootstrap's all-gather failed",
+			   (int)context->rank);
 }
 
-/* All ranks begin, or none: the caller's collectives must not wait for a rank that never came so far. */
+/* A rank that fails before it meets the others is heard by them in their all-gather (gathering.h). */
 static lshard_status callback_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
 				   lshard_error *error)
 {
-	struct lshard__record *all = context->allocate(context, (size_t)context->size * sizeof *all);
 	struct callback *callback = NULL;
 	lshard_status status = make_worker(context, &callback, error);
-	const struct lshard__record mine = {.status = status};
 
 	(void)inner;
-	if (!all) {
-		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
-				     (int)context->rank);
-		goto end; /* cannot even hear the others: they see the all-gather fail */
-	}
-	if (context->bootstrap.allgather(context->bootstrap.user, &mine, all, sizeof *all) != 0 && status == LSHARD_OK)
-		status = lshard_fail(error, LSHARD_ERR_TRANSPORT,
-				     "callback: rank %d: the bootstrap's all-gather failed", (int)context->rank);
-	if (status == LSHARD_OK)
-		status = judge_beginnings(context, all, error);
-end:
-	context->release(context, all);
+	if (status < 0)
+		return status;
+	status = meet(context, error);
 	if (status < 0) {
-		if (mine.status == LSHARD_OK)
-			make_end(callback);
+		make_end(callback);
 		return status;
 	}
 	callback_start_roll_calls(callback);

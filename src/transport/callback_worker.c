@@ -5,6 +5,7 @@
  */
 #include "callback.h"
 #include "clock.h"
+#include "limit_reason.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -257,7 +258,7 @@ lshard_status callback_start(struct callback *callback, lshard_error *error)
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (failed)
 		return lshard_fail(error, LSHARD_ERR_SYSTEM, "callback: rank %d: no thread for the collectives: %s",
-				   (int)callback->base.context->rank, strerror(failed));
+				   (int)callback->base.context->rank, lshard__reason_thread(failed).text);
 	(void)pthread_setname_np(callback->worker, "layershard-call");
 	callback->started = true;
 	return LSHARD_OK;

@@ -12,6 +12,7 @@
  */
 #include "control.h"
 #include "control_page.h"
+#include "limit_reason.h"
 #include "memfd.h"
 #include "sockets.h"
 #include "verdict.h"
@@ -29,7 +30,8 @@
 
 static lshard_status refused(struct control *control, const char *what)
 {
-	return lshard_fail(control->error, LSHARD_ERR_SYSTEM, "control page: %s: %s", what, strerror(errno));
+	return lshard_fail(control->error, LSHARD_ERR_SYSTEM, "control page: %s: %s", what,
+			   lshard__reason(errno, control->bytes).text);
 }
 
 #define PAGE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -111,7 +113,7 @@ static lshard_status make_block(struct control *control, int *fd)
 	*fd = lshard__memfd_create("layershard:control");
 	if (*fd < 0)
 		return refused(control, "memfd_create");
-	if (ftruncate(*fd, (off_t)control->bytes) || fcntl(*fd, F_ADD_SEALS, PAGE_SEALS))
+	if (lshard__resize(*fd, control->bytes) || fcntl(*fd, F_ADD_SEALS, PAGE_SEALS))
 		status = refused(control, "size");
 	if (status == LSHARD_OK)
 		status = map_block(control, *fd);
@@ -132,8 +134,9 @@ static lshard_status share_block(struct control *control, int fd, int *fds, uint
 
 	if (status != LSHARD_OK || context->rank == 0)
 		return status;
-	status = fds[0] >= 0 ? control_page_check(fds[0], context->size, control->error)
-			     : lshard_fail(control->error, LSHARD_ERR_SYSTEM, "rank 0 has no control page to share");
+	status = fds[0] >= 0
+			 ? control_page_check(fds[0], context->size, control->error)
+			 : lshard_fail(control->error, LSHARD_ERR_PEER_FAILED, "rank 0 has no control page to share");
 	if (status == LSHARD_OK)
 		status = map_block(control, fds[0]);
 	for (int32_t rank = 0; rank < context->size; rank++)

@@ -12,6 +12,7 @@
  * the next call that opens or closes something gives the memory back.
  */
 #include "cuda_transport.h"
+#include "limit_reason.h"
 #include "sockets.h"
 
 #include <errno.h>
@@ -203,7 +204,7 @@ static lshard_status new_loan(struct cuda_store *store, struct cuda_loan **made)
 		context->release(context, loan);
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_TRANSPORT,
 				   "series '%s': no sockets to see who reads the caller's memory: %s", plan->name,
-				   strerror(cause));
+				   lshard__reason(cause, 0).text);
 	}
 	loan->source = plan->memory_source;
 	loan->readers = ends[0];

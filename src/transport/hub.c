@@ -177,7 +177,7 @@ lshard_status lshard__hub_join(const lshard_context *context, const char *tag, b
 	struct lshard__hub *hub;
 	lshard_status status;
 
-	if (!cards) { /* cannot even hear the others: they see the all-gather fail */
+	if (!cards) { /* cannot even hear the others: they are told by its opening's end */
 		hub_free(own);
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "local: rank %d has no memory to join",
 				   (int)context->rank);

@@ -5,15 +5,16 @@
 #include "mesh.h"
 #include "greeting.h"
 #include "hello.h"
+#include "limit_reason.h"
 #include "lobby.h"
 #include "sockets.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -22,10 +23,11 @@
 /* What every rank tells all others through the bootstrap. */
 struct card {
 	struct lshard__greeting greeting;
-	int32_t failed; /* errno, if it cannot listen */
+	int32_t failed; /* status, if it cannot connect */
 	int32_t pid;
 	uint64_t token; /* whoever knows it belongs to the group */
 	char name[64];
+	char why[200]; /* it failed */
 };
 
 struct packet {
@@ -40,21 +42,46 @@ static struct lshard__greeting greeting(void)
 
 /* ---- connecting ---- */
 
-static int listen_somewhere(struct card *card)
+static void refuse(struct card *card, lshard_status status, const char *what, const char *why)
+{
+	if (card->failed)
+		return; /* the first cause counts */
+	card->failed = status;
+	snprintf(card->why, sizeof card->why, "%s%.*s", what, 160, why);
+}
+
+/*
+ * Will there be a socket and a process for every other rank, and the control page? Found out before the cards are
+ * dealt, by opening as many, so that a rank that is short of descriptors can say so to all.
+ */
+static void try_descriptors(struct mesh *mesh, struct card *card)
+{
+	const int wanted = 2 * (mesh->context->size - 1) + 1;
+	int opened = 0;
+
+	while (opened < wanted && (mesh->polled[opened].fd = fcntl(mesh->wake, F_DUPFD_CLOEXEC, 0)) >= 0)
+		opened++;
+	if (opened < wanted)
+		refuse(card, LSHARD_ERR_SYSTEM, "", lshard__reason(errno, 0).text);
+	while (opened > 0)
+		close(mesh->polled[--opened].fd);
+}
+
+static int listen_somewhere(struct mesh *mesh, struct card *card)
 {
 	uint64_t random[2] = {0, 0};
 	int listener;
 
-	card->greeting = lshard__greeting_make(CARD_MAGIC, sizeof *card, sizeof(struct packet));
-	card->pid = (int32_t)getpid();
 	if (getrandom(random, sizeof random, 0) != sizeof random)
-		card->failed = errno;
+		refuse(card, LSHARD_ERR_SYSTEM, "getrandom: ", strerror(errno));
 	card->token = random[1];
 	snprintf(card->name, sizeof card->name, "layershard/%lu/%d/%016llx", (unsigned long)geteuid(), (int)getpid(),
 		 (unsigned long long)random[0]);
 	listener = lshard__socket_listen(card->name, SOCK_SEQPACKET);
 	if (listener < 0)
-		card->failed = errno;
+		refuse(card, LSHARD_ERR_SYSTEM, "listening: ", lshard__reason(errno, 0).text);
+	else
+		try_descriptors(mesh, card);
 	return listener;
 }
 
@@ -75,7 +102,7 @@ static lshard_status reach_peer(struct mesh *mesh, int32_t rank, const struct ca
 		return lshard_fail(mesh->error, LSHARD_ERR_PEER_FAILED, "rank %d (process %d) is gone", (int)rank,
 				   (int)card->pid);
 	return lshard_fail(mesh->error, status, "connecting to rank %d (process %d): %s", (int)rank, (int)card->pid,
-			   strerror(errno));
+			   lshard__reason(errno, 0).text);
 }
 
 /* One user is not proof enough (user.h): whoever answers must know this rank's token as well, see await_answer. */
@@ -149,8 +176,8 @@ static lshard_status await_answer(struct mesh *mesh, int32_t rank, const struct 
 	const struct mesh_peer *peer = &mesh->peers[rank];
 	struct lshard__attached attached = {-1, false};
 	struct lshard__hello hello;
-	lshard_status status = lshard__socket_wait(peer->fd, peer->process, POLLIN,
-						   peer->gone ? lshard__now_ns() : deadline);
+	lshard_status status =
+		lshard__socket_wait(peer->fd, peer->process, POLLIN, peer->gone ? lshard__now_ns() : deadline);
 	ssize_t got;
 
 	if (status != LSHARD_OK)
@@ -225,7 +252,8 @@ static lshard_status accept_higher(struct mesh *mesh, int listener, struct lshar
 		if (ready < 0 && errno == EINTR)
 			continue;
 		if (ready < 0 || lshard__lobby_hear(lobby, mesh->polled) < 0)
-			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "waiting for ranks: %s", strerror(errno));
+			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "waiting for ranks: %s",
+					   lshard__reason(errno, 0).text);
 		wanted -= take_in(mesh, lobby, cards);
 	}
 	return LSHARD_OK;
@@ -251,7 +279,7 @@ static lshard_status check_cards(struct mesh *mesh, struct card *cards)
 	return LSHARD_OK;
 }
 
-/* Also called where this rank cannot listen: the others learn it by the card instead of waiting for it. */
+/* Also called where this rank cannot connect: the others learn it by the card instead of waiting for it. */
 static lshard_status deal_cards(struct mesh *mesh, const struct card *mine, struct card *cards)
 {
 	const lshard_bootstrap *bootstrap = &mesh->context->bootstrap;
@@ -266,10 +294,12 @@ static lshard_status deal_cards(struct mesh *mesh, const struct card *mine, stru
 		return status;
 	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
 		if (cards[rank].failed)
-			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d (process %d) cannot listen: %s",
-					   (int)rank, (int)cards[rank].pid, strerror(cards[rank].failed));
-		mesh->peers[rank].pid = cards[rank].pid;
+			return lshard_fail(mesh->error, (lshard_status)cards[rank].failed,
+					   "rank %d (process %d) cannot connect to the others: %.*s", (int)rank,
+					   (int)cards[rank].pid, (int)sizeof cards[rank].why, cards[rank].why);
 	}
+	for (int32_t rank = 0; rank < mesh->context->size; rank++)
+		mesh->peers[rank].pid = cards[rank].pid; /* all could connect, so this one has its tables */
 	return LSHARD_OK;
 }
 
@@ -284,17 +314,17 @@ static lshard_status watch_processes(struct mesh *mesh)
 		peer->process = lshard__socket_peer_process(peer->fd);
 		if (peer->process < 0 && (errno == EMFILE || errno == ENFILE))
 			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "watching rank %d (process %d): %s",
-					   (int)rank, (int)peer->pid, strerror(errno));
+					   (int)rank, (int)peer->pid, lshard__reason(errno, 0).text);
 		peer->gone |= peer->process < 0 && errno == ESRCH;
 	}
 	return LSHARD_OK;
 }
 
-static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby, struct card *cards, uint64_t deadline)
+static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby, struct card *mine, struct card *cards,
+				 uint64_t deadline)
 {
-	struct card mine = {0};
-	int listener = listen_somewhere(&mine);
-	lshard_status status = deal_cards(mesh, &mine, cards);
+	int listener = mine->failed ? -1 : listen_somewhere(mesh, mine);
+	lshard_status status = deal_cards(mesh, mine, cards);
 
 	if (status == LSHARD_OK)
 		status = connect_lower(mesh, cards, deadline);
@@ -313,8 +343,10 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 {
 	size_t size = (size_t)context->size;
 	struct card *cards = context->allocate(context, size * sizeof *cards);
+	struct card mine = {.greeting = lshard__greeting_make(CARD_MAGIC, sizeof mine, sizeof(struct packet)),
+			    .pid = (int32_t)getpid()};
 	struct lshard__lobby lobby = {.newcomers = NULL};
-	lshard_status status = LSHARD_ERR_NO_MEMORY;
+	lshard_status status;
 
 	memset(mesh, 0, sizeof *mesh);
 	mesh->context = context;
@@ -328,11 +360,13 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 		mesh->peers[i].process = -1;
 	}
 	if (mesh->wake < 0)
-		status = lshard_fail(error, LSHARD_ERR_SYSTEM, "eventfd: %s", strerror(errno));
-	else if (!lshard__lobby_open(&lobby, context, greeting()) || !cards || !mesh->peers || !mesh->polled)
-		(void)lshard_fail(error, status, "no memory to connect %d ranks", (int)context->size);
-	else
-		status = connect_all(mesh, &lobby, cards, deadline_ns);
+		refuse(&mine, LSHARD_ERR_SYSTEM, "eventfd: ", lshard__reason(errno, 0).text);
+	if (!lshard__lobby_open(&lobby, context, greeting()) || !mesh->peers || !mesh->polled)
+		refuse(&mine, LSHARD_ERR_NO_MEMORY, "", "no memory to connect the ranks");
+	if (cards)
+		status = connect_all(mesh, &lobby, &mine, cards, deadline_ns);
+	else /* it cannot even hear the others, who are told by its opening's end */
+		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
 	lshard__lobby_close(&lobby);
 	if (cards)
 		context->release(context, cards);
@@ -583,13 +617,8 @@ static lshard_status settle(struct mesh *mesh, uint64_t tag, int fd, uint64_t de
 /* Where this process may open no more, the kernel delivers the packet without its descriptor. */
 static lshard_status no_room(struct mesh *mesh, int32_t from)
 {
-	struct rlimit limit = {0, 0};
-
-	(void)getrlimit(RLIMIT_NOFILE, &limit);
-	return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM,
-			   "no room for the descriptor that rank %d shares: rank %d may have %llu open files "
-			   "(RLIMIT_NOFILE)",
-			   (int)from, (int)mesh->context->rank, (unsigned long long)limit.rlim_cur);
+	return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "no room for the descriptor that rank %d shares: %s",
+			   (int)from, lshard__reason(EMFILE, 0).text);
 }
 
 /* Empty the inboxes, to which every peer has sent its packet of this round; those of the next round stay. */

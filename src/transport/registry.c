@@ -4,10 +4,11 @@
  * The only file that names them. Knows hosts and processes; knows nothing of layers.
  *
  * Every rank deals one card through the bootstrap and reads all others', so all come to the same choice or the same
- * refusal. Once the transport is open they tell each other by its own control channel whether all have got that far.
+ * refusal. While it is opened, and once it is, they tell each other whether all have got that far (gathering.h).
  */
 #include "outside.h"
 #include "greeting.h"
+#include "gathering.h"
 #include "host_identity.h"
 #include "stack_spec.h"
 #include "text_hash.h"
@@ -107,6 +108,7 @@ _Static_assert(sizeof transports / sizeof transports[0] <= 4, "a card has room f
 
 struct lshard__stack {
 	const lshard_context *base;
+	struct gathering gathering; /* of the ranks while all is opened */
 	struct stack_spec spec;
 	const lshard_transport_ops *custom;
 	lshard_context contexts[SPEC_WRAPPERS + 1]; /* the transport's first, then the wrappers', inside out */
@@ -447,6 +449,7 @@ static lshard_context *context_for(lshard__stack *stack, int i, const char *opti
 {
 	stack->contexts[i] = *stack->base;
 	stack->contexts[i].options = options;
+	stack->contexts[i].bootstrap = gathering_bootstrap(&stack->gathering);
 	return &stack->contexts[i];
 }
 
@@ -463,53 +466,6 @@ static lshard_status open_wrappers(lshard__stack *stack, lshard_error *error)
 			return status;
 	}
 	return LSHARD_OK;
-}
-
-/* What a rank says once it has opened everything, or could not. */
-struct opened {
-	struct lshard__record record;
-	char text[248];
-};
-
-static lshard_status judge(const lshard__stack *stack, const struct opened *all, const uint8_t *alive,
-			   lshard_error *error)
-{
-	const struct lshard__records records = {
-		.first = all, .bytes = sizeof *all, .size = stack->base->size, .alive = alive};
-	struct lshard__verdict verdict = lshard__judge(&records);
-
-	if (verdict.finding == LSHARD__FAILED)
-		return lshard_fail(error, (lshard_status)verdict.status, "rank %d: %s", (int)verdict.rank,
-				   all[verdict.rank].text);
-	if (verdict.finding == LSHARD__MISSING)
-		return lshard_fail(error, LSHARD_ERR_PEER_FAILED, "%s could not open transport '%s' or %s gone",
-				   lshard__ranks_text(&verdict.ranks), stack->chosen->name,
-				   lshard__ranks_are(&verdict.ranks));
-	return LSHARD_OK;
-}
-
-/* All ranks have a group, or none: a wrapper may have failed on one of them alone. */
-static lshard_status conclude(lshard__stack *stack, lshard_status opened, lshard_error *error)
-{
-	const lshard_context *base = stack->base;
-	size_t size = (size_t)base->size;
-	struct opened *all = base->allocate(base, size * (sizeof *all + 1));
-	struct opened mine = {{opened, 0}, {0}};
-	uint8_t *alive;
-	lshard_status status;
-
-	if (!all)
-		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to hear of %d ranks", (int)base->size);
-	alive = (uint8_t *)(all + size);
-	if (opened != LSHARD_OK)
-		snprintf(mine.text, sizeof mine.text, "%.*s", (int)sizeof mine.text - 1, error->text);
-	status = stack->bottom->ops->exchange(stack->bottom, &mine, all, sizeof mine, alive);
-	if (status != LSHARD_OK)
-		status = lshard_fail(error, status, "%s", stack->bottom->error.text);
-	else
-		status = judge(stack, all, alive, error);
-	base->release(base, all);
-	return opened != LSHARD_OK ? opened : status;
 }
 
 static void describe(lshard__stack *stack)
@@ -534,10 +490,11 @@ static lshard_status open_all(lshard__stack *stack, lshard_error *error)
 	const lshard_context *context = context_for(stack, 0, stack->spec.options);
 	lshard_status status = stack->chosen->open(context, NULL, &stack->bottom, error);
 
-	if (status != LSHARD_OK)
-		return status;
-	stack->top = stack->bottom;
-	status = conclude(stack, open_wrappers(stack, error), error);
+	if (status == LSHARD_OK) {
+		stack->top = stack->bottom;
+		status = open_wrappers(stack, error);
+	}
+	status = gathering_conclude(&stack->gathering, status, error); /* all ranks have a group, or none */
 	if (status == LSHARD_OK)
 		describe(stack);
 	return status;
@@ -555,9 +512,13 @@ lshard_status lshard__stack_open(const lshard_context *base, const char *spec, c
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for a transport");
 	made->base = base;
 	made->custom = custom;
-	status = agree(made, spec, check_spec(made, spec, error), error);
+	status = gathering_open(&made->gathering, base, error);
+	if (status == LSHARD_OK)
+		status = check_spec(made, spec, error);
+	status = agree(made, spec, status, error);
 	if (status == LSHARD_OK)
 		status = open_all(made, error);
+	gathering_close(&made->gathering);
 	if (status != LSHARD_OK) {
 		lshard__stack_close(made);
 		return status;

@@ -6,6 +6,7 @@
  * layers into windows by a thread of its own, for machines where memory is nearer to some processors than to others.
  */
 #include "shm.h"
+#include "limit_reason.h"
 #include "memfd.h"
 #include "sockets.h"
 #include "transports.h"
@@ -22,7 +23,7 @@ static int can_seal(lshard_error *error)
 	int sealed;
 
 	if (fd < 0) {
-		(void)lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "memfd_create: %s", strerror(errno));
+		(void)lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "memfd_create: %s", lshard__reason(errno, 0).text);
 		return 0;
 	}
 	sealed = !fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
@@ -38,7 +39,7 @@ static int shm_available(lshard_error *error)
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 	if (fd < 0) {
-		(void)lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "local sockets: %s", strerror(errno));
+		(void)lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "local sockets: %s", lshard__reason(errno, 0).text);
 		return 0;
 	}
 	close(fd);

@@ -8,6 +8,7 @@
  */
 #include "shm.h"
 #include "host_copy.h"
+#include "limit_reason.h"
 #include "sockets.h"
 
 #include <errno.h>
@@ -130,7 +131,7 @@ lshard_status shm_copier_start(struct shm_copier *copier, lshard_error *error)
 	failed = pthread_create(&copier->thread, NULL, copy_until_stopped, copier);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (failed)
-		return lshard_fail(error, LSHARD_ERR_SYSTEM, "copying thread: %s", strerror(failed));
+		return lshard_fail(error, LSHARD_ERR_SYSTEM, "copying thread: %s", lshard__reason_thread(failed).text);
 	(void)pthread_setname_np(copier->thread, "layershard-copy");
 	copier->started = 1;
 	return LSHARD_OK;

@@ -9,6 +9,7 @@
  */
 #include "shm.h"
 #include "host_copy.h"
+#include "limit_reason.h"
 #include "memfd.h"
 #include "sockets.h"
 
@@ -49,7 +50,7 @@ static lshard_status refused(struct opening *opening, const char *what, uint64_t
 	lshard_status status = errno == ENOMEM || errno == ENOSPC ? LSHARD_ERR_NO_MEMORY : LSHARD_ERR_SYSTEM;
 
 	return lshard_fail(opening->error, status, "series '%s': %s of %llu bytes: %s", opening->plan->name, what,
-			   (unsigned long long)bytes, strerror(errno));
+			   (unsigned long long)bytes, lshard__reason(errno, bytes).text);
 }
 
 static lshard_status make_memory(struct opening *opening, const char *what, uint64_t bytes, struct shm_mapping *mapping,
@@ -61,7 +62,7 @@ static lshard_status make_memory(struct opening *opening, const char *what, uint
 
 	snprintf(name, sizeof name, "layershard:%s:%s", opening->plan->name, what);
 	*fd = lshard__memfd_create(name);
-	if (*fd < 0 || ftruncate(*fd, (off_t)size))
+	if (*fd < 0 || lshard__resize(*fd, size))
 		return refused(opening, what, bytes);
 	mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
 	if (mapped == MAP_FAILED)

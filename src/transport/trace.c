@@ -8,6 +8,7 @@
  * Lines are gathered here and not by stdio, whose buffers a child of the program's writes once more when it ends.
  */
 #include "clock.h"
+#include "limit_reason.h"
 #include "transports.h"
 #include "wrapper.h"
 
@@ -72,14 +73,14 @@ static void write_out(struct trace *trace)
 	size_t done = 0;
 
 	while (done < trace->used && !trace->broken) {
-		ssize_t written = write(trace->file, trace->buffer + done, trace->used - done);
+		ssize_t written = lshard__write(trace->file, trace->buffer + done, trace->used - done);
 
 		if (written >= 0) {
 			done += (size_t)written;
 		} else if (errno != EINTR) {
 			trace->broken = true;
 			context->log(context, LSHARD_LOG_WARN, "rank %d: the trace cannot be written and ends here: %s",
-				     (int)context->rank, strerror(errno));
+				     (int)context->rank, lshard__reason(errno, 0).text);
 		}
 	}
 	trace->used = 0;

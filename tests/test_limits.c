@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_limits.c - limits of the system that stop one rank of several: every rank is told at once which limit it is, on
+ * whose side, and no program is ended by a signal. The limits are real ones, set in a forked rank.
+ */
+#include "patience.h"
+#include "threads.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <grp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED 0 /* a sanitizer's own memory lies beyond any limit of addresses */
+#endif
+
+#define LIMITED 1 /* the rank that has the limit, unless a case says otherwise */
+
+/* A limit, when it is set, and what all ranks must hear of it. */
+struct limit_case {
+	const char *transport;
+	void (*set)(void);
+	int32_t rank;
+	bool before_group; /* else before the series */
+	uint64_t layer_bytes;
+	lshard_placement placement;
+	lshard_status status;
+	const char *words;
+};
+
+static void lower(int which, rlim_t most)
+{
+	struct rlimit limit;
+
+	getrlimit((__rlimit_resource_t)which, &limit);
+	limit.rlim_cur = most;
+	setrlimit((__rlimit_resource_t)which, &limit);
+}
+
+static void small_files(void)
+{
+	lower(RLIMIT_FSIZE, 1000);
+}
+
+static void tiny_files(void)
+{
+	lower(RLIMIT_FSIZE, 100);
+}
+
+/* What a rank needs to be found by the others, and no more. */
+static void few_descriptors(void)
+{
+	const int next = dup(STDERR_FILENO);
+
+	close(next);
+	lower(RLIMIT_NOFILE, (rlim_t)next + 5);
+}
+
+static void few_addresses(void)
+{
+	char text[64] = "";
+	FILE *file = fopen("/proc/self/statm", "r");
+
+	if (file && fgets(text, sizeof text, file))
+		lower(RLIMIT_AS, strtoull(text, NULL, 10) * (rlim_t)sysconf(_SC_PAGESIZE) + (2 << 20));
+	if (file)
+		fclose(file);
+}
+
+static uint64_t most_mappings(void)
+{
+	char text[64] = "";
+	FILE *file = fopen("/proc/sys/vm/max_map_count", "r");
+
+	if (file && !fgets(text, sizeof text, file))
+		text[0] = 0;
+	if (file)
+		fclose(file);
+	return strtoull(text, NULL, 10);
+}
+
+/* Every second page of a range has another protection, until there are no more mappings; a few are given back. */
+static void few_mappings(void)
+{
+	const size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (size_t)most_mappings() + 2;
+	char *range = mmap(NULL, pages * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t i = 0;
+
+	while (range != MAP_FAILED && i < pages && !mprotect(range + i * page, page, PROT_READ))
+		i += 2;
+	for (int back = 0; back < 2 && i >= 2; back++)
+		mprotect(range + (i -= 2) * page, page, PROT_NONE);
+}
+
+/* The superuser is free of it. */
+static void few_threads(void)
+{
+	lower(RLIMIT_NPROC, 1);
+}
+
+static int write_layer(void *user, uint32_t layer, void *const *tensors)
+{
+	(void)user;
+	(void)layer;
+	(void)tensors;
+	return 0;
+}
+
+static lshard_status live(const struct member *member, const struct limit_case *limit, char *text, size_t bytes)
+{
+	const lshard_tensor tensor = {"w", limit->layer_bytes, 0, LSHARD_STRIPE_BYTES, 0, 0};
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_series_options described = LSHARD_SERIES_OPTIONS_INIT;
+	lshard_series *series = NULL;
+	lshard_group *group = NULL;
+	lshard_status status;
+
+	options.rank = member->rank;
+	options.size = member->size;
+	options.job = member->job;
+	options.transport = limit->transport;
+	options.timeout_ms = LONG_MS;
+	options.error = text;
+	options.error_bytes = bytes;
+	described.name = "s";
+	described.layer_count = 12;
+	described.tensors = &tensor;
+	described.tensor_count = 1;
+	described.placement = limit->placement;
+	if (member->rank == limit->rank && limit->before_group)
+		limit->set();
+	status = lshard_group_create(&options, &group);
+	if (status < 0)
+		return status;
+	if (member->rank == limit->rank && !limit->before_group)
+		limit->set();
+	status = lshard_series_create(group, &described, &series);
+	snprintf(text, bytes, "%s", lshard_group_error(group));
+	if (status >= 0 && (status = lshard_series_commit(series, write_layer, NULL)) < 0)
+		snprintf(text, bytes, "%s", lshard_series_error(series));
+	lshard_series_destroy(series);
+	lshard_group_destroy(group);
+	return status;
+}
+
+static int is_told(const struct member *member)
+{
+	const struct limit_case *limit = member->user;
+	char text[600] = "";
+	const lshard_status status = live(member, limit, text, sizeof text);
+
+	EXPECT(member, status == limit->status, "%s: %s", lshard_status_name(status), text);
+	EXPECT(member, strstr(text, limit->words) != NULL, "the text lacks '%s': %s", limit->words, text);
+	return 0;
+failed:
+	return 1;
+}
+
+static void tell_all(struct limit_case limit)
+{
+	assert_int_equal(team_of_processes(3, is_told, &limit), 0);
+}
+
+static void files_of_a_size(void **state)
+{
+	(void)state;
+	tell_all((struct limit_case){"shm", small_files, 0, true, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM,
+				     "may have 1000 bytes"}); /* its control page */
+	tell_all((struct limit_case){"shm", small_files, LIMITED, false, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM,
+				     "RLIMIT_FSIZE"});
+	tell_all((struct limit_case){"shm:copy", small_files, LIMITED, false, 9000, LSHARD_STRIPED, LSHARD_ERR_SYSTEM,
+				     "RLIMIT_FSIZE"});
+}
+
+static void descriptors(void **state)
+{
+	(void)state;
+	for (int32_t rank = 0; rank < 3; rank++)
+		tell_all((struct limit_case){"shm", few_descriptors, rank, true, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM,
+					     "RLIMIT_NOFILE"});
+}
+
+static void addresses(void **state)
+{
+	(void)state;
+	if (SANITIZED)
+		skip();
+	tell_all((struct limit_case){"shm", few_addresses, LIMITED, false, 4 << 20, LSHARD_OWNER, LSHARD_ERR_NO_MEMORY,
+				     "RLIMIT_AS"});
+	tell_all((struct limit_case){"shm:copy", few_addresses, LIMITED, false, 4 << 20, LSHARD_OWNER,
+				     LSHARD_ERR_NO_MEMORY, "RLIMIT_AS"});
+}
+
+static void mappings(void **state)
+{
+	(void)state;
+	if (SANITIZED || most_mappings() == 0 || most_mappings() > 200000) {
+		printf("skipped: %llu mappings are too many to use up\n", (unsigned long long)most_mappings());
+		skip();
+	}
+	tell_all((struct limit_case){"shm", few_mappings, LIMITED, false, 3 * 65536, LSHARD_STRIPED,
+				     LSHARD_ERR_NO_MEMORY, "vm.max_map_count"});
+}
+
+static int has_no_threads(const struct member *member)
+{
+	if (geteuid() == 0 && (setgroups(0, NULL) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534)))
+		return 0; /* no other user here */
+	return is_told(member);
+}
+
+static void threads(void **state)
+{
+	struct limit_case limit = {"shm:copy", few_threads,  LIMITED,           false,
+				   9000,       LSHARD_OWNER, LSHARD_ERR_SYSTEM, "RLIMIT_NPROC"};
+
+	(void)state;
+	if (SANITIZED) /* it makes threads of its own */
+		skip();
+	assert_int_equal(team_of_processes(3, has_no_threads, &limit), 0);
+}
+
+/* A trace ends there; the program does not. */
+static int traces_a_little(const struct member *member)
+{
+	const struct limit_case *limit = member->user;
+	char text[600] = "";
+
+	(void)live(member, limit, text, sizeof text);
+	return 0;
+}
+
+static void traces_of_a_size(void **state)
+{
+	char folder[] = "/tmp/layershard-limits-XXXXXX";
+	char spec[96], path[64];
+	struct limit_case limit = {spec, tiny_files, 0, true, 9000, LSHARD_OWNER, LSHARD_OK, ""};
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	snprintf(path, sizeof path, "%s/run.json", folder);
+	snprintf(spec, sizeof spec, "trace=%s,local:at=wait", path);
+	assert_int_equal(team_of_processes(1, traces_a_little, &limit), 0);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(rmdir(folder), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(files_of_a_size), cmocka_unit_test(descriptors), cmocka_unit_test(addresses),
+		cmocka_unit_test(mappings),        cmocka_unit_test(threads),     cmocka_unit_test(traces_of_a_size),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
