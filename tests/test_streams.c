@@ -117,6 +117,29 @@ static void prepare_does_not_belong_into_a_capture(void **state)
 	run_close(run);
 }
 
+/*
+ * What runs on the stream of a prepare, a replay say, makes no call, and may read any window until what comes after it
+ * on another stream is reached.
+ */
+static void a_replay_is_a_reader_of_every_window(void **state)
+{
+	struct run *run = run_open(&sim_pull, 2, 0, 6, 0); /* rank 0: 1, 3, 5 through one window */
+	struct sim_stream *replay = sim_stream_create(run->world, 0);
+	struct member *member = &run->members[0];
+	unsigned char seen[700];
+	void *address = NULL;
+
+	(void)state;
+	memcpy(seen, run_truth(run, 1, 0), run_tensors[0].bytes);
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, replay));
+	run_call_ok(member, "address", 1, lshard_series_address(member->series, 1, 0, &address));
+	for (int i = 0; i < OTHER_WORK; i++)
+		sim_kernel(replay, seen, seen, run_tensors[0].bytes, 0);
+	sim_kernel(replay, address, seen, run_tensors[0].bytes, 0);
+	run_layer(run, 0, 3);
+	run_close(run); /* fails if the kernel saw layer 3 */
+}
+
 /* ---- When transfers start -------------------------------------------------------------------------------------- */
 
 static void release_starts_the_next_transfer_at_once(void **state)
@@ -306,6 +329,7 @@ int main(void)
 		cmocka_unit_test(destroy_waits_for_readers_of_the_sources_own_layers),
 		cmocka_unit_test(destroy_frees_nothing_under_a_reader_that_does_not_end),
 		cmocka_unit_test(prepare_does_not_belong_into_a_capture),
+		cmocka_unit_test(a_replay_is_a_reader_of_every_window),
 		cmocka_unit_test(release_starts_the_next_transfer_at_once),
 		cmocka_unit_test(a_far_jump_starts_every_transfer_in_order_of_need),
 		cmocka_unit_test(the_longest_time_blocked_is_kept),
