@@ -53,7 +53,7 @@ part "2. Layers that come over a slow link while the layers before them compute"
 measure --layers 12 --compute-us 2000 --ratio 2.6,1.2,0.6 --prefetch 0,1,2 --resident 0,33.4%
 
 part "3. One slow rank" \
-	"Compare 'rank 0 delayed' with 'rank 0 even': with pulls a slow rank costs the others nothing, in lockstep" \
+	"Compare the first 'delayed' with 'rank 0 even': with pulls a slow rank costs the others nothing, in lockstep" \
 	"all wait."
 measure --layers 12 --compute-us 2000 --ratio 2.6 --prefetch 2 --slow-rank-percent 50
 

@@ -91,8 +91,7 @@ static bool print_cases(const struct step_result *result)
 static bool print_slow(const struct step_result *result)
 {
 	const struct step_options *options = &result->bench->options;
-	struct cli_table *table = cli_table_create("<way|rank 0 even|rank 0 delayed|slow rank even|"
-						   "slow rank delayed|rank 0 pays");
+	struct cli_table *table = cli_table_create("<way|rank 0 even|delayed|slow rank even|delayed|rank 0 pays");
 	bool good;
 
 	if (!table)
