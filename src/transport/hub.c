@@ -55,11 +55,15 @@ struct card {
 	struct lshard__hub *hub; /* rank 0's */
 };
 
-static struct timespec deadline_in(uint32_t milliseconds)
+uint64_t lshard__hub_deadline(const struct lshard__hub *hub)
 {
-	uint64_t at = lshard__now_ns() + (uint64_t)milliseconds * 1000000u;
+	return lshard__now_ns() + (uint64_t)hub->timeout_ms * 1000000u;
+}
 
-	return (struct timespec){.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+static struct timespec until(uint64_t deadline_ns)
+{
+	return (struct timespec){.tv_sec = (time_t)(deadline_ns / 1000000000u),
+				 .tv_nsec = (long)(deadline_ns % 1000000000u)};
 }
 
 static void hub_free(struct lshard__hub *hub)
@@ -313,7 +317,7 @@ lshard_status lshard__hub_exchange(struct lshard__hub *hub, int32_t rank, const 
 				   lshard_error *error)
 {
 	struct member *member = &hub->members[rank];
-	struct timespec deadline = deadline_in(hub->timeout_ms);
+	struct timespec deadline = until(lshard__hub_deadline(hub));
 	lshard_status status;
 	int waited = 0;
 
@@ -455,9 +459,9 @@ static lshard_status look(const struct lshard__hub *hub, int32_t rank, const str
 }
 
 lshard_status lshard__hub_meet(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
-			       uint64_t *started_ns, lshard_error *error)
+			       uint64_t deadline_ns, uint64_t *started_ns, lshard_error *error)
 {
-	struct timespec deadline = deadline_in(hub->timeout_ms);
+	struct timespec deadline = until(deadline_ns);
 	struct lshard__ranks missing;
 	lshard_status status;
 	int waited = 0;

@@ -59,14 +59,18 @@ bool lshard__hub_reserve(struct lshard__hub *hub, int32_t rank, uint32_t posts);
 /* They will not be made any more. */
 void lshard__hub_unreserve(struct lshard__hub *hub, int32_t rank, uint32_t posts);
 
+/* That of a call that begins now. */
+uint64_t lshard__hub_deadline(const struct lshard__hub *hub);
+
 /* Write down that this rank takes part; posted_ns is filled in. Allocates nothing. */
 void lshard__hub_post(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post);
 
 /*
- * Block until every rank has posted @p post->sequence; *started_ns: when the last one did. TIMEOUT names those who have
- * not, PEER_FAILED those that are gone, OUT_OF_STEP a rank that posted something else.
+ * Block until every rank has posted @p post->sequence, no longer than until @p deadline_ns; *started_ns: when the last
+ * one did. TIMEOUT names those who have not, PEER_FAILED those that are gone, OUT_OF_STEP a rank that posted something
+ * else.
  */
 lshard_status lshard__hub_meet(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
-			       uint64_t *started_ns, lshard_error *error);
+			       uint64_t deadline_ns, uint64_t *started_ns, lshard_error *error);
 
 #endif

@@ -215,14 +215,14 @@ static lshard_status tell(struct local_store *store, const struct transfer *tran
 }
 
 /* All ranks asked for the same: only then are there bytes to copy. */
-static lshard_status lockstep_finish(struct local_store *store, uint32_t cell)
+static lshard_status lockstep_finish(struct local_store *store, uint32_t cell, uint64_t deadline_ns)
 {
 	lshard_transport *transport = store->base.transport;
 	struct transfer *transfer = &store->transfers[cell];
 	struct lshard__hub_post post = {transfer->sequence, store->number, transfer->position, 0};
 	uint64_t started_ns;
-	lshard_status status = lshard__hub_meet(local_of(transport)->hub, transport->context->rank, &post, &started_ns,
-						&transfer->error);
+	lshard_status status = lshard__hub_meet(local_of(transport)->hub, transport->context->rank, &post, deadline_ns,
+						&started_ns, &transfer->error);
 
 	if (status == LSHARD_OK)
 		copy(store, cell, started_ns);
@@ -234,14 +234,14 @@ static lshard_status lockstep_finish(struct local_store *store, uint32_t cell)
 	return tell(store, transfer, status);
 }
 
-static lshard_status finish(struct local_store *store, uint32_t cell)
+static lshard_status finish(struct local_store *store, uint32_t cell, uint64_t deadline_ns)
 {
 	struct transfer *transfer = &store->transfers[cell];
 
 	if (!transfer->pending)
 		return tell(store, transfer, transfer->status);
 	if (local_of(store->base.transport)->moment == IN_LOCKSTEP)
-		return lockstep_finish(store, cell);
+		return lockstep_finish(store, cell, deadline_ns);
 	queue_run(store, queue_find(store, cell) + 1);
 	return LSHARD_OK;
 }
@@ -260,7 +260,7 @@ static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream,
 	pass_a_call(store);
 	if (transfer->pending) {
 		began_ns = lshard__now_ns();
-		status = finish(store, cell);
+		status = finish(store, cell, lshard__hub_deadline(local_of(base->transport)->hub));
 		blocked_ns = lshard__now_ns() - began_ns;
 	} else {
 		status = tell(store, transfer, transfer->status);
@@ -283,11 +283,12 @@ static lshard_status local_retire(lshard_store *base, uint32_t cell, void *strea
 static lshard_status local_join(lshard_store *base, void *stream)
 {
 	struct local_store *store = store_of(base);
+	const uint64_t deadline_ns = lshard__hub_deadline(local_of(base->transport)->hub);
 	lshard_status status = LSHARD_OK;
 
 	(void)stream;
 	while (status == LSHARD_OK && store->queued > 0)
-		status = finish(store, store->queue[0]);
+		status = finish(store, store->queue[0], deadline_ns);
 	return status;
 }
 
