@@ -8,6 +8,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,11 @@ from patience import LONG_S  # noqa: E402
 
 OWN_PREFIXES = ("LAYERSHARD_", "OMPI_", "PMI", "SLURM_", "MPI_", "TORCHELASTIC_")
 OWN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OPENBLAS_NUM_THREADS")
+
+
+# A shell starts what runs in the background deaf to Ctrl-C, and nohup to a hang-up: not so the programs under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def clean_environment(extra):

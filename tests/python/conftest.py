@@ -6,6 +6,7 @@
 """
 import os
 import pathlib
+import signal
 import sys
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
@@ -19,3 +20,5 @@ for _name in ("LAYERSHARD_TRANSPORT", "LAYERSHARD_JOB", "RANK", "WORLD_SIZE", "L
 from patience import LONG_MS  # noqa: E402
 
 os.environ["LAYERSHARD_TIMEOUT_MS"] = str(LONG_MS)
+# A shell starts what runs in the background deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
