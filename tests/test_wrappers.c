@@ -688,7 +688,7 @@ static void every_fault_is_told_and_survived(void **state)
 		{"faults=store_open@1=fail,local", AT_CREATE, LSHARD_ERR_TRANSPORT, "injected"},
 		{"faults=r1.store_open@1=fail,local", AT_CREATE, LSHARD_ERR_TRANSPORT, "rank 1"},
 		{"faults=read@1=fail,local", AT_COMMIT, LSHARD_ERR_TRANSPORT, "injected"},
-		{"faults=r0.read@2=timeout,local", AT_COMMIT, LSHARD_ERR_TIMEOUT, "rank 0"},
+		{"faults=r0.read@2=fail,local", AT_COMMIT, LSHARD_ERR_TRANSPORT, "rank 0"},
 		{"faults=fetch@4=fail,local", AT_PASS, LSHARD_ERR_TRANSPORT, "fetch number 4"},
 		{"faults=fetch@1=peer,local:at=wait", AT_PASS, LSHARD_ERR_PEER_FAILED, "fetch number 1"},
 		{"faults=wait@3=fail,local", AT_PASS, LSHARD_ERR_TRANSPORT, "wait number 3"},
