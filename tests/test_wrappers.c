@@ -15,6 +15,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -529,7 +531,7 @@ static void count_warnings(void *user, lshard_log_level level, const char *text)
 		++*(int *)user;
 }
 
-/* A full disk is told once and costs the trace, not the run; a name that cannot be opened is an error at once. */
+/* A full disk is told once and costs the trace, not the run; but nobody ends without knowing. */
 static void traces_that_cannot_be_written(void **state)
 {
 	lshard_group *group = NULL;
@@ -541,10 +543,81 @@ static void traces_that_cannot_be_written(void **state)
 		printf("skipped: there is no /dev/full\n");
 		skip();
 	}
-	assert_int_equal(create_alone("trace=/dev/full,local", error, sizeof error, count_warnings, &warnings, &group),
+	assert_int_equal(create_alone("throttle=1e9,trace=/dev/full,local", error, sizeof error, count_warnings,
+				      &warnings, &group),
 			 LSHARD_OK);
-	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(lshard_group_flush(group), LSHARD_ERR_SYSTEM);
+		assert_non_null(strstr(lshard_group_error(group), "could not write all of '/dev/full'"));
+		assert_non_null(strstr(lshard_group_error(group), "No space left on device"));
+	}
+	assert_int_equal(lshard_group_destroy(group), LSHARD_ERR_SYSTEM);
 	assert_int_equal(warnings, 1);
+	group = NULL;
+	assert_int_equal(create_alone("trace=/dev/full,local", error, sizeof error, NULL, NULL, &group), LSHARD_OK);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_ERR_SYSTEM);
+}
+
+/* The limit of a file's size is a failure like any other, not the end of the program by a signal. */
+static void a_trace_may_reach_the_limit_of_a_file(void **state)
+{
+	char path[64] = "/tmp/layershard-trace-XXXXXX";
+	char spec[128];
+	const int fd = mkstemp(path);
+	struct rlimit before, small;
+	lshard_group *group = NULL;
+	char error[512] = "";
+	lshard_status flushed, destroyed;
+	char text[512];
+
+	(void)state;
+	assert_true(fd >= 0);
+	close(fd);
+	snprintf(spec, sizeof spec, "trace=%s,local", path);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+	small = (struct rlimit){.rlim_cur = 100, .rlim_max = before.rlim_max};
+	assert_int_equal(create_alone(spec, error, sizeof error, NULL, NULL, &group), LSHARD_OK);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	flushed = lshard_group_flush(group);
+	snprintf(text, sizeof text, "%s", lshard_group_error(group));
+	destroyed = lshard_group_destroy(group);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(flushed, LSHARD_ERR_SYSTEM);
+	assert_non_null(strstr(text, "File too large"));
+	assert_int_equal(destroyed, LSHARD_ERR_SYSTEM);
+}
+
+/* What is traced is for its user alone, goes into no file that somebody else has pointed to, and waits for no reader. */
+static void a_trace_is_its_users_own(void **state)
+{
+	char folder[64] = "/tmp/layershard-trace-XXXXXX";
+	char path[128], other[128], spec[160], error[512] = "";
+	lshard_group *group = NULL;
+	const mode_t mask = umask(0);
+	struct stat found;
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	snprintf(path, sizeof path, "%s/run.json", folder);
+	snprintf(other, sizeof other, "%s/link", folder);
+	snprintf(spec, sizeof spec, "trace=%s,local", path);
+	assert_int_equal(create_alone(spec, error, sizeof error, NULL, NULL, &group), LSHARD_OK);
+	assert_int_equal(lshard_group_flush(group), LSHARD_OK);
+	assert_int_equal(stat(path, &found), 0);
+	assert_int_equal(found.st_mode & 07777, 0600);
+	assert_true(found.st_size > 0);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+	umask(mask);
+	snprintf(spec, sizeof spec, "trace=%s,local", other);
+	assert_int_equal(symlink(path, other), 0);
+	assert_refused(spec, LSHARD_ERR_SYSTEM, "symbolic link");
+	assert_int_equal(unlink(other), 0);
+	assert_int_equal(mkfifo(other, 0600), 0);
+	assert_refused(spec, LSHARD_ERR_SYSTEM, "No such device");
+	assert_int_equal(unlink(other), 0);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(rmdir(folder), 0);
 	assert_refused("trace=/no/such/folder/run.json,local", LSHARD_ERR_SYSTEM, "/no/such/folder/run.json");
 	assert_refused("trace=,local", LSHARD_ERR_INVALID, "trace");
 }
@@ -876,6 +949,8 @@ int main(void)
 		cmocka_unit_test(a_trace_has_every_transfer),
 		cmocka_unit_test(a_transfer_is_traced_once),
 		cmocka_unit_test(traces_that_cannot_be_written),
+		cmocka_unit_test(a_trace_may_reach_the_limit_of_a_file),
+		cmocka_unit_test(a_trace_is_its_users_own),
 		cmocka_unit_test(rules_are_checked),
 		cmocka_unit_test(a_failing_control_channel_is_told),
 		cmocka_unit_test(every_fault_is_told_and_survived),

@@ -293,9 +293,19 @@ typedef struct lshard_group_options {
 LSHARD_API lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group);
 
 /**
+ * Write out what this rank's transport writes to files: the trace so far, with "trace=FILE". A trace that cannot be
+ * written (a full disk) stops no pass; it is told here and by lshard_group_destroy, and not forgotten.
+ *
+ * Scope: local.  Blocks: never on a peer.
+ * @return OK, also where nothing is written; SYSTEM: something of it is lost, now or earlier, and the text says why.
+ */
+LSHARD_API lshard_status lshard_group_flush(lshard_group *group);
+
+/**
  * Leave the group. NULL is allowed.
  * Scope: local.  Blocks: never on a peer.
- * @return OK; BUSY while the group still has series.
+ * @return OK; BUSY while the group still has series. SYSTEM: the group is gone, but a trace of its could not be written
+ *         whole: see lshard_group_flush, which has the text; here it goes to the log.
  */
 LSHARD_API lshard_status lshard_group_destroy(lshard_group *group);
 

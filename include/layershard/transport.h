@@ -262,6 +262,12 @@ typedef struct lshard_transport_ops {
 	 * captures. NULL: series cannot be poisoned.
 	 */
 	lshard_status (*copy_cell)(lshard_store *store, uint32_t to, uint32_t from, void *stream);
+
+	/*
+	 * Optional: write out what goes to files of the transport's own. Local. SYSTEM: something of it is lost, now or
+	 * earlier, and all further calls say so too. Called before close, and whenever the program wishes.
+	 */
+	lshard_status (*flush)(lshard_transport *transport);
 } lshard_transport_ops;
 
 #define LSHARD_EXCHANGE_BYTES 1024

@@ -290,6 +290,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "lshard_status_remedy": (c_char_p, [Status]),
     "lshard_version": (c_char_p, []),
     "lshard_group_create": (Status, [POINTER(GroupOptions), POINTER(GROUP)]),
+    "lshard_group_flush": (Status, [GROUP]),
     "lshard_group_destroy": (Status, [GROUP]),
     "lshard_group_abort": (None, [GROUP]),
     "lshard_group_rank": (c_int32, [GROUP]),

@@ -97,6 +97,12 @@ class GroupHandle:
         self._dead.append(pointer)
         return self._tidy().get(pointer.value, 0)
 
+    def flush(self) -> None:
+        """Write out what the transport writes to files; a forked process has none."""
+        status = self.library.lshard_group_flush(self.pointer) if self._process == os.getpid() else 0
+        if status < 0:
+            self.fail(status)
+
     def close(self) -> None:
         """Leave the group, when its last series has gone."""
         self._closed = True
@@ -269,14 +275,24 @@ class Group:
         """Make every call of this rank that waits return Aborted, now and from now on. From any thread."""
         self._open_handle().abort()
 
+    def flush(self) -> None:
+        """Write out the trace so far, where the transport has one. Raises what kept it from being written, now or
+        earlier."""
+        self._open_handle().flush()
+
     def close(self) -> None:
-        """Close the series and leave the group. Memory that arrays still show stays until the last of them goes."""
+        """Close the series and leave the group. Memory that arrays still show stays until the last of them goes. A
+        trace that could not be written is told then, see flush(); the group is left all the same."""
         for series in self._series:
             series.close()
         self._series = []
-        if self._handle is not None:
-            self._handle.close()
-        self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        try:
+            handle.flush()
+        finally:
+            handle.close()
 
     def __enter__(self) -> Group:
         return self

@@ -246,6 +246,8 @@ static void close_rank(struct gemm_rank *self)
 		free(self->layers[index].addresses);
 		free(self->layers[index].awaited);
 	}
+	if (self->group && lshard_group_flush(self->group) < 0)
+		bench_ranks_fail(ranks_of(self), "%s", lshard_group_error(self->group));
 	(void)lshard_group_destroy(self->group);
 	gpu_meter_close(self->meter);
 	if (self->gpu.driver) {

@@ -160,6 +160,8 @@ static void close_rank(struct link_rank *self)
 	link_bare_close(self->bare);
 	for (uint32_t index = 0; index < LINK_SERIES_MOST; index++)
 		lshard_series_destroy(self->series[index]);
+	if (self->group && lshard_group_flush(self->group) < 0)
+		(void)fail(self, lshard_group_error(self->group));
 	lshard_group_destroy(self->group);
 	gpu_meter_close(self->meter);
 	if (self->used) {

@@ -18,7 +18,11 @@ int cli_json_print(json_t *root)
 	failed = json_dumpf(root, stdout, JSON_INDENT(1));
 	json_decref(root);
 	putchar('\n');
-	return failed || !cli_flush_output() ? CLI_FAILED : CLI_DONE;
+	if (!cli_flush_output())
+		return CLI_FAILED;
+	if (failed)
+		cli_message("no memory to print the result");
+	return failed ? CLI_FAILED : CLI_DONE;
 }
 
 /* Bytes of a character that begins so; 0: none does. */

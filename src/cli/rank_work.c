@@ -294,6 +294,18 @@ static bool send_report(const struct rank *rank)
 	return rank_send(rank->task->socket, RANK_REPORT, &report, why, strlen(why));
 }
 
+/* A trace that cannot be written whole is a failure, also where all else is done. */
+static void leave_group(struct rank *rank)
+{
+	const lshard_status flushed = rank->group ? lshard_group_flush(rank->group) : LSHARD_OK;
+
+	if (flushed < 0)
+		send_failure(rank, flushed, false, lshard_group_error(rank->group));
+	/* BUSY cannot be: the engine has destroyed its series. */
+	if (lshard_group_destroy(rank->group) < 0 && flushed == LSHARD_OK)
+		send_failure(rank, LSHARD_ERR_SYSTEM, false, "the end of the trace could not be written");
+}
+
 void rank_work(const struct rank_task *task)
 {
 	struct rank rank = {.task = task, .log = task->options->log};
@@ -308,5 +320,5 @@ void rank_work(const struct rank_task *task)
 		(void)await_order(&rank, RANK_END);
 	engine_close(rank.engine);
 leave_group:
-	(void)lshard_group_destroy(rank.group); /* BUSY cannot be: the engine has destroyed its series */
+	leave_group(&rank);
 }

@@ -305,16 +305,42 @@ lshard_status lshard_group_create(const lshard_group_options *options, lshard_gr
 	return status;
 }
 
+static lshard_status flush(lshard_group *group)
+{
+	lshard_transport *transport = group->transport;
+
+	return transport->ops->flush ? transport->ops->flush(transport) : LSHARD_OK;
+}
+
+lshard_status lshard_group_flush(lshard_group *group)
+{
+	lshard_status status;
+
+	if (!group)
+		return LSHARD_ERR_INVALID;
+	status = group_require_ours(group, "lshard_group_flush", &group->error);
+	if (status < 0)
+		return status;
+	status = flush(group);
+	return status < 0 ? lshard_fail(&group->error, status, "%s", group->transport->error.text) : LSHARD_OK;
+}
+
 lshard_status lshard_group_destroy(lshard_group *group)
 {
+	lshard_status status;
+
 	if (!group)
 		return LSHARD_OK;
 	if (atomic_load(&group->n_series))
 		return lshard_fail(&group->error, LSHARD_ERR_BUSY,
 				   "rank %d: the group still has %u series: destroy them first", group->context.rank,
 				   atomic_load(&group->n_series));
+	status = group_is_ours(group) ? flush(group) : LSHARD_OK; /* a child's files are its parent's */
+	if (status < 0)
+		group->context.log(&group->context, LSHARD_LOG_ERROR, "%s: %s", lshard_status_name(status),
+				   group->transport->error.text);
 	group_free(group);
-	return LSHARD_OK;
+	return status;
 }
 
 void lshard_group_abort(lshard_group *group)

@@ -151,33 +151,35 @@ struct lshard__reason lshard__reason_thread(int error)
 /* The signal comes to the thread that makes the call. */
 struct quiet {
 	sigset_t before;
-	int was_pending; /* already: it is not ours */
+	sigset_t pending; /* already: they are not ours */
 };
 
-static void signal_set(sigset_t *only)
+static void signal_set(sigset_t *set)
 {
-	sigemptyset(only);
-	sigaddset(only, SIGXFSZ);
+	sigemptyset(set);
+	sigaddset(set, SIGXFSZ);
+	sigaddset(set, SIGPIPE);
 }
 
 static void be_quiet(struct quiet *quiet)
 {
-	sigset_t only, pending;
+	sigset_t held;
 
-	signal_set(&only);
-	pthread_sigmask(SIG_BLOCK, &only, &quiet->before);
-	sigpending(&pending);
-	quiet->was_pending = sigismember(&pending, SIGXFSZ);
+	signal_set(&held);
+	pthread_sigmask(SIG_BLOCK, &held, &quiet->before);
+	sigpending(&quiet->pending);
 }
 
 static void be_as_before(const struct quiet *quiet, int failed)
 {
 	const struct timespec now = {0, 0};
 	const int saved = errno;
+	const int raised = saved == EFBIG ? SIGXFSZ : SIGPIPE;
 	sigset_t only;
 
-	signal_set(&only);
-	if (failed && saved == EFBIG && !quiet->was_pending)
+	sigemptyset(&only);
+	sigaddset(&only, raised);
+	if (failed && (saved == EFBIG || saved == EPIPE) && !sigismember(&quiet->pending, raised))
 		while (sigtimedwait(&only, NULL, &now) < 0 && errno == EINTR)
 			;
 	pthread_sigmask(SIG_SETMASK, &quiet->before, NULL);

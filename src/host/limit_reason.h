@@ -22,7 +22,10 @@ struct lshard__reason lshard__reason(int error, uint64_t bytes);
 /* The same for a thread that could not be made. */
 struct lshard__reason lshard__reason_thread(int error);
 
-/* ftruncate and write, where RLIMIT_FSIZE is an error (EFBIG) and not SIGXFSZ, which ends a program. */
+/*
+ * ftruncate and write, where RLIMIT_FSIZE is an error (EFBIG) and not SIGXFSZ, which ends a program, and a pipe that
+ * nobody reads (EPIPE) no SIGPIPE.
+ */
 int lshard__resize(int fd, uint64_t bytes);
 ssize_t lshard__write(int fd, const void *bytes, size_t count);
 

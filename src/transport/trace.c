@@ -2,8 +2,8 @@
  *
  * trace.c - `trace=FILE`: writes what the link and the program did as Chrome trace events, to be looked at in Perfetto
  * or chrome://tracing. With more than one rank, FILE gets ".<rank>" before its extension. One track shows the
- * transfers, one the waits that blocked and the reads; a rank is a process. Nothing is allocated per event, and a full
- * disk never stops the program: it is logged once.
+ * transfers, one the waits that blocked and the reads; a rank is a process. Nothing is allocated per event. A full
+ * disk stops no pass: it is logged once, ends the trace, and is what every flush from then on returns.
  *
  * Lines are gathered here and not by stdio, whose buffers a child of the program's writes once more when it ends.
  */
@@ -41,7 +41,8 @@ struct trace {
 	pthread_mutex_t lock; /* of what follows: series are used from different threads */
 	char *buffer;         /* [BUFFER_BYTES] what is not written yet */
 	size_t used;
-	bool broken;
+	int broken; /* errno: lines are lost */
+	char path[PATH_BYTES];
 };
 
 struct trace_store {
@@ -67,21 +68,29 @@ static struct trace_store *store_of(lshard_store *store)
 #define US_VALUES(ns) (uint64_t)(ns) / 1000u, (uint64_t)(ns) % 1000u
 
 /* With the lock. */
-static void write_out(struct trace *trace)
+static void break_off(struct trace *trace, int cause)
 {
 	const lshard_context *context = trace->wrapper.base.context;
+
+	if (trace->broken)
+		return;
+	trace->broken = cause;
+	context->log(context, LSHARD_LOG_WARN, "rank %d: the trace cannot be written and ends here: %s",
+		     (int)context->rank, lshard__reason(cause, 0).text);
+}
+
+/* With the lock. */
+static void write_out(struct trace *trace)
+{
 	size_t done = 0;
 
 	while (done < trace->used && !trace->broken) {
 		ssize_t written = lshard__write(trace->file, trace->buffer + done, trace->used - done);
 
-		if (written >= 0) {
+		if (written >= 0)
 			done += (size_t)written;
-		} else if (errno != EINTR) {
-			trace->broken = true;
-			context->log(context, LSHARD_LOG_WARN, "rank %d: the trace cannot be written and ends here: %s",
-				     (int)context->rank, lshard__reason(errno, 0).text);
-		}
+		else if (errno != EINTR)
+			break_off(trace, errno);
 	}
 	trace->used = 0;
 }
@@ -173,15 +182,17 @@ static lshard_status path_of_rank(const lshard_context *context, char *path, lsh
 static lshard_status file_open(struct trace *trace, lshard_error *error)
 {
 	const lshard_context *context = trace->wrapper.base.context;
-	char path[PATH_BYTES];
-	lshard_status status = path_of_rank(context, path, error);
+	lshard_status status = path_of_rank(context, trace->path, error);
 
 	if (status < 0)
 		return status;
-	trace->file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+	/* A pipe without a reader is refused and one whose reader is slow breaks the trace: no pass waits for it. */
+	trace->file =
+		open(trace->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
 	if (trace->file < 0)
 		return lshard_fail(error, LSHARD_ERR_SYSTEM, "trace: rank %d cannot write '%.300s': %s",
-				   (int)context->rank, path, strerror(errno));
+				   (int)context->rank, trace->path,
+				   errno == ELOOP ? "it is a symbolic link, which is not followed" : strerror(errno));
 	trace->buffer = context->allocate(context, BUFFER_BYTES);
 	if (trace->buffer && pthread_mutex_init(&trace->lock, NULL) == 0)
 		return LSHARD_OK;
@@ -207,6 +218,33 @@ static lshard_status trace_open(const lshard_context *context, lshard_transport 
 	write_head(trace);
 	*transport = &trace->wrapper.base;
 	return LSHARD_OK;
+}
+
+/* Some file systems tell of a full disk when a descriptor is closed, which that of the trace itself is too late for. */
+static void find_late_failure(struct trace *trace)
+{
+	const int copy = fcntl(trace->file, F_DUPFD_CLOEXEC, 0);
+
+	if (copy >= 0 && close(copy) && errno != EINTR)
+		break_off(trace, errno);
+}
+
+static lshard_status trace_flush(lshard_transport *transport)
+{
+	struct trace *trace = trace_of(transport);
+	const lshard_status inner = lshard__wrapper_flush(transport);
+	int broken;
+
+	pthread_mutex_lock(&trace->lock);
+	write_out(trace);
+	find_late_failure(trace);
+	broken = trace->broken;
+	pthread_mutex_unlock(&trace->lock);
+	if (!broken)
+		return inner;
+	return lshard_fail(&transport->error, LSHARD_ERR_SYSTEM,
+			   "trace: rank %d could not write all of '%.300s', which ends before the program does: %s",
+			   (int)transport->context->rank, trace->path, lshard__reason(broken, 0).text);
 }
 
 static void trace_close(lshard_transport *transport)
@@ -326,6 +364,7 @@ const lshard_transport_ops lshard__trace = {
 	.available = trace_available,
 	.open = trace_open,
 	.close = trace_close,
+	.flush = trace_flush,
 	.store_open = trace_store_open,
 	.store_close = trace_store_close,
 	.fetch = trace_fetch,

@@ -37,6 +37,13 @@ lshard_status lshard__wrapper_exchange(lshard_transport *transport, const void *
 	return pass_up(&transport->error, &inner->error, inner->ops->exchange(inner, send, receive, bytes, alive));
 }
 
+lshard_status lshard__wrapper_flush(lshard_transport *transport)
+{
+	lshard_transport *inner = inner_of(transport);
+
+	return inner->ops->flush ? pass_up(&transport->error, &inner->error, inner->ops->flush(inner)) : LSHARD_OK;
+}
+
 void lshard__wrapper_abort(lshard_transport *transport)
 {
 	inner_of(transport)->ops->abort(inner_of(transport));
@@ -207,6 +214,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->read = ops->read ? ops->read : lshard__wrapper_read;
 	ops->copy = inner->copy ? copy : NULL;
 	ops->copy_cell = inner->copy_cell ? copy_cell : NULL;
+	ops->flush = ops->flush ? ops->flush : lshard__wrapper_flush;
 }
 
 void *lshard__wrapper_new(const lshard_context *context, lshard_transport *inner, const lshard_transport_ops *table,

@@ -39,6 +39,7 @@ lshard_status lshard__wrapper_store_new(lshard_transport *transport, const lshar
 void lshard__wrapper_close(lshard_transport *transport);
 lshard_status lshard__wrapper_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
 				       uint8_t *alive);
+lshard_status lshard__wrapper_flush(lshard_transport *transport);
 void lshard__wrapper_abort(lshard_transport *transport);
 void lshard__wrapper_store_close(lshard_store *store);
 void *lshard__wrapper_cell(lshard_store *store, uint32_t cell, uint32_t position);

@@ -135,13 +135,43 @@ def test_closed_descriptors(program, tiny, command):
         assert done.returncode == 0 and done.stdout and done.stderr == b""
 
 
-def test_output_that_cannot_be_written(program, tiny):
+@pytest.mark.parametrize("command", ["info", "info --json", "run", "run --json", "verify", "bench calls --json", "help"])
+def test_output_that_cannot_be_written(program, tiny, command):
+    words = command.split()
+    model = ["--model", tiny, "--ranks", "2"] if words[0] in ("run", "verify") else []
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [program.path, "run", "--model", tiny, "--max-tokens", "1", "--json"], stdout=full, stderr=subprocess.PIPE,
-            env=clean_environment(None), timeout=LONG_S,
+            [program.path, *words, *model], stdout=full, stderr=subprocess.PIPE, env=clean_environment(None),
+            timeout=LONG_S,
         )  # fmt: skip
-    assert done.returncode == FAILED and b"could not be written" in done.stderr
+    assert done.returncode == FAILED and b"could not be written: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_trace_that_cannot_be_written(program, tiny, command):
+    arguments = (command, "--model", tiny, "--ranks", 1, "--transport", "trace=/dev/full,local")
+    done = program.run(*arguments)
+    assert done.returncode == FAILED
+    assert "trace: rank 0 could not write all of '/dev/full'" in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of one page, which is taken."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no disk can be mounted: {mounted.stderr.decode().strip()}")
+    (tmp_path / "taken").write_bytes(bytes(4096))
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_traces_on_a_full_disk(program, tiny, full_disk):
+    spec = f"trace={full_disk}/run.json,shm"
+    done = program.run("run", "--model", tiny, "--ranks", 2, "--max-tokens", 1, "--transport", spec)
+    assert done.returncode == FAILED
+    assert "could not write all of" in done.stderr and "No space left on device" in done.stderr
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------

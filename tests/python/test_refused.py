@@ -129,3 +129,12 @@ def test_nothing_is_discovered_where_nothing_is_set(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(layershard.Mismatch, match="WORLD_SIZE"):
         layershard.discover()
+
+
+def test_a_trace_that_cannot_be_written_is_told_when_the_group_is_left():
+    group = layershard.Group(0, 1, transport="trace=/dev/full,local")
+    with pytest.raises(errors.SystemFailed, match="could not write all of '/dev/full'.*No space left"):
+        group.flush()
+    with pytest.raises(errors.SystemFailed, match="No space left"):
+        group.close()
+    group.close()
