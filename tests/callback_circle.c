@@ -19,8 +19,8 @@ struct seat {
 	bool asleep;
 	int inside; /* calls that wait in circle_finish */
 	atomic_long calls;
-	long fail_at;
-	long begun; /* collectives */
+	atomic_long fail_at; /* also set while the worker calls */
+	long begun;          /* collectives */
 
 	/* the one in progress */
 	const void *send;

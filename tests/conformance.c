@@ -3,6 +3,7 @@
  * conformance.c - `conformance SPEC threads|forks [NAME=NUMBER]...`: what every transport must do, tried through the
  * public interface.
  *   configurations=N  of walks, where a group of ranks takes long to make
+ *   only=PATTERN      run by hand: the tests whose names match
  *   neighbours=N      devices: the first N ranks are on the first device, the others each on one of their own
  *   poison=1          windows are poisoned outside of views
  *   late=SEED         devices that are the tests' stub: work runs late, in an order that follows from the seed
@@ -75,7 +76,9 @@ static bool take_arguments(int count, char **arguments)
 		return false;
 	subject = (struct subject){.spec = arguments[1], .kind = arguments[2], .configurations = 160};
 	for (int i = 3; i < count; i++)
-		if (!take_number(arguments[i]))
+		if (strncmp(arguments[i], "only=", 5) == 0)
+			cmocka_set_test_filter(arguments[i] + 5);
+		else if (!take_number(arguments[i]))
 			return false;
 	return true;
 }
@@ -84,6 +87,7 @@ int main(int count, char **arguments)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(walks_give_the_right_bytes),
+		cmocka_unit_test(rough_walks_give_the_right_bytes_or_a_status),
 		cmocka_unit_test(two_series_do_not_disturb_each_other),
 		cmocka_unit_test(ranks_need_no_lockstep),
 		cmocka_unit_test(out_of_step_is_found_and_cured),
@@ -110,7 +114,7 @@ int main(int count, char **arguments)
 
 	if (!take_arguments(count, arguments)) {
 		fprintf(stderr, "usage: conformance SPEC threads|forks [configurations=N] [neighbours=N] [poison=1] "
-				"[late=SEED]\n");
+				"[late=SEED] [only=PATTERN]\n");
 		return 2;
 	}
 	if (!describe_subject(arguments[1])) {

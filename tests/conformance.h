@@ -141,6 +141,7 @@ void shared_free(void *memory, size_t bytes);
 
 /* The parts. Each is a cmocka test. */
 void walks_give_the_right_bytes(void **state);
+void rough_walks_give_the_right_bytes_or_a_status(void **state);
 void two_series_do_not_disturb_each_other(void **state);
 void ranks_need_no_lockstep(void **state);
 void out_of_step_is_found_and_cured(void **state);
