@@ -125,9 +125,12 @@ void sim_leave(struct sim_rank *rank)
 
 /* ---- The caller's bootstrap ---- */
 
+/* The rank whose bootstrap this thread has called last. */
+static _Thread_local struct sim_rank *gathering;
+
 static int allgather(void *user, const void *send, void *receive, size_t bytes)
 {
-	struct sim_rank *rank = user;
+	struct sim_rank *rank = gathering = user;
 	uint8_t alive[SIM_RANKS];
 	lshard_status status;
 
@@ -137,6 +140,11 @@ static int allgather(void *user, const void *send, void *receive, size_t bytes)
 	status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive, LONG_MS);
 	pthread_mutex_unlock(&rank->world->lock);
 	return status == LSHARD_OK ? 0 : 1;
+}
+
+struct sim_rank *sim_rank_of(const lshard_context *context)
+{
+	return context->bootstrap.allgather == allgather ? context->bootstrap.user : gathering;
 }
 
 lshard_bootstrap sim_bootstrap(struct sim_world *world, int32_t rank)

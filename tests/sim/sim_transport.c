@@ -50,7 +50,7 @@ static int available(lshard_error *error)
 static lshard_status open_as(const lshard_transport_ops *ops, const lshard_context *context, lshard_transport **out,
 			     lshard_error *error)
 {
-	struct sim_rank *rank = context->bootstrap.user;
+	struct sim_rank *rank = sim_rank_of(context);
 	struct sim_transport *transport;
 
 	if (context->size != rank->world->size || context->rank != rank->rank)

@@ -178,6 +178,8 @@ void sim_gather(const struct sim_store *store, uint32_t position, unsigned char 
 		uint64_t to_byte);
 
 /* sim_meet.c */
+/* By the bootstrap in the context, or, where the library has put its own round it, by the one that was called last. */
+struct sim_rank *sim_rank_of(const lshard_context *context);
 lshard_status sim_meet(struct sim_rank *rank, struct sim_meeting *meeting, const void *send, void *receive,
 		       size_t bytes, uint8_t *alive, uint32_t timeout_ms);
 void sim_pause(struct sim_world *world, uint32_t ms); /* lets other ranks' threads run */
