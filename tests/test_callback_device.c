@@ -122,6 +122,23 @@ static void see(void *user, uint64_t value)
 	atomic_fetch_add(&seer->seen, 1);
 }
 
+/* A kernel: looks for poison where the layer would be. */
+static void see_poison(void *user, uint64_t position)
+{
+	struct seer *seer = user;
+	const struct setting *setting = seer->rank.setting;
+	const uint32_t layer = setting->first_layer + (uint32_t)position;
+
+	for (uint32_t tensor = 0; tensor < setting->n_tensors; tensor++) {
+		void *address = NULL;
+
+		lshard_series_address(seer->rank.series, layer, tensor, &address);
+		if (!is_foretold(address, setting->tensors[tensor].bytes, POISON, layer, tensor))
+			atomic_fetch_add(&seer->wrong, 1);
+	}
+	atomic_fetch_add(&seer->seen, 1);
+}
+
 static lshard_status go_to(struct seer *seer, uint32_t position, void *stream)
 {
 	const uint32_t layer = seer->rank.setting->first_layer + position;
@@ -201,6 +218,62 @@ static void kernels_see_the_right_bytes(void **state)
 			setting.resident_bytes = prefetch == 2 ? 3000 : 0;
 			assert_int_equal(team_of_threads(size, walk_body, &setting), 0);
 		}
+}
+
+/* ---- Poison ---------------------------------------------------------------------------------------------------- */
+
+/* Every layer is read before the wait, after it and, on a second stream, after another wait. */
+static bool pass_of_views(struct seer *seer)
+{
+	struct rank *rank = &seer->rank;
+	void *stream = fake_stream(seer->fake, 1), *other = fake_stream(seer->fake, 2);
+
+	for (uint32_t position = 0; position < rank->setting->layers; position++) {
+		const uint32_t layer = rank->setting->first_layer + position;
+
+		OK_SERIES(rank, lshard_reach(rank->series, layer, stream));
+		if (!lshard_series_is_source(rank->series, layer))
+			fake_launch(seer->fake, stream, see_poison, seer, position);
+		OK_SERIES(rank, go_to(seer, position, stream));
+		OK_SERIES(rank, lshard_wait(rank->series, layer, other));
+		fake_launch(seer->fake, other, see, seer, rank->generation << 16 | position);
+	}
+	return true;
+failed:
+	return false;
+}
+
+static int poison_body(const struct member *member)
+{
+	struct setting setting = {.layers = 7, .first_layer = 40, .prefetch = 1, .poison = LSHARD_POISON_ON};
+	struct seer seer;
+	struct rank *rank = &seer.rank;
+	bool right = false;
+
+	setting_tensors(&setting, 3, LSHARD_STRIPE_BYTES);
+	if (!seer_open(&seer, member, &setting))
+		return 1;
+	if (!pass_of_views(&seer) || !pass_of_views(&seer) || !saw_right(&seer))
+		goto failed;
+	OK_SERIES(rank, lshard_series_verify(rank->series, NULL));
+	OK_SERIES(rank, lshard_series_poison(rank->series, 0, fake_stream(seer.fake, 1)));
+	if (!pass(&seer, 1) || !pass(&seer, 2))
+		goto failed;
+	OK_SERIES(rank, lshard_series_poison(rank->series, 1, fake_stream(seer.fake, 1)));
+	if (!pass_of_views(&seer))
+		goto failed;
+	OK_SERIES(rank, lshard_series_update_begin(rank->series));
+	rank->generation++;
+	OK_SERIES(rank, lshard_series_update_end(rank->series, fill_layer, rank));
+	right = pass_of_views(&seer) && saw_right(&seer);
+failed:
+	return seer_close(&seer) && right ? 0 : 1;
+}
+
+static void kernels_outside_of_views_see_poison(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_threads(3, poison_body, NULL), 0);
 }
 
 /* With a window for every layer, what follows a join may read them all, on a stream that has waited for none. */
@@ -681,6 +754,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(kernels_see_the_right_bytes),
+		cmocka_unit_test(kernels_outside_of_views_see_poison),
 		cmocka_unit_test(what_follows_a_join_sees_all_that_was_coming),
 		cmocka_unit_test(what_follows_a_prepare_comes_after_the_readers_on_other_streams),
 		cmocka_unit_test(the_host_never_waits_for_the_device_in_a_pass),

@@ -33,6 +33,7 @@ struct rank {
 struct life {
 	const char *transport;
 	lshard_placement placement;
+	lshard_poison poison;
 	int32_t size;
 	struct rank ranks[MAX_RANKS];
 };
@@ -126,6 +127,7 @@ static lshard_status create_series(const struct life *life, lshard_group *group,
 	options.tensors = tensors;
 	options.tensor_count = 2;
 	options.placement = life->placement;
+	options.poison = life->poison;
 	options.resident_bytes = 2 * BYTES; /* one layer */
 	return lshard_series_create(group, &options, series);
 }
@@ -207,16 +209,22 @@ static bool live_with_failure(struct life *life, int32_t victim, uint64_t fails_
 	return failed;
 }
 
+static void exhaust_life(struct life *life, int32_t victim)
+{
+	uint64_t fails_at = 1;
+
+	while (live_with_failure(life, victim, fails_at))
+		fails_at++;
+	print_message("%s, %d ranks, rank %d runs out: %d allocations\n", life->transport, (int)life->size, (int)victim,
+		      (int)fails_at - 1);
+	assert_true(fails_at > 3); /* the hook is really used */
+}
+
 static void exhaust(const char *transport, lshard_placement placement, int32_t size, int32_t victim)
 {
 	struct life life = {.transport = transport, .placement = placement, .size = size};
-	uint64_t fails_at = 1;
 
-	while (live_with_failure(&life, victim, fails_at))
-		fails_at++;
-	print_message("%s, %d ranks, rank %d runs out: %d allocations\n", transport, (int)size, (int)victim,
-		      (int)fails_at - 1);
-	assert_true(fails_at > 3); /* the hook is really used */
+	exhaust_life(&life, victim);
 }
 
 static void one_rank(void **state)
@@ -240,6 +248,16 @@ static void second_of_two_ranks(void **state)
 	exhaust("local", LSHARD_STRIPED, 2, 1);
 }
 
+static void with_poison(void **state)
+{
+	struct life life = {.transport = "local", .poison = LSHARD_POISON_ON, .size = 2};
+
+	(void)state;
+	exhaust_life(&life, 0);
+	life.placement = LSHARD_STRIPED;
+	exhaust_life(&life, 1);
+}
+
 static void behind_wrappers(void **state)
 {
 	(void)state;
@@ -252,6 +270,7 @@ int main(void)
 		cmocka_unit_test(one_rank),
 		cmocka_unit_test(first_of_two_ranks),
 		cmocka_unit_test(second_of_two_ranks),
+		cmocka_unit_test(with_poison),
 		cmocka_unit_test(behind_wrappers),
 	};
 
