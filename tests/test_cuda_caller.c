@@ -317,13 +317,16 @@ failed:
 static void children_of_readers_are_no_readers(void **state)
 {
 	struct lending lending = {.variant = {.setting = {.spec = "cuda", .prefetch = 1}, .rank = -1}};
+	int failures, ended = 0;
 
 	(void)state;
 	lending.children = mmap(NULL, 3 * sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	assert_true(lending.children != MAP_FAILED);
-	assert_int_equal(team_of_processes(3, lends_to_parents, &lending), 0);
+	failures = team_of_processes(3, lends_to_parents, &lending);
 	for (int rank = 1; rank < 3; rank++)
-		assert_int_equal(kill(lending.children[rank], SIGKILL), 0);
+		ended += lending.children[rank] > 0 && kill(lending.children[rank], SIGKILL) == 0;
+	assert_int_equal(failures, 0);
+	assert_int_equal(ended, 2);
 	munmap(lending.children, 3 * sizeof(pid_t));
 }
 
