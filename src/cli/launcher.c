@@ -474,6 +474,20 @@ bool launcher_run(struct launcher *launcher)
 	return all_went_well(launcher);
 }
 
+/* Without the "rank N: " that only says which of the ranks is speaking. */
+static const char *cause_of(const char *error)
+{
+	int bytes = 0;
+
+	return sscanf(error, "rank %*[0-9]: %n", &bytes) == 0 && bytes > 0 ? error + bytes : error;
+}
+
+bool launcher_repeats_error(const struct launcher *launcher, uint32_t index)
+{
+	return index > 0 &&
+	       strcmp(cause_of(launcher->ranks[index].error), cause_of(launcher->ranks[index - 1].error)) == 0;
+}
+
 int launcher_code(const struct launcher *launcher)
 {
 	int code = launcher->rank_count > 0 && all_went_well(launcher) ? CLI_DONE : CLI_FAILED;

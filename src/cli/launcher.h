@@ -66,6 +66,8 @@ struct launcher {
  * @return false when a rank did not do all it should: its error is set, and so is that of its unfinished prompts.
  */
 bool launcher_run(struct launcher *launcher);
+/** True when rank number @p index of this process failed at what the one before it failed at: that is told once. */
+bool launcher_repeats_error(const struct launcher *launcher, uint32_t index);
 /** What to exit with: CLI_USAGE when the options or the environment were what made the ranks fail. */
 int launcher_code(const struct launcher *launcher);
 void launcher_free(struct launcher *launcher);

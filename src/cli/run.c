@@ -182,7 +182,7 @@ static bool tell_failures(const struct launcher *launcher)
 		const struct own_rank *own = &launcher->ranks[i];
 
 		if (*own->error) {
-			if (i == 0 || strcmp(own->error, own[-1].error) != 0) /* all of them may fail at one thing */
+			if (!launcher_repeats_error(launcher, i))
 				cli_message("%s", own->error);
 			failed = true;
 			if (any_worked(launcher))

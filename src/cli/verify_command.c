@@ -123,7 +123,7 @@ static int launch(const struct verify *verify)
 	for (uint32_t i = 0; i < launcher.rank_count; i++) {
 		const struct own_rank *own = &launcher.ranks[i];
 
-		if (*own->error && (i == 0 || strcmp(own->error, own[-1].error) != 0))
+		if (*own->error && !launcher_repeats_error(&launcher, i))
 			cli_message("%s", own->error);
 	}
 	if (code == CLI_DONE && !hashes_agree(&launcher)) {
