@@ -33,7 +33,8 @@ SMALL = "--devices cpu,cpu --shape 32,88,4,2 --layers 5 --passes 1 --warm-ms 0".
 
 
 def bench(folder, *options):
-    return forked_scripts.run(e2e.main, ["bench/e2e.py", *SMALL, *options], folder, torch_rounds)
+    script = str(TREE / "bench" / "e2e.py")  # what it saves of its command does not depend on where ctest runs it
+    return forked_scripts.run(e2e.main, [script, *SMALL, *options], folder, torch_rounds)
 
 
 # ---- The script ----
