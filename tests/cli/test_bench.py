@@ -152,7 +152,7 @@ def test_step_is_never_faster_than_the_link():
         assert case["link_bytes_per_s"] == 1600 * 1024
         assert case["transfers_ns"]["min"] > 0.45 * 15e6  # up to three windows may be full when the sample begins
         assert case["serial_ns"]["min"] >= 15e6
-        assert case["predicted_exposed_ns"] > 0 and case["stall_ns"] > 0
+        assert case["predicted_exposed_ns"] > 0
 
 
 def test_step_without_transfers_predicts_nothing_exposed():
