@@ -56,6 +56,7 @@ class GroupHandle:
         self.transport: str = self.library.lshard_group_transport(pointer).decode(errors="replace")
         self._callbacks = callbacks
         self._one_call = threading.Lock()
+        self._one_abort = threading.RLock()  # a signal may come in the middle of one
         self._caller: int | None = None
         self._live: set[int | None] = set()
         self._dead: list[ctypes.c_void_p] = []
@@ -80,8 +81,11 @@ class GroupHandle:
             self._tidy()
 
     def abort(self) -> None:
-        if self.pointer:
-            self.library.lshard_group_abort(self.pointer)
+        if self._process != os.getpid():
+            return
+        with self._one_abort:
+            if self.pointer:
+                self.library.lshard_group_abort(self.pointer)
 
     def fail(self, code: int) -> NoReturn:
         """Raise what a failed call on the group left: a callback's exception, or the library's text."""
@@ -116,11 +120,17 @@ class GroupHandle:
             try:
                 self._destroy_dead(failed)
                 if self._may_leave():
-                    self.library.lshard_group_destroy(self.pointer)
-                    self.pointer.value = None
+                    self._leave()
             finally:
                 self._one_call.release()
         return failed
+
+    def _leave(self) -> None:
+        """What an abort in another thread has ended may be here before the abort is over."""
+        pointer = ctypes.c_void_p(self.pointer.value)
+        with self._one_abort if self._process == os.getpid() else contextlib.nullcontext():
+            self.pointer.value = None
+        self.library.lshard_group_destroy(pointer)
 
     def _may_leave(self) -> bool:
         return self._closed and not self._live and bool(self.pointer)

@@ -214,6 +214,39 @@ def test_an_exception_of_another_signals_handler_ends_a_wait():
         time.sleep(0.05)
 
 
+class SlowAbort:
+    """The library, whose abort takes so long that what it ends may be over before."""
+
+    def __init__(self, library):
+        self._library = library
+        self.begun, self._destroyed, self.calls = threading.Event(), threading.Event(), []
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def lshard_group_abort(self, pointer):
+        self.begun.set()
+        if not self._destroyed.wait(0.3):
+            self._library.lshard_group_abort(pointer)
+        self.calls.append("abort")
+
+    def lshard_group_destroy(self, pointer):
+        self._destroyed.set()
+        self.calls.append("destroy")
+        return self._library.lshard_group_destroy(pointer)
+
+
+def test_a_group_is_not_freed_under_an_abort():
+    group = layershard.Group(0, 1)
+    slow = group._handle.library = SlowAbort(group._handle.library)
+    aborting = threading.Thread(target=group.abort)
+    aborting.start()
+    assert slow.begun.wait(LONG_S)
+    group.close()
+    aborting.join()
+    assert slow.calls == ["abort", "destroy"]
+
+
 def late_abort(group, over):
     if group.rank == 1:
         while not over.exists():  # alive, but not in the call
