@@ -490,6 +490,77 @@ static void a_dead_rank_is_seen_although_its_child_lives(void **state)
 	munmap(survived, sizeof *survived);
 }
 
+static void end_child(pid_t child)
+{
+	if (child <= 0)
+		return;
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+}
+
+/* A process that connects and says that it is rank 2 of 3 once a byte comes at @p go. Ends well if rank 0 answers. */
+static pid_t slow_rank(const char *name, const int go[2], const int here[2])
+{
+	const struct lshard__hello hello = {lshard__hello_greeting(16), 0, 2, 3};
+	pid_t child = fork();
+	char bytes[16];
+	int fd;
+
+	if (child != 0)
+		return child;
+	close(go[1]);
+	fd = connect_to(name);
+	if (write(here[1], "", 1) != 1 || read(go[0], bytes, 1) != 1 ||
+	    send(fd, &hello, sizeof hello, MSG_NOSIGNAL) != sizeof hello ||
+	    lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) != LSHARD_OK)
+		_exit(1);
+	_exit(recv(fd, bytes, sizeof bytes, 0) != sizeof bytes);
+}
+
+/* It came first and says its hello last; meanwhile another process connects more often than there is room for. */
+static int meets_a_slow_rank_in_a_crowd(const struct member *member)
+{
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	int go[2] = {-1, -1}, here[2] = {-1, -1}, silent[24];
+	char name[128], byte;
+	int ended = 0;
+	pid_t child = -1;
+
+	context.size = 3;
+	if (member->rank == 1) {
+		EXPECT(member, find_listener(member->job, name, sizeof name) && !pipe(go) && !pipe(here),
+		       "no listener");
+		child = slow_rank(name, go, here);
+		EXPECT(member, child > 0 && read(here[0], &byte, 1) == 1, "no slow rank");
+		for (size_t i = 0; i < 24; i++) {
+			silent[i] = connect_to(name);
+			EXPECT(member, silent[i] >= 0, "connecting");
+		}
+		/* The first of the crowd is sent away when its last has come. */
+		EXPECT(member, lshard__socket_wait(silent[4], -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK,
+		       "the crowd has room");
+		EXPECT(member, write(go[1], "", 1) == 1, "go");
+	}
+	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	EXPECT(member, child < 0 || (waitpid(child, &ended, 0) == child && ended == 0), "the slow rank was sent away");
+	lshard__rendezvous_close(rendezvous);
+	return 0;
+failed:
+	end_child(child);
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+static void a_slow_rank_is_not_crowded_out(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, meets_a_slow_rank_in_a_crowd, NULL), 0);
+}
+
 /* A rank that was stopped after it connected is the one that is named, and not one that came. */
 static int one_is_silent(const struct member *member)
 {
@@ -638,14 +709,6 @@ static pid_t other_user(const char *name, bool listens)
 	return child;
 }
 
-static void end_child(pid_t child)
-{
-	if (child <= 0)
-		return;
-	kill(child, SIGKILL);
-	waitpid(child, NULL, 0);
-}
-
 /* Another user says it is rank 1 before rank 1 comes, and afterwards takes rank 0's name. */
 static int meets_among_users(const struct member *member)
 {
@@ -706,6 +769,7 @@ int main(void)
 		cmocka_unit_test(a_dead_rank_is_seen_although_its_child_lives),
 		cmocka_unit_test(a_rank_that_stays_away_is_named_to_all),
 		cmocka_unit_test(silent_connections_stop_nobody),
+		cmocka_unit_test(a_slow_rank_is_not_crowded_out),
 		cmocka_unit_test(a_rank_that_connects_and_says_nothing_is_named),
 		cmocka_unit_test(garbage_ends_no_meeting),
 		cmocka_unit_test(another_version_is_named),

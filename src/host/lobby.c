@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * lobby.c - see lobby.h. Every rank connects once, so a full lobby is full of strangers: the first of them must go.
+ * lobby.c - see lobby.h. Every rank connects once, so a full lobby is full of strangers: the first must go of whichever
+ * process has come most often. A rank that is slow to say its hello stays, whoever crowds in beside it.
  */
 #include "lobby.h"
 #include "sockets.h"
@@ -71,6 +72,25 @@ static bool hear_one(struct lshard__newcomer *newcomer)
 	return got > 0;
 }
 
+/* The first newcomer of the process that has most of them. */
+static size_t find_crowding(const struct lshard__lobby *lobby)
+{
+	size_t found = 0;
+	size_t most = 0;
+
+	for (size_t i = 0; i < lobby->count && most < lobby->count - i; i++) {
+		size_t same = 0;
+
+		for (size_t other = i; other < lobby->count; other++)
+			same += lobby->newcomers[other].pid == lobby->newcomers[i].pid;
+		if (same > most) {
+			most = same;
+			found = i;
+		}
+	}
+	return found;
+}
+
 static void send_away(const struct lshard__lobby *lobby, const struct lshard__newcomer *newcomer, uid_t uid)
 {
 	const lshard_context *context = lobby->context;
@@ -93,8 +113,10 @@ static lshard_status accept_one(struct lshard__lobby *lobby, int listener)
 		return LSHARD_OK;
 	}
 	if (lobby->count == room_for(lobby->context->size)) {
-		close(lobby->newcomers[0].fd);
-		take_out(lobby, 0);
+		const size_t crowding = find_crowding(lobby);
+
+		close(lobby->newcomers[crowding].fd);
+		take_out(lobby, crowding);
 	}
 	lobby->newcomers[lobby->count++] = newcomer;
 	return LSHARD_OK;
