@@ -27,7 +27,11 @@ struct rough {
 	struct setting setting;
 	char spec[256];
 	atomic_int fared[MAX_RANKS];
-	atomic_bool too_slow; /* the machine, to make a group or for a collective that all had begun */
+	/*
+	 * Perhaps the machine, for the deadline, to make a group or, by callbacks, for a collective that all had begun,
+	 * which is the end of the group. The walk is tried again then.
+	 */
+	atomic_bool too_slow;
 };
 
 /* One rank of a walk. */
@@ -80,21 +84,13 @@ static lshard_status make(struct rank *rank, enum call call)
 	}
 }
 
-/* A callback's collective that all ranks have begun and that takes two deadlines is the end of the group. */
-static lshard_status note_slowness(struct walker *walker, lshard_status status)
-{
-	if (status < 0 && strstr(lshard_series_error(walker->rank.series), "did not end in"))
-		walker->rough->too_slow = true;
-	return status;
-}
-
 /* Some are late, a few later than the others wait. */
 static lshard_status make_late(struct walker *walker, enum call call)
 {
 	const long ms = one_in(&walker->alone, 3) ? (long)(random_next(&walker->alone) % (DEADLINE_MS * 3 / 2)) : 0;
 
 	nanosleep(&(struct timespec){0, ms * 1000000}, NULL);
-	return note_slowness(walker, make(&walker->rank, call));
+	return make(&walker->rank, call);
 }
 
 /* ---- Ways through the layers ----------------------------------------------------------------------------------- */
@@ -142,7 +138,7 @@ static lshard_status pass(struct walker *walker, bool *right)
 	}
 	walker->at = 0;
 	*right = rank_looked(rank) && *right;
-	return note_slowness(walker, status);
+	return status;
 }
 
 /* ---- A walk ---------------------------------------------------------------------------------------------------- */
@@ -151,13 +147,14 @@ static lshard_status pass(struct walker *walker, bool *right)
 static bool insist(struct walker *walker, enum call call)
 {
 	for (int i = 0; i < TRIES; i++) {
-		const int ok = tell(walker, note_slowness(walker, make(&walker->rank, call)));
+		const int ok = tell(walker, make(&walker->rank, call));
 
-		if (ok < 0 || walker->rough->too_slow)
+		if (ok < 0)
 			return false;
 		if (ok == walker->rank.member->size)
 			return true;
 	}
+	walker->rough->too_slow = subject.callbacks;
 	EXPECT(walker->rank.member, false, "call %d was never OK on all ranks: %s", (int)call,
 	       lshard_series_error(walker->rank.series));
 failed:
@@ -178,6 +175,7 @@ static bool come_together(struct walker *walker)
 		if (ok < 0 || ok == walker->rank.member->size)
 			return right && ok > 0;
 	}
+	walker->rough->too_slow = subject.callbacks;
 	EXPECT(walker->rank.member, false, "no pass is whole: %s", lshard_series_error(walker->rank.series));
 failed:
 	return false;
@@ -195,6 +193,7 @@ static bool epoch(struct walker *walker)
 	if (ok < 0)
 		return false;
 	if (call == UPDATE_BEGIN) {
+		walker->rough->too_slow = walker->rough->too_slow || (subject.callbacks && ok > 0 && ok < size);
 		EXPECT(walker->rank.member, ok == 0 || ok == size, "an update began on %d of %d ranks", ok, (int)size);
 		walker->rank.generation += ok == size;
 		if (ok == size && tell(walker, make_late(walker, UPDATE_END)) != size && !insist(walker, UPDATE_END))
@@ -226,8 +225,10 @@ static int rough_body(const struct member *member)
 
 		if (ok < 0)
 			goto failed;
+		rough->too_slow = rough->too_slow || (subject.callbacks && ok > 0 && ok < member->size);
 		EXPECT(member, ok == 0 || ok == member->size, "a series was made on %d ranks", ok);
 	}
+	rough->too_slow = rough->too_slow || (subject.callbacks && !rank->series);
 	EXPECT(member, rank->series, "no series was made: %s", lshard_group_error(rank->group));
 	if (!rank_note_addresses(rank) || !insist(&walker, COMMIT))
 		goto failed;
