@@ -44,13 +44,17 @@ enum call {
 	CALLS
 };
 
-/* SILENT: alive, and takes no part in the caller's collectives. BUSY, DYING: late and gone in post_process. */
-enum way { LATE, GONE, ABORTED, ELSEWHERE, SILENT, BUSY, DYING, WAYS };
+/*
+ * CROSSED: in rewind while the others verify, or the other way round. SILENT: alive, and takes no part in the caller's
+ * collectives. BUSY, DYING: late and gone in post_process.
+ */
+enum way { LATE, GONE, ABORTED, ELSEWHERE, CROSSED, SILENT, BUSY, DYING, WAYS };
 
 static const char *const call_names[CALLS] = {"group_create", "series_create", "commit", "commit of stripes",
 					      "update_end",   "update_begin",  "verify", "rewind",
 					      "wait",         "prepare",       "join",   "destroy"};
-static const char *const way_names[WAYS] = {"late", "gone", "aborted", "in another call", "silent", "busy", "dying"};
+static const char *const way_names[WAYS] = {"late",   "gone", "aborted", "in another call", "in a call like it",
+					    "silent", "busy", "dying"};
 
 struct cell {
 	enum call call;
@@ -203,14 +207,23 @@ static bool applies(enum call call, enum way way)
 		return subject.callbacks && way == LATE;
 	if (way == SILENT)
 		return subject.callbacks;
+	if (way == CROSSED) /* on one-sided transports nobody meets in rewind */
+		return subject.collective && (call == VERIFY || call == REWIND);
 	if (way >= BUSY)
 		return call == COMMIT || call == COMMIT_STRIPES || call == UPDATE_END;
 	return is_collective(call);
 }
 
-static bool is_allowed(enum way way, lshard_status status)
+/* Where all ranks are in calls in which they meet they know it at once; who waits for a layer may have to wait in vain. */
+static bool is_of_elsewhere(enum call call, lshard_status status)
 {
-	switch (way) {
+	return status == LSHARD_ERR_MISMATCH || status == LSHARD_ERR_OUT_OF_STEP ||
+	       (call > REWIND && status == LSHARD_ERR_TIMEOUT);
+}
+
+static bool is_allowed(const struct cell *cell, lshard_status status)
+{
+	switch (cell->way) {
 	case LATE:
 	case SILENT:
 	case BUSY:
@@ -220,10 +233,11 @@ static bool is_allowed(enum way way, lshard_status status)
 	case DYING:
 		return status == LSHARD_ERR_PEER_FAILED;
 	case ELSEWHERE:
+	case CROSSED:
 	case WAYS:
 		break;
 	}
-	return status == LSHARD_ERR_MISMATCH || status == LSHARD_ERR_OUT_OF_STEP || status == LSHARD_ERR_TIMEOUT;
+	return is_of_elsewhere(cell->call, status);
 }
 
 /* Of a silent rank nobody can know more than that it is one of the others, unless it has answered once. */
@@ -240,7 +254,7 @@ static bool is_told(const struct member *member, const struct cell *cell, lshard
 {
 	const char *call = call_names[cell->call], *way = way_names[cell->way];
 
-	EXPECT(member, is_allowed(cell->way, status), "%s without a rank that is %s: %s: %s", call, way,
+	EXPECT(member, is_allowed(cell, status), "%s without a rank that is %s: %s: %s", call, way,
 	       lshard_status_name(status), text);
 	EXPECT(member, names_it(member, cell, text), "%s without a rank that is %s does not name it alone: %s", call,
 	       way, text);
@@ -253,10 +267,23 @@ failed:
 
 /* ---- The ranks ------------------------------------------------------------------------------------------------- */
 
+/* Rank 1's own call, which is not that of the others. */
+static lshard_status call_elsewhere(struct ranks_series *of, const struct setting *setting, const struct cell *cell)
+{
+	if (cell->way == CROSSED)
+		return make_call(of, setting, cell->call == VERIFY ? REWIND : VERIFY);
+	if (cell->call == UPDATE_END)
+		return create_other(of, setting);
+	if (cell->call >= VERIFY)
+		return lshard_series_update_begin(of->rank.series);
+	return lshard_series_verify(of->rank.series, NULL);
+}
+
 /* False: this rank is no more. */
 static bool go_missing(struct ranks_series *of, const struct setting *setting, const struct cell *cell)
 {
 	const struct member *member = of->rank.member;
+	lshard_status status;
 
 	if (cell->way == GONE) {
 		if (strcmp(subject.kind, "forks") == 0) {
@@ -273,14 +300,11 @@ static bool go_missing(struct ranks_series *of, const struct setting *setting, c
 		EXPECT(member, make_call(of, setting, cell->call) < 0, "%s on one rank", call_names[cell->call]);
 	if (cell->way == ABORTED)
 		lshard_group_abort(of->rank.group);
-	if (cell->way != ELSEWHERE)
-		return true;
-	if (cell->call == UPDATE_END)
-		EXPECT(member, create_other(of, setting) < 0, "a series was created on one rank");
-	else if (cell->call == VERIFY || cell->call >= REWIND)
-		EXPECT(member, lshard_series_update_begin(of->rank.series) < 0, "one rank updates");
-	else
-		EXPECT(member, lshard_series_verify(of->rank.series, NULL) < 0, "one rank verifies");
+	if (cell->way == ELSEWHERE || cell->way == CROSSED) {
+		status = call_elsewhere(of, setting, cell);
+		EXPECT(member, is_of_elsewhere(cell->call, status), "in another call than %s: %s",
+		       call_names[cell->call], lshard_status_name(status));
+	}
 	return true;
 failed:
 	return false;

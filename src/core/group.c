@@ -401,6 +401,7 @@ static const char *meeting_name(uint64_t meeting)
 		return "lshard_series_update_end";
 	case MEET_REWIND:
 		return "lshard_series_rewind";
+	case MEET_VERIFY_BEGIN:
 	case MEET_VERIFY:
 		return "lshard_series_verify";
 	default:

@@ -24,6 +24,7 @@ enum meeting {
 	MEET_UPDATE_READY,
 	MEET_UPDATE_END,
 	MEET_REWIND,
+	MEET_VERIFY_BEGIN,
 	MEET_VERIFY
 };
 
@@ -214,8 +215,8 @@ void pass_restart_alike(lshard_series *series);
  * One-sided ones: nothing is lost.
  */
 void pass_fail(lshard_series *series, const char *call);
-/* What lshard_series_rewind does, as a part of @p call. */
-lshard_status pass_rewind(lshard_series *series, const char *call);
+/* What lshard_series_rewind does, as a part of @p call, whose ranks meet in @p meeting and in no other. */
+lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const char *call);
 /*
  * Where there are streams: the program is at the layer, which is there or coming, for the library's own eyes. No stream
  * is ordered after it; the transport's copy is.

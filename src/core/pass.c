@@ -620,7 +620,7 @@ lshard_status pass_drain(lshard_series *series)
 	return LSHARD_OK;
 }
 
-lshard_status pass_rewind(lshard_series *series, const char *call)
+lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const char *call)
 {
 	lshard_group *group = series->group;
 	struct meeting_card card;
@@ -636,7 +636,7 @@ lshard_status pass_rewind(lshard_series *series, const char *call)
 		return status;
 	}
 	status = pass_drain(series);
-	card = series_card(series, MEET_REWIND, status);
+	card = series_card(series, meeting, status);
 	card.values[0] = group->sequence;
 	status = group_meet_all(group, card, &series->error);
 	if (status < 0)
@@ -648,5 +648,5 @@ lshard_status pass_rewind(lshard_series *series, const char *call)
 
 lshard_status lshard_series_rewind(lshard_series *series)
 {
-	return pass_rewind(series, "lshard_series_rewind");
+	return pass_rewind(series, MEET_REWIND, "lshard_series_rewind");
 }

@@ -282,7 +282,7 @@ lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
 				   SERIES_FORMAT ": the transport %s has streams and no way to copy to the host",
 				   SERIES_NAMES(series), ops->name);
-	status = pass_rewind(series, VERIFY); /* in step, wherever the ranks were */
+	status = pass_rewind(series, MEET_VERIFY_BEGIN, VERIFY); /* in step, wherever the ranks were */
 	if (status < 0)
 		return status;
 	sight_open(&sight, series);
