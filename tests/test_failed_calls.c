@@ -456,11 +456,82 @@ static void a_fault_on_one_rank_leaves_nothing_wrong(void **state)
 	run_faults("callback");
 }
 
+/* ---- What the others are told ---------------------------------------------------------------------------------- */
+
+/* A fault of one rank's own in the middle of update_begin. Nobody waits: a deadline would be longer than the test. */
+struct told {
+	const char *fault;
+	lshard_status status;
+	const char *text;
+};
+
+struct telling {
+	const struct told *told;
+	const char *transport;
+};
+
+static bool is_told(const struct rank *rank, const struct told *told, lshard_status status)
+{
+	const char *text = lshard_series_error(rank->series);
+
+	EXPECT(rank->member, status == told->status, "%s: %s: %s", told->fault, lshard_status_name(status), text);
+	EXPECT(rank->member, rank->member->rank == RANKS - 1 || strstr(text, told->text), "%s: no '%s' in: %s",
+	       told->fault, told->text, text);
+	return true;
+failed:
+	return false;
+}
+
+static bool open_with_fault(struct rank *rank, const struct member *member, struct setting *setting, const char *fault,
+			    const char *transport, char *spec, size_t bytes)
+{
+	snprintf(spec, bytes, "faults=%s,%s", fault, transport);
+	*setting = (struct setting){.layers = LAYERS, .prefetch = 1, .spec = spec};
+	setting_tensors(setting, 2, LSHARD_STRIPE_BYTES);
+	return rank_open(rank, member, setting);
+}
+
+static int told_body(const struct member *member)
+{
+	const struct telling *telling = member->user;
+	struct setting setting;
+	struct rank rank;
+	char spec[96];
+	bool right = false;
+
+	if (!open_with_fault(&rank, member, &setting, telling->told->fault, telling->transport, spec, sizeof spec))
+		return 1;
+	if (!is_told(&rank, telling->told, lshard_series_update_begin(rank.series)))
+		goto failed;
+	OK_SERIES(&rank, lshard_series_update_begin(rank.series)); /* all come to the next call alike */
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_failure_is_told_at_once_and_as_what_it_is(void **state)
+{
+	static const struct told all[] = {
+		{"r2.drain@1=peer", LSHARD_ERR_PEER_FAILED, "rank 2 lost another rank in lshard_series_update_begin"},
+		{"r2.drain@1=fail", LSHARD_ERR_TRANSPORT, "rank 2 failed in lshard_series_update_begin"},
+	};
+	static const char *const transports[] = {"local:lockstep", "callback"};
+
+	(void)state;
+	for (size_t i = 0; i < 2 * sizeof all / sizeof all[0]; i++) {
+		struct telling telling = {&all[i / 2], transports[i % 2]};
+
+		set_subject(i % 2 == 1);
+		assert_int_equal(team_of_threads(RANKS, told_body, &telling), 0);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_failed_call_leaves_nothing_wrong),
 		cmocka_unit_test(a_fault_on_one_rank_leaves_nothing_wrong),
+		cmocka_unit_test(a_failure_is_told_at_once_and_as_what_it_is),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

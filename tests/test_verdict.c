@@ -113,13 +113,15 @@ static void the_cause_that_tells_most_counts(void **state)
 	struct lshard__verdict verdict;
 
 	(void)state;
-	cards[1].record = (struct lshard__record){LSHARD_ERR_PEER_FAILED, 1};
+	cards[1].record = lshard__record_of(LSHARD_ERR_PEER_FAILED);
 	verdict = lshard__judge(&records);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.rank, 1);
+	assert_int_equal(verdict.echo, 1);
 
-	cards[2].record.status = LSHARD_ERR_CALLBACK;
+	cards[2].record = lshard__record_of(LSHARD_ERR_CALLBACK);
 	verdict = lshard__judge(&records);
+	assert_int_equal(verdict.echo, 0);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.rank, 2);
 	assert_int_equal(verdict.status, LSHARD_ERR_CALLBACK);

@@ -4,6 +4,7 @@
  */
 #include "verdict.h"
 
+#include <layershard/layershard.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,6 +45,11 @@ const char *lshard__ranks_text(struct lshard__ranks *ranks)
 }
 
 /* ---- Records --------------------------------------------------------------------------------------------------- */
+
+struct lshard__record lshard__record_of(int32_t status)
+{
+	return (struct lshard__record){.status = status, .echo = status == LSHARD_ERR_PEER_FAILED};
+}
 
 static const unsigned char *record_of(const struct lshard__records *records, int32_t rank)
 {
@@ -93,6 +99,7 @@ static bool collect(const struct lshard__records *records, enum lshard__finding 
 	verdict->rank = verdict->ranks.named[0];
 	memcpy(&record, record_of(records, verdict->rank), sizeof record);
 	verdict->status = finding == LSHARD__FAILED ? record.status : 0;
+	verdict->echo = finding == LSHARD__FAILED && echoes;
 	return true;
 }
 

@@ -41,6 +41,9 @@ struct lshard__record {
 	int32_t echo;   /* 1: of a failure elsewhere, which tells more */
 };
 
+/* Of a rank that fared so. That it has lost another rank is an echo: it lives, and may itself have heard it said. */
+struct lshard__record lshard__record_of(int32_t status);
+
 /* One record of each rank. */
 struct lshard__records {
 	const void *first;    /* [size] structs that begin with a struct lshard__record */
@@ -49,7 +52,7 @@ struct lshard__records {
 	int32_t size;         /* ranks */
 	int32_t rank;         /* this one */
 	const uint8_t *alive; /* [size]; the record of a rank that is not means nothing; NULL: all are */
-	int may_miss;         /* 1: all that live are enough */
+	int may_miss;         /* 1: all that live are enough, and MISSING is never found */
 };
 
 enum lshard__finding { LSHARD__AGREED, LSHARD__ELSEWHERE, LSHARD__FAILED, LSHARD__MISSING };
@@ -58,6 +61,7 @@ struct lshard__verdict {
 	enum lshard__finding finding;
 	int32_t status;             /* FAILED: that of the rank that counts */
 	int32_t rank;               /* the one that counts; -1: none */
+	int32_t echo;               /* FAILED: 1: none failed of its own accord */
 	struct lshard__ranks ranks; /* all that were found so */
 };
 

@@ -441,6 +441,26 @@ static lshard_status fail_elsewhere(const lshard_group *group, const struct meet
 			   meeting_name(other->meeting), other->series);
 }
 
+/* Who only lost another rank lives: it is no news of it that a rank is gone, and the one that is may be known here. */
+static lshard_status fail_failed(const lshard_group *group, const struct meeting_card *mine,
+				 struct lshard__verdict *verdict, lshard_error *error)
+{
+	const lshard_status status = (lshard_status)verdict->status;
+	const char *ranks = lshard__ranks_text(&verdict->ranks), *call = meeting_name(mine->meeting);
+	struct lshard__ranks gone = lshard__ranks_absent(group->alive, group->context.size);
+
+	if (!verdict->echo)
+		return lshard_fail(error, status, "rank %d, series '%s': %s failed in %s: %s", group->context.rank,
+				   mine->series, ranks, call, lshard_status_text(status));
+	if (gone.count == 0)
+		return lshard_fail(error, status,
+				   "rank %d, series '%s': %s lost another rank in %s: the error there names it",
+				   group->context.rank, mine->series, ranks, call);
+	return lshard_fail(error, status, "rank %d, series '%s': %s %s gone, and %s needed %s in %s",
+			   group->context.rank, mine->series, lshard__ranks_text(&gone), lshard__ranks_are(&gone),
+			   ranks, gone.count > 1 ? "them" : "it", call);
+}
+
 /* What the cards say of the other ranks: in another call than this one, fared badly; gone, unless they may miss. */
 static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, bool may_miss,
 				 lshard_error *error)
@@ -455,9 +475,7 @@ static lshard_status judge_cards(lshard_group *group, const struct meeting_card 
 	case LSHARD__ELSEWHERE:
 		return fail_elsewhere(group, mine, &verdict, error);
 	case LSHARD__FAILED:
-		return lshard_fail(error, (lshard_status)verdict.status, "rank %d, series '%s': %s failed in %s: %s",
-				   group->context.rank, mine->series, lshard__ranks_text(&verdict.ranks),
-				   meeting_name(mine->meeting), lshard_status_text((lshard_status)verdict.status));
+		return fail_failed(group, mine, &verdict, error);
 	case LSHARD__MISSING:
 		return group_fail_missing(group, mine->series, meeting_name(mine->meeting), error);
 	case LSHARD__AGREED:
@@ -473,6 +491,7 @@ static lshard_status meet(lshard_group *group, struct meeting_card *card, bool m
 
 	if (card->record.status == LSHARD_ERR_TIMEOUT) /* one deadline is enough: the others find this rank late */
 		return LSHARD_ERR_TIMEOUT;
+	card->record = lshard__record_of(card->record.status);
 	status = transport->ops->exchange(transport, card, group->cards, sizeof *card, group->alive);
 	if (card->record.status < 0)
 		return (lshard_status)card->record.status; /* the text is there already */

@@ -123,7 +123,7 @@ static void card_write(struct card *card, const char *tag, bool ready, struct ls
 	card->process = (uint64_t)getpid();
 	if (random)
 		memcpy(card->process_random, random, sizeof card->process_random);
-	card->record.status = ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY;
+	card->record = lshard__record_of(ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY);
 	snprintf(card->tag, sizeof card->tag, "%s", tag);
 	card->hub = hub;
 }

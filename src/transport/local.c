@@ -344,7 +344,7 @@ static lshard_status judge_readings(struct local_store *store, const struct read
 static lshard_status lockstep_read(struct local_store *store, uint32_t position)
 {
 	struct local *local = local_of(store->base.transport);
-	struct reading mine = {{LSHARD_OK, 0}, store->number, position};
+	struct reading mine = {lshard__record_of(LSHARD_OK), store->number, position};
 	struct lshard__hub_offer offer = {MEET_READ, &mine, local->announcements, sizeof mine, local->alive};
 	lshard_status status = lshard__hub_exchange(local->hub, local->base.context->rank, &offer, &store->base.error);
 

@@ -77,7 +77,7 @@ lshard_status unison_agree(struct unison *unison, const char *what, struct uniso
 	if (status == LSHARD_ERR_ABORTED)
 		return status; /* the others see this rank as gone */
 	mine->what = lshard__text_hash(what);
-	mine->record.status = status;
+	mine->record = (struct lshard__record){status, mine->record.echo || lshard__record_of(status).echo};
 	if (status != LSHARD_OK)
 		snprintf(mine->text, sizeof mine->text, "%.*s", (int)sizeof mine->text - 1, cause.text);
 	met = control_exchange(unison->control, mine, unison->reports, sizeof *mine, unison->alive, round, deadline);
