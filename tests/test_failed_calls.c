@@ -512,8 +512,12 @@ failed:
 static void a_failure_is_told_at_once_and_as_what_it_is(void **state)
 {
 	static const struct told all[] = {
-		{"r2.drain@1=peer", LSHARD_ERR_PEER_FAILED, "rank 2 lost another rank in lshard_series_update_begin"},
-		{"r2.drain@1=fail", LSHARD_ERR_TRANSPORT, "rank 2 failed in lshard_series_update_begin"},
+		{"r2.drain@1=peer", LSHARD_ERR_PEER_FAILED,
+		 "rank 2 lost another rank in the second half of lshard_series_update_begin"},
+		{"r2.drain@1=fail", LSHARD_ERR_TRANSPORT,
+		 "rank 2 failed in the second half of lshard_series_update_begin"},
+		{"r2.drain@1=timeout", LSHARD_ERR_TIMEOUT,
+		 "rank 2 failed in the second half of lshard_series_update_begin"},
 	};
 	static const char *const transports[] = {"local:lockstep", "callback"};
 
@@ -526,12 +530,68 @@ static void a_failure_is_told_at_once_and_as_what_it_is(void **state)
 	}
 }
 
+/* ---- The cure -------------------------------------------------------------------------------------------------- */
+
+struct cure {
+	const char *fault;
+	int rewinds; /* enough: all hear at once of what happens in a meeting, or only when the next one goes wrong */
+	const char *transport;
+};
+
+/* As a program does that knows of itself alone: verify, then rewind until that is OK. */
+static int cured_body(const struct member *member)
+{
+	const struct cure *cure = member->user;
+	struct player player = {.at = 0};
+	struct rank *rank = &player.rank;
+	lshard_status status = LSHARD_ERR_TIMEOUT;
+	char spec[96];
+	bool right = false;
+
+	if (!open_with_fault(rank, member, &player.setting, cure->fault, cure->transport, spec, sizeof spec))
+		return 1;
+	(void)lshard_series_verify(rank->series, NULL);
+	for (int i = 0; i < cure->rewinds && status != LSHARD_OK; i++)
+		status = lshard_series_rewind(rank->series);
+	EXPECT(member, status == LSHARD_OK, "%s: not cured by %d rewinds: %s", spec, cure->rewinds,
+	       lshard_series_error(rank->series));
+	right = sure_pass(&player, &status);
+	EXPECT(member, status == LSHARD_OK, "%s: %s", spec, lshard_series_error(rank->series));
+failed:
+	if (!right)
+		lshard_group_abort(rank->group);
+	return rank_close(rank) && right ? 0 : 1;
+}
+
+static void rewinds_cure_what_one_rank_did_not_come_through(void **state)
+{
+	static const struct cure all[] = {
+		{"r0.wait@3=timeout", 1, "local:lockstep"},      {"r0.wait@3=timeout", 1, "callback"},
+		{"r1.wait@6=timeout", 1, "local:lockstep"},      {"r1.wait@6=timeout", 1, "callback"},
+		{"r0.wait@3=peer", 1, "local:lockstep"},         {"r0.wait@3=peer", 1, "callback"},
+		{"r2.drain@1=peer", 1, "local:lockstep"},        {"r2.drain@1=peer", 1, "callback"},
+		{"r1.drain@1=timeout", 3, "local:lockstep"},     {"r1.drain@1=timeout", 3, "callback"},
+		{"r2.drain@2=timeout", 3, "local:lockstep"},     {"r2.drain@2=timeout", 3, "callback"},
+		{"r0.exchange@9=timeout", 3, "local:lockstep"},  {"r0.exchange@9=timeout", 3, "callback"},
+		{"r2.exchange@14=timeout", 3, "local:lockstep"}, {"r2.exchange@14=timeout", 3, "callback"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+		struct cure cure = all[i];
+
+		set_subject(strcmp(cure.transport, "callback") == 0);
+		assert_int_equal(team_of_threads(RANKS, cured_body, &cure), 0);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_failed_call_leaves_nothing_wrong),
 		cmocka_unit_test(a_fault_on_one_rank_leaves_nothing_wrong),
 		cmocka_unit_test(a_failure_is_told_at_once_and_as_what_it_is),
+		cmocka_unit_test(rewinds_cure_what_one_rank_did_not_come_through),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -543,7 +543,9 @@ LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream)
  *
  * Scope: collective on collective transports, local on one-sided ones.  Ends every view.
  * Blocks: on collective ones at most timeout_ms for what is on its way, and as long when the ranks meet.
- * State: on failure on a collective transport every window is empty; it may be called again, by all ranks.
+ * State: on failure on a collective transport every window is empty. After TIMEOUT, MISMATCH or OUT_OF_STEP, when some
+ *        ranks may have been in another call still, which has failed there now, call it again on all ranks until it is
+ *        OK.
  * @return OK; TIMEOUT naming who is missing; PEER_FAILED naming who is gone; MISMATCH or OUT_OF_STEP naming who is in
  *         another call; TRANSPORT; STATE; ABORTED.
  */

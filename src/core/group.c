@@ -387,23 +387,26 @@ static const char *meeting_name(uint64_t meeting)
 {
 	switch (meeting) {
 	case MEET_CREATE:
-	case MEET_OPENED:
 		return "lshard_series_create";
+	case MEET_OPENED:
+		return "the second half of lshard_series_create";
 	case MEET_COMMIT:
 		return "lshard_series_commit";
 	case MEET_ROUND:
 	case MEET_READY:
 		return "the loading of lshard_series_commit or _update_end";
 	case MEET_UPDATE_BEGIN:
-	case MEET_UPDATE_READY:
 		return "lshard_series_update_begin";
+	case MEET_UPDATE_READY:
+		return "the second half of lshard_series_update_begin";
 	case MEET_UPDATE_END:
 		return "lshard_series_update_end";
 	case MEET_REWIND:
 		return "lshard_series_rewind";
 	case MEET_VERIFY_BEGIN:
-	case MEET_VERIFY:
 		return "lshard_series_verify";
+	case MEET_VERIFY:
+		return "the second half of lshard_series_verify";
 	default:
 		return "an unknown call";
 	}
@@ -489,8 +492,6 @@ static lshard_status meet(lshard_group *group, struct meeting_card *card, bool m
 	lshard_transport *transport = group->transport;
 	lshard_status status;
 
-	if (card->record.status == LSHARD_ERR_TIMEOUT) /* one deadline is enough: the others find this rank late */
-		return LSHARD_ERR_TIMEOUT;
 	card->record = lshard__record_of(card->record.status);
 	status = transport->ops->exchange(transport, card, group->cards, sizeof *card, group->alive);
 	if (card->record.status < 0)

@@ -238,7 +238,7 @@ static lshard_status look_at_layer(struct sight *sight, uint32_t position, uint6
 
 /*
  * A layer that cannot be had or is corrupt is reported at the end: the other ranks go on and need this one's hashes. But
- * nobody waits for a second deadline.
+ * nobody waits for a second deadline: at the next layer all hear of the first and break off.
  */
 static lshard_status verify_layers(struct sight *sight, uint64_t *hash)
 {
@@ -247,21 +247,19 @@ static lshard_status verify_layers(struct sight *sight, uint64_t *hash)
 	lshard_error error = {""};
 
 	for (uint32_t position = 0; position < series->scheme.layout.layers; position++) {
-		lshard_status status = learn_hashes(sight, position);
+		const lshard_status met = learn_hashes(sight, position);
+		const lshard_status status = met < 0 ? met : look_at_layer(sight, position, hash);
 
-		if (status < 0) {
-			pass_fail(series, VERIFY);
-			return status;
-		}
-		status = look_at_layer(sight, position, hash);
 		if (status < 0 && first >= 0) {
 			first = status;
 			error = series->error;
 		}
-		if (status == LSHARD_ERR_TIMEOUT) { /* the ranks do not meet at the next */
+		if (met < 0) {
 			pass_fail(series, VERIFY);
 			break;
 		}
+		if (status == LSHARD_ERR_TIMEOUT)
+			sight->status = status;
 	}
 	if (first < 0)
 		series->error = error;
