@@ -3,7 +3,7 @@
  * Status codes have names, texts and remedies of their own; any other number gets a text too. Compiled as C99, which is
  * all that the public header asks for.
  */
-#include <layershard/layershard.h>
+#include <layershard/transport.h>
 
 #include <limits.h>
 #include <setjmp.h>
@@ -74,6 +74,21 @@ static void version_is_the_headers(void **state)
 	assert_string_equal(lshard_version(), version);
 }
 
+static void a_text_may_hold_the_one_before(void **state)
+{
+	lshard_error error = {""};
+
+	(void)state;
+	assert_int_equal(lshard_fail(&error, LSHARD_ERR_TIMEOUT, "rank %d is late", 1), LSHARD_ERR_TIMEOUT);
+	lshard_fail(&error, LSHARD_ERR_TIMEOUT, "%s", error.text);
+	assert_string_equal(error.text, "rank 1 is late");
+	lshard_fail(&error, LSHARD_ERR_TIMEOUT, "series 's': %s", error.text);
+	assert_string_equal(error.text, "series 's': rank 1 is late");
+	for (size_t i = 0; i < sizeof error.text; i++)
+		lshard_fail(&error, LSHARD_ERR_TIMEOUT, "again: %s", error.text);
+	assert_int_equal(strlen(error.text), sizeof error.text - 1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -82,6 +97,7 @@ int main(void)
 		cmocka_unit_test(no_two_are_alike),
 		cmocka_unit_test(unknown_numbers_have_a_text),
 		cmocka_unit_test(version_is_the_headers),
+		cmocka_unit_test(a_text_may_hold_the_one_before),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -46,7 +46,7 @@ typedef struct lshard_error {
 
 /**
  * Write a text (printf) into @p error, which may be NULL, and return @p status: `return lshard_fail(&s->error, ...)`.
- * Any thread.
+ * The text that is there may be part of the new one. Any thread.
  */
 LSHARD_API lshard_status lshard_fail(lshard_error *error, lshard_status status, const char *format, ...)
 #if defined(__GNUC__)

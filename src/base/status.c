@@ -6,6 +6,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #define STRING_OF(x)                      #x
 #define VERSION_TEXT(major, minor, patch) STRING_OF(major) "." STRING_OF(minor) "." STRING_OF(patch)
@@ -48,14 +49,17 @@ const char *lshard_status_remedy(lshard_status status)
 	return "the library is newer than the program, or the number is no status";
 }
 
+/* The new text may be made of the old one. */
 lshard_status lshard_fail(lshard_error *error, lshard_status status, const char *format, ...)
 {
+	lshard_error written = {""};
 	va_list arguments;
 
 	if (!error)
 		return status;
 	va_start(arguments, format);
-	vsnprintf(error->text, sizeof error->text, format, arguments);
+	vsnprintf(written.text, sizeof written.text, format, arguments);
 	va_end(arguments);
+	memcpy(error->text, written.text, strlen(written.text) + 1);
 	return status;
 }
