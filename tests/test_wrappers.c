@@ -911,6 +911,12 @@ static int join_body(const struct member *member)
 	EXPECT(member, ops->wait(pair.store, 0, NULL, &arrival) == LSHARD_ERR_OUT_OF_STEP,
 	       "%s: what join has told is forgotten", (const char *)member->user);
 	SAYS(member, pair.store->error.text, "'s'");
+	EXPECT(member, ops->join(pair.store, NULL) == LSHARD_OK, "join again: %s", pair.store->error.text);
+	EXPECT(member, ops->wait(pair.store, 0, NULL, &arrival) == LSHARD_ERR_OUT_OF_STEP,
+	       "%s: what a wait has told is forgotten", (const char *)member->user);
+	EXPECT(member, ops->drain(pair.store) == LSHARD_OK, "drain: %s", pair.store->error.text);
+	EXPECT(member, ops->wait(pair.store, 0, NULL, &arrival) == LSHARD_OK, "%s: what drain has dropped is told",
+	       (const char *)member->user);
 	EXPECT(member, ops->exchange(pair.transport, &mine, all, sizeof mine, alive) == LSHARD_OK, "exchange");
 	EXPECT(member, ops->fetch(pair.store, 1, member->rank ? LSHARD_NO_CELL : 0, NULL, 1) == LSHARD_OK, "fetch");
 	EXPECT(member, ops->join(pair.store, NULL) == LSHARD_OK, "join: %s", pair.store->error.text);
@@ -923,7 +929,7 @@ failed:
 	return failed;
 }
 
-static void what_join_has_told_is_told_by_the_wait_too(void **state)
+static void what_join_has_told_is_told_by_every_wait_too(void **state)
 {
 	static const char *const specs[] = {"local:lockstep",
 					    "callback",
@@ -956,7 +962,7 @@ int main(void)
 		cmocka_unit_test(every_fault_is_told_and_survived),
 		cmocka_unit_test(verify_tells_the_first_layer_that_is_wrong),
 		cmocka_unit_test(calls_can_be_delayed),
-		cmocka_unit_test(what_join_has_told_is_told_by_the_wait_too),
+		cmocka_unit_test(what_join_has_told_is_told_by_every_wait_too),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -362,8 +362,10 @@ static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stre
 
 	*arrival = (lshard_arrival){0, 0, 0, 0};
 	pthread_mutex_lock(&callback->lock);
-	if (!landing->unwaited)
+	if (!landing->unwaited) {
+		status = await(callback, base, landing, deadline); /* told already: a failure is told again */
 		goto unlock;
+	}
 	if (landing->pending) {
 		began_ns = lshard__now_ns();
 		status = await(callback, base, landing, deadline);
@@ -432,8 +434,10 @@ static lshard_status callback_drain(lshard_store *base)
 
 	if (status == LSHARD_OK && callback_of(base->transport)->on_device)
 		status = callback_device_drain(store, deadline);
-	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
+	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++) {
 		store->landings[cell].unwaited = false; /* the worker has nothing of this store any more */
+		store->landings[cell].status = LSHARD_OK;
+	}
 	return status;
 }
 

@@ -229,7 +229,7 @@ static lshard_status lockstep_finish(struct local_store *store, uint32_t cell, u
 	if (status == LSHARD_ERR_TIMEOUT)
 		return tell(store, transfer, status); /* can be waited for again */
 	transfer->pending = false;
-	transfer->status = status; /* join may be who asks: the wait for it tells it too */
+	transfer->status = status; /* join may be who asks: every wait for it tells it too */
 	queue_remove(store, queue_find(store, cell));
 	return tell(store, transfer, status);
 }
@@ -256,7 +256,7 @@ static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream,
 	(void)stream;
 	*arrival = (lshard_arrival){0, 0, 0, 0};
 	if (!transfer->unwaited)
-		return LSHARD_OK;
+		return tell(store, transfer, transfer->status);
 	pass_a_call(store);
 	if (transfer->pending) {
 		began_ns = lshard__now_ns();
@@ -297,8 +297,10 @@ static lshard_status local_drain(lshard_store *base)
 {
 	struct local_store *store = store_of(base);
 
-	for (uint32_t cell = 0; cell < base->plan->cells; cell++)
+	for (uint32_t cell = 0; cell < base->plan->cells; cell++) {
 		store->transfers[cell].pending = store->transfers[cell].unwaited = false;
+		store->transfers[cell].status = LSHARD_OK;
+	}
 	store->queued = 0;
 	return LSHARD_OK;
 }

@@ -39,7 +39,7 @@ struct transfer {
 	uint32_t position;
 	uint32_t calls_left; /* AT_DRAWN: calls until the copy */
 	uint64_t sequence;
-	lshard_status status; /* in lockstep: of one that failed, until it is waited for */
+	lshard_status status; /* in lockstep: of one that failed, until the next fetch or drain */
 	lshard_error error;
 	lshard_arrival arrival;
 };
