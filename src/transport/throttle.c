@@ -371,8 +371,8 @@ static lshard_status tell_failure(const struct transfer *transfer)
 }
 
 /*
- * The bytes are there as far as the inner transport is concerned. It tells a failure once, whoever asks; only a wait
- * that timed out may be made again.
+ * The bytes are there as far as the inner transport is concerned. Its join tells no failure that a wait has told, so
+ * that is kept for ours; a wait that timed out may be made again.
  */
 static lshard_status inner_finish(struct throttle *link, struct transfer *transfer, void *stream)
 {
@@ -394,24 +394,24 @@ static lshard_status inner_finish(struct throttle *link, struct transfer *transf
 
 /*
  * Collective: when a transfer could begin is known once all ranks asked for it, and the link serves in the order of
- * fetch; so everything before @p transfer is finished first. Such a group is used from one thread, so the queue is this
- * one's.
+ * fetch; so everything before @p transfer is finished too. It comes first itself, with the whole deadline: where it is
+ * done, so is what was fetched before it, and no wait for that blocks. Such a group is used from one thread, so the
+ * queue is this one's.
  */
 static lshard_status begin_collective(struct throttle *link, struct transfer *transfer, void *stream)
 {
-	while (transfer->stage == QUEUED) {
-		struct transfer *first = link->first;
-		lshard_status status = inner_finish(link, first, stream);
+	lshard_status status = inner_finish(link, transfer, stream);
 
-		if (status == LSHARD_OK) {
+	while (status == LSHARD_OK && transfer->stage == QUEUED) {
+		struct transfer *first = link->first;
+		const lshard_status of_first = inner_finish(link, first, stream);
+
+		if (of_first == LSHARD_OK)
 			begin_first(link);
-		} else if (status == LSHARD_ERR_TIMEOUT) {
-			if (first != transfer)
-				lshard_fail(&transfer->store->error, status, "%s", first->store->error.text);
-			return status;
-		}
+		else if (of_first == LSHARD_ERR_TIMEOUT)
+			status = lshard_fail(&transfer->store->error, of_first, "%s", first->store->error.text);
 	}
-	return transfer->failure < 0 ? tell_failure(transfer) : LSHARD_OK;
+	return status;
 }
 
 static lshard_status tell(const struct throttle *link, const struct transfer *transfer, lshard_status status)
@@ -464,7 +464,7 @@ static lshard_status throttle_wait(lshard_store *base, uint32_t cell, void *stre
 		arrival->blocked_ns = lshard__now_ns() - began_ns;
 	}
 	if (status < 0) {
-		transfer->failure = LSHARD_OK; /* it is told */
+		transfer->failure = LSHARD_OK; /* it is told; from now on the inner transport tells it */
 		return status;
 	}
 	transfer->stage = NONE;
@@ -474,20 +474,21 @@ static lshard_status throttle_wait(lshard_store *base, uint32_t cell, void *stre
 	return LSHARD_OK;
 }
 
-/* What is there now stays to be waited for: its arrival is told then. */
+/* One wait for the inner transport, then for the link. What is there now stays to be waited for: its arrival is told
+ * then. */
 static lshard_status throttle_join(lshard_store *base, void *stream)
 {
 	struct throttle *link = throttle_of(base->transport);
 	struct throttle_store *store = store_of(base);
 	uint64_t deadline_ns = deadline_from(base->transport->context, lshard__now_ns());
-	lshard_status status = LSHARD_OK;
+	lshard_status status = lshard__wrapper_join(base, stream);
 
 	for (uint32_t cell = 0; status == LSHARD_OK && cell < base->plan->cells; cell++)
 		if (store->transfers[cell].failure < 0)
 			status = tell_failure(&store->transfers[cell]);
 		else if (store->transfers[cell].stage != NONE)
 			status = arrive(link, &store->transfers[cell], stream, deadline_ns);
-	return status < 0 ? status : lshard__wrapper_join(base, stream);
+	return status;
 }
 
 const lshard_transport_ops lshard__throttle = {
