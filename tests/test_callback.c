@@ -301,6 +301,39 @@ static void an_exchange_that_was_given_up_did_not_happen(void **state)
 	play(3, gave_up_body, NULL);
 }
 
+/* Rank 1 comes a step further shortly before the others' deadline: it is late, not gone, and has a name. */
+static int slow_body(const struct member *member)
+{
+	struct setting setting = {.layers = 24, .first_layer = 1, .prefetch = 3, .timeout_ms = patience(600)};
+	lshard_status status = LSHARD_OK;
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, 1, LSHARD_STRIPE_BYTES);
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	EXPECT(member, team_barrier(member), "a rank failed");
+	for (uint32_t position = 0; position < 9; position++) {
+		if (member->rank == 1)
+			pause_ms(setting.timeout_ms * 32 / 100);
+		OK_SERIES(&rank, lshard_reach(rank.series, setting.first_layer + position, NULL));
+	}
+	if (member->rank != 1) {
+		status = lshard_series_join(rank.series, NULL);
+		EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s", lshard_status_name(status));
+		SAYS(member, lshard_series_error(rank.series), " ms for rank 1; rank 1 ");
+	}
+	right = team_barrier(member);
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void a_slow_rank_is_not_called_gone(void **state)
+{
+	(void)state;
+	play(3, slow_body, NULL);
+}
+
 /* ---- Failing collectives --------------------------------------------------------------------------------------- */
 
 struct plan_of_failure {
@@ -512,13 +545,13 @@ struct bare {
 	struct shm_series series;
 };
 
-static bool bare_open(struct bare *bare, const struct member *member)
+static bool bare_open_for(struct bare *bare, const struct member *member, uint32_t timeout_ms)
 {
 	lshard_error error = {""};
 	lshard_transport *transport;
 
 	*bare = (struct bare){.seat = circle_join(member)};
-	bare->rank.context = context_for_member(member, "", LONG_MS);
+	bare->rank.context = context_for_member(member, "", timeout_ms);
 	bare->rank.context.callbacks = seat_callbacks(bare->seat);
 	EXPECT(member, lshard__callback.open(&bare->rank.context, NULL, &bare->rank.transport, &error) == LSHARD_OK,
 	       "%s", error.text);
@@ -530,6 +563,11 @@ static bool bare_open(struct bare *bare, const struct member *member)
 	return team_barrier(member);
 failed:
 	return false;
+}
+
+static bool bare_open(struct bare *bare, const struct member *member)
+{
+	return bare_open_for(bare, member, LONG_MS);
 }
 
 static void bare_close_store(struct bare *bare)
@@ -684,6 +722,122 @@ static void a_full_queue_is_waited_for(void **state)
 	play(2, full_body, &watch);
 }
 
+/* Nobody comes to what fills the queue: the first fetch that finds it full waits, those after it do not, and each says
+ * who is late. When that rank has come, all goes on. */
+static int in_vain_body(const struct member *member)
+{
+	struct bare bare;
+	uint32_t capacity, count = 0;
+	const uint32_t timeout_ms = patience(600);
+	uint64_t began;
+	bool right = false;
+
+	EXPECT(member, bare_open_for(&bare, member, timeout_ms), "open");
+	queued(&bare, &capacity);
+	if (member->rank == 1)
+		EXPECT(member, team_barrier(member), "a rank failed");
+	for (; count < capacity; count++)
+		EXPECT(member, bare_fetch(&bare, count % 2, count) == LSHARD_OK, "fetch %u: %s", count,
+		       bare.series.store->error.text);
+	began = now_ms();
+	for (uint32_t more = 0; member->rank == 0 && more < 20; more++) {
+		EXPECT(member, bare_fetch(&bare, 0, count + more) == LSHARD_ERR_TIMEOUT, "there was room");
+		SAYS(member, bare.series.store->error.text, "for rank 1; rank 1 is in no call that needs the others");
+	}
+	EXPECT(member, now_ms() - began < 10 * timeout_ms, "they waited %u ms", (unsigned)(now_ms() - began));
+	if (member->rank == 0)
+		EXPECT(member, team_barrier(member), "a rank failed");
+	EXPECT(member, bare_comes(&bare, (count - 1) % 2), "the last one");
+	right = team_barrier(member);
+failed:
+	bare_close(&bare);
+	return right ? 0 : 1;
+}
+
+static void a_full_queue_says_for_whom_it_waits(void **state)
+{
+	(void)state;
+	play(2, in_vain_body, NULL);
+}
+
+/* With the lock of rank 1's worker, so that one card has them all. */
+static void append_four(struct bare *bare)
+{
+	struct callback *callback = callback_of(bare->rank.transport);
+	struct operation operation = {.kind = TRANSFER, .store = callback_store_of(bare->series.store)};
+
+	pthread_mutex_lock(&callback->lock);
+	for (; operation.sequence < 4; operation.sequence++) {
+		operation.position = (uint32_t)operation.sequence % 2;
+		callback_append(callback, operation);
+	}
+	pthread_mutex_unlock(&callback->lock);
+}
+
+/* All that the last card had is done when the deadline comes: who has no more is shown by the roll call after it. */
+static int stopping_body(const struct member *member)
+{
+	const uint32_t timeout_ms = patience(600);
+	struct bare bare;
+	lshard_arrival arrival;
+	lshard_status status;
+	bool right = false;
+
+	EXPECT(member, bare_open_for(&bare, member, timeout_ms), "open");
+	if (member->rank == 1) {
+		pause_ms(timeout_ms * 95 / 100);
+		append_four(&bare);
+	}
+	for (uint32_t count = 0; member->rank == 0 && count < 5; count++)
+		EXPECT(member, bare_fetch(&bare, count % 2, count) == LSHARD_OK, "%s", bare.series.store->error.text);
+	if (member->rank == 0) {
+		status = bare.rank.transport->ops->wait(bare.series.store, 0, NULL, &arrival);
+		EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s", lshard_status_name(status));
+		SAYS(member, bare.series.store->error.text, "for rank 1; rank 1 is in no call that needs the others");
+	}
+	EXPECT(member, team_barrier(member), "a rank failed");
+	if (member->rank == 1)
+		EXPECT(member, bare_fetch(&bare, 0, 4) == LSHARD_OK, "%s", bare.series.store->error.text);
+	right = bare_comes(&bare, 0) && team_barrier(member);
+failed:
+	bare_close(&bare);
+	return right ? 0 : 1;
+}
+
+static void a_rank_that_asks_no_more_is_named(void **state)
+{
+	(void)state;
+	play(2, stopping_body, NULL);
+}
+
+/* Rank 0 gives up a read while its card is on the table, and rank 1 comes to it then. */
+static int left_read_body(const struct member *member)
+{
+	struct bare bare;
+	lshard_status status;
+	bool right = false;
+
+	EXPECT(member, bare_open_for(&bare, member, patience(1600)), "open");
+	if (member->rank == 1)
+		EXPECT(member, team_barrier(member), "a rank failed");
+	status = bare.rank.transport->ops->read(bare.series.store, 0,
+						bare.rank.transport->ops->cell(bare.series.store, 0, 0));
+	EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s", lshard_status_name(status));
+	SAYS(member, bare.series.store->error.text, member->rank == 0 ? "for rank 1" : "rank 0 ");
+	if (member->rank == 0)
+		EXPECT(member, team_barrier(member), "a rank failed");
+	right = team_barrier(member);
+failed:
+	bare_close(&bare);
+	return right ? 0 : 1;
+}
+
+static void who_gave_up_a_read_is_named(void **state)
+{
+	(void)state;
+	play(2, left_read_body, NULL);
+}
+
 /* The program's handlers run on threads that it knows. */
 static int signals_body(const struct member *member)
 {
@@ -777,12 +931,16 @@ int main(void)
 		cmocka_unit_test(ranks_that_go_different_ways_are_all_told),
 		cmocka_unit_test(series_in_another_order_are_found),
 		cmocka_unit_test(a_late_rank_can_be_waited_for_again),
+		cmocka_unit_test(a_slow_rank_is_not_called_gone),
 		cmocka_unit_test(an_exchange_that_was_given_up_did_not_happen),
 		cmocka_unit_test(a_failure_at_any_call_ends_in_statuses),
 		cmocka_unit_test(a_collective_that_never_ends_holds_nobody),
 		cmocka_unit_test(exchanges_of_different_sizes_are_not_begun),
 		cmocka_unit_test(a_store_is_closed_after_its_transfers),
 		cmocka_unit_test(a_full_queue_is_waited_for),
+		cmocka_unit_test(a_full_queue_says_for_whom_it_waits),
+		cmocka_unit_test(a_rank_that_asks_no_more_is_named),
+		cmocka_unit_test(who_gave_up_a_read_is_named),
 		cmocka_unit_test(the_worker_takes_no_signals),
 		cmocka_unit_test(missing_callbacks_are_named),
 		cmocka_unit_test(options_of_an_earlier_header_are_taken),

@@ -475,7 +475,12 @@ LSHARD_API lshard_status lshard_series_commit(lshard_series *series, lshard_post
  * Calling it twice, skipping layers and jumping back are allowed and cost at most transfers.
  *
  * Scope:    local on one-sided transports; on collective ones every rank makes the same calls in the same order.
- * Blocks:   never on a peer.
+ * Blocks:   never on a peer, but with the transport "callback": its queue has room for 64 transfers and two for each
+ *           window of the group's series. A program that reaches on and on without waiting, while a rank is late, fills
+ *           it after at least 32 reaches. Then reach waits for room, at most a little longer than timeout_ms, and once,
+ *           until a transfer ends: while nothing moves, later ones do not wait. A transfer that found no room is not
+ *           made: the wait for its layer is TIMEOUT naming who is late, and all ranks are OUT_OF_STEP from there on,
+ *           until lshard_series_rewind.
  * Capture:  allowed (see lshard_series_prepare).
  * State:    needs a committed series. Ends the view of every other layer: work enqueued on any stream after this call
  *           must not use them.

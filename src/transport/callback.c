@@ -218,14 +218,15 @@ static lshard_status give_up(struct callback *callback, lshard_error *error)
  */
 static lshard_status stay(struct callback *callback, uint64_t deadline, lshard_error *error)
 {
-	const uint64_t grace = (uint64_t)callback->base.context->timeout_ms * 1000000u / 4;
 	struct visitor *visitor = &callback->visitor;
 	bool is_late = false;
 
 	while (visitor->stage != SERVED) {
 		if (callback->aborted && visitor->stage == WAITING)
 			return callback_state(callback, error);
-		if (callback_pause(callback, is_late ? deadline + grace : deadline) || visitor->stage == SERVED)
+		if ((is_late ? callback_pause(callback, deadline + callback_grace(callback))
+			     : callback_linger(callback, deadline)) ||
+		    visitor->stage == SERVED)
 			continue;
 		if (visitor->stage == WAITING)
 			return callback_fail_late(callback, visitor->alive, error);
@@ -246,13 +247,11 @@ static lshard_status visit(struct callback *callback, struct operation operation
 	lshard_status status;
 
 	pthread_mutex_lock(&callback->lock);
-	while (callback->queued == callback->capacity && callback_pause(callback, deadline))
+	while (callback->queued == callback->capacity && callback_linger(callback, deadline))
 		;
 	status = callback_state(callback, error);
 	if (status == LSHARD_OK && callback->queued == callback->capacity)
-		status = lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d: %u transfers did not begin in %u ms",
-				     (int)callback->base.context->rank, callback->queued,
-				     (unsigned)callback->base.context->timeout_ms);
+		status = callback_fail_late(callback, visitor.alive, error);
 	if (status == LSHARD_OK) {
 		callback->visitor = visitor;
 		callback->visitor.ticket = callback_append(callback, operation);
@@ -296,7 +295,27 @@ static lshard_status callback_read(lshard_store *base, uint32_t position, void *
 
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */
 
-/* Blocks only where a program reaches on and on without ever waiting and the link is that far behind. */
+/*
+ * With the lock: blocks only where a program reaches on and on without ever waiting and a rank or the link is that far
+ * behind; once, until something moves. None can be left out: all ranks count on each.
+ */
+static lshard_status await_room(struct callback *callback, lshard_store *store)
+{
+	const uint64_t deadline = callback_deadline(callback);
+	lshard_error error = {""};
+
+	while (callback->queued == callback->capacity && !callback->stopping &&
+	       callback->queue[callback->first].ticket != callback->full && callback_linger(callback, deadline))
+		;
+	if (callback_state(callback, &store->error) < 0 || callback->queued < callback->capacity)
+		return callback_state(callback, &store->error);
+	callback->full = callback->queue[callback->first].ticket;
+	callback_fail_late(callback, NULL, &error);
+	return lshard_fail(&store->error, LSHARD_ERR_TIMEOUT,
+			   "series '%s': %u transfers before this one have not ended: %s", store->plan->name,
+			   callback->queued, error.text);
+}
+
 static lshard_status callback_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream,
 				    uint64_t sequence)
 {
@@ -304,22 +323,12 @@ static lshard_status callback_fetch(lshard_store *base, uint32_t position, uint3
 	struct callback_store *store = callback_store_of(base);
 	const struct operation operation = {
 		.kind = TRANSFER, .store = store, .position = position, .cell = cell, .sequence = sequence};
-	uint64_t deadline = 0, ticket;
+	uint64_t ticket;
 	lshard_status status;
 
 	(void)stream;
 	pthread_mutex_lock(&callback->lock);
-	while (callback->queued == callback->capacity && !callback->stopping) {
-		deadline = deadline ? deadline : callback_deadline(callback);
-		if (!callback_pause(callback, deadline))
-			break;
-	}
-	status = callback_state(callback, &base->error);
-	if (status == LSHARD_OK && callback->queued == callback->capacity)
-		status =
-			lshard_fail(&base->error, LSHARD_ERR_TIMEOUT,
-				    "series '%s': %u transfers before this one did not begin in %u ms",
-				    base->plan->name, callback->queued, (unsigned)base->transport->context->timeout_ms);
+	status = await_room(callback, base);
 	if (status < 0)
 		goto unlock;
 	ticket = callback_append(callback, operation);
@@ -343,7 +352,7 @@ static lshard_status await(struct callback *callback, lshard_store *base, const 
 	while (landing->pending) {
 		if (callback->aborted)
 			return callback_state(callback, &base->error);
-		if (!callback_pause(callback, deadline) && landing->pending)
+		if (!callback_linger(callback, deadline) && landing->pending)
 			return callback_fail_late(callback, NULL, &base->error);
 	}
 	if (landing->status < 0)
@@ -409,7 +418,7 @@ static lshard_status empty(struct callback_store *store, uint64_t deadline)
 	lshard_status status = LSHARD_OK;
 
 	pthread_mutex_lock(&callback->lock);
-	while (store->outstanding > 0 && !callback->stopping && callback_pause(callback, deadline))
+	while (store->outstanding > 0 && !callback->stopping && callback_linger(callback, deadline))
 		;
 	if (store->outstanding > 0 && callback->stopping) {
 		callback_await_end(callback);

@@ -115,6 +115,8 @@ struct callback {
 	uint64_t asking;       /* ticket of the operation that came[] is about */
 	uint8_t *came;         /* [size] who was seen in a round of that operation, at the same */
 	struct card *seen;     /* [size] the cards of the last round */
+	uint32_t passed;       /* entries of them that were carried out */
+	uint64_t full;         /* ticket of the first when a fetch gave up for want of room */
 
 	/* of the group's thread */
 	uint32_t stores_opened; /* the same on all ranks, so it numbers them */
@@ -221,6 +223,10 @@ lshard_status callback_empty(struct callback_store *store);
 /* With the lock: until something changes; false when @p deadline_ns has passed. */
 bool callback_pause(struct callback *callback, uint64_t deadline_ns);
 uint64_t callback_deadline(const struct callback *callback);
+/* How much longer than its deadline a call may stay, so as not to leave the others without a word. */
+uint64_t callback_grace(const struct callback *callback);
+/* Between two roll calls. */
+uint64_t callback_roll_call_pause(const struct callback *callback);
 /* With the lock: append an operation, for which there is room. Returns its ticket. */
 uint64_t callback_append(struct callback *callback, struct operation operation);
 /* With the lock: no collective is begun or waited for any more. */
@@ -249,6 +255,9 @@ void callback_serve(struct callback *callback);
 /* With the lock, which is let go meanwhile: a round in which this rank says that it has nothing to do (ROLL_CALL), or
  * that it leaves. */
 void callback_call_roll(struct callback *callback, enum kind kind);
+/* With the lock: as callback_pause, but goes on after the deadline, within the grace, if the round is still to come that
+ * shows who is late. */
+bool callback_linger(struct callback *callback, uint64_t deadline_ns);
 /*
  * With the lock: TIMEOUT in @p error, with who is missing where the rounds have shown it, and else what is known. @p
  * alive: NULL, or to be filled: 0 for those that did not come.

@@ -155,8 +155,8 @@ static lshard_status heed_farewells(struct callback *callback)
 	return callback_break(callback, LSHARD_ERR_PEER_FAILED, text);
 }
 
-/* With the lock: what this round has shown, for messages. */
-static void note_round(struct callback *callback)
+/* With the lock: who has come to what this rank is at, which is the entry after @p passed of the last round's. */
+static void note_came(struct callback *callback, uint32_t passed)
 {
 	const size_t size = (size_t)callback->base.context->size;
 	const struct card *mine = &callback->mine;
@@ -166,13 +166,20 @@ static void note_round(struct callback *callback)
 	if (callback->asking != asking)
 		memset(callback->came, 0, size);
 	callback->asking = asking;
-	memcpy(callback->seen, callback->cards, size * sizeof *callback->cards);
+	callback->passed = passed;
 	for (size_t rank = 0; rank < size; rank++)
 		if (callback->seen[rank].kind == mine->kind && callback->seen[rank].bytes == mine->bytes &&
-		    memcmp(&callback->seen[rank].entry[0], &mine->entry[0], sizeof mine->entry[0]) == 0)
+		    memcmp(&callback->seen[rank].entry[passed], &mine->entry[passed], sizeof mine->entry[0]) == 0)
 			callback->came[rank] = 1;
+}
+
+/* With the lock: what this round has shown, for messages. */
+static void note_round(struct callback *callback)
+{
+	memcpy(callback->seen, callback->cards, (size_t)callback->base.context->size * sizeof *callback->cards);
 	callback->rounds++;
 	callback->round_ns = lshard__now_ns();
+	note_came(callback, 0);
 }
 
 /* With the lock, let go meanwhile: all ranks learn where all of them are. */
@@ -196,15 +203,15 @@ void callback_call_roll(struct callback *callback, enum kind kind)
 	(void)hold_round(callback);
 }
 
-/* With the lock, let go meanwhile: all learn whose callers are still there. @p bytes of payload go along. False: one
- * has left, or nothing works any more. */
-static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes)
+/* With the lock, let go meanwhile: all learn whose callers have left. @p bytes of payload go along. False: one has, or
+ * nothing works any more. */
+static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes, struct lshard__ranks *left)
 {
 	const size_t length = offsetof(struct vote, payload) + bytes;
 	struct visitor *visitor = &callback->visitor;
-	bool all = true;
 	lshard_status status;
 
+	*left = (struct lshard__ranks){0};
 	callback->vote.here = visitor->ticket == ticket;
 	if (callback->vote.here) {
 		visitor->stage = COMMITTED;
@@ -220,9 +227,10 @@ static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes)
 		uint64_t here;
 
 		memcpy(&here, callback->votes + (size_t)rank * length, sizeof here);
-		all = all && here;
+		if (!here)
+			lshard__ranks_add(left, rank);
 	}
-	return all;
+	return left->count == 0;
 }
 
 /* ---- Who is late ----------------------------------------------------------------------------------------------- */
@@ -234,15 +242,52 @@ static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes)
 static struct lshard__ranks find_missing(const struct callback *callback)
 {
 	const struct card *mine = &callback->seen[callback->base.context->rank];
-	struct lshard__ranks never = {0}, elsewhere = {0};
+	struct lshard__ranks elsewhere = {0};
 
-	for (int32_t rank = 0; rank < callback->base.context->size; rank++) {
-		if (!callback->came[rank])
-			lshard__ranks_add(&never, rank);
+	for (int32_t rank = 0; rank < callback->base.context->size; rank++)
 		if (callback->seen[rank].kind != mine->kind)
 			lshard__ranks_add(&elsewhere, rank);
-	}
-	return never.count > 0 ? never : elsewhere;
+	if (memchr(callback->came, 0, (size_t)callback->base.context->size))
+		return lshard__ranks_absent(callback->came, callback->base.context->size);
+	return elsewhere;
+}
+
+/* With the lock: a round has shown who is at what this rank is at. */
+static bool is_known(const struct callback *callback)
+{
+	return callback->queued > 0 && callback->asking == head(callback)->ticket;
+}
+
+/* With the lock: all ranks have answered so lately that none need be gone. */
+static bool is_fresh(const struct callback *callback)
+{
+	return callback->rounds > 0 && lshard__now_ns() < callback->round_ns + 2 * callback_roll_call_pause(callback);
+}
+
+/* Whoever is late after this rank's first transfers has a name at the next roll call, not yet at the deadline. */
+bool callback_linger(struct callback *callback, uint64_t deadline_ns)
+{
+	const uint64_t last = deadline_ns + callback_grace(callback);
+	const uint64_t due = callback->round_ns + 2 * callback_roll_call_pause(callback);
+
+	if (callback_pause(callback, deadline_ns))
+		return true;
+	if (is_known(callback) || !is_fresh(callback))
+		return false;
+	return callback_pause(callback, due < last ? due : last);
+}
+
+/* All ranks are there: what is before this takes longer than the deadline. */
+static lshard_status fail_slow(const struct callback *callback, lshard_error *error)
+{
+	const lshard_context *context = callback->base.context;
+
+	return lshard_fail(
+		error, LSHARD_ERR_TIMEOUT,
+		"rank %d waited %u ms: all ranks came to round %llu, %llu ms ago, so none was gone then, but "
+		"%u transfers and calls have not ended: the link or a rank is slow",
+		(int)context->rank, (unsigned)context->timeout_ms, (unsigned long long)callback->rounds,
+		(unsigned long long)((lshard__now_ns() - callback->round_ns) / 1000000u), callback->queued);
 }
 
 /* A collective does not end: a rank is stopped, stuck in the caller's functions, or cannot be reached. */
@@ -266,21 +311,36 @@ static lshard_status fail_silent(const struct callback *callback, lshard_error *
 			   lshard__ranks_text(&others), before);
 }
 
+/* With the lock: what @p rank is at, which is late. */
+static void describe_late(const struct callback *callback, int32_t rank, char *text, size_t bytes)
+{
+	struct card card = callback->seen[rank];
+	char at[160];
+
+	if (card.kind != TRANSFER || callback->passed == 0) {
+		describe(callback, &card, at, sizeof at);
+		snprintf(text, bytes, "is %s", at);
+		return;
+	}
+	card.entry[0] = card.entry[callback->passed < card.entries ? callback->passed : card.entries - 1];
+	describe(callback, &card, at, sizeof at);
+	snprintf(text, bytes, "%s %s", callback->passed < card.entries ? "is" : "came no further yet; it was last", at);
+}
+
 lshard_status callback_fail_late(const struct callback *callback, uint8_t *alive, lshard_error *error)
 {
 	const lshard_context *context = callback->base.context;
-	const bool is_known = callback->queued > 0 && callback->asking == head(callback)->ticket;
 	struct lshard__ranks missing = {0};
-	char at[160];
+	char at[200];
 
-	if (is_known)
+	if (is_known(callback))
 		missing = find_missing(callback);
-	if (alive && is_known)
+	if (alive && is_known(callback))
 		memcpy(alive, callback->came, (size_t)context->size);
 	if (missing.count == 0)
-		return fail_silent(callback, error);
-	describe(callback, &callback->seen[missing.named[0]], at, sizeof at);
-	return lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s; rank %d is %s", (int)context->rank,
+		return is_fresh(callback) ? fail_slow(callback, error) : fail_silent(callback, error);
+	describe_late(callback, missing.named[0], at, sizeof at);
+	return lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s; rank %d %s", (int)context->rank,
 			   (unsigned)context->timeout_ms, lshard__ranks_text(&missing), (int)missing.named[0], at);
 }
 
@@ -405,8 +465,13 @@ static void serve_transfers(struct callback *callback)
 
 		differ(callback, other, &error);
 	}
-	for (uint32_t index = 0; index < same && !callback_at_end(callback); index++)
+	for (uint32_t index = 0; index < same && !callback_at_end(callback); index++) {
+		if (index > 0)
+			note_came(callback, index);
 		carry_out(callback, &operations[index]);
+	}
+	if (same > 0 && same < callback->mine.entries && !callback_at_end(callback))
+		note_came(callback, same);
 }
 
 /* ---- Exchanges and reads --------------------------------------------------------------------------------------- */
@@ -423,6 +488,7 @@ static void hand_out(struct callback *callback, size_t bytes)
 static void serve_exchange(struct callback *callback, const struct operation *operation)
 {
 	int32_t other = 0;
+	struct lshard__ranks left;
 	lshard_error error;
 
 	callback->mine = (struct card){.kind = EXCHANGE, .bytes = operation->bytes};
@@ -434,7 +500,7 @@ static void serve_exchange(struct callback *callback, const struct operation *op
 			callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &error);
 		return; /* else again: the others will come */
 	}
-	if (hold_vote(callback, operation->ticket, operation->bytes)) {
+	if (hold_vote(callback, operation->ticket, operation->bytes, &left)) {
 		hand_out(callback, operation->bytes);
 		callback->astray = false;
 		callback_conclude(callback, LSHARD_OK, NULL);
@@ -446,6 +512,7 @@ static void serve_exchange(struct callback *callback, const struct operation *op
 static void serve_read(struct callback *callback, const struct operation *operation)
 {
 	int32_t other = 0;
+	struct lshard__ranks left;
 	lshard_error error = {""};
 	lshard_status status;
 
@@ -456,7 +523,7 @@ static void serve_read(struct callback *callback, const struct operation *operat
 	if (agreed(callback, &other) == 0) {
 		differ(callback, other, &error);
 		callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &error);
-	} else if (hold_vote(callback, operation->ticket, 0)) {
+	} else if (hold_vote(callback, operation->ticket, 0, &left)) {
 		void *destination = callback->visitor.destination;
 
 		pthread_mutex_unlock(&callback->lock);
@@ -467,7 +534,9 @@ static void serve_read(struct callback *callback, const struct operation *operat
 		if (status == LSHARD_OK)
 			callback_conclude(callback, status, NULL);
 	} else if (!callback_at_end(callback)) {
-		status = lshard_fail(&error, LSHARD_ERR_TIMEOUT, "a rank does not wait for the layer any more");
+		status = lshard_fail(&error, LSHARD_ERR_TIMEOUT,
+				     "%s gave up reading position %u before all had come: the deadline was over there",
+				     lshard__ranks_text(&left), operation->position);
 		callback_conclude(callback, status, &error);
 	}
 }

@@ -26,6 +26,22 @@ uint64_t callback_deadline(const struct callback *callback)
 	return lshard__now_ns() + (uint64_t)callback->base.context->timeout_ms * 1000000u;
 }
 
+uint64_t callback_grace(const struct callback *callback)
+{
+	return (uint64_t)callback->base.context->timeout_ms * 1000000u / 4;
+}
+
+/* Often enough to be heard of before a deadline, seldom enough to cost nothing. */
+uint64_t callback_roll_call_pause(const struct callback *callback)
+{
+	const uint64_t eighth_ms = callback->base.context->timeout_ms / 8;
+
+	return (eighth_ms < LEAST_PAUSE_MS  ? LEAST_PAUSE_MS
+		: eighth_ms > MOST_PAUSE_MS ? MOST_PAUSE_MS
+					    : eighth_ms) *
+	       UINT64_C(1000000);
+}
+
 bool callback_pause(struct callback *callback, uint64_t deadline_ns)
 {
 	const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
@@ -202,15 +218,9 @@ static void fail_the_rest(struct callback *callback)
 	pthread_cond_broadcast(&callback->changed);
 }
 
-/* Often enough to be heard of before a deadline, seldom enough to cost nothing. */
 static uint64_t next_roll_call(const struct callback *callback)
 {
-	const uint64_t eighth_ms = callback->base.context->timeout_ms / 8;
-	const uint64_t pause_ms = eighth_ms < LEAST_PAUSE_MS  ? LEAST_PAUSE_MS
-				  : eighth_ms > MOST_PAUSE_MS ? MOST_PAUSE_MS
-							      : eighth_ms;
-
-	return lshard__now_ns() + pause_ms * 1000000u;
+	return lshard__now_ns() + callback_roll_call_pause(callback);
 }
 
 void callback_start_roll_calls(struct callback *callback)
