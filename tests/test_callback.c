@@ -334,6 +334,77 @@ static void a_slow_rank_is_not_called_gone(void **state)
 	play(3, slow_body, NULL);
 }
 
+/* ---- Ends ------------------------------------------------------------------------------------------------------ */
+
+static void count_line(void *user, lshard_log_level level, const char *text)
+{
+	if (level < LSHARD_LOG_INFO) {
+		fprintf(stderr, "unexpected line: %s\n", text);
+		atomic_fetch_add((atomic_int *)user, 1);
+	}
+}
+
+static bool open_with_log(struct rank *rank, const struct member *member, const struct setting *setting,
+			  atomic_int *lines)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+
+	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1, .seat = circle_join(member)};
+	options.rank = member->rank;
+	options.size = member->size;
+	options.transport = "callback";
+	options.timeout_ms = setting->timeout_ms;
+	options.bootstrap = member->bootstrap;
+	options.callbacks = seat_callbacks(rank->seat);
+	options.log = count_line;
+	options.log_user = lines;
+	return lshard_group_create(&options, &rank->group) == LSHARD_OK && rank_series(rank);
+}
+
+/* The roll calls of a rank whose program is idle fail, because the others have ended or it has ended its own
+ * communicator: what has come stays, and it destroys what it has. */
+static int idle_body(const struct member *member)
+{
+	const bool by_itself = *(const bool *)member->user;
+	struct setting setting = {.layers = 6, .first_layer = 3, .prefetch = 2, .timeout_ms = patience(400)};
+	atomic_int lines = 0;
+	long calls;
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	EXPECT(member, open_with_log(&rank, member, &setting, &lines), "open");
+	EXPECT(member, one_pass(&rank), "a pass");
+	OK_SERIES(&rank, lshard_series_join(rank.series, NULL));
+	EXPECT(member, team_barrier(member), "a rank failed");
+	if (by_itself)
+		seat_fail_at(rank.seat, 0);
+	if (by_itself || member->rank == 1) {
+		pause_ms(setting.timeout_ms / 2); /* four roll calls */
+		calls = seat_calls(rank.seat);
+		EXPECT(member, layer_is_right(&rank, 5), "what was viewed");
+		for (uint32_t position = 0; position < 2; position++) {
+			OK_SERIES(&rank, lshard_wait(rank.series, setting.first_layer + position, NULL));
+			EXPECT(member, layer_is_right(&rank, position), "what had come");
+		}
+		EXPECT(member, lshard_series_update_begin(rank.series) < 0, "an update without the others");
+		SAYS(member, lshard_series_error(rank.series), by_itself ? "told to fail" : "rank 0 has left");
+		EXPECT(member, seat_calls(rank.seat) == calls, "no roll call had failed before");
+	}
+	right = true;
+failed:
+	return rank_close(&rank) && right && lines == 0 ? 0 : 1;
+}
+
+static void roll_calls_that_fail_take_nothing_away(void **state)
+{
+	bool by_itself[] = {false, true};
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		play(2, idle_body, &by_itself[i]);
+}
+
 /* ---- Failing collectives --------------------------------------------------------------------------------------- */
 
 struct plan_of_failure {
@@ -932,6 +1003,7 @@ int main(void)
 		cmocka_unit_test(series_in_another_order_are_found),
 		cmocka_unit_test(a_late_rank_can_be_waited_for_again),
 		cmocka_unit_test(a_slow_rank_is_not_called_gone),
+		cmocka_unit_test(roll_calls_that_fail_take_nothing_away),
 		cmocka_unit_test(an_exchange_that_was_given_up_did_not_happen),
 		cmocka_unit_test(a_failure_at_any_call_ends_in_statuses),
 		cmocka_unit_test(a_collective_that_never_ends_holds_nobody),
