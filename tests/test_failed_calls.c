@@ -31,24 +31,22 @@ static const char *const call_names[CALLS] = {"create", "commit", "join",       
 					      "rewind", "verify", "update_begin", "update_end"};
 
 enum trouble {
-	NONE,   /* or what the specification's faults make */
-	LATE,   /* the last rank calls when the others have given up */
-	ASTRAY, /* the last rank has reached another layer */
-	BROKEN, /* the last rank's collectives fail from now on */
-	GONE,   /* the last rank leaves without a word */
+	NONE,    /* or what the specification's faults make */
+	LATE,    /* the last rank calls when the others have given up */
+	ASTRAY,  /* the last rank has reached another layer */
+	BROKEN,  /* the last rank's collectives fail from now on */
+	ABORTED, /* the last rank aborts its group, which tells the others; one that is killed: test_killed_calls.c */
 	TROUBLES
 };
 
-static const char *const trouble_names[TROUBLES] = {"nothing", "late", "astray", "broken", "gone"};
+static const char *const trouble_names[TROUBLES] = {"nothing", "late", "astray", "broken", "aborted"};
 
 struct trial {
 	char spec[96];
 	enum trouble trouble;
 	enum call call; /* with it */
 	lshard_placement placement;
-	/* Perhaps the machine, for the deadline. Callbacks only: a collective that all have begun and that does not end
-	 * in time is the end of the group. What was too slow is tried again. */
-	atomic_bool too_slow;
+	atomic_bool too_slow; /* the machine, for the deadline: tried again */
 	int failed;
 };
 
@@ -131,12 +129,12 @@ static bool together(struct player *player, enum call call, struct fared *fared)
 	lshard_status status = LSHARD_OK;
 
 	player->troubled = player->troubled || now;
-	player->ends = player->ends || trouble == BROKEN || trouble == GONE;
+	player->ends = player->ends || trouble == BROKEN || trouble == ABORTED;
 	if (trouble == ASTRAY)
 		go_astray(player);
 	if (trouble == BROKEN && is_last(player))
 		seat_fail_at(player->rank.seat, 0);
-	if (trouble == GONE && is_last(player)) {
+	if (trouble == ABORTED && is_last(player)) {
 		lshard_group_abort(player->rank.group);
 		player->left = true;
 	}
@@ -214,6 +212,23 @@ static void learn_addresses(struct player *player, enum call call)
 		rank->generation++;
 }
 
+static const char *last_error(const struct player *player)
+{
+	return player->rank.series ? lshard_series_error(player->rank.series) : lshard_group_error(player->rank.group);
+}
+
+/*
+ * By callbacks, a collective that all have begun and that does not end in time is the end of the group. Nothing else is
+ * forgiven.
+ */
+static void note_slowness(struct player *player)
+{
+	const char *text = strstr(last_error(player), "callback: rank ");
+
+	if (text && strstr(text, " waited "))
+		player->trial->too_slow = true;
+}
+
 /*
  * Until all ranks have come through the remedy, and a pass after it: the one fault there is may hit these. Where a rank
  * is gone there is no remedy.
@@ -240,9 +255,8 @@ static bool mend(struct player *player, enum call call)
 			return true;
 		call = REWIND;
 	}
-	player->trial->too_slow = subject.callbacks;
-	EXPECT(member, false, "%s: not mended by %d tries: %s", player->trial->spec, TRIES,
-	       player->rank.series ? lshard_series_error(player->rank.series) : lshard_group_error(player->rank.group));
+	note_slowness(player);
+	EXPECT(member, false, "%s: not mended by %d tries: %s", player->trial->spec, TRIES, last_error(player));
 failed:
 	return false;
 }
@@ -258,8 +272,9 @@ static bool act(struct player *player, enum call call)
 	if (!together(player, call, &fared))
 		return false;
 	if (fared.ok > 0 && fared.ok < RANKS && is_of_all(call)) {
-		player->trial->too_slow = subject.callbacks;
-		EXPECT(member, false, "%s: %s was OK on some ranks only", player->trial->spec, call_names[call]);
+		note_slowness(player);
+		EXPECT(member, false, "%s: %s was OK on some ranks only: %s", player->trial->spec, call_names[call],
+		       last_error(player));
 	}
 	if (fared.ok == RANKS) {
 		learn_addresses(player, call);
