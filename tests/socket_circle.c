@@ -4,6 +4,7 @@
  * all are through; pairs of ranks make the same collectives in the same order, so nothing has to say whose they are.
  */
 #include "socket_circle.h"
+#include "patience.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -109,6 +110,18 @@ static nfds_t list(const struct socket_circle *circle, struct pollfd *polls)
 	return count;
 }
 
+/*
+ * The last rank is the one that is killed; others stop because of that. The kernel closes its sockets one after the
+ * other, so another may have stopped already while the one to this rank is open still.
+ */
+static int32_t who_went_first(const struct socket_circle *circle, int32_t seen)
+{
+	const int32_t last = CIRCLE_RANKS - 1;
+	struct pollfd closed = {circle->ends[last], POLLRDHUP, 0};
+
+	return circle->member->rank != last && poll(&closed, 1, (int)patience(1000)) > 0 ? last : seen;
+}
+
 static lshard_status circle_finish(void *user, void *work, uint32_t timeout_ms, char *error, size_t error_bytes)
 {
 	struct socket_circle *circle = user;
@@ -122,7 +135,7 @@ static lshard_status circle_finish(void *user, void *work, uint32_t timeout_ms, 
 
 		for (int32_t peer = 0; peer < CIRCLE_RANKS; peer++)
 			if (peer != circle->member->rank && !move(circle, peer)) {
-				snprintf(error, error_bytes, "rank %d is gone", (int)peer);
+				snprintf(error, error_bytes, "rank %d is gone", (int)who_went_first(circle, peer));
 				return LSHARD_ERR_PEER_FAILED;
 			}
 		count = list(circle, polls);
