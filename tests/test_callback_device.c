@@ -222,7 +222,14 @@ static void kernels_see_the_right_bytes(void **state)
 
 /* ---- Poison ---------------------------------------------------------------------------------------------------- */
 
-/* Every layer is read before the wait, after it and, on a second stream, after another wait. */
+/* A kernel: takes so many milliseconds. */
+static void dawdle(void *user, uint64_t value)
+{
+	(void)user;
+	pause_ms((long)value);
+}
+
+/* Every layer is read before the wait, after it and, on a second stream and late, after another wait. */
 static bool pass_of_views(struct seer *seer)
 {
 	struct rank *rank = &seer->rank;
@@ -236,6 +243,7 @@ static bool pass_of_views(struct seer *seer)
 			fake_launch(seer->fake, stream, see_poison, seer, position);
 		OK_SERIES(rank, go_to(seer, position, stream));
 		OK_SERIES(rank, lshard_wait(rank->series, layer, other));
+		fake_launch(seer->fake, other, dawdle, NULL, 5);
 		fake_launch(seer->fake, other, see, seer, rank->generation << 16 | position);
 	}
 	return true;

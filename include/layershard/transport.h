@@ -256,11 +256,11 @@ typedef struct lshard_transport_ops {
 			      uint64_t width, uint64_t rows);
 
 	/*
-	 * CAP_STREAMS, optional: put on @p stream a copy of all of cell @p from, which was waited for, to cell @p to;
-	 * neither is in a composed plan, both are below windows. It comes after what was last fetched or copied into
-	 * either, and after all that was retired on @p to; what follows on @p stream, or on another after wait(to),
-	 * comes after it, and so does the next fetch or copy into either. Where streams can be captured, also inside
-	 * captures. NULL: series cannot be poisoned.
+	 * CAP_STREAMS, optional: put on @p stream a copy of all of cell @p from, which was waited for on that stream,
+	 * to cell @p to; both are below windows, and the plan is not composed. It comes after all that was retired on
+	 * @p to and after an earlier copy to it; what follows on @p stream, or on another after wait(to), comes after
+	 * it, and so does the next fetch or copy into @p to. Where streams can be captured, also inside captures.
+	 * NULL: series cannot be poisoned.
 	 */
 	lshard_status (*copy_cell)(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 

@@ -415,14 +415,6 @@ static cuda_result copy_on(struct cuda_store *store, uint32_t to, uint32_t from,
 			      (size_t)store->base.plan->layer_bytes, stream);
 }
 
-static cuda_result await_captured(struct cuda_store *store, const struct cuda_cell *cell, void *stream,
-				  uint64_t capture)
-{
-	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
-
-	return cell->captured == capture ? driver->stream_wait(stream, cell->captured_ready, 0) : CUDA_OK;
-}
-
 /* What other streams have read comes before the copies that are captured: so does this, by way of those. */
 static cuda_result await_captured_readers(struct cuda_store *store, const struct cuda_cell *cell, void *stream,
 					  uint64_t capture)
@@ -432,20 +424,17 @@ static cuda_result await_captured_readers(struct cuda_store *store, const struct
 	return join_captured(store, stream, capture);
 }
 
+/* Who overwrites the cell comes after this copy as after a reader. */
 static cuda_result copy_cell_captured(struct cuda_store *store, uint32_t to, uint32_t from, void *stream,
 				      uint64_t capture)
 {
 	struct cuda_cell *cell = &store->cells[to];
-	cuda_result result = await_captured(store, &store->cells[from], stream, capture);
+	cuda_result result = await_captured_readers(store, cell, stream, capture);
 
-	if (result == CUDA_OK)
-		result = await_captured(store, cell, stream, capture);
-	if (result == CUDA_OK)
-		result = await_captured_readers(store, cell, stream, capture);
 	if (result == CUDA_OK)
 		result = copy_on(store, to, from, stream);
 	if (result == CUDA_OK)
-		result = follow_captured(store, stream, capture);
+		result = retire_captured(store, cell, stream, capture);
 	if (result == CUDA_OK)
 		result = cuda_of(&store->base)->driver.event_record(cell->captured_ready, stream);
 	if (result == CUDA_OK)
@@ -459,10 +448,6 @@ static cuda_result copy_cell_eager(struct cuda_store *store, uint32_t to, uint32
 	struct cuda_cell *cell = &store->cells[to];
 	cuda_result result = CUDA_OK;
 
-	if (store->cells[from].fetched)
-		result = driver->stream_wait(stream, store->cells[from].ready, 0);
-	if (result == CUDA_OK && cell->fetched)
-		result = driver->stream_wait(stream, cell->ready, 0);
 	for (unsigned i = 0; i < cell->n_retired && result == CUDA_OK; i++)
 		if (cell->readers[i] != stream)
 			result = driver->stream_wait(stream, cell->retired[i], 0);
@@ -474,8 +459,7 @@ static cuda_result copy_cell_eager(struct cuda_store *store, uint32_t to, uint32
 		return result;
 	cell->n_retired = 0;
 	cell->fetched = 1;
-	result = retire_eager(store, cell, stream);
-	return result == CUDA_OK ? retire_eager(store, &store->cells[from], stream) : result;
+	return retire_eager(store, cell, stream);
 }
 
 lshard_status cuda_copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)

@@ -465,47 +465,28 @@ static lshard_status capture(lshard_store *base, void *stream, uint64_t *number)
 
 /* ---- From cell to cell ---- */
 
-static void order_eagerly(struct sim_stream *stream, struct sim_cell *to, const struct sim_cell *from)
-{
-	sim_order(stream, &from->ready);
-	sim_order(stream, &to->ready);
-	for (unsigned i = 0; i < to->n_retired; i++)
-		sim_order(stream, &to->retired[i]);
-	to->n_retired = 0;
-}
-
-static void order_captured(struct sim_stream *stream, const struct sim_cell *to, const struct sim_cell *from)
-{
-	const uint64_t id = stream->capture->id;
-
-	if (from->captured_ready.capture == id)
-		sim_order(stream, &from->captured_ready);
-	if (to->captured_ready.capture == id)
-		sim_order(stream, &to->captured_ready);
-	if (to->captured_retired.capture == id)
-		sim_order(stream, &to->captured_retired);
-}
-
+/* Who overwrites the cell comes after the copy as after a reader. */
 static lshard_status copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)
 {
 	struct sim_store *store = store_of(base);
 	struct sim_stream *on = stream_of(store, stream);
 	struct sim_op move = {.kind = SIM_MOVE, .store = store, .cell = to, .number = from};
-	struct sim_cell *target = cell_of(store, to), *source = cell_of(store, from);
+	struct sim_cell *target = cell_of(store, to);
 
 	lock(store->rank);
 	fork_capture(store, stream);
-	if (on->capture)
-		order_captured(on, target, source);
-	else
-		order_eagerly(on, target, source);
+	for (unsigned i = 0; !on->capture && i < target->n_retired; i++)
+		sim_order(on, &target->retired[i]);
+	if (on->capture && target->captured_retired.capture == on->capture->id)
+		sim_order(on, &target->captured_retired);
 	sim_push(on, &move);
 	sim_record(on, on->capture ? &target->captured_ready : &target->ready);
-	for (int i = 0; i < 2; i++)
-		if (on->capture)
-			retire_captured(i ? source : target, on);
-		else
-			retire_eager(store, i ? source : target, on);
+	if (on->capture) {
+		retire_captured(target, on);
+	} else {
+		target->n_retired = 0;
+		retire_eager(store, target, on);
+	}
 	target->sequence = UINT64_MAX; /* no transfer that ranks agree on */
 	unlock(store->rank);
 	return LSHARD_OK;
