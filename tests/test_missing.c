@@ -501,7 +501,7 @@ static void pause_ms(uint64_t ms)
  */
 static int trickling_body(const struct member *member)
 {
-	const struct cell late = {.call = JOIN, .way = subject.callbacks ? SILENT : LATE}; /* between two answers */
+	const struct cell late = {.call = JOIN, .way = LATE};
 	const bool joins = member->user;
 	struct setting setting = {.layers = 12, .prefetch = 3, .timeout_ms = DEADLINE_MS};
 	struct rank rank;
