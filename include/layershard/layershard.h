@@ -540,8 +540,8 @@ LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream)
 /**
  * Bring all ranks back to the start of a pass, whatever each of them did before: the cure for OUT_OF_STEP.
  *
- * On a collective transport a call that all ranks make together and that fails on this one (rewind, verify where the
- * ranks did not meet, update_begin after the ranks have met once, prepare and join but for TIMEOUT) leaves every window
+ * On a collective transport a call that all ranks make together and that fails on this one (rewind, verify that did
+ * not come to its end, update_begin after the ranks have met once, prepare and join but for TIMEOUT) leaves every window
  * empty: what the others still take part in cannot be known. Until rewind, verify or an update has succeeded, reach
  * starts no transfer, and wait, prepare and join return OUT_OF_STEP, naming that call. On one-sided transports nothing
  * is lost.
@@ -640,8 +640,9 @@ LSHARD_API const char *lshard_series_error(const lshard_series *series);
  * Check every layer as this rank sees it against hashes made by the ranks that store it.
  * Scope: collective.  Ends every view.  Capture: not allowed.
  * Blocks: reads the whole series; at most timeout_ms each time the ranks meet, which is once for each layer.
- * State: what this rank finds (CORRUPT, a layer that did not come) is told at the end and changes nothing. Where ranks
- *        did not meet, on a collective transport: see lshard_series_rewind.
+ * State: what this rank finds (CORRUPT, a layer that did not come) is told at the end and changes nothing. Where it breaks
+ *        off (ranks did not meet, or one waited for a layer until its deadline), on a collective transport: see
+ *        lshard_series_rewind.
  * Cost:  device memory is seen through a buffer of at most 16 MiB, allocated for the call.
  * @param hash  of the whole series as this rank sees it, the same on all ranks and for all placements; may be NULL.
  * @return OK; CORRUPT naming layer and rank; NO_MEMORY; NOT_SUPPORTED where the transport cannot copy to the host;
