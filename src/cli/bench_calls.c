@@ -303,7 +303,7 @@ static bool run_with_pair(struct calls_bench *bench)
 	bench->row_count = CALLS_COUNTS;
 	good = run_with_threads(bench);
 	if (!calls_pair_close(&pair) && good) {
-		snprintf(bench->failure, sizeof bench->failure, "rank 1 on shm ended early");
+		snprintf(bench->failure, sizeof bench->failure, "a rank on shm failed at its end");
 		good = false;
 	}
 	return good;

@@ -57,7 +57,7 @@ struct calls_pair {
 
 /** Fork the second rank and open the series with it. Call it while the process has one thread. */
 bool calls_pair_open(struct calls_pair *pair, char *failure, size_t failure_bytes);
-/** False when the second rank failed. */
+/** False when one of the ranks failed. */
 bool calls_pair_close(struct calls_pair *pair);
 
 #endif

@@ -56,11 +56,16 @@ static bool open_rank(struct calls_pair *pair, int32_t rank, char *failure, size
 	return true;
 }
 
-static void close_rank(struct calls_pair *pair)
+static bool close_rank(struct calls_pair *pair, int32_t rank)
 {
+	char error[512];
+
 	for (unsigned count = 0; count < CALLS_COUNTS; count++)
 		lshard_series_destroy(pair->series[count]);
-	lshard_group_destroy(pair->group);
+	if (cli_group_leave(pair->group, error, sizeof error) >= 0)
+		return true;
+	cli_message("bench calls: rank %d: %s", (int)rank, error);
+	return false;
 }
 
 /* Rank 1, in the child: it ends with its parent, however that ends. */
@@ -79,7 +84,7 @@ static void child_main(struct calls_pair *pair, pid_t parent)
 		} /* until rank 0 closes its end */
 	else
 		cli_message("bench calls: rank 1: %s", failure);
-	close_rank(pair);
+	good = close_rank(pair, 1) && good;
 	close(pair->pipe);
 	_exit(good ? CLI_DONE : CLI_FAILED);
 }
@@ -114,11 +119,11 @@ bool calls_pair_open(struct calls_pair *pair, char *failure, size_t failure_byte
 
 bool calls_pair_close(struct calls_pair *pair)
 {
+	const bool good = close_rank(pair, 0);
 	int state = 0;
 
-	close_rank(pair);
 	close(pair->pipe);
 	while (waitpid(pair->child, &state, 0) < 0 && errno == EINTR) {
 	}
-	return WIFEXITED(state) && WEXITSTATUS(state) == 0;
+	return good && WIFEXITED(state) && WEXITSTATUS(state) == 0;
 }

@@ -5,6 +5,7 @@
  * header. Does not know: how calls are timed.
  */
 #include "bench_calls.h"
+#include "cli.h"
 
 #include <stdio.h>
 
@@ -74,13 +75,16 @@ static void list_rows(struct calls_row *row, const struct calls_thread *self)
 							    calls_counts[count], self->series[size][count][kind]};
 }
 
-static void close_all(struct calls_thread *self)
+static void close_all(struct calls_thread *self, struct bench_circle *all)
 {
+	char error[512];
+
 	for (unsigned size = 0; size < CALLS_SIZES; size++) {
 		for (unsigned count = 0; count < CALLS_COUNTS; count++)
 			for (unsigned kind = 0; kind < KINDS; kind++)
 				lshard_series_destroy(self->series[size][count][kind]);
-		lshard_group_destroy(self->group[size]);
+		if (cli_group_leave(self->group[size], error, sizeof error) < 0)
+			(void)bench_circle_fail(all, "rank %d: %s", (int)self->member[size].rank, error);
 	}
 }
 
@@ -108,7 +112,7 @@ static void run_thread(void *user, int32_t rank)
 		}
 		bench_circle_meet(&threads->circle[LARGEST]);
 	}
-	close_all(&self);
+	close_all(&self, &threads->circle[LARGEST]);
 }
 
 bool calls_threads_run(struct calls_threads *threads, char *failure, size_t failure_bytes)

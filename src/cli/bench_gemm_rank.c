@@ -238,6 +238,8 @@ static bool open_rank(struct gemm_rank *self)
 
 static void close_rank(struct gemm_rank *self)
 {
+	char error[512];
+
 	if (self->gpu.driver)
 		(void)gpu_enter(&self->gpu);
 	gemm_rivals_close(self);
@@ -246,9 +248,8 @@ static void close_rank(struct gemm_rank *self)
 		free(self->layers[index].addresses);
 		free(self->layers[index].awaited);
 	}
-	if (self->group && lshard_group_flush(self->group) < 0)
-		bench_ranks_fail(ranks_of(self), "%s", lshard_group_error(self->group));
-	(void)lshard_group_destroy(self->group);
+	if (cli_group_leave(self->group, error, sizeof error) < 0)
+		bench_ranks_fail(ranks_of(self), "rank %d: %s", (int)self->rank, error);
 	gpu_meter_close(self->meter);
 	if (self->gpu.driver) {
 		gpu_blas_close(&self->blas);

@@ -157,12 +157,13 @@ static bool open_rank(struct link_rank *self)
 
 static void close_rank(struct link_rank *self)
 {
+	char error[512];
+
 	link_bare_close(self->bare);
 	for (uint32_t index = 0; index < LINK_SERIES_MOST; index++)
 		lshard_series_destroy(self->series[index]);
-	if (self->group && lshard_group_flush(self->group) < 0)
-		(void)fail(self, lshard_group_error(self->group));
-	lshard_group_destroy(self->group);
+	if (cli_group_leave(self->group, error, sizeof error) < 0)
+		(void)fail(self, error);
 	gpu_meter_close(self->meter);
 	if (self->used) {
 		gpu_event_close(self->used, self->end);

@@ -153,13 +153,16 @@ static bool open_rank(struct step_rank *self)
 
 static void close_rank(struct step_rank *self)
 {
+	char error[512];
+
 	for (uint32_t index = 0; index < self->bench->series_count; index++) {
 		lshard_series_destroy(self->series[index].series);
 		free(self->series[index].addresses);
 		free(self->series[index].awaited);
 	}
 	for (uint32_t link = 0; link < self->bench->link_count; link++)
-		lshard_group_destroy(self->groups[link]);
+		if (cli_group_leave(self->groups[link], error, sizeof error) < 0)
+			(void)bench_circle_fail(self->member.circle, "rank %d: %s", (int)self->member.rank, error);
 	free(self->own);
 }
 

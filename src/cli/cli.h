@@ -67,6 +67,14 @@ void cli_log_default_to_warnings(struct cli_log *log);
 /** Sets log, log_user and log_level of @p options; @p log outlives the group. */
 void cli_log_attach(struct cli_log *log, lshard_group_options *options);
 
+/* ---- Groups (cli_group.c) ----------------------------------------------------------------------------------------- */
+
+/**
+ * Flush, then destroy @p group (NULL is allowed), whose series are destroyed. A status below 0, with its text in
+ * @p error: what this rank writes to files, a trace, is not whole. That is a failure also where all else is done.
+ */
+lshard_status cli_group_leave(lshard_group *group, char *error, size_t bytes);
+
 /* ---- Arguments (cli_arguments.c): the whole text must be used; *value is written on success only ----------------- */
 
 /**

@@ -297,13 +297,11 @@ static bool send_report(const struct rank *rank)
 /* A trace that cannot be written whole is a failure, also where all else is done. */
 static void leave_group(struct rank *rank)
 {
-	const lshard_status flushed = rank->group ? lshard_group_flush(rank->group) : LSHARD_OK;
+	char error[512];
+	const lshard_status status = cli_group_leave(rank->group, error, sizeof error);
 
-	if (flushed < 0)
-		send_failure(rank, flushed, false, lshard_group_error(rank->group));
-	/* BUSY cannot be: the engine has destroyed its series. */
-	if (lshard_group_destroy(rank->group) < 0 && flushed == LSHARD_OK)
-		send_failure(rank, LSHARD_ERR_SYSTEM, false, "the end of the trace could not be written");
+	if (status < 0)
+		send_failure(rank, status, false, error);
 }
 
 void rank_work(const struct rank_task *task)

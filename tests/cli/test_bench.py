@@ -241,6 +241,13 @@ def test_step_fails_when_the_prediction_is_missed():
         assert "off the predicted one" in done.stderr
 
 
+def test_step_with_a_trace_that_cannot_be_written():
+    done = bench("step", *SMALL, *ONE_CASE, "--ranks", "1", "--transport", "trace=/dev/full,local")
+    assert done.returncode == 1
+    assert "trace: rank 0 could not write all of '/dev/full'" in done.stderr
+    assert "No space left on device" in done.stderr
+
+
 def test_step_on_a_flipped_bit():
     done = bench("step", *SMALL, *ONE_CASE, "--transport", "faults=r0.wait@*=flip,local")
     assert done.returncode == 1
