@@ -215,6 +215,12 @@ struct step_sample *step_sample_at(const struct step_bench *bench, uint32_t arm,
 	return &bench->samples[row * bench->options.rounds + round];
 }
 
+/* Of any of the transports in a stack's text. */
+static bool writes_a_trace(const char *spec)
+{
+	return strncmp(spec, "trace=", strlen("trace=")) == 0 || strstr(spec, ",trace=") != NULL;
+}
+
 static int check_combination(const struct step_options *options)
 {
 	const uint32_t links = options->ratio_count ? options->ratio_count : 1;
@@ -225,6 +231,8 @@ static int check_combination(const struct step_options *options)
 	if (cli_transport_is_collective(options->transport) && !options->all_compute)
 		return cli_usage(COMMAND, "on '%s' all ranks must step together; give --all-compute",
 				 options->transport);
+	if (links > 1 && writes_a_trace(options->transport))
+		return cli_usage(COMMAND, "each of %u links would write the same trace; give one --ratio", links);
 	return CLI_DONE;
 }
 

@@ -72,6 +72,8 @@ def test_help(arguments):
         (["step", "--rounds", "3"], "--rounds"),
         (["step", "--slow-rank-percent", "50", "--ranks", "1"], "--slow-rank-percent"),
         (["step", "--transport", "local:lockstep"], "--all-compute"),
+        (["step", "--transport", "trace=/nowhere/run.json,local"], "give one --ratio"),
+        (["step", "--ratio", "1,2", "--transport", "throttle=1e9,trace=/nowhere/run.json,local"], "give one --ratio"),
         (["step", "--margin", "nan"], "--margin"),
         (["step", "more"], "more"),
     ],
