@@ -226,7 +226,7 @@ static void circle_stop(void *user)
 
 lshard_callbacks seat_callbacks(struct seat *seat)
 {
-	return (lshard_callbacks){circle_broadcast, circle_allgather, circle_finish, circle_stop, seat, NULL};
+	return (lshard_callbacks){circle_broadcast, circle_allgather, circle_finish, circle_stop, seat, NULL, 1};
 }
 
 void seat_fail_at(struct seat *seat, long calls)

@@ -363,7 +363,7 @@ static void fake_stop(void *user)
 
 lshard_callbacks fake_callbacks(struct fake *fake)
 {
-	return (lshard_callbacks){fake_broadcast, fake_allgather, fake_finish, fake_stop, fake, &fake->device};
+	return (lshard_callbacks){fake_broadcast, fake_allgather, fake_finish, fake_stop, fake, &fake->device, 1};
 }
 
 /* ---- The test's calls ------------------------------------------------------------------------------------------ */

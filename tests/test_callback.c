@@ -345,7 +345,7 @@ static void count_line(void *user, lshard_log_level level, const char *text)
 }
 
 static bool open_with_log(struct rank *rank, const struct member *member, const struct setting *setting,
-			  atomic_int *lines)
+			  atomic_int *lines, int32_t roll_calls)
 {
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 
@@ -356,6 +356,7 @@ static bool open_with_log(struct rank *rank, const struct member *member, const 
 	options.timeout_ms = setting->timeout_ms;
 	options.bootstrap = member->bootstrap;
 	options.callbacks = seat_callbacks(rank->seat);
+	options.callbacks.roll_calls = roll_calls;
 	options.log = count_line;
 	options.log_user = lines;
 	return lshard_group_create(&options, &rank->group) == LSHARD_OK && rank_series(rank);
@@ -373,7 +374,7 @@ static int idle_body(const struct member *member)
 	bool right = false;
 
 	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
-	EXPECT(member, open_with_log(&rank, member, &setting, &lines), "open");
+	EXPECT(member, open_with_log(&rank, member, &setting, &lines, 1), "open");
 	EXPECT(member, one_pass(&rank), "a pass");
 	OK_SERIES(&rank, lshard_series_join(rank.series, NULL));
 	EXPECT(member, team_barrier(member), "a rank failed");
@@ -403,6 +404,37 @@ static void roll_calls_that_fail_take_nothing_away(void **state)
 	(void)state;
 	for (int i = 0; i < 2; i++)
 		play(2, idle_body, &by_itself[i]);
+}
+
+/* Where the program may end its collectives while the group still is, none is under way unless a call waits for it. */
+static int quiet_body(const struct member *member)
+{
+	struct setting setting = {.layers = 6, .first_layer = 3, .prefetch = 2, .timeout_ms = patience(400)};
+	atomic_int lines = 0;
+	long calls;
+	struct rank rank;
+	bool right = false;
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	EXPECT(member, open_with_log(&rank, member, &setting, &lines, 0), "open");
+	EXPECT(member, one_pass(&rank), "a pass");
+	OK_SERIES(&rank, lshard_series_join(rank.series, NULL));
+	pause_ms(setting.timeout_ms / 4); /* until what this rank only gives has gone */
+	EXPECT(member, team_barrier(member), "a rank failed");
+	calls = seat_calls(rank.seat);
+	pause_ms(setting.timeout_ms / 2); /* of four roll calls */
+	EXPECT(member, seat_calls(rank.seat) == calls, "a collective that no call needs");
+	EXPECT(member, team_barrier(member), "a rank failed");
+	EXPECT(member, one_pass(&rank), "a further pass");
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void without_roll_calls_an_idle_group_makes_no_collective(void **state)
+{
+	(void)state;
+	play(2, quiet_body, NULL);
 }
 
 /* ---- Failing collectives --------------------------------------------------------------------------------------- */
@@ -1004,6 +1036,7 @@ int main(void)
 		cmocka_unit_test(a_late_rank_can_be_waited_for_again),
 		cmocka_unit_test(a_slow_rank_is_not_called_gone),
 		cmocka_unit_test(roll_calls_that_fail_take_nothing_away),
+		cmocka_unit_test(without_roll_calls_an_idle_group_makes_no_collective),
 		cmocka_unit_test(an_exchange_that_was_given_up_did_not_happen),
 		cmocka_unit_test(a_failure_at_any_call_ends_in_statuses),
 		cmocka_unit_test(a_collective_that_never_ends_holds_nobody),

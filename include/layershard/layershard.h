@@ -189,14 +189,15 @@ typedef struct lshard_device_callbacks {
  * ...) with a text in @p error: the library then calls stop and nothing else, and every call on the group returns that
  * status and text.
  *
- * Who is missing: where nothing else is to be done, the ranks make a small all-gather all the same, an eighth of
- * timeout_ms after the last collective, a second at most. So a TIMEOUT names the ranks that came to no call or to
- * another, and what they are at; and a rank that is aborted says so to the others, for up to 0.2 s. What the library
- * cannot know: which rank is gone, where a collective fails: @p error alone may say it, in PEER_FAILED (of two ranks it
- * is the other one); and which rank does not answer, where a collective neither fails nor ends (a rank that is stopped,
- * killed without a trace, or held up in these functions): TIMEOUT then says "one of ranks 0, 2" and when all were last
- * heard of. A rank that gives up while the others count on it, a quarter of timeout_ms after its deadline, ends the
- * group for all.
+ * Who is missing: a rank that makes no call says nothing, and a collective that lacks a rank does not tell which. With
+ * @p roll_calls the ranks make a small all-gather also where nothing else is to be done, an eighth of timeout_ms after
+ * the last collective, a second at most: a TIMEOUT then names the ranks that came to no call, and what they are at. Not
+ * for collectives that the program may end while the group still is (a process group of PyTorch): they would be ended
+ * under a call. Without it a TIMEOUT names those that came to another call, and of two ranks the other one; else it says
+ * "one of ranks 0, 2" and when all were last heard of. A rank that is aborted says so to the others, for up to 0.2 s.
+ * What the library cannot know: which rank is gone, where a collective fails: @p error alone may say it, in PEER_FAILED
+ * (of two ranks it is the other one); and which rank does not answer, where a collective neither fails nor ends. A rank
+ * that gives up while the others count on it, a quarter of timeout_ms after its deadline, ends the group for all.
  *
  * broadcast  start to bring @p count bytes at @p bytes from rank @p root to the same place on the others; those of the
  *            root are only read. *work is the caller's own: finish gets it once the call returned OK.
@@ -220,11 +221,12 @@ typedef struct lshard_callbacks {
 	void (*stop)(void *user);
 	void *user;
 	const lshard_device_callbacks *device; /* copied; NULL: layers in host memory only */
+	int32_t roll_calls;                    /* 1: allgather may be called while the program makes no call */
 } lshard_callbacks;
 
 #define LSHARD_CALLBACKS_INIT                                                                                          \
 	{                                                                                                              \
-		NULL, NULL, NULL, NULL, NULL, NULL                                                                     \
+		NULL, NULL, NULL, NULL, NULL, NULL, 0                                                                  \
 	}
 
 typedef enum lshard_log_level {

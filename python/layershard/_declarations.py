@@ -97,6 +97,7 @@ class Callbacks(ctypes.Structure):
         ("stop", STOP),
         ("user", c_void_p),
         ("device", POINTER(DeviceCallbacks)),
+        ("roll_calls", c_int32),
     ]
 
 

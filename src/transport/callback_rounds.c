@@ -272,7 +272,7 @@ bool callback_linger(struct callback *callback, uint64_t deadline_ns)
 
 	if (callback_pause(callback, deadline_ns))
 		return true;
-	if (is_known(callback) || !is_fresh(callback))
+	if (callback->roll_call_ns == UINT64_MAX || is_known(callback) || !is_fresh(callback))
 		return false;
 	return callback_pause(callback, due < last ? due : last);
 }

@@ -225,6 +225,8 @@ static uint64_t next_roll_call(const struct callback *callback)
 
 void callback_start_roll_calls(struct callback *callback)
 {
+	if (!callback->base.context->callbacks.roll_calls)
+		return;
 	pthread_mutex_lock(&callback->lock);
 	callback->roll_call_ns = next_roll_call(callback);
 	pthread_cond_broadcast(&callback->changed);
