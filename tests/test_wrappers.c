@@ -377,7 +377,8 @@ static bool a_child_ends(const struct member *member)
 	child = fork();
 	if (child == 0) {
 		fflush(NULL);
-		_exit(0);
+		execl("/bin/true", "true", (char *)NULL); /* to valgrind, what a child leaves of its threads is lost */
+		_exit(1);
 	}
 	EXPECT(member, child > 0 && waitpid(child, &status, 0) == child && status == 0, "a child");
 	return true;
