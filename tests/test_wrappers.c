@@ -589,6 +589,43 @@ static void a_trace_may_reach_the_limit_of_a_file(void **state)
 	assert_int_equal(destroyed, LSHARD_ERR_SYSTEM);
 }
 
+/* The disk has room for what was traced, and for its end no more: whoever flushes hears of it. */
+static void the_end_of_a_trace_is_told_of(void **state)
+{
+	char path[64] = "/tmp/layershard-trace-XXXXXX";
+	char spec[128], error[512] = "";
+	const int fd = mkstemp(path);
+	struct rlimit before, small;
+	lshard_group *group = NULL;
+	lshard_status flushed, destroyed;
+	struct stat found;
+	json_t *trace;
+
+	(void)state;
+	assert_true(fd >= 0);
+	snprintf(spec, sizeof spec, "trace=%s,local", path);
+	assert_int_equal(create_alone(spec, error, sizeof error, NULL, NULL, &group), LSHARD_OK);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(lshard_group_flush(group), LSHARD_OK);
+		assert_int_equal(fstat(fd, &found), 0);
+		trace = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
+		assert_non_null(trace); /* whole so far */
+		json_decref(trace);
+	}
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+	small = (struct rlimit){.rlim_cur = (rlim_t)found.st_size - 1, .rlim_max = before.rlim_max};
+	assert_int_equal(create_alone(spec, error, sizeof error, NULL, NULL, &group), LSHARD_OK);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	flushed = lshard_group_flush(group);
+	destroyed = lshard_group_destroy(group);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+	assert_int_equal(flushed, LSHARD_ERR_SYSTEM);
+	assert_int_equal(destroyed, LSHARD_ERR_SYSTEM);
+	close(fd);
+	assert_int_equal(unlink(path), 0);
+}
+
 /* What is traced is for its user alone, goes into no file that somebody else has pointed to, and waits for no reader. */
 static void a_trace_is_its_users_own(void **state)
 {
@@ -609,7 +646,21 @@ static void a_trace_is_its_users_own(void **state)
 	assert_int_equal(found.st_mode & 07777, 0600);
 	assert_true(found.st_size > 0);
 	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+	assert_int_equal(chmod(path, 0666), 0); /* one that is there already becomes its user's too, */
+	assert_int_equal(create_alone(spec, error, sizeof error, NULL, NULL, &group), LSHARD_OK);
+	assert_int_equal(stat(path, &found), 0);
+	assert_int_equal(found.st_mode & 07777, 0600);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
 	umask(mask);
+	assert_int_equal(link(path, other), 0); /* and one that is not this user's alone keeps what it has */
+	assert_refused(spec, LSHARD_ERR_SYSTEM, "hard links");
+	assert_int_equal(unlink(other), 0);
+	if (geteuid() == 0) {
+		assert_int_equal(chown(path, 54321, 54321), 0);
+		assert_refused(spec, LSHARD_ERR_SYSTEM, "another user");
+	}
+	assert_int_equal(stat(path, &found), 0);
+	assert_true(found.st_size > 0);
 	snprintf(spec, sizeof spec, "trace=%s,local", other);
 	assert_int_equal(symlink(path, other), 0);
 	assert_refused(spec, LSHARD_ERR_SYSTEM, "symbolic link");
@@ -957,6 +1008,7 @@ int main(void)
 		cmocka_unit_test(a_transfer_is_traced_once),
 		cmocka_unit_test(traces_that_cannot_be_written),
 		cmocka_unit_test(a_trace_may_reach_the_limit_of_a_file),
+		cmocka_unit_test(the_end_of_a_trace_is_told_of),
 		cmocka_unit_test(a_trace_is_its_users_own),
 		cmocka_unit_test(rules_are_checked),
 		cmocka_unit_test(a_failing_control_channel_is_told),

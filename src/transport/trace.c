@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define BUFFER_BYTES 65536u
@@ -38,6 +39,7 @@ struct journey {
 struct trace {
 	struct lshard__wrapper wrapper;
 	int file;
+	bool regular;         /* a file whose end can be written before the program's */
 	pthread_mutex_t lock; /* of what follows: series are used from different threads */
 	char *buffer;         /* [BUFFER_BYTES] what is not written yet */
 	size_t used;
@@ -93,6 +95,24 @@ static void write_out(struct trace *trace)
 			break_off(trace, errno);
 	}
 	trace->used = 0;
+}
+
+/*
+ * With the lock. What makes a whole trace of what there is, so that a flush tells whether it could be written. In a file
+ * the next line is written over it; elsewhere it can come once, when the trace is closed.
+ */
+static void write_end(struct trace *trace)
+{
+	static const char end[] = "\n]}\n";
+
+	write_out(trace);
+	if (trace->broken)
+		return;
+	trace->used = sizeof end - 1;
+	memcpy(trace->buffer, end, trace->used);
+	write_out(trace);
+	if (!trace->broken && trace->regular && lseek(trace->file, -(off_t)(sizeof end - 1), SEEK_CUR) < 0)
+		break_off(trace, errno);
 }
 
 __attribute__((format(printf, 2, 3))) static void add_line(struct trace *trace, const char *format, ...)
@@ -179,20 +199,45 @@ static lshard_status path_of_rank(const lshard_context *context, char *path, lsh
 	return LSHARD_OK;
 }
 
+/* Empty, and its user's alone, also where it was there before. Pipes and devices stay as they are. Else: why not. */
+static const char *make_own(struct trace *trace)
+{
+	struct stat found;
+
+	if (fstat(trace->file, &found))
+		return strerror(errno);
+	trace->regular = S_ISREG(found.st_mode);
+	if (!trace->regular)
+		return NULL;
+	if (found.st_uid != geteuid())
+		return "it belongs to another user";
+	if (found.st_nlink > 1)
+		return "it has other names too (hard links), whose content would be lost";
+	if (fchmod(trace->file, 0600) || ftruncate(trace->file, 0))
+		return strerror(errno);
+	return NULL;
+}
+
 static lshard_status file_open(struct trace *trace, lshard_error *error)
 {
 	const lshard_context *context = trace->wrapper.base.context;
 	lshard_status status = path_of_rank(context, trace->path, error);
+	const char *why;
 
 	if (status < 0)
 		return status;
 	/* A pipe without a reader is refused and one whose reader is slow breaks the trace: no pass waits for it. */
-	trace->file =
-		open(trace->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
+	trace->file = open(trace->path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
 	if (trace->file < 0)
+		why = errno == ELOOP ? "it is a symbolic link, which is not followed" : strerror(errno);
+	else
+		why = make_own(trace);
+	if (why) {
+		if (trace->file >= 0)
+			close(trace->file);
 		return lshard_fail(error, LSHARD_ERR_SYSTEM, "trace: rank %d cannot write '%.300s': %s",
-				   (int)context->rank, trace->path,
-				   errno == ELOOP ? "it is a symbolic link, which is not followed" : strerror(errno));
+				   (int)context->rank, trace->path, why);
+	}
 	trace->buffer = context->allocate(context, BUFFER_BYTES);
 	if (trace->buffer && pthread_mutex_init(&trace->lock, NULL) == 0)
 		return LSHARD_OK;
@@ -236,7 +281,10 @@ static lshard_status trace_flush(lshard_transport *transport)
 	int broken;
 
 	pthread_mutex_lock(&trace->lock);
-	write_out(trace);
+	if (trace->regular)
+		write_end(trace);
+	else
+		write_out(trace);
 	find_late_failure(trace);
 	broken = trace->broken;
 	pthread_mutex_unlock(&trace->lock);
@@ -250,13 +298,14 @@ static lshard_status trace_flush(lshard_transport *transport)
 static void trace_close(lshard_transport *transport)
 {
 	struct trace *trace = trace_of(transport);
+	const bool forked = transport->context->forked(transport->context);
 
-	if (!transport->context->forked(transport->context)) { /* a child has a copy of lines that are its parent's */
-		add_line(trace, "\n]}\n");
-		write_out(trace);
+	if (!forked) { /* a child has a copy of lines that are its parent's */
+		write_end(trace);
 		pthread_mutex_destroy(&trace->lock);
 	}
-	close(trace->file);
+	if (close(trace->file) && errno != EINTR && !forked)
+		break_off(trace, errno);
 	transport->context->release(transport->context, trace->buffer);
 	lshard__wrapper_close(transport);
 }
