@@ -44,8 +44,8 @@ static int unknown_command(const char *name)
 		strncat(known, commands[i].name, sizeof known - strlen(known) - 1);
 	}
 	if (!name)
-		return cli_usage("", "no command given; there are: %s", known);
-	return cli_usage("", "there is no command '%s'; there are: %s", name, known);
+		return cli_usage("", "no command given; there are: %s, help", known);
+	return cli_usage("", "there is no command '%s'; there are: %s, help", name, known);
 }
 
 /*
