@@ -538,6 +538,7 @@ static void a_rank_that_left_is_gone(void **state)
 enum forgery {
 	SMALL,
 	EMPTY,
+	HEAD_ALONE,
 	SHRINKABLE,
 	OF_ANOTHER_BUILD,
 	OF_MORE_RANKS,
@@ -549,6 +550,7 @@ enum forgery {
 static const char *const forgery_says[FORGERIES] = {
 	[SMALL] = "has 8 bytes instead of",
 	[EMPTY] = "has 0 bytes instead of",
+	[HEAD_ALONE] = "bytes for 2 ranks instead of",
 	[SHRINKABLE] = "is not sealed",
 	[OF_ANOTHER_BUILD] = "runs version 0.99.0 (messages of",
 	[OF_MORE_RANKS] = "for 3 ranks instead of",
@@ -559,7 +561,10 @@ static const char *const forgery_says[FORGERIES] = {
 /* As rank 0 makes it for two ranks, but for what is forged. */
 static int forge_page(enum forgery kind)
 {
-	const size_t bytes = kind == EMPTY ? 0 : kind == SMALL ? 8 : control_page_bytes(2);
+	const size_t bytes = kind == EMPTY        ? 0
+			     : kind == SMALL      ? 8
+			     : kind == HEAD_ALONE ? sizeof(struct control_block)
+						  : control_page_bytes(2);
 	const int seals = F_SEAL_GROW | F_SEAL_SEAL | (kind == SHRINKABLE ? 0 : F_SEAL_SHRINK);
 	struct control_block head = {.size = kind == OF_MORE_RANKS ? 3 : 2};
 	int fd;
