@@ -21,6 +21,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -280,8 +281,28 @@ static void what_is_no_socket_stays(void **state)
 	assert_true(fd >= 0);
 	close(fd);
 	assert_int_equal(lshard__rendezvous_open(&context, "job", &rendezvous, &bootstrap, &error), LSHARD_ERR_SYSTEM);
-	assert_non_null(strstr(error.text, "cannot listen as rank 0: File exists"));
+	assert_non_null(strstr(error.text, path));
+	assert_non_null(strstr(error.text, "is no socket"));
 	assert_int_equal(access(path, F_OK), 0);
+}
+
+/* Not a limit's fault. */
+static void who_keeps_the_lock_is_to_blame(void **state)
+{
+	const struct folder *folder = *state;
+	const struct member member = {.rank = 0, .size = 2};
+	lshard_context context = context_for_member(&member, "", SHORT_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	const int fd = open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	assert_true(fd >= 0 && flock(fd, LOCK_EX) == 0);
+	assert_int_equal(lshard__rendezvous_open(&context, "job", &rendezvous, &bootstrap, &error), LSHARD_ERR_SYSTEM);
+	close(fd);
+	assert_non_null(strstr(error.text, "holds the lock (flock) of " VARIABLE));
+	assert_non_null(strstr(error.text, folder->path));
+	assert_null(strstr(error.text, "RLIMIT"));
 }
 
 /* ---- User namespaces ------------------------------------------------------------------------------------------- */
@@ -581,6 +602,7 @@ int main(void)
 		in_a_folder(ranks_that_disagree_are_told_what_to_look_at),
 		in_a_folder(directories_that_others_can_enter_are_refused),
 		in_a_folder(what_is_no_socket_stays),
+		in_a_folder(who_keeps_the_lock_is_to_blame),
 		cmocka_unit_test(where_users_look_alike_nobody_meets_by_a_name),
 		in_a_folder(where_users_look_alike_ranks_meet_in_a_directory),
 		cmocka_unit_test(a_user_that_is_mapped_meets_by_a_name),

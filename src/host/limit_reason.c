@@ -118,7 +118,7 @@ struct lshard__reason lshard__reason(int error, uint64_t bytes)
 			 ": files of this process, memory that is shared among them, may have %" PRIu64
 			 " bytes, and %" PRIu64 " are needed (RLIMIT_FSIZE, ulimit -f)",
 			 most, bytes);
-	else if (error == EAGAIN && has_limit(RLIMIT_MEMLOCK, &most))
+	else if (error == EAGAIN && bytes && has_limit(RLIMIT_MEMLOCK, &most))
 		snprintf(text, room, ": this process may lock %" PRIu64 " bytes (RLIMIT_MEMLOCK, ulimit -l)", most);
 	else if (error == ENOMEM)
 		memory_reason(bytes, text, room);

@@ -9,6 +9,7 @@
  * this user namespace does not.
  */
 #include "meeting_place.h"
+#include "limit_reason.h"
 #include "name_holder.h"
 #include "outside.h"
 #include "sockets.h"
@@ -250,6 +251,19 @@ const char *lshard__place_hint(const struct lshard__place *place, char *text, si
 			 "by an abstract name: do all ranks have one job name, user and network namespace, and none of "
 			 "them " VARIABLE "?");
 	return text;
+}
+
+void lshard__place_reason(const struct lshard__place *place, int error, char *text, size_t bytes)
+{
+	if (place->directory >= 0 && error == EWOULDBLOCK)
+		snprintf(text, bytes,
+			 "another process holds the lock (flock) of " VARIABLE "='%s'; ranks hold it for a moment only",
+			 place->path);
+	else if (place->directory >= 0 && error == EEXIST)
+		snprintf(text, bytes, "'%s/%s' is no socket: remove it, or set another " VARIABLE, place->path,
+			 file_of(place));
+	else
+		snprintf(text, bytes, "%s", lshard__reason(error, 0).text);
 }
 
 int lshard__place_is_blocked(const struct lshard__place *place, char *text, size_t bytes)

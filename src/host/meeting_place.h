@@ -28,9 +28,11 @@ void lshard__place_close(struct lshard__place *place);
 
 /*
  * Listen there; what a killed rank left is removed. Returns the descriptor, or -1 and errno: EADDRINUSE: somebody has
- * the place, EEXIST: what lies there is no socket.
+ * the place, EEXIST: what lies there is no socket, EWOULDBLOCK: the directory's lock was held until the deadline.
  */
 int lshard__place_listen(struct lshard__place *place, uint64_t deadline_ns);
+/* Why it failed, by its errno @p error: which file or lock is in the way, or which limit. */
+void lshard__place_reason(const struct lshard__place *place, int error, char *text, size_t bytes);
 /* Nobody can come any more; before @p listener is closed. */
 void lshard__place_leave(struct lshard__place *place);
 

@@ -485,9 +485,10 @@ static lshard_status challenge(lshard__rendezvous *r, uint64_t deadline)
 static lshard_status cannot_listen(lshard__rendezvous *r)
 {
 	lshard_error refused;
+	char why[400];
 
-	(void)lshard_fail(&refused, LSHARD_ERR_SYSTEM, "job '%s': cannot listen as rank 0: %s", r->job,
-			  lshard__reason(errno, 0).text);
+	lshard__place_reason(&r->place, errno, why, sizeof why);
+	(void)lshard_fail(&refused, LSHARD_ERR_SYSTEM, "job '%s': cannot listen as rank 0: %s", r->job, why);
 	return blocked(r, LSHARD_ERR_SYSTEM, refused.text);
 }
 
