@@ -218,7 +218,7 @@ static bool applies(enum call call, enum way way)
 	return is_collective(call);
 }
 
-/* Where all ranks are in calls in which they meet they know it at once; who waits for a layer may have to wait in vain. */
+/* Where all ranks are in calls in which they meet they know it at once; who waits for a layer may wait in vain. */
 static bool is_of_elsewhere(enum call call, lshard_status status)
 {
 	return status == LSHARD_ERR_MISMATCH || status == LSHARD_ERR_OUT_OF_STEP ||

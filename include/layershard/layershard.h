@@ -542,11 +542,11 @@ LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream)
 /**
  * Bring all ranks back to the start of a pass, whatever each of them did before: the cure for OUT_OF_STEP.
  *
- * On a collective transport a call that all ranks make together and that fails on this one (rewind, verify that did
- * not come to its end, update_begin after the ranks have met once, prepare and join but for TIMEOUT) leaves every window
- * empty: what the others still take part in cannot be known. Until rewind, verify or an update has succeeded, reach
- * starts no transfer, and wait, prepare and join return OUT_OF_STEP, naming that call. On one-sided transports nothing
- * is lost.
+ * On a collective transport a call that all ranks make together and that fails on this one (rewind; verify that did not
+ * come to its end; update_begin after the ranks have met once; prepare, join and poison but for TIMEOUT) leaves every
+ * window empty: what the others still take part in cannot be known. Until rewind, verify or an update has succeeded,
+ * reach starts no transfer, and wait, prepare and join return OUT_OF_STEP, naming that call. On one-sided transports
+ * nothing is lost.
  *
  * Scope: collective on collective transports, local on one-sided ones.  Ends every view.
  * Blocks: on collective ones at most timeout_ms for what is on its way, and as long when the ranks meet.
@@ -642,9 +642,9 @@ LSHARD_API const char *lshard_series_error(const lshard_series *series);
  * Check every layer as this rank sees it against hashes made by the ranks that store it.
  * Scope: collective.  Ends every view.  Capture: not allowed.
  * Blocks: reads the whole series; at most timeout_ms each time the ranks meet, which is once for each layer.
- * State: what this rank finds (CORRUPT, a layer that did not come) is told at the end and changes nothing. Where it breaks
- *        off (ranks did not meet, or one waited for a layer until its deadline), on a collective transport: see
- *        lshard_series_rewind.
+ * State: what this rank finds (CORRUPT, a layer that cannot be had) is told at the end and changes nothing. Where it
+ *        breaks off (ranks did not meet, or one waited for a layer until its deadline, of which all hear at the next),
+ *        on a collective transport: see lshard_series_rewind.
  * Cost:  device memory is seen through a buffer of at most 16 MiB, allocated for the call.
  * @param hash  of the whole series as this rank sees it, the same on all ranks and for all placements; may be NULL.
  * @return OK; CORRUPT naming layer and rank; NO_MEMORY; NOT_SUPPORTED where the transport cannot copy to the host;
@@ -697,7 +697,8 @@ typedef struct lshard_plan_result {
 /**
  * What a series would cost and gain on one rank, by the same slot map and rule as at run time. exposed_ns is found by
  * running the ring over steady passes in virtual time: one link in order, which carries what a layer needs from other
- * ranks. Poison counts as the options say, whatever LAYERSHARD_POISON says. Allocates and frees host memory (malloc).  @return OK; INVALID; NO_MEMORY.
+ * ranks. Poison counts as the options say, whatever LAYERSHARD_POISON says. Allocates and frees host memory (malloc).
+ * @return OK; INVALID; NO_MEMORY.
  */
 LSHARD_API lshard_status lshard_plan(const lshard_series_options *options, const lshard_plan_input *input,
 				     lshard_plan_result *result);

@@ -198,21 +198,22 @@ static lshard_status learn_hashes(struct sight *sight, uint32_t position)
 	lshard_series *series = sight->series;
 	lshard_group *group = series->group;
 	const uint64_t mine = hash_share(sight, position);
+	const struct lshard__records records = group_records(group, group->cards, sizeof *group->cards, 0);
 	struct meeting_card card = series_card(series, MEET_VERIFY, sight->status);
 	lshard_status status;
+	int32_t other;
 
 	card.values[0] = mine;
 	card.values[1] = position;
 	status = group_meet_all(group, card, &series->error);
-	for (int32_t rank = 0; rank < group->context.size && status >= 0; rank++)
-		if (group->cards[rank].values[1] != position)
-			return lshard_fail(
-				&series->error, LSHARD_ERR_OUT_OF_STEP,
-				SERIES_FORMAT
-				": verify is at layer %u here and at layer %u on rank %d: call it again on all ranks",
-				SERIES_NAMES(series), series_layer(series, position),
-				series_layer(series, (uint32_t)group->cards[rank].values[1]), rank);
-	return status;
+	other = lshard__first_differing(&records, offsetof(struct meeting_card, values[1]), sizeof card.values[1]);
+	if (status < 0 || other < 0)
+		return status;
+	return lshard_fail(&series->error, LSHARD_ERR_OUT_OF_STEP,
+			   SERIES_FORMAT
+			   ": verify is at layer %u on rank 0 and at layer %u on rank %d: call it again on all ranks",
+			   SERIES_NAMES(series), series_layer(series, (uint32_t)group->cards[0].values[1]),
+			   series_layer(series, (uint32_t)group->cards[other].values[1]), other);
 }
 
 /* Looks at the layer as this rank's program would. Where there are streams, the transport's copy comes after it. */
@@ -237,7 +238,7 @@ static lshard_status look_at_layer(struct sight *sight, uint32_t position, uint6
 }
 
 /*
- * A layer that cannot be had or is corrupt is reported at the end: the other ranks go on and need this one's hashes. But
+ * A layer that cannot be had or is corrupt is reported at the end: the others go on and need this rank's hashes. But
  * nobody waits for a second deadline: at the next layer all hear of the first and break off.
  */
 static lshard_status verify_layers(struct sight *sight, uint64_t *hash)

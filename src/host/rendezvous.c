@@ -3,7 +3,8 @@
  * rendezvous.c - how separately started ranks of one host and user find each other by a job's name.
  * Knows ranks and sockets; knows no transport. Threads of one process may meet as well.
  *
- * Rank 0 listens where the job meets (meeting_place.h); the others connect to it, say who they are, and stay. Once all have come the listener is closed. An allgather goes through rank 0. Whatever goes wrong at rank 0 is
+ * Rank 0 listens where the job meets (meeting_place.h); the others connect to it, say who they are, and stay. Once all
+ * have come the listener is closed. An allgather goes through rank 0. Whatever goes wrong at rank 0 is
  * told to all others in its own words, so that every rank's message names the cause.
  */
 #include "outside.h"
