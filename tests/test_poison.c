@@ -223,12 +223,15 @@ static void a_rank_without_windows_has_nothing_to_switch(void **state)
 /* ---- Transports and captures ----------------------------------------------------------------------------------- */
 
 static lshard_transport_ops poor; /* a table of the simulated machine, changed */
+static const lshard_transport_ops *sound = &sim_pull;
 static int fails_after = -1;      /* so many copies one fails */
+static bool fails_late;           /* when its bytes are there */
+static int wait_fails_after = -1; /* so many of the transport's waits one fails */
 
 static lshard_status poor_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
 			       lshard_error *error)
 {
-	const lshard_status status = sim_pull.open(context, inner, transport, error);
+	const lshard_status status = sound->open(context, inner, transport, error);
 
 	if (status == LSHARD_OK)
 		(*transport)->ops = &poor;
@@ -254,23 +257,181 @@ static void a_transport_that_cannot_copy_cells_is_named(void **state)
 
 static lshard_status failing_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream)
 {
-	if (fails_after >= 0 && fails_after-- == 0)
+	const bool fails = fails_after >= 0 && fails_after-- == 0;
+	const lshard_status status = fails && !fails_late ? LSHARD_OK : sound->copy_cell(store, to, from, stream);
+
+	if (fails)
 		return lshard_fail(&store->error, LSHARD_ERR_TRANSPORT, "the device is unwell");
-	return sim_pull.copy_cell(store, to, from, stream);
+	return status;
+}
+
+static lshard_status failing_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival)
+{
+	if (wait_fails_after < 0 || wait_fails_after-- > 0)
+		return sound->wait(store, cell, stream, arrival);
+	memset(arrival, 0, sizeof *arrival);
+	return lshard_fail(&store->error, LSHARD_ERR_TRANSPORT, "the device is unwell");
+}
+
+static struct run *open_poor(const char *value, const lshard_transport_ops *ops)
+{
+	sound = ops;
+	poor = *ops;
+	poor.open = poor_open;
+	poor.copy_cell = failing_copy_cell;
+	poor.wait = failing_wait;
+	return open_with(value, &poor);
+}
+
+static bool shows_layer(const struct run *run, uint32_t layer)
+{
+	void *address = NULL;
+
+	run_call_ok(&run->members[0], "address", layer,
+		    lshard_series_address(run->members[0].series, layer, 0, &address));
+	return memcmp(address, run_truth(run, layer, 0), run_tensors[0].bytes) == 0;
+}
+
+static void layers_share_a_window(const struct run *run, uint32_t one, uint32_t other)
+{
+	void *addresses[2] = {NULL, NULL};
+
+	run_call_ok(&run->members[0], "address", one,
+		    lshard_series_address(run->members[0].series, one, 0, &addresses[0]));
+	run_call_ok(&run->members[0], "address", other,
+		    lshard_series_address(run->members[0].series, other, 0, &addresses[1]));
+	assert_ptr_equal(addresses[0], addresses[1]);
+}
+
+static void a_layer_that_could_not_be_hidden_is_no_other_one(void **state)
+{
+	struct run *run = open_poor("1", &sim_pull);
+	struct member *member = &run->members[0];
+
+	(void)state;
+	layers_share_a_window(run, 1, 3);
+	run_layer(run, 0, 1);
+	fails_after = 0;
+	assert_int_equal(lshard_reach(member->series, 3, member->stream), LSHARD_ERR_TRANSPORT);
+	run_call_ok(member, "wait", 3, lshard_wait(member->series, 3, member->stream));
+	assert_true(sim_finish(run->world));
+	assert_true(shows_layer(run, 3));
+	run_close(run);
+}
+
+/* A view's second wait fails: on the transfer, and on the copy. */
+static void a_wait_that_fails_ends_the_view(void **state)
+{
+	(void)state;
+	for (int skip = 0; skip < 2; skip++) {
+		struct run *run = open_poor("1", &sim_pull);
+		struct member *member = &run->members[0];
+
+		run_layer(run, 0, 1);
+		wait_fails_after = skip;
+		assert_int_equal(lshard_wait(member->series, 1, member->stream), LSHARD_ERR_TRANSPORT);
+		assert_true(sim_finish(run->world));
+		assert_true(holds(run, 1, 0xff));
+		run_call_ok(member, "wait", 3, lshard_wait(member->series, 3, member->stream));
+		assert_true(sim_finish(run->world));
+		assert_true(shows_layer(run, 3));
+		run_close(run);
+	}
+}
+
+/* Whatever is left in its window by the copy, it is copied again. */
+static void a_layer_that_was_half_hidden_is_shown_again(void **state)
+{
+	struct run *run = open_poor("1", &sim_pull);
+	struct member *member = &run->members[0];
+	void *address = NULL;
+
+	(void)state;
+	run_layer(run, 0, 1);
+	assert_true(sim_finish(run->world));
+	fails_after = 0;
+	assert_int_equal(lshard_release(member->series, 1, member->stream), LSHARD_ERR_TRANSPORT);
+	run_call_ok(member, "address", 1, lshard_series_address(member->series, 1, 0, &address));
+	memset(address, 0xff, run_tensors[0].bytes / 2);
+	run_call_ok(member, "wait", 1, lshard_wait(member->series, 1, member->stream));
+	assert_true(sim_finish(run->world));
+	assert_true(shows_layer(run, 1));
+	run_close(run);
+}
+
+/* The bytes are there, and the wait said that they are not. */
+static void a_copy_that_fails_late_is_hidden(void **state)
+{
+	struct run *run = open_poor("1", &sim_pull);
+	struct member *member = &run->members[0];
+
+	(void)state;
+	run_call_ok(member, "reach", 1, lshard_reach(member->series, 1, member->stream));
+	fails_late = true;
+	fails_after = 0;
+	assert_int_equal(lshard_wait(member->series, 1, member->stream), LSHARD_ERR_TRANSPORT);
+	fails_late = false;
+	assert_true(sim_finish(run->world));
+	assert_true(holds(run, 1, 0xff));
+	run_close(run);
+}
+
+static void rewind_both(struct run *run, lshard_status status)
+{
+	sim_collective(run->world, run_rewind_rank, run);
+	assert_int_equal(run->members[0].status, status);
+	assert_int_equal(run->members[1].status, status);
+}
+
+/* One rank cannot hide a layer: none begins the pass. */
+static void a_rewind_that_cannot_hide_a_layer_fails_on_all_ranks(void **state)
+{
+	struct run *run = open_poor("1", &sim_lockstep);
+
+	(void)state;
+	for (int32_t rank = 0; rank < 2; rank++)
+		run_layer(run, rank, 0);
+	for (int32_t rank = 0; rank < 2; rank++)
+		run_layer(run, rank, 1);
+	assert_true(sim_finish(run->world));
+	fails_after = 0;
+	rewind_both(run, LSHARD_ERR_TRANSPORT);
+	assert_non_null(strstr(lshard_series_error(run->members[1].series), "rank 0"));
+	assert_int_equal(lshard_wait(run->members[0].series, 1, run->members[0].stream), LSHARD_ERR_OUT_OF_STEP);
+	rewind_both(run, LSHARD_OK);
+	for (uint32_t layer = 0; layer < 6; layer++)
+		for (int32_t rank = 0; rank < 2; rank++)
+			run_layer(run, rank, layer);
+	run_close(run);
+}
+
+/* Each copy of it fails once: what is left in a window is hidden by the next call. */
+static void a_switch_that_fails_leaves_nothing_to_see(void **state)
+{
+	(void)state;
+	for (int skip = 0; skip < 4; skip++) {
+		struct run *run = open_poor("ready", &sim_pull);
+		struct member *member = &run->members[0];
+
+		run_pass(run, 0);
+		fails_after = skip;
+		assert_int_equal(lshard_series_poison(member->series, 1, member->stream), LSHARD_ERR_TRANSPORT);
+		run_call_ok(member, "reach", 0, lshard_reach(member->series, 0, member->stream));
+		assert_true(sim_finish(run->world));
+		for (uint32_t layer = 1; layer < 6; layer += 2)
+			assert_true(holds(run, layer, 0xff));
+		run_pass(run, 0);
+		run_close(run);
+	}
 }
 
 /* A call that cannot hide or show a layer says so, and the next one does it. */
 static void a_copy_that_fails_is_made_up_for(void **state)
 {
-	struct run *run;
-	struct member *member;
+	struct run *run = open_poor("1", &sim_pull);
+	struct member *member = &run->members[0];
 
 	(void)state;
-	poor = sim_pull;
-	poor.open = poor_open;
-	poor.copy_cell = failing_copy_cell;
-	run = open_with("1", &poor);
-	member = &run->members[0];
 	run_layer(run, 0, 1);
 	fails_after = 0;
 	assert_int_equal(lshard_reach(member->series, 3, member->stream), LSHARD_ERR_TRANSPORT);
@@ -295,14 +456,9 @@ static void a_switch_that_fails_loses_no_layer(void **state)
 {
 	(void)state;
 	for (int skip = 0; skip < 6; skip++) {
-		struct run *run;
-		struct member *member;
+		struct run *run = open_poor("1", &sim_pull);
+		struct member *member = &run->members[0];
 
-		poor = sim_pull;
-		poor.open = poor_open;
-		poor.copy_cell = failing_copy_cell;
-		run = open_with("1", &poor);
-		member = &run->members[0];
 		run_pass(run, 0);
 		for (int on = 0; on < 2; on++) {
 			fails_after = skip;
@@ -385,7 +541,13 @@ int main(void)
 		cmocka_unit_test(a_rank_without_windows_has_nothing_to_switch),
 		cmocka_unit_test(a_transport_that_cannot_copy_cells_is_named),
 		cmocka_unit_test(a_copy_that_fails_is_made_up_for),
+		cmocka_unit_test(a_layer_that_could_not_be_hidden_is_no_other_one),
+		cmocka_unit_test(a_wait_that_fails_ends_the_view),
+		cmocka_unit_test(a_layer_that_was_half_hidden_is_shown_again),
+		cmocka_unit_test(a_copy_that_fails_late_is_hidden),
+		cmocka_unit_test(a_rewind_that_cannot_hide_a_layer_fails_on_all_ranks),
 		cmocka_unit_test(a_switch_that_fails_loses_no_layer),
+		cmocka_unit_test(a_switch_that_fails_leaves_nothing_to_see),
 		cmocka_unit_test(a_graph_of_before_the_switch_sees_poison),
 		cmocka_unit_test(poison_is_not_switched_inside_a_capture),
 		cmocka_unit_test(poison_is_switched_in_committed_series_only),

@@ -77,9 +77,9 @@ struct capture {
 /* What windows show; see poison.c. */
 struct poison {
 	bool on;
-	bool *shown;         /* [n_slots] the window holds the layer, not poison */
-	bool *shown_outside; /* [n_slots] of the capture */
-	void *stream;        /* the last one that the program named */
+	uint32_t *shown;         /* [n_slots] the position of the layer in the window; SLOT_NONE: poison */
+	uint32_t *shown_outside; /* [n_slots] of the capture */
+	void *stream;            /* the last one that the program named */
 };
 
 struct lshard_series {
@@ -145,6 +145,11 @@ static inline bool group_collective(const lshard_group *group)
 
 /* ---- series.c ---- */
 
+static inline bool has_streams(const lshard_series *series)
+{
+	return series->group->transport->ops->capabilities & LSHARD_CAP_STREAMS;
+}
+
 /* Prefix of every text: "rank 1, series 'blocks'". */
 #define SERIES_FORMAT        "rank %d, series '%s'"
 #define SERIES_NAMES(series) (series)->group->context.rank, (series)->name
@@ -184,8 +189,8 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 uint32_t poison_cell_of(const lshard_series *series, uint32_t slot);
 /* Where the layer at @p position is once it was fetched. */
 const uint8_t *poison_seen(const lshard_series *series, uint32_t position);
-/* The layer of the slot was waited for on @p stream: its window shows it to what follows there. */
-lshard_status poison_show(lshard_series *series, uint32_t slot, void *stream);
+/* The layer at @p position was waited for on @p stream: the window of its slot shows it to what follows there. */
+lshard_status poison_show(lshard_series *series, uint32_t position, uint32_t slot, void *stream);
 /*
  * Windows whose view has ended hold poison for what follows on @p stream; after a failure the next call tries again.
  */

@@ -8,11 +8,6 @@
 
 #include <string.h>
 
-static bool has_streams(const lshard_series *series)
-{
-	return series->group->transport->ops->capabilities & LSHARD_CAP_STREAMS;
-}
-
 /* ---- Streams ---- */
 
 /* Number of a stream of the caller's in this series; its bit in the ring's masks. */
@@ -237,15 +232,25 @@ static lshard_status await_transfer(lshard_series *series, uint32_t position, ui
 	return status;
 }
 
+/* After a failure, which is the one to be told. What cannot be hidden now is tried again at the next call. */
+static void hide_what_is_left(lshard_series *series, void *stream)
+{
+	const lshard_error error = series->error;
+
+	poison_hide(series, stream);
+	series->error = error;
+}
+
 /* The layer is in its window. */
 static lshard_status await_slot(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
 {
 	lshard_status status = await_transfer(series, position, slot, stream);
 
-	if (status < 0)
-		return status;
-	status = poison_show(series, slot, stream);
+	if (status >= 0)
+		status = poison_show(series, position, slot, stream);
 	series->slots[slot].viewed = status >= 0;
+	if (status < 0)
+		hide_what_is_left(series, stream); /* the view of an earlier wait has ended, too */
 	return status;
 }
 
@@ -255,7 +260,7 @@ static void empty_windows(lshard_series *series)
 {
 	leave_capture(series);
 	ring_reset(&series->ring);
-	poison_hide(series, poison_stream(series)); /* what fails there is tried again at the next call */
+	hide_what_is_left(series, poison_stream(series));
 	memset(series->slot_status, 0, series->scheme.map.n_slots * sizeof *series->slot_status);
 	memset(series->slot_landed, 0, series->scheme.map.n_slots * sizeof *series->slot_landed);
 }
@@ -636,6 +641,9 @@ lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const cha
 		return status;
 	}
 	status = pass_drain(series);
+	ring_join(&series->ring);
+	if (status >= 0) /* before the ranks meet: that a layer cannot be hidden is told to all */
+		status = poison_hide(series, poison_stream(series));
 	card = series_card(series, meeting, status);
 	card.values[0] = group->sequence;
 	if (status != LSHARD_ERR_TIMEOUT) /* else the others may not be in this call: one deadline is enough */

@@ -15,10 +15,8 @@
 #define POISON_BYTE 0xff /* NaN in every floating type */
 #define MOST_BUFFER ((uint64_t)16 << 20)
 
-static bool has_streams(const lshard_series *series)
-{
-	return series->group->transport->ops->capabilities & LSHARD_CAP_STREAMS;
-}
+/* What a window shows, besides positions and SLOT_NONE, which is poison: a copy into it failed, so anything. */
+#define SHOWN_ANYTHING (SLOT_NONE - 1)
 
 /* ---- Cells ---- */
 
@@ -170,6 +168,12 @@ static lshard_status paint(lshard_series *series, const lshard_poison_pattern *p
 	return status;
 }
 
+static void show_poison(lshard_series *series)
+{
+	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++)
+		series->poison.shown[slot] = SLOT_NONE;
+}
+
 lshard_status poison_open(lshard_series *series, const lshard_series_options *options)
 {
 	const uint64_t layer = series->scheme.layout.layer_bytes;
@@ -177,6 +181,7 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 	uint8_t *buffer;
 	lshard_status status;
 
+	show_poison(series);
 	if (!series->scheme.spares)
 		return LSHARD_OK;
 	buffer = group_allocate(series->group, room);
@@ -194,23 +199,47 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 
 /* ---- Views ---- */
 
-lshard_status poison_show(lshard_series *series, uint32_t slot, void *stream)
+/* On another stream than the layer was copied on, perhaps. */
+static lshard_status follow_copy(lshard_series *series, uint32_t slot, void *stream)
 {
 	lshard_arrival arrival;
 	lshard_status status;
 
+	if (!has_streams(series))
+		return LSHARD_OK;
+	status = series->group->transport->ops->wait(series->store, window_of(series, slot), stream, &arrival);
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+				   series->store->error.text);
+	return LSHARD_OK;
+}
+
+/* Also after a copy of poison that failed: who read what is still there comes first, and counts as a reader on. */
+static lshard_status copy_layer(lshard_series *series, uint32_t slot, void *stream)
+{
+	const uint8_t readers = series->slots[slot].streams;
+	lshard_status status = LSHARD_OK;
+
+	if (series->poison.shown[slot] != SLOT_NONE)
+		status = pass_retire_readers(series, slot);
+	series->slots[slot].streams = readers;
+	if (status < 0)
+		return status;
+	series->poison.shown[slot] = SHOWN_ANYTHING;
+	return copy_cell(series, window_of(series, slot), spare_of(series, slot), stream);
+}
+
+lshard_status poison_show(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+{
+	lshard_status status;
+
 	if (!series->poison.on)
 		return LSHARD_OK;
-	if (series->poison.shown[slot]) { /* perhaps on another stream */
-		if (!has_streams(series))
-			return LSHARD_OK;
-		status = series->group->transport->ops->wait(series->store, window_of(series, slot), stream, &arrival);
-		return status < 0 ? lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
-						series->store->error.text)
-				  : status;
-	}
-	status = copy_cell(series, window_of(series, slot), spare_of(series, slot), stream);
-	series->poison.shown[slot] = status >= 0;
+	if (series->poison.shown[slot] == position)
+		return follow_copy(series, slot, stream);
+	status = copy_layer(series, slot, stream);
+	if (status >= 0)
+		series->poison.shown[slot] = position;
 	return status;
 }
 
@@ -221,12 +250,12 @@ lshard_status poison_hide(lshard_series *series, void *stream)
 	for (uint32_t slot = 0; series->poison.on && slot < series->scheme.map.n_slots; slot++) {
 		lshard_status status;
 
-		if (!series->poison.shown[slot] || series->slots[slot].viewed)
+		if (series->poison.shown[slot] == SLOT_NONE || series->slots[slot].viewed)
 			continue;
 		status = pass_retire_readers(series, slot);
 		if (status >= 0)
 			status = copy_cell(series, window_of(series, slot), poison_cell(series), stream);
-		series->poison.shown[slot] = status < 0;
+		series->poison.shown[slot] = status >= 0 ? SLOT_NONE : SHOWN_ANYTHING;
 		first = first < 0 ? first : status;
 	}
 	return first;
@@ -253,7 +282,8 @@ lshard_status poison_fill(lshard_series *series)
 	poison = address_of(series, poison_cell(series));
 	for (uint32_t window = 0; window < series->scheme.windows && status >= 0; window++)
 		status = copy_now(series, address_of(series, window), poison, series->scheme.cell_bytes);
-	memset(series->poison.shown, 0, series->scheme.map.n_slots * sizeof *series->poison.shown);
+	if (status >= 0)
+		show_poison(series);
 	return status;
 }
 
@@ -262,12 +292,11 @@ lshard_status poison_fill(lshard_series *series)
 /* A replay begins with poison everywhere, so in a capture nothing is shown before its own waits. */
 void poison_enter_capture(lshard_series *series)
 {
-	const size_t bytes = series->scheme.map.n_slots * sizeof *series->poison.shown;
-
 	if (!series->scheme.spares)
 		return;
-	memcpy(series->poison.shown_outside, series->poison.shown, bytes);
-	memset(series->poison.shown, 0, bytes);
+	memcpy(series->poison.shown_outside, series->poison.shown,
+	       series->scheme.map.n_slots * sizeof *series->poison.shown);
+	show_poison(series);
 }
 
 void poison_leave_capture(lshard_series *series)
@@ -303,6 +332,7 @@ lshard_status poison_switch(lshard_series *series, bool on, void *stream)
 		if (window_of(series, slot) == SLOT_NONE)
 			continue;
 		status = move_layer(series, slot, on, stream);
+		series->poison.shown[slot] = on && status < 0 ? SHOWN_ANYTHING : SLOT_NONE;
 		if (status >= 0)
 			continue;
 		ring_fail(&series->ring, slot);
