@@ -107,6 +107,7 @@ int main(int count, char **arguments)
 		cmocka_unit_test(children_by_fork_are_no_ranks),
 		cmocka_unit_test(a_dead_rank_is_gone_although_its_child_lives),
 		cmocka_unit_test(poison_is_all_that_is_seen_outside_of_views),
+		cmocka_unit_test(poison_is_all_that_is_seen_around_a_load),
 		cmocka_unit_test(poison_is_switched_between_passes),
 		cmocka_unit_test(a_layer_that_is_late_stays_poison),
 		cmocka_unit_test(poison_belongs_to_captured_passes),

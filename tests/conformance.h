@@ -161,6 +161,7 @@ void nothing_stays_on_the_device(void **state);
 void children_by_fork_are_no_ranks(void **state);
 void a_dead_rank_is_gone_although_its_child_lives(void **state);
 void poison_is_all_that_is_seen_outside_of_views(void **state);
+void poison_is_all_that_is_seen_around_a_load(void **state);
 void poison_is_switched_between_passes(void **state);
 void a_layer_that_is_late_stays_poison(void **state);
 void poison_belongs_to_captured_passes(void **state);

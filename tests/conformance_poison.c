@@ -172,6 +172,52 @@ void poison_is_all_that_is_seen_outside_of_views(void **state)
 		assert_int_equal(team_run(subject.kind, ALL_RANKS, views_body, &placements[i]), 0);
 }
 
+/* ---- Loads that fail ------------------------------------------------------------------------------------------- */
+
+/* Layers pass by on their way into the shares; none is seen in a window. Layer 4 comes when others were loaded. */
+static int loading_body(const struct member *member)
+{
+	const struct setting setting = poisoned_setting(LSHARD_POISON_ON, *(const lshard_placement *)member->user);
+	const int fails_at = (int)setting.first_layer + 4;
+	lshard_series_options options = rank_series_options(&setting);
+	struct rank rank;
+	bool right = false;
+
+	if (!rank_group(&rank, member, &setting))
+		return 1;
+	EXPECT(member, lshard_series_create(rank.group, &options, &rank.series) == LSHARD_OK, "%s",
+	       lshard_group_error(rank.group));
+	if (!rank_note_addresses(&rank) || !only_sees(&rank, UNVIEWED) || !rank_looked(&rank))
+		goto failed;
+	rank.fail_at = fails_at;
+	EXPECT(member, lshard_series_commit(rank.series, fill_layer, &rank) == LSHARD_ERR_CALLBACK, "commit");
+	if (!only_sees(&rank, UNVIEWED) || !rank_looked(&rank))
+		goto failed;
+	rank.fail_at = -1;
+	OK_SERIES(&rank, lshard_series_commit(rank.series, fill_layer, &rank));
+	if (!pass_of_views(&rank))
+		goto failed;
+	OK_SERIES(&rank, lshard_series_update_begin(rank.series));
+	rank.fail_at = fails_at;
+	EXPECT(member, lshard_series_update_end(rank.series, fill_layer, &rank) == LSHARD_ERR_CALLBACK, "update_end");
+	if (!only_sees(&rank, UNVIEWED) || !rank_looked(&rank))
+		goto failed;
+	rank.fail_at = -1;
+	OK_SERIES(&rank, lshard_series_update_end(rank.series, fill_layer, &rank));
+	right = pass_of_views(&rank);
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+void poison_is_all_that_is_seen_around_a_load(void **state)
+{
+	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(team_run(subject.kind, ALL_RANKS, loading_body, &placements[i]), 0);
+}
+
 /* ---- On and off ------------------------------------------------------------------------------------------------ */
 
 /* Some window still shows a layer after the last view, which would be poison. */

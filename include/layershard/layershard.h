@@ -361,7 +361,7 @@ typedef struct lshard_tensor {
 typedef enum lshard_poison {
 	LSHARD_POISON_OFF = 0,   /* unless LAYERSHARD_POISON says more: "ready" or "1" */
 	LSHARD_POISON_READY = 1, /* there is memory for it, and lshard_series_poison switches it on and off */
-	LSHARD_POISON_ON = 2     /* from commit on; lshard_series_poison switches it off and on */
+	LSHARD_POISON_ON = 2     /* from creation on; lshard_series_poison switches it off and on */
 } lshard_poison;
 
 /**

@@ -183,7 +183,10 @@ lshard_status agree_on_series(lshard_group *group, const lshard_series_options *
 /* What options and environment say together. */
 lshard_status poison_read_options(const lshard_group *group, const lshard_series_options *options, lshard_poison *mode,
 				  lshard_error *error);
-/* The store is open: make the poison of a layer. Text of a failure: the group's. */
+/*
+ * The store is open: make the poison of a layer, and fill windows with it that are to begin so. Text of a failure: the
+ * group's.
+ */
 lshard_status poison_open(lshard_series *series, const lshard_series_options *options);
 /* The cell into which layers of the slot are fetched. */
 uint32_t poison_cell_of(const lshard_series *series, uint32_t slot);

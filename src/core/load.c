@@ -165,19 +165,20 @@ static lshard_status keep_stripe(lshard_series *series, uint32_t position, const
 }
 
 /*
- * The layer that rank @p source has staged: where it lies, or brought into a cell, which nobody uses while loading. A
- * cell that is put together has no room for it.
+ * The layer that rank @p source has staged: where it lies, or brought into a cell that nobody uses while loading and
+ * that, where there is poison, no program looks at. A cell that is put together has no room for it.
  */
 static lshard_status take_stripe(lshard_series *series, struct staging *staging, uint32_t position, int32_t source)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
+	const struct scheme *scheme = &series->scheme;
 	const uint8_t *layer;
 	lshard_status status = LSHARD_OK;
 
-	if (series->scheme.direct || series->scheme.link.composes) {
+	if (scheme->direct || scheme->link.composes) {
 		layer = ops->peer(staging->store, (uint32_t)source);
 	} else {
-		uint8_t *cell = ops->cell(series->store, 0, position);
+		uint8_t *cell = ops->cell(series->store, scheme->spares ? scheme->windows : 0, position);
 
 		status = ops->read(staging->store, (uint32_t)source, cell);
 		layer = cell;
@@ -248,7 +249,7 @@ static lshard_status bring_residents(lshard_series *series)
 	return status;
 }
 
-/* Fills shares, residents and windows. All ranks return with the same success. */
+/* Fills shares, residents and windows; poisoned windows hold poison already. All ranks return with the same success. */
 static lshard_status load(lshard_series *series, lshard_post_process post_process, void *user)
 {
 	lshard_status status;
@@ -259,10 +260,7 @@ static lshard_status load(lshard_series *series, lshard_post_process post_proces
 		status = meet(series, MEET_ROUND, load_owned(series, post_process, user));
 	if (status < 0)
 		return status;
-	status = bring_residents(series);
-	if (status >= 0)
-		status = poison_fill(series);
-	status = meet(series, MEET_READY, status);
+	status = meet(series, MEET_READY, bring_residents(series));
 	if (status >= 0)
 		pass_restart_alike(series);
 	return status;

@@ -191,9 +191,11 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 				   (unsigned long long)room);
 	status = paint(series, options->poison_patterns, buffer, room);
 	group_release(series->group, buffer);
+	series->poison.on = options->poison == LSHARD_POISON_ON;
+	if (status >= 0)
+		status = poison_fill(series);
 	if (status < 0)
 		series->group->error = series->error;
-	series->poison.on = options->poison == LSHARD_POISON_ON;
 	return status;
 }
 
