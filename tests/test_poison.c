@@ -405,6 +405,25 @@ static void a_rewind_that_cannot_hide_a_layer_fails_on_all_ranks(void **state)
 	run_close(run);
 }
 
+/* Ranks in step: the window that was lost cannot be filled by this rank alone. */
+static void a_switch_that_fails_in_step_asks_for_a_rewind(void **state)
+{
+	struct run *run = open_poor("ready", &sim_lockstep);
+	struct member *member = &run->members[0];
+
+	(void)state;
+	fails_after = 0;
+	assert_int_equal(lshard_series_poison(member->series, 1, member->stream), LSHARD_ERR_TRANSPORT);
+	assert_int_equal(lshard_wait(member->series, 1, member->stream), LSHARD_ERR_OUT_OF_STEP);
+	assert_non_null(strstr(lshard_series_error(member->series), "lshard_series_poison failed"));
+	assert_int_equal(lshard_series_poison(member->series, 0, member->stream), LSHARD_ERR_OUT_OF_STEP);
+	rewind_both(run, LSHARD_OK);
+	for (uint32_t layer = 0; layer < 6; layer++)
+		for (int32_t rank = 0; rank < 2; rank++)
+			run_layer(run, rank, layer);
+	run_close(run);
+}
+
 /* Each copy of it fails once: what is left in a window is hidden by the next call. */
 static void a_switch_that_fails_leaves_nothing_to_see(void **state)
 {
@@ -548,6 +567,7 @@ int main(void)
 		cmocka_unit_test(a_rewind_that_cannot_hide_a_layer_fails_on_all_ranks),
 		cmocka_unit_test(a_switch_that_fails_loses_no_layer),
 		cmocka_unit_test(a_switch_that_fails_leaves_nothing_to_see),
+		cmocka_unit_test(a_switch_that_fails_in_step_asks_for_a_rewind),
 		cmocka_unit_test(a_graph_of_before_the_switch_sees_poison),
 		cmocka_unit_test(poison_is_not_switched_inside_a_capture),
 		cmocka_unit_test(poison_is_switched_in_committed_series_only),

@@ -489,6 +489,8 @@ LSHARD_API lshard_status lshard_series_commit(lshard_series *series, lshard_post
  * @param stream  stream on which the work on the previous layers was enqueued; NULL for host memory.
  * @return OK; RANGE; STATE before commit, during an update or after abort (ABORTED). NOT_SUPPORTED for
  *         more than 8 different streams. A transfer that cannot be started is reported by the wait for its layer.
+ *         TRANSPORT with poison, when it could not be put over a layer of which the view ended: the program has
+ *         arrived all the same, and the next call on the series tries again.
  * Cost:     O(k), no allocation; a sequential step starts at most two transfers.
  */
 LSHARD_API lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream);
@@ -511,7 +513,7 @@ LSHARD_API lshard_status lshard_wait(lshard_series *series, uint32_t layer, void
 
 /**
  * End the view of @p layer before the next reach, so that its window can be filled again at once. Optional.
- * @return OK, also when there was no view; RANGE; NOT_SUPPORTED as reach; STATE; ABORTED.
+ * @return OK, also when there was no view; RANGE; NOT_SUPPORTED and TRANSPORT as reach; STATE; ABORTED.
  */
 LSHARD_API lshard_status lshard_release(lshard_series *series, uint32_t layer, void *stream);
 
@@ -543,10 +545,10 @@ LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream)
  * Bring all ranks back to the start of a pass, whatever each of them did before: the cure for OUT_OF_STEP.
  *
  * On a collective transport a call that all ranks make together and that fails on this one (rewind; verify that did not
- * come to its end; update_begin after the ranks have met once; prepare, join and poison but for TIMEOUT) leaves every
- * window empty: what the others still take part in cannot be known. Until rewind, verify or an update has succeeded,
- * reach starts no transfer, and wait, prepare and join return OUT_OF_STEP, naming that call. On one-sided transports
- * nothing is lost.
+ * come to its end; update_begin after the ranks have met once; prepare and join but for TIMEOUT), or a switch of poison
+ * that failed but for TIMEOUT, leaves every window empty: what the others still take part in cannot be known. Until
+ * rewind, verify or an update has succeeded, reach starts no transfer, and wait, prepare, join and a switch of poison
+ * return OUT_OF_STEP, naming that call. On one-sided transports nothing is lost.
  *
  * Scope: collective on collective transports, local on one-sided ones.  Ends every view.
  * Blocks: on collective ones at most timeout_ms for what is on its way, and as long when the ranks meet.
@@ -566,11 +568,15 @@ LSHARD_API lshard_status lshard_series_rewind(lshard_series *series);
  *
  * A graph captured before the switch goes on as it was captured, and reads poison: capture again.
  *
- * Scope: local; no other rank need do the same.  Blocks: as lshard_series_prepare, for what is on its way.
+ * Scope: local; no other rank need do the same. But on a collective transport a failure other than TIMEOUT, STATE and
+ *        NOT_SUPPORTED leaves every window of this rank empty, and all ranks must call lshard_series_rewind.
+ * Blocks: as lshard_series_prepare, for what is on its way.
  * Capture: not allowed (STATE).
+ * State: after TIMEOUT the poison is as it was, transfers go on, and it may be called again. After another failure of a
+ *        transfer or a copy it is as it was or switched; call again. A window of which the copy failed is empty.
  * @return OK; STATE, also where the series was created without memory for it; TIMEOUT and what else a wait for a
- *         transfer returns, with the poison as it was; NOT_SUPPORTED as reach; TRANSPORT when a copy failed: it is
- *         switched, and the window of that layer is empty; ABORTED.
+ *         transfer returns; NOT_SUPPORTED as reach; TRANSPORT when a copy failed; OUT_OF_STEP on collective transports,
+ *         after a call that failed (see lshard_series_rewind); ABORTED.
  */
 LSHARD_API lshard_status lshard_series_poison(lshard_series *series, int on, void *stream);
 

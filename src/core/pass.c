@@ -273,6 +273,14 @@ void pass_fail(lshard_series *series, const char *call)
 	series->failed_call = call;
 }
 
+/* After TIMEOUT all goes on; after any other failure nobody knows what this rank still takes part in. */
+static lshard_status end_together(lshard_series *series, lshard_status status, const char *call)
+{
+	if (status < 0 && status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
+		pass_fail(series, call);
+	return status;
+}
+
 /* Not stored layers alone: each rank is told at its first wait, whichever layers it stores. */
 static lshard_status refuse_after_failure(lshard_series *series)
 {
@@ -454,9 +462,7 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 		status = lshard_fail(&series->error, failed_fetch(series),
 				     SERIES_FORMAT ": a window cannot be filled: %s", SERIES_NAMES(series),
 				     series->store->error.text);
-	if (status < 0 && status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
-		pass_fail(series, "lshard_series_prepare");
-	return status;
+	return end_together(series, status, "lshard_series_prepare");
 }
 
 /* For messages: -1 is nothing. */
@@ -517,10 +523,9 @@ lshard_status lshard_series_join(lshard_series *series, void *stream)
 		status = join_transfers(series, stream);
 	if (series->capture.number && status >= 0)
 		return end_capture(series);
-	if (series->capture.number)
-		spoil_capture(series);
-	else if (status < 0 && status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
-		pass_fail(series, "lshard_series_join");
+	if (!series->capture.number)
+		return end_together(series, status, "lshard_series_join");
+	spoil_capture(series);
 	return status;
 }
 
@@ -573,10 +578,8 @@ lshard_status lshard_series_poison(lshard_series *series, int on, void *stream)
 	if (status >= 0)
 		status = await_all(series, stream);
 	if (status >= 0)
-		return poison_switch(series, on, stream);
-	if (status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
-		pass_fail(series, "lshard_series_poison");
-	return status;
+		status = poison_switch(series, on, stream);
+	return end_together(series, status, "lshard_series_poison");
 }
 
 /* ---- For load.c and verify.c ---- */
