@@ -101,9 +101,14 @@ class GroupHandle:
         self._dead.append(pointer)
         return self._tidy().get(pointer.value, 0)
 
+    @property
+    def is_copy(self) -> bool:
+        """Of a forked process: there is nothing of its own to write."""
+        return self._process != os.getpid()
+
     def flush(self) -> None:
-        """Write out what the transport writes to files; a forked process has none."""
-        status = self.library.lshard_group_flush(self.pointer) if self._process == os.getpid() else 0
+        """Write out what the transport writes to files."""
+        status = self.library.lshard_group_flush(self.pointer)
         if status < 0:
             self.fail(status)
 
@@ -300,7 +305,8 @@ class Group:
         if handle is None:
             return
         try:
-            handle.flush()
+            if not handle.is_copy:
+                handle.flush()
         finally:
             handle.close()
 

@@ -98,6 +98,7 @@ def forks(group):
                 lambda: series.address(0, 0),
                 lambda: series.update_begin(),
                 lambda: group.series("v", **OPTIONS),
+                group.flush,
             ):
                 with pytest.raises(layershard.WrongState, match="fork"):
                     call()
