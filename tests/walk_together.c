@@ -44,6 +44,17 @@ static void verify_rank(void *user, int32_t rank)
 		walker->status = LSHARD_OK; /* of a fetch that failed before */
 }
 
+/* One of its exchanges fails, on every rank; what verify tells is what it met first. */
+static void break_verify(void *user, int32_t rank)
+{
+	struct walk *walk = user;
+	struct walker *walker = &walk->walkers[rank];
+
+	walker->status = lshard_series_verify(walker->series, NULL);
+	if (walker->status == LSHARD_ERR_PEER_FAILED && walker->may_fail)
+		walker->status = LSHARD_ERR_TIMEOUT; /* a fetch had failed before the exchange did */
+}
+
 void walk_together(struct walk *walk, const char *what, void (*call)(void *user, int32_t rank))
 {
 	walk_note(walk, "all ranks: %s", what);
@@ -151,7 +162,7 @@ static void verify(struct walk *walk, bool failing)
 
 	if (!failing)
 		walk_together(walk, "verify", verify_rank);
-	else if (fail_together(walk, "verify", verify_rank, skip))
+	else if (fail_together(walk, "verify", break_verify, skip))
 		come_back(walk);
 	forget_views(walk);
 }
