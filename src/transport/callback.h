@@ -109,6 +109,7 @@ struct callback {
 	struct callback_store *stores; /* open ones: for messages */
 	bool astray;                   /* ranks went different ways: transfers fail until the next exchange */
 	lshard_error why_astray;
+	uint64_t asked_ns;     /* when the round under way began; 0: there is none */
 	uint64_t roll_call_ns; /* when the next one is due, if nothing else is to be done */
 	uint64_t rounds;       /* that have ended */
 	uint64_t round_ns;     /* when the last of them did */

@@ -187,11 +187,13 @@ static lshard_status hold_round(struct callback *callback)
 {
 	lshard_status status;
 
+	callback->asked_ns = lshard__now_ns();
 	pthread_mutex_unlock(&callback->lock);
 	status = callback_allgather(callback, &callback->mine, callback->cards, sizeof callback->mine);
 	if (status == LSHARD_OK && callback->mine.kind != LEAVING)
 		status = heed_farewells(callback);
 	pthread_mutex_lock(&callback->lock);
+	callback->asked_ns = 0;
 	if (status == LSHARD_OK)
 		note_round(callback);
 	return status;
@@ -252,10 +254,16 @@ static struct lshard__ranks find_missing(const struct callback *callback)
 	return elsewhere;
 }
 
+/* With the lock: a round does not end, so what the one before it has shown of the others is of long ago. */
+static bool is_stuck(const struct callback *callback)
+{
+	return callback->asked_ns > 0 && lshard__now_ns() > callback->asked_ns + 2 * callback_roll_call_pause(callback);
+}
+
 /* With the lock: a round has shown who is at what this rank is at. */
 static bool is_known(const struct callback *callback)
 {
-	return callback->queued > 0 && callback->asking == head(callback)->ticket;
+	return callback->queued > 0 && callback->asking == head(callback)->ticket && !is_stuck(callback);
 }
 
 /* With the lock: all ranks have answered so lately that none need be gone. */
