@@ -222,11 +222,8 @@ static lshard_status await_transfer(lshard_series *series, uint32_t position, ui
 	lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u (source: rank %d) did not come: %s",
 		    SERIES_NAMES(series), series_layer(series, position),
 		    layout_source(&series->scheme.layout, position), series->store->error.text);
-	if (status == LSHARD_ERR_TIMEOUT &&
-	    series->slot_status[slot] >= 0) { /* it may still come: wait can be called again */
-		series->slots[slot].viewed = false;
-		return status;
-	}
+	if (status == LSHARD_ERR_TIMEOUT && series->slot_status[slot] >= 0)
+		return status; /* it may still come: wait can be called again */
 	ring_fail(&series->ring, slot);
 	series->slot_status[slot] = LSHARD_OK;
 	return status;
@@ -276,7 +273,7 @@ void pass_fail(lshard_series *series, const char *call)
 /* After TIMEOUT all goes on; after any other failure nobody knows what this rank still takes part in. */
 static lshard_status end_together(lshard_series *series, lshard_status status, const char *call)
 {
-	if (status < 0 && status != LSHARD_ERR_TIMEOUT) /* after which all goes on */
+	if (status < 0 && status != LSHARD_ERR_TIMEOUT)
 		pass_fail(series, call);
 	return status;
 }
