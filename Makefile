@@ -3,7 +3,7 @@
 # A front to CMake; a fresh Debian or Ubuntu machine needs make and a shell, no more.
 #   make          build the libraries and build/layershard
 #   make demo     install what is missing, build, fetch the model, show it at work
-#   make check    install what is missing, build, run every test (Python packages: 5 GB in ~/.cache)
+#   make check    install what is missing, build, run the tests (Python packages: 5 GB in ~/.cache)
 #   make install  with PREFIX and DESTDIR as usual
 # The longer checks, with clang in build directories of their own: check-clang, check-asan, check-tsan, check-valgrind;
 # and check-mutants: small faults put into the sources, each of which one test must find.
@@ -47,7 +47,7 @@ check: check-deps
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
-		tests/run_tests.sh $(BUILD) -LE gpu $(TEST_FLAGS)
+		tests/run_tests.sh $(BUILD) -LE 'gpu|long' $(TEST_FLAGS)
 
 # Tests labelled "plain" look at the ordinary build's files and are left out of the others.
 .PHONY: check-clang check-asan check-tsan check-valgrind
