@@ -3,6 +3,7 @@
  * test_limits.c - limits of the system that stop one rank of several: every rank is told at once which limit it is, on
  * whose side, and no program is ended by a signal. The limits are real ones, set in a forked rank.
  */
+#include "limit_reason.h"
 #include "patience.h"
 #include "threads.h"
 
@@ -10,7 +11,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <errno.h>
 #include <grp.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -260,11 +263,56 @@ static void traces_of_a_size(void **state)
 	assert_int_equal(rmdir(folder), 0);
 }
 
+/* ---- The program's own signals --------------------------------------------------------------------------------- */
+
+static bool is_pending(int which)
+{
+	sigset_t pending;
+
+	sigpending(&pending);
+	return sigismember(&pending, which) == 1;
+}
+
+static void write_where_nobody_reads(void)
+{
+	int ends[2];
+
+	assert_int_equal(pipe(ends), 0);
+	close(ends[0]);
+	assert_int_equal(lshard__write(ends[1], "", 1), -1);
+	assert_int_equal(errno, EPIPE);
+	close(ends[1]);
+}
+
+/* A signal that waits for the program to unblock it is the program's; one that a write of ours makes never reaches it. */
+static void signals_of_the_program_stay(void **state)
+{
+	const struct timespec now = {0, 0};
+	sigset_t pipes, before;
+
+	(void)state;
+	sigemptyset(&pipes);
+	sigaddset(&pipes, SIGPIPE);
+	assert_int_equal(sigprocmask(SIG_BLOCK, &pipes, &before), 0);
+	write_where_nobody_reads();
+	assert_false(is_pending(SIGPIPE));
+	assert_int_equal(raise(SIGPIPE), 0);
+	write_where_nobody_reads();
+	assert_true(is_pending(SIGPIPE));
+	assert_int_equal(sigtimedwait(&pipes, NULL, &now), SIGPIPE);
+	assert_int_equal(sigprocmask(SIG_SETMASK, &before, NULL), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(files_of_a_size), cmocka_unit_test(descriptors), cmocka_unit_test(addresses),
-		cmocka_unit_test(mappings),        cmocka_unit_test(threads),     cmocka_unit_test(traces_of_a_size),
+		cmocka_unit_test(files_of_a_size),
+		cmocka_unit_test(descriptors),
+		cmocka_unit_test(addresses),
+		cmocka_unit_test(mappings),
+		cmocka_unit_test(threads),
+		cmocka_unit_test(traces_of_a_size),
+		cmocka_unit_test(signals_of_the_program_stay),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

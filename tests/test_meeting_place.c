@@ -5,6 +5,7 @@
  */
 #include "contexts.h"
 #include "hello.h"
+#include "meeting_place.h"
 #include "mesh.h"
 #include "outside.h"
 #include "patience.h"
@@ -305,6 +306,106 @@ static void who_keeps_the_lock_is_to_blame(void **state)
 	assert_null(strstr(error.text, "RLIMIT"));
 }
 
+/* ---- Who listens in a directory -------------------------------------------------------------------------------- */
+
+/* Happens once, where somebody is about to remove a file: the linker leads the library's calls here. */
+static void (*before_removal)(void);
+
+int __real_unlinkat(int directory, const char *path, int flags);
+int __wrap_unlinkat(int directory, const char *path, int flags);
+
+int __wrap_unlinkat(int directory, const char *path, int flags)
+{
+	void (*const happen)(void) = before_removal;
+
+	before_removal = NULL;
+	if (happen)
+		happen();
+	return __real_unlinkat(directory, path, flags);
+}
+
+/* A place of the job "listens", where the socket of a killed rank may lie. */
+static void open_place(struct lshard__place *place, bool killed)
+{
+	lshard_error error = {""};
+
+	if (lshard__place_open(place, "listens", &error) != LSHARD_OK)
+		fail_msg("%s", error.text);
+	if (killed)
+		assert_int_equal(close(lshard__socket_listen(place->name, SOCK_STREAM)), 0);
+}
+
+/* Does who comes to the place come to @p listener? */
+static bool leads_to(const struct lshard__place *place, int listener)
+{
+	int comer = -1, taken = -1;
+	const bool came = lshard__socket_connect(place->name, SOCK_STREAM, lshard__now_ns(), &comer) == LSHARD_OK;
+
+	if (came) {
+		taken = lshard__socket_accept(listener);
+		close(comer);
+	}
+	if (taken >= 0)
+		close(taken);
+	return taken >= 0;
+}
+
+/* The second of two that find what a killed rank left, in the middle of the first one's removal of it. */
+static struct latecomer {
+	struct lshard__place place;
+	int listener;
+	int failed;
+} latecomer;
+
+static void come_second(void)
+{
+	latecomer.listener = lshard__place_listen(&latecomer.place, lshard__now_ns());
+	latecomer.failed = errno;
+}
+
+static void two_that_replace_what_is_left_do_not_both_listen(void **state)
+{
+	struct lshard__place first;
+	int listener;
+
+	(void)state;
+	open_place(&first, true);
+	open_place(&latecomer.place, false);
+	before_removal = come_second;
+	listener = lshard__place_listen(&first, lshard__deadline_ns(LONG_MS));
+	assert_null(before_removal);
+	assert_int_equal(latecomer.listener, -1);
+	assert_int_equal(latecomer.failed, EWOULDBLOCK);
+	assert_true(leads_to(&first, listener));
+	lshard__place_leave(&first);
+	close(listener);
+	lshard__place_close(&first);
+	lshard__place_close(&latecomer.place);
+}
+
+/* Somebody has removed the socket by hand, and another rank 0 listens there now. */
+static void who_leaves_removes_no_other_ranks_socket(void **state)
+{
+	struct lshard__place first, other;
+	int listeners[2];
+
+	(void)state;
+	open_place(&first, false);
+	open_place(&other, false);
+	listeners[0] = lshard__place_listen(&first, lshard__deadline_ns(LONG_MS));
+	assert_int_equal(unlink(first.name), 0);
+	listeners[1] = lshard__place_listen(&other, lshard__deadline_ns(LONG_MS));
+	assert_true(listeners[0] >= 0 && listeners[1] >= 0);
+	lshard__place_leave(&first);
+	close(listeners[0]);
+	assert_true(leads_to(&other, listeners[1]));
+	lshard__place_leave(&other);
+	close(listeners[1]);
+	assert_int_equal(access(other.name, F_OK), -1);
+	lshard__place_close(&first);
+	lshard__place_close(&other);
+}
+
 /* ---- User namespaces ------------------------------------------------------------------------------------------- */
 
 static bool write_text(const char *path, const char *text)
@@ -603,6 +704,8 @@ int main(void)
 		in_a_folder(directories_that_others_can_enter_are_refused),
 		in_a_folder(what_is_no_socket_stays),
 		in_a_folder(who_keeps_the_lock_is_to_blame),
+		in_a_folder(two_that_replace_what_is_left_do_not_both_listen),
+		in_a_folder(who_leaves_removes_no_other_ranks_socket),
 		cmocka_unit_test(where_users_look_alike_nobody_meets_by_a_name),
 		in_a_folder(where_users_look_alike_ranks_meet_in_a_directory),
 		cmocka_unit_test(a_user_that_is_mapped_meets_by_a_name),
