@@ -4,6 +4,7 @@
  * when, a program sees poison in a window before the wait and after the view, and the right bytes in between.
  */
 #include "conformance.h"
+#include "patience.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -287,7 +288,7 @@ static int late_body(const struct member *member)
 	struct rank rank;
 	bool right = false;
 
-	setting.timeout_ms = 500;
+	setting.timeout_ms = patience(500);
 	if (!rank_open(&rank, member, &setting))
 		return 1;
 	if (!pass_of_views(&rank))

@@ -623,7 +623,7 @@ static void any_call_may_fail(void **state)
 								   ? "cuda:ipc"
 								   : "cuda",
 						   .prefetch = 1,
-						   .timeout_ms = 2000,
+						   .timeout_ms = patience(2000),
 						   .neighbours = j == 1 ? 2 : 0,
 						   .placement = j == 1 ? LSHARD_STRIPED : LSHARD_OWNER},
 						  symbols[i],

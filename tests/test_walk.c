@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "patience.h"
 #include "walk.h"
 #include <cmocka.h>
 #include <inttypes.h>
@@ -36,7 +37,7 @@ static void create_rank(void *user, int32_t rank)
 	options.size = walk->n;
 	options.custom_transport = walk->ops;
 	options.bootstrap = sim_bootstrap(walk->world, rank);
-	options.timeout_ms = 20000;
+	options.timeout_ms = patience(20000);
 	options.memory = walk->host ? LSHARD_MEMORY_HOST : LSHARD_MEMORY_CUDA;
 	walker->status = lshard_group_create(&options, &walker->group);
 	if (walker->status == LSHARD_OK)

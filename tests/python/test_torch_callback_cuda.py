@@ -16,6 +16,7 @@ import pytest
 
 import layershard
 import torch_ranks as ranks
+from patience import patience
 
 torch = ranks.torch
 dist = pytest.importorskip("torch.distributed", reason="this torch has no torch.distributed")
@@ -126,7 +127,7 @@ def astray(rank, size, backend, store):
                 layer = (2 * step if rank == 1 else step) % 7
                 series.reach(layer, torch.cuda.current_stream().cuda_stream)
                 series.wait(layer, torch.cuda.current_stream().cuda_stream)
-        assert "rank 0 is at position" in str(failure.value) and time.monotonic() - began < 15
+        assert "rank 0 is at position" in str(failure.value) and time.monotonic() - began < patience(15)
         torch.cuda.synchronize()  # nothing hangs on the device
         series.rewind()
         assert torch.equal(model(x), want)
@@ -139,17 +140,17 @@ def test_ranks_that_go_different_ways_are_told(tmp_path, backend):
 
 def late(rank, size, backend, store):
     with world(rank, size, backend, store), torch.inference_mode():
-        model, x, want = sharded(rank, size, timeout_ms=3000)
+        model, x, want = sharded(rank, size, timeout_ms=patience(3000))
         assert torch.equal(model(x), want)
         text = None
         if rank == 1:
-            time.sleep(8)
+            time.sleep(patience(8))
         else:
             with pytest.raises(layershard.Timeout) as failure:
                 model(x), model(x)
             torch.cuda.synchronize()  # nothing that waits for a rank is on the device
             text = str(failure.value)
-            assert "3000 ms" in text and "layer" in text and "rank 0" in text
+            assert f"{patience(3000)} ms" in text and "layer" in text and "rank 0" in text
         sharding.of(model).group.abort()
         return text
 
@@ -171,7 +172,7 @@ def outlive(rank, size, backend, store):
         with pytest.raises((layershard.PeerFailed, layershard.Timeout, layershard.TransportFailed)):
             for _ in range(4):
                 model(x)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < patience(60)
         torch.cuda.synchronize()
         os._exit(0)  # the process group's own threads wait for the rank that has gone
 
