@@ -321,7 +321,7 @@ void a_layer_that_is_late_stays_poison(void **state)
 
 /* ---- Captures -------------------------------------------------------------------------------------------------- */
 
-/* Of each layer its own window alone is looked at, or there would be too much. Each other one is read on both streams. */
+/* Of each layer its own window alone is looked at, or it would be too much. Each other one is read on both streams. */
 static bool captured_pass(struct rank *rank)
 {
 	for (uint32_t position = 0; position < LAYERS; position++) {

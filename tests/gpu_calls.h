@@ -57,8 +57,8 @@ enum traced {
 
 struct trace {
 	int on;      /* time the calls */
-	int unasked; /* the context is known to be current, the stream known not to be captured: the driver is not asked */
-	int refuse; /* captures */
+	int unasked; /* context known to be current, stream not to be captured: the driver is not asked */
+	int refuse;  /* captures */
 	double us[TRACED];
 	unsigned calls[TRACED];
 };

@@ -641,7 +641,7 @@ static void a_collective_that_never_ends_holds_nobody(void **state)
 
 /* ---- The transport by itself ------------------------------------------------------------------------------------- */
 
-/* A rank without a group, and a series of two layers that come into one cell: layer 0 from rank 0, layer 1 from rank 1. */
+/* A rank without a group, and a series of two layers that come into one cell: layer 0 from rank 0, 1 from rank 1. */
 struct bare {
 	struct seat *seat;
 	struct shm_rank rank;

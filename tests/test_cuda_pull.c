@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_cuda_pull.c - how the cuda transport's copies are made, over a stand-in for the driver: how many calls they take,
- * how they are cut and paced, and which way of sharing memory is taken where one is slow.
+ * test_cuda_pull.c - how the cuda transport's copies are made, over a stand-in for the driver: how many calls they
+ * take, how they are cut and paced, and which way of sharing memory is taken where one is slow.
  */
 #include "cuda_ranks.h"
 #include "transports.h"
@@ -53,7 +53,7 @@ static int counts_calls(const struct member *member)
 	EXPECT(member, moved >= 20, "%.0f transfers", moved);
 	/* the reader's event, the wait for it, the copy, its event, the wait for that */
 	EXPECT(member, enqueued <= 5 * moved, "%.2f enqueued for a transfer", enqueued / moved);
-	/* besides, which context and whether there is a capture: in each of the transport's calls, two of every visit */
+	/* besides, which context and whether there is a capture: in each of the transport's calls, two of a visit */
 	EXPECT(member, all <= 11 * moved + 4 * 10 * LAYERS, "%u calls of the driver for %.0f transfers", all, moved);
 	cuda_close_rank(&rank);
 	return 0;

@@ -69,7 +69,7 @@ static lshard_stats stats_of(const struct rank *rank)
 
 /* ---- Waiting on ------------------------------------------------------------------------------------------------ */
 
-/* A layer takes 1.5 s, the deadline is 0.7 s, if no patience is asked for: one transfer is what all the waits are for. */
+/* A layer takes 1.5 s, the deadline without patience is 0.7 s: one transfer is what all the waits are for. */
 static int slow_link_body(const struct member *member)
 {
 	struct setting setting = {.layers = 4, .timeout_ms = patience(700), .n_tensors = 1};

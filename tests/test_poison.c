@@ -198,7 +198,7 @@ static lshard_plan_result planned(lshard_poison poison, int32_t size, int direct
 	return result;
 }
 
-/* Windows that hold half of a layer, the other half being mapped, become whole ones. Where there are none, none come. */
+/* Windows that hold half of a layer, the other half mapped, become whole ones. Where there are none, none come. */
 static void a_plan_counts_what_poison_takes(void **state)
 {
 	(void)state;

@@ -20,8 +20,8 @@
 
 static _Atomic enum {
 	AT_ONCE,
-	SLOWLY, /* until the store is closed, or for a while */
-	IN_TURN, /* the first not before a second one was asked for; that one when the cell was looked at, or after a while */
+	SLOWLY,  /* until the store is closed, or for a while */
+	IN_TURN, /* the first once a second one was asked for; that one when the cell was looked at, or after a while */
 } manner;
 static atomic_int begun; /* copies */
 static atomic_bool asked_again, looked_at;

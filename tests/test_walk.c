@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * test_walk.c - random walks over the public API on the simulated machine: reach, wait, release, jumps, repeats,
- * prepare, captures kept and thrown away, replays, failed fetches, updates, calls of all ranks that fail, over thousands
- * of configurations.
+ * prepare, captures kept and thrown away, replays, failed fetches, updates, calls of all ranks that fail, over
+ * thousands of configurations.
  *
  * Knows: the public header and the simulated machine. What should happen is written down here from the header alone:
  *   - a layer's address never changes; layers with the same address share a window;

@@ -626,7 +626,7 @@ static void the_end_of_a_trace_is_told_of(void **state)
 	assert_int_equal(unlink(path), 0);
 }
 
-/* What is traced is for its user alone, goes into no file that somebody else has pointed to, and waits for no reader. */
+/* What is traced is for its user alone, goes into no file that somebody else has pointed to, waits for no reader. */
 static void a_trace_is_its_users_own(void **state)
 {
 	char folder[64] = "/tmp/layershard-trace-XXXXXX";

@@ -36,7 +36,7 @@ bool team_barrier(const struct member *member);
 /* A process that is about to die by a signal: nobody waits for it from now on, and its death is no failure. */
 void team_dies(const struct member *member);
 
-/* Threads of this process that are called @p name; in @p open how many of them a signal of the program's could run on. */
+/* Threads of this process called @p name; in @p open how many of them a signal of the program's could run on. */
 int threads_named(const char *name, int *open);
 
 /* Say where and what, and make the body fail. */

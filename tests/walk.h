@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * walk.h - what the files of the random walk share: a walk is one configuration of ranks, each a walker with a
- * program of its own. test_walk.c chooses configurations, walk_together.c moves all ranks, walk_program.c decides what a
- * rank does next, walk_calls.c makes the calls and knows what they must return.
+ * program of its own. test_walk.c chooses configurations, walk_together.c moves all ranks, walk_program.c decides what
+ * a rank does next, walk_calls.c makes the calls and knows what they must return.
  */
 #ifndef LAYERSHARD_TEST_WALK_H
 #define LAYERSHARD_TEST_WALK_H

@@ -193,11 +193,12 @@ typedef struct lshard_device_callbacks {
  * @p roll_calls the ranks make a small all-gather also where nothing else is to be done, an eighth of timeout_ms after
  * the last collective, a second at most: a TIMEOUT then names the ranks that came to no call, and what they are at. Not
  * for collectives that the program may end while the group still is (a process group of PyTorch): they would be ended
- * under a call. Without it a TIMEOUT names those that came to another call, and of two ranks the other one; else it says
- * "one of ranks 0, 2" and when all were last heard of. A rank that is aborted says so to the others, for up to 0.2 s.
- * What the library cannot know: which rank is gone, where a collective fails: @p error alone may say it, in PEER_FAILED
- * (of two ranks it is the other one); and which rank does not answer, where a collective neither fails nor ends. A rank
- * that gives up while the others count on it, a quarter of timeout_ms after its deadline, ends the group for all.
+ * under a call. Without it a TIMEOUT names those that came to another call, and of two ranks the other one; else it
+ * says "one of ranks 0, 2" and when all were last heard of. A rank that is aborted says so to the others, for up to 0.2
+ * s. What the library cannot know: which rank is gone, where a collective fails: @p error alone may say it, in
+ * PEER_FAILED (of two ranks it is the other one); and which rank does not answer, where a collective neither fails nor
+ * ends. A rank that gives up while the others count on it, a quarter of timeout_ms after its deadline, ends the group
+ * for all.
  *
  * broadcast  start to bring @p count bytes at @p bytes from rank @p root to the same place on the others; those of the
  *            root are only read. *work is the caller's own: finish gets it once the call returned OK.
@@ -208,7 +209,8 @@ typedef struct lshard_device_callbacks {
  *            never freed. Anything else: it failed, and memory is not touched any more.
  * stop       this rank takes part in nothing any more: what the others wait for should fail. What is in progress should
  *            end; finish is called for it until it does, or timeout_ms of the group have passed: then its memory is
- *            never freed. Once per group at most, by lshard_group_abort, lshard_group_destroy or a failure; may be NULL.
+ *            never freed. Once per group at most, by lshard_group_abort, lshard_group_destroy or a failure; may be
+ *            NULL.
  *
  * For layers in device memory there must be a @p device: see lshard_device_callbacks.
  */
@@ -256,7 +258,7 @@ typedef struct lshard_group_options {
 	 * "trace=run.json,throttle=1e9,shm:copy". NULL: LAYERSHARD_TRANSPORT, else "auto". */
 	const char *transport;
 	const struct lshard_transport_ops *custom_transport; /* one of the caller's own instead; outlives the group */
-	/* Name under which separately started ranks meet. NULL: LAYERSHARD_JOB, else the launcher's (lshard_discovered). */
+	/* Under which separately started ranks meet. NULL: LAYERSHARD_JOB, else the launcher's (lshard_discovered). */
 	const char *job;
 	uint32_t timeout_ms;  /* longest wait each time; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
 	lshard_memory memory; /* where layers live */
@@ -282,8 +284,8 @@ typedef struct lshard_group_options {
  *
  * Ranks meet through options->bootstrap if it is given, else by the job's name on this host, else alone (size 1). By a
  * job they meet at an abstract socket, where other users are sent away; or, where LAYERSHARD_MEET_DIR names a directory
- * of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the user only the latter
- * can be had (NOT_SUPPORTED): all users look alike there.
+ * of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the user only the
+ * latter can be had (NOT_SUPPORTED): all users look alike there.
  *
  * Scope: collective.  Blocks: until all ranks came, at most timeout_ms each time they meet; where a bootstrap is given,
  *        as long as that does.

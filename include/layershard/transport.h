@@ -209,10 +209,10 @@ typedef struct lshard_transport_ops {
 	 * The last fetch into @p cell is done (host memory: blocks at most timeout_ms), or will be before what follows
 	 * on @p stream. Returns OK at once where nothing was ever fetched, a wait for it was OK already, or drain
 	 * has dropped it. Inside a capture, fetches from before it are taken as done.
-	 * OK is said of bytes that are there: a fetch that failed fails every wait for it, until the next fetch into the
-	 * cell or drain, also where join, or a wait for another cell, has told of it before.
-	 * Collective transports: where it is OK, a wait for what was fetched earlier, into any store, blocks on no peer.
-	 * A wait that fails fills blocked_ns too; after TIMEOUT the transfer goes on and can be waited for again.
+	 * OK is said of bytes that are there: a fetch that failed fails every wait for it, until the next fetch into
+	 * the cell or drain, also where join, or a wait for another cell, has told of it before.
+	 * Collective transports: where it is OK, a wait for what was fetched earlier, into any store, blocks on no
+	 * peer. A wait that fails fills blocked_ns too; after TIMEOUT the transfer goes on and can be waited for again.
 	 */
 	lshard_status (*wait)(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
 

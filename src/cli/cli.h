@@ -67,7 +67,7 @@ void cli_log_default_to_warnings(struct cli_log *log);
 /** Sets log, log_user and log_level of @p options; @p log outlives the group. */
 void cli_log_attach(struct cli_log *log, lshard_group_options *options);
 
-/* ---- Groups (cli_group.c) ----------------------------------------------------------------------------------------- */
+/* ---- Groups (cli_group.c) --------------------------------------------------------------------------------------- */
 
 /**
  * Flush, then destroy @p group (NULL is allowed), whose series are destroyed. A status below 0, with its text in

@@ -96,7 +96,7 @@ static lshard_status local_rank(const struct source *source, lshard_discovered *
 	return LSHARD_OK;
 }
 
-/* "torchrun:ID/localhost/29500/0". False where a part is missing, or where it does not fit: cut, it may be another's. */
+/* "torchrun:ID/localhost/29500/0". False where a part is missing or does not fit: cut, it may be another's. */
 static bool write_name(const struct source *source, char *name, size_t bytes)
 {
 	const struct naming *naming = source->naming;

@@ -256,8 +256,8 @@ void callback_serve(struct callback *callback);
 /* With the lock, which is let go meanwhile: a round in which this rank says that it has nothing to do (ROLL_CALL), or
  * that it leaves. */
 void callback_call_roll(struct callback *callback, enum kind kind);
-/* With the lock: as callback_pause, but goes on after the deadline, within the grace, if the round is still to come that
- * shows who is late. */
+/* With the lock: as callback_pause, but goes on after the deadline, within the grace, if the round is still to come
+ * that shows who is late. */
 bool callback_linger(struct callback *callback, uint64_t deadline_ns);
 /*
  * With the lock: TIMEOUT in @p error, with who is missing where the rounds have shown it, and else what is known. @p

@@ -46,7 +46,7 @@ static struct lshard__greeting page_greeting(void)
 	return lshard__greeting_make(CONTROL_MAGIC, sizeof(struct control_block), sizeof(struct control_rank));
 }
 
-/* A page that could shrink would kill this process, and one laid out otherwise would mislead it: look before mapping. */
+/* A page that could shrink would kill this process, one laid out otherwise mislead it: look before mapping. */
 lshard_status control_page_check(int fd, int32_t size, lshard_error *error)
 {
 	const struct lshard__greeting expected = page_greeting();
@@ -222,7 +222,7 @@ static void note_gone(struct control *control)
 			control->block->ranks[rank].gone = 1;
 }
 
-/* With the lock. Returns 1 if this call decided the round. The number of ranks is this one's own: no peer can change it. */
+/* With the lock. Returns 1 if this call decided the round. The number of ranks is this one's own: no peer changes it. */
 static int decide(struct control_block *block, int32_t size)
 {
 	unsigned parity = block->round & 1;
@@ -290,8 +290,8 @@ static int is_missing(const struct control_block *block, int32_t rank, int stric
 }
 
 /*
- * With the lock: those that are missing; in @p alive 0 for them and for those that are gone. Ranks whose deadline came a
- * little earlier are not to blame, unless there is nobody else.
+ * With the lock: those that are missing; in @p alive 0 for them and for those that are gone. Ranks whose deadline came
+ * a little earlier are not to blame, unless there is nobody else.
  */
 static struct lshard__ranks find_missing(const struct control_block *block, int32_t size, uint8_t *alive)
 {

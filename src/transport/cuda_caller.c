@@ -7,9 +7,9 @@
  * which is what cudaMalloc gives; it may lie inside a larger allocation, as with allocators that cache.
  *
  * The others may read a share longer than its series lives here, and this rank must not wait for them. So all of them
- * have the other end of a pair of sockets, and each says there when it reads no more. Who has said so, or has died, reads
- * no more; nor does anybody once the last end is closed, which children that ranks fork may put off. When nobody does,
- * the next call that opens or closes something gives the memory back.
+ * have the other end of a pair of sockets, and each says there when it reads no more. Who has said so, or has died,
+ * reads no more; nor does anybody once the last end is closed, which children that ranks fork may put off. When nobody
+ * does, the next call that opens or closes something gives the memory back.
  */
 #include "cuda_transport.h"
 #include "limit_reason.h"

@@ -5,9 +5,9 @@
  *
  * A store's copies (cuda_pull.c) are issued by the rank that needs the bytes, on a stream of its own device: nothing of
  * the source takes part. Outside captures one stream copies, each cell has an event after its last copy and one for
- * each stream that has read it. Inside a capture another stream does, drawn into the capture by an event of the caller's stream and
- * led back by join. The two sets of events are never mixed, so a capture that is thrown away leaves nothing behind that
- * anyone would look at.
+ * each stream that has read it. Inside a capture another stream does, drawn into the capture by an event of the
+ * caller's stream and led back by join. The two sets of events are never mixed, so a capture that is thrown away leaves
+ * nothing behind that anyone would look at.
  */
 #include "cuda_transport.h"
 #include "sockets.h"

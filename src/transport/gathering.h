@@ -26,8 +26,8 @@ void gathering_close(struct gathering *gathering);
 lshard_bootstrap gathering_bootstrap(struct gathering *gathering);
 
 /*
- * Collective, once all has been opened or could not be: OK if it was on all ranks; else this rank's own failure, or that
- * of the first rank that failed of its own accord, with its text.
+ * Collective, once all has been opened or could not be: OK if it was on all ranks; else this rank's own failure, or
+ * that of the first rank that failed of its own accord, with its text.
  */
 lshard_status gathering_conclude(struct gathering *gathering, lshard_status opened, lshard_error *error);
 

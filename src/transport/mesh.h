@@ -23,8 +23,8 @@ struct mesh_packet {
 };
 
 struct mesh_peer {
-	int fd; /* -1: none (this rank itself) */
-	int process; /* readable once its process has ended, whoever else holds its socket; -1: the kernel does not say */
+	int fd;      /* -1: none (this rank itself) */
+	int process; /* readable once its process has ended, whoever else holds its socket; -1: not to be had */
 	pid_t pid;
 	int gone;                    /* its end is closed, or its process has ended */
 	int owed;                    /* mesh_swap has not sent it its packet yet */

@@ -98,8 +98,8 @@ static void write_out(struct trace *trace)
 }
 
 /*
- * With the lock. What makes a whole trace of what there is, so that a flush tells whether it could be written. In a file
- * the next line is written over it; elsewhere it can come once, when the trace is closed.
+ * With the lock. What makes a whole trace of what there is, so that a flush tells whether it could be written. In a
+ * file the next line is written over it; elsewhere it can come once, when the trace is closed.
  */
 static void write_end(struct trace *trace)
 {

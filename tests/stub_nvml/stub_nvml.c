@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * stub_nvml.c - a stand-in for NVIDIA's management library: one GPU of the stub driver has a clock, a power and a reason
- * to slow down; the others are not known. STUB_NVML_NO_POWER_NOW in the environment: an old driver, that tells only the
- * mean of the last second.
+ * stub_nvml.c - a stand-in for NVIDIA's management library: one GPU of the stub driver has a clock, a power and a
+ * reason to slow down; the others are not known. STUB_NVML_NO_POWER_NOW in the environment: an old driver, that tells
+ * only the mean of the last second.
  */
 #include <stdlib.h>
 #include <string.h>
