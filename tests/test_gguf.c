@@ -238,6 +238,8 @@ static void other_models_are_refused_by_name(void **state)
 	REFUSED(with_text("llama", "qwen3"), LSHARD_ERR_NOT_SUPPORTED, "'qwen3'", "'llama'");
 	REFUSED(with_text("llama", "\033[31m"), LSHARD_ERR_NOT_SUPPORTED, "'?[31m'"); /* a terminal is safe from it */
 	REFUSED(with_text("smollm", "llama3"), LSHARD_ERR_NOT_SUPPORTED, "'tokenizer.ggml.pre'", "'llama3'");
+	REFUSED(with_text("tokenizer.ggml.pre", "tokenizer.ggml.prx"), LSHARD_ERR_NOT_SUPPORTED, "'tokenizer.ggml.pre'",
+		"'default'");
 	REFUSED(with_text("gpt2", "bert"), LSHARD_ERR_NOT_SUPPORTED, "'tokenizer.ggml.model'", "'bert'");
 	REFUSED(with_key_field("llama.block_count", 4, 7, 4), LSHARD_ERR_NOT_SUPPORTED, "'blk.7.attn_k.weight'",
 		"not understood");

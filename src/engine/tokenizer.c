@@ -41,6 +41,20 @@ static lshard_status require_text(const gguf *file, const char *key, const char 
 	return LSHARD_OK;
 }
 
+/* Files of before there were several name none: another way to split text than the one that is supported here. */
+static lshard_status require_pre_tokenizer(const gguf *file, engine_error *error)
+{
+	static const char key[] = "tokenizer.ggml.pre";
+
+	if (gguf_find_value(file, key))
+		return require_text(file, key, "smollm", error);
+	return engine_fail(
+		error, LSHARD_ERR_NOT_SUPPORTED,
+		"%s: key '%s' is missing, which llama.cpp takes for 'default'; only 'smollm' is supported. If the "
+		"model is SmolLM's or SmolLM2's, its converter was too old: convert it again",
+		gguf_name(file), key);
+}
+
 /* A token the file may name; -1 when it does not. */
 static lshard_status optional_token(const gguf *file, const char *key, uint32_t count, int32_t *token,
 				    engine_error *error)
@@ -121,7 +135,7 @@ lshard_status tokenizer_create(const gguf *file, struct tokenizer **created, eng
 		return engine_fail(error, LSHARD_ERR_NO_MEMORY, "tokenizer: no memory");
 	status = require_text(file, "tokenizer.ggml.model", "gpt2", error);
 	if (status >= 0)
-		status = require_text(file, "tokenizer.ggml.pre", "smollm", error);
+		status = require_pre_tokenizer(file, error);
 	if (status >= 0)
 		status = vocabulary_init(&tokenizer->vocabulary, file, error);
 	if (status >= 0)

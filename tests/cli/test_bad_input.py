@@ -289,7 +289,16 @@ def test_other_tokenizers_are_refused_once(program, tiny, tmp_path, change):
         assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"])
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_model_of_before_pre_tokenizers_is_another_one(program, tiny, tmp_path, command):
+    """Nothing is damaged in it, but llama.cpp would split text in another way than is supported here."""
+    model = without_key(tiny, tmp_path / "changed.gguf", "tokenizer.ggml.pre")
+    done = program.run(command, "--model", model, "--ranks", 3)
+    refused(done, BAD_MODEL, str(model), "'tokenizer.ggml.pre'", "missing", "'default'", "'smollm'", "convert it again")
+    assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["tokenizer.ggml.model", "tokenizer.ggml.merges"])
 def test_models_without_a_tokenizer_are_refused_once(program, tiny, tmp_path, name):
     done = program.run("run", "--model", without_key(tiny, tmp_path / "changed.gguf", name), "--ranks", 3)
     refused(done, BAD_MODEL, f"'{name}'", "missing")
