@@ -130,6 +130,7 @@ static int find_ranks(struct rank_options *options, const char *command)
 		return cli_usage(command, "%s; mend the environment, or start own ranks with --ranks", error);
 	if (status == LSHARD_OK) {
 		options->one_of_job = true;
+		options->rank_0_tells = found.rank > 0 && strcmp(found.source, "LAYERSHARD_*") != 0;
 		options->ranks = (uint32_t)found.size;
 		options->first_rank = found.rank;
 		options->own_ranks = 1;
@@ -154,6 +155,16 @@ static int missing_model(const char *path, const char *reason)
 	return CLI_BAD_MODEL;
 }
 
+/*
+ * Ranks of one launcher read one file: rank 0 says for all why it is refused, and the launcher who ended with status 4.
+ * Ranks that were started one by one have each a reader of its own, and what is wrong with reading may be one rank's.
+ */
+static void tell_refusal(const struct rank_options *options, lshard_status status, const char *text)
+{
+	if (status != LSHARD_ERR_NOT_SUPPORTED || !options->rank_0_tells || options->log.wanted)
+		cli_message("%s", text);
+}
+
 static int find_model(struct rank_options *options)
 {
 	const char *variable = getenv("LAYERSHARD_MODEL");
@@ -175,7 +186,7 @@ static int find_model(struct rank_options *options)
 	status = engine_model_info(options->model, &options->shape, &error);
 	if (status == LSHARD_OK)
 		return CLI_DONE;
-	cli_message("%s", error.text);
+	tell_refusal(options, status, error.text);
 	return status == LSHARD_ERR_NO_MEMORY ? CLI_FAILED : CLI_BAD_MODEL;
 }
 

@@ -37,6 +37,7 @@ struct rank_options {
 	char job[64];        /* "": LAYERSHARD_JOB */
 	uint32_t timeout_ms; /* 0: LAYERSHARD_TIMEOUT_MS, or the library's default */
 	bool one_of_job;     /* this process is one rank of a job that somebody else started */
+	bool rank_0_tells;   /* what all its ranks find alike: a launcher started them */
 	int32_t first_rank;  /* of those this process starts */
 	uint32_t own_ranks;
 	bool threads; /* they are threads of this process: the transport `local`, or the rank of a job */
@@ -96,7 +97,8 @@ enum {
 	"  'llama' with the tokenizer 'gpt2' and the pre-tokenizer 'smollm', as SmolLM2;\n"                            \
 	"  tensors of type F32, F16, Q8_0 or Q4_1, output tied to the embedding or not.\n"                             \
 	"  Experts, sliding windows, scaled rotary positions, biases and whatever else is\n"                           \
-	"  not understood are refused with exit status 4.\n"
+	"  not understood are refused with exit status 4. Of the ranks of a launcher rank\n"                           \
+	"  0 says why; each does with LAYERSHARD_LOG.\n"
 
 /** One option of RANK_OPTIONS_LONG. Returns CLI_DONE, or CLI_USAGE after a message. */
 int rank_options_take(struct rank_options *options, const char *command, int option, const char *argument);

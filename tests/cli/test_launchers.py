@@ -6,6 +6,7 @@ import pathlib
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 
@@ -108,6 +109,51 @@ def test_under_torchrun_itself(program, tiny):
     assert done.returncode == 0, done.stderr
     for j in range(4):
         assert b"[prompt %d, rank %d] " % (j, j % 2) in done.stdout
+
+
+# ---- A model that is refused
+
+
+@pytest.fixture
+def unsupported(tiny, tmp_path):
+    model = tmp_path / "llama3.gguf"
+    model.write_bytes(pathlib.Path(tiny).read_bytes().replace(b"smollm", b"llama3"))
+    return model
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+@pytest.mark.parametrize("launcher", [torchrun, open_mpi, slurm], ids=lambda launcher: launcher.__name__)
+def test_rank_0_says_for_all_why_a_model_is_refused(program, unsupported, unique, launcher, command):
+    for rank in range(3):
+        done = program.run(command, "--model", unsupported, env=launcher(rank, 3, unique))
+        assert done.returncode == 4 and done.stdout == ""
+        assert ("'llama3'" in done.stderr) == (rank == 0) == (done.stderr != ""), done.stderr
+    logged = program.run(command, "--model", unsupported, env={**launcher(1, 3, unique), "LAYERSHARD_LOG": "error"})
+    assert logged.returncode == 4 and "'llama3'" in logged.stderr
+
+
+def test_ranks_of_no_launcher_say_each_why_a_model_is_refused(program, unsupported):
+    """Each may have a terminal of its own."""
+    done = program.run("run", "--model", unsupported, env={"LAYERSHARD_RANK": "1", "LAYERSHARD_SIZE": "2"})
+    assert done.returncode == 4 and "'llama3'" in done.stderr
+
+
+def test_a_model_that_one_rank_cannot_read_is_told_by_it(program, tmp_path, unique):
+    done = program.run("run", "--model", tmp_path / "none.gguf", env=open_mpi(1, 2, unique))
+    assert done.returncode == 4 and "none.gguf" in done.stderr
+
+
+def test_a_model_is_refused_once_under_mpirun_itself(program, unsupported):
+    """mpirun ends all ranks when one ends badly: so none of them does."""
+    if not shutil.which("mpirun"):
+        pytest.skip("no mpirun")
+    done = subprocess.run(
+        ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "sh", "-c",
+         '"$0" "$@"; echo "status $?"', program.path, "run", "--model", unsupported],
+        capture_output=True, env=clean_environment(DEADLINE), timeout=LONG_S, text=True,
+    )  # fmt: skip
+    assert done.stdout == "status 4\n" * 3, (done.stdout, done.stderr)
+    assert done.stderr.count("'llama3'") == 1, done.stderr
 
 
 # ---- One terminal
