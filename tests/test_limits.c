@@ -284,7 +284,7 @@ static void write_where_nobody_reads(void)
 	close(ends[1]);
 }
 
-/* A signal that waits for the program to unblock it is the program's; one that a write of ours makes never reaches it. */
+/* A signal that waits for the program to unblock it is the program's; one of our own write never reaches it. */
 static void signals_of_the_program_stay(void **state)
 {
 	const struct timespec now = {0, 0};
