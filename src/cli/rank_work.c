@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * rank_work.c - see rank_work.h.
- * Knows: the library, the engine, the socket to whoever started it. Does not know: processes, threads, what is printed.
+ * Knows: the library, the engine, the socket to whoever started it. Does not know: processes, threads, what is
+ * printed of its work.
  */
 #include "rank_work.h"
 
@@ -14,6 +15,8 @@
 
 #include "process_memory.h"
 #include "rank_messages.h"
+
+#define MOST_DIFFERING 16 /* times in a row: the second time is well already, unless something is broken */
 
 struct rank {
 	const struct rank_task *task;
@@ -208,26 +211,61 @@ static bool await_order(const struct rank *rank, enum rank_order order)
 	return received == 1 && byte == (char)order;
 }
 
-/*
- * Wait for all ranks of a job that somebody else started: no process hears of all their ends, so they agree on a series
- * that holds nothing. The deadline is the group's, for what a rank waits for here is only a better table.
- */
-static bool meet_ranks(const struct rank *rank, const char *what, char *why, size_t why_bytes)
+/* No barrier is public but that of a call that needs all ranks: they agree on a series that holds nothing. */
+static lshard_status meet_once(lshard_group *group)
 {
 	const lshard_tensor nothing = {"nothing", 1, 0, LSHARD_STRIPE_BYTES, 0, 0};
 	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
 	lshard_series *series = NULL;
+	lshard_status status;
 
-	options.name = what;
+	options.name = "(memory is measured)";
 	options.layer_count = 1;
 	options.tensors = &nothing;
 	options.tensor_count = 1;
-	if (lshard_series_create(rank->group, &options, &series) < 0) {
-		(void)snprintf(why, why_bytes, "%s", lshard_group_error(rank->group));
-		return false;
-	}
-	(void)lshard_series_destroy(series);
-	return true;
+	status = lshard_series_create(group, &options, &series);
+	if (status >= 0)
+		(void)lshard_series_destroy(series);
+	return status;
+}
+
+/*
+ * Wait for all ranks of a job that somebody else started: no process hears of all their ends. A rank that generates for
+ * longer than a deadline is there all the same, so the wait goes on until all have come or one is gone. Where one was
+ * late for the second half of a meeting both are told that they differ, and begin anew together.
+ */
+static lshard_status wait_for_ranks(const struct rank *rank)
+{
+	lshard_status status;
+	int differed = 0;
+	bool told = false;
+
+	do {
+		status = meet_once(rank->group);
+		differed = status == LSHARD_ERR_MISMATCH ? differed + 1 : 0;
+		if (status == LSHARD_ERR_TIMEOUT && !told)
+			cli_message("rank %d is done and waits for the other ranks: memory is measured while all are "
+				    "there",
+				    rank->task->rank);
+		told |= status == LSHARD_ERR_TIMEOUT;
+	} while (status == LSHARD_ERR_TIMEOUT || (differed > 0 && differed < MOST_DIFFERING));
+	return status;
+}
+
+/* The library speaks of the series and the call that the ranks met by; what is left is "rank 0 is gone". */
+static void say_why(const struct rank *rank, lshard_status status, char *why, size_t why_bytes)
+{
+	const char *text = lshard_group_error(rank->group);
+	const char *series = strstr(text, ", series '");
+	const char *cause = series ? strstr(series, ": ") : NULL;
+	const char *call;
+
+	cause = cause ? cause + 2 : text;
+	call = strstr(cause, ", needed in ");
+	(void)snprintf(why, why_bytes, "%s: %.*s",
+		       status == LSHARD_ERR_PEER_FAILED ? "that takes all ranks at once"
+							: "the ranks could not wait for each other",
+		       call ? (int)(call - cause) : (int)strlen(cause), cause);
 }
 
 static void read_memory(struct rank_report *report)
@@ -248,6 +286,7 @@ static void read_memory(struct rank_report *report)
 static void report_memory(const struct rank *rank, struct rank_report *report, char *why, size_t why_bytes)
 {
 	const struct rank_options *options = rank->task->options;
+	lshard_status status;
 
 	if (!rank->task->measures_memory)
 		return;
@@ -255,11 +294,15 @@ static void report_memory(const struct rank *rank, struct rank_report *report, c
 		read_memory(report);
 		return;
 	}
-	if (!meet_ranks(rank, "(all ranks are done)", why, why_bytes))
+	status = wait_for_ranks(rank);
+	if (status >= 0) {
+		read_memory(report);
+		status = wait_for_ranks(rank); /* for all to have read it */
+	}
+	if (status >= 0)
 		return;
-	read_memory(report);
-	if (!meet_ranks(rank, "(all ranks have measured their memory)", why, why_bytes))
-		report->has_memory = 0; /* somebody may have left before it was read here */
+	report->has_memory = 0; /* somebody may have left before it was read here */
+	say_why(rank, status, why, why_bytes);
 }
 
 static void report_series(const struct rank *rank, const engine_stats *loaded, struct rank_report *report)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks that torchrun, mpirun or srun have started: how they find each other, and what they print on one terminal."""
+import contextlib
 import json
 import os
 import pathlib
@@ -222,27 +223,42 @@ def test_memory_is_measured_while_all_ranks_are_there(program, tmp_path, sanitiz
         assert shared > 0.4 * own["share_bytes"], (rank, own)
 
 
-def test_memory_is_not_told_where_a_rank_was_not_there(program, tiny, unique):
-    """Rank 1 has no prompt and is done at once; rank 0 has not left, but does not come either."""
-    work = [word for number in range(400) for word in ("--prompt", f"{number}")]
-    first = program.start(
-        "run", "--model", tiny, "--max-tokens", "400", *work,
-        env={**torchrun(0, 2, unique), "LAYERSHARD_TIMEOUT_MS": str(LONG_MS)},
-    )  # fmt: skip
-    second = program.start(
-        "run", "--model", tiny, "--max-tokens", "400", "--prompt", "a",
-        env={**torchrun(1, 2, unique), "LAYERSHARD_TIMEOUT_MS": str(patience(5000))},
-    )  # fmt: skip
+@contextlib.contextmanager
+def late_and_done(program, tiny, job, *options):
+    """Rank 0 with much to do, stopped while it does it, and a rank 1 that is done and whose deadline has passed."""
+    work = [word for number in range(40) for word in ("--prompt", f"{number}")]
+    command = ["run", "--model", tiny, "--max-tokens", "400", *options]
+    short = {"LAYERSHARD_TIMEOUT_MS": str(patience(5000))}
+    late = program.start(*command, *work, env={**DEADLINE, **torchrun(0, 2, job)})
+    done = program.start(*command, "--prompt", "a", env={**short, **torchrun(1, 2, job)})
     try:
-        wait_until(lambda: shard_mappings(first.pid), "rank 0 maps its layers")
-        before = cpu_ticks(first.pid)
-        wait_until(lambda: cpu_ticks(first.pid) > before + 5, "rank 0 computes")
-        first.send_signal(signal.SIGSTOP)
-        done = program.finish(second)
+        wait_until(lambda: shard_mappings(late.pid), "rank 0 maps its layers")
+        before = cpu_ticks(late.pid)
+        wait_until(lambda: cpu_ticks(late.pid) > before + 5, "rank 0 computes")
+        late.send_signal(signal.SIGSTOP)
+        assert done.stderr.readline().startswith(b"layershard: rank 1 is done and waits for the other ranks")
+        yield late, done
     finally:
-        first.kill()
-        program.finish(first)
+        for process in (late, done):
+            process.kill()
+            program.finish(process)
+
+
+def test_memory_is_measured_after_more_than_a_deadline(program, tiny, unique):
+    """Rank 0 is late by more than rank 1 ever waits at once; both tell their memory nevertheless."""
+    with late_and_done(program, tiny, unique, "--json") as (late, done):
+        assert done.poll() is None
+        late.send_signal(signal.SIGCONT)
+        for result in results_of(program, [late, done]):
+            assert result["ranks"][0]["pss_bytes"] > result["ranks"][0]["private_bytes"] > 0
+
+
+def test_memory_is_not_told_where_a_rank_was_not_there(program, tiny, unique):
+    """A rank that is dead is not waited for, and the words name it and no call of the library."""
+    with late_and_done(program, tiny, unique) as (late, waiting):
+        late.kill()
+        done = program.finish(waiting)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^1 +[\d.]+ +0\.0 +0\.0 +- +- ", done.stdout, re.MULTILINE), done.stdout
     told = " ".join(done.stdout.split()).partition("Memory was not measured: ")[2]
-    assert "all ranks are done" in told and "rank 0" in told
+    assert told == "that takes all ranks at once: rank 0 is gone"
