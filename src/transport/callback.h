@@ -264,6 +264,8 @@ bool callback_linger(struct callback *callback, uint64_t deadline_ns);
  * alive: NULL, or to be filled: 0 for those that did not come.
  */
 lshard_status callback_fail_late(const struct callback *callback, uint8_t *alive, lshard_error *error);
+/* Who may be late where nothing tells which, written to @p text: "one of ranks 0, 2", or of two ranks "rank 1". */
+const char *callback_others(const struct callback *callback, char *text, size_t bytes);
 /* With the lock: the first of the queue is over, with this. */
 void callback_conclude(struct callback *callback, lshard_status status, const lshard_error *error);
 

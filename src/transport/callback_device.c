@@ -73,6 +73,19 @@ static bool is_set(struct callback *callback, const bool *flag)
 	return set;
 }
 
+/* What a kernel waits for is not known: it may be its own fault, or a collective's. */
+static lshard_status fail_unending(const struct callback *callback, lshard_error *error)
+{
+	const lshard_context *context = &callback->context;
+	char others[200];
+
+	return lshard_fail(error, LSHARD_ERR_TIMEOUT,
+			   "rank %d waited %u ms for work on the device: a kernel there does not end, or a collective "
+			   "that %s may not have begun",
+			   (int)context->rank, (unsigned)context->timeout_ms,
+			   callback_others(callback, others, sizeof others));
+}
+
 /* Until what comes before the event is done, or @p given_up (NULL: nothing gives up) is set. */
 static lshard_status await_event(struct callback *callback, void *event, uint64_t deadline, const bool *given_up,
 				 lshard_error *error)
@@ -92,10 +105,7 @@ static lshard_status await_event(struct callback *callback, void *event, uint64_
 			return lshard_fail(error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted or has failed",
 					   (int)context->rank);
 		if (lshard__now_ns() >= deadline)
-			return lshard_fail(error, LSHARD_ERR_TIMEOUT,
-					   "rank %d waited %u ms for work on the device: a kernel or a collective "
-					   "there does not end",
-					   (int)context->rank, (unsigned)context->timeout_ms);
+			return fail_unending(callback, error);
 		nanosleep(&nap, NULL);
 	}
 }

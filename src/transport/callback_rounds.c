@@ -298,25 +298,34 @@ static lshard_status fail_slow(const struct callback *callback, lshard_error *er
 		(unsigned long long)((lshard__now_ns() - callback->round_ns) / 1000000u), callback->queued);
 }
 
-/* A collective does not end: a rank is stopped, stuck in the caller's functions, or cannot be reached. */
-static lshard_status fail_silent(const struct callback *callback, lshard_error *error)
+const char *callback_others(const struct callback *callback, char *text, size_t bytes)
 {
-	const lshard_context *context = callback->base.context;
+	const lshard_context *context = &callback->context;
 	struct lshard__ranks others = {0};
-	char before[80] = "no round before it has ended";
 
 	for (int32_t rank = 0; rank < context->size; rank++)
 		if (rank != context->rank)
 			lshard__ranks_add(&others, rank);
+	snprintf(text, bytes, "%s%s", context->size > 2 ? "one of " : "", lshard__ranks_text(&others));
+	return text;
+}
+
+/* A collective does not end: a rank is stopped, stuck in the caller's functions, or cannot be reached. */
+static lshard_status fail_silent(const struct callback *callback, lshard_error *error)
+{
+	const lshard_context *context = callback->base.context;
+	char before[80] = "no round before it has ended";
+	char others[200];
+
 	if (callback->rounds > 0)
 		snprintf(before, sizeof before, "all ranks came to round %llu, %llu ms ago",
 			 (unsigned long long)callback->rounds,
 			 (unsigned long long)((lshard__now_ns() - callback->round_ns) / 1000000u));
 	return lshard_fail(error, LSHARD_ERR_TIMEOUT,
-			   "rank %d waited %u ms for %s%s: the caller's collective does not end, so a rank is stopped, "
+			   "rank %d waited %u ms for %s: the caller's collective does not end, so a rank is stopped, "
 			   "killed or out of reach; %s",
-			   (int)context->rank, (unsigned)context->timeout_ms, context->size > 2 ? "one of " : "",
-			   lshard__ranks_text(&others), before);
+			   (int)context->rank, (unsigned)context->timeout_ms,
+			   callback_others(callback, others, sizeof others), before);
 }
 
 /* With the lock: what @p rank is at, which is late. */
