@@ -7,7 +7,7 @@
 #ifndef TESTS_CONFORMANCE_H
 #define TESTS_CONFORMANCE_H
 
-#include "callback_circle.h"
+#include "fake_device.h"
 
 #define MAX_RANKS   7
 #define MAX_TENSORS 3
@@ -21,6 +21,7 @@ struct subject {
 	bool caller_memory;
 	bool direct;    /* layers are read in place, on devices by ranks on the same one: no windows, no transfers */
 	bool callbacks; /* the caller carries the layers: the transport itself cannot know who is gone */
+	bool fake;      /* by the collectives of fake_device.h, in its memory */
 	lshard_memory memory;
 	uint32_t configurations; /* of walks */
 	int32_t neighbours;      /* devices: the ranks below this one are on the first device */
@@ -61,6 +62,7 @@ struct rank {
 	int fail_at;           /* layer at which post_process fails; -1: none */
 	struct device *device; /* NULL: host memory */
 	struct seat *seat;     /* where the caller carries the layers; else NULL */
+	struct fake *fake;     /* whose seat it is, where layers are in its memory; else NULL */
 	void *stream;          /* what the rank computes on now; NULL: host memory */
 };
 
@@ -70,6 +72,9 @@ void setting_tensors(struct setting *setting, uint32_t n, lshard_stripe stripe);
 /* Create the group, the series "s" and commit; false with a message when something is not OK. */
 bool rank_open(struct rank *rank, const struct member *member, const struct setting *setting);
 bool rank_group(struct rank *rank, const struct member *member, const struct setting *setting);
+/* What comes before its group, and after: the device, the caller's collectives. They are set in @p options. */
+bool rank_equip(struct rank *rank, lshard_group_options *options);
+bool rank_strip(struct rank *rank);
 /* The series "s" of rank->setting, committed, in the group there is. */
 bool rank_series(struct rank *rank);
 lshard_series_options rank_series_options(const struct setting *setting);

@@ -151,25 +151,55 @@ static void log_nothing(void *user, lshard_log_level level, const char *text)
 	(void)text;
 }
 
+static bool take_seat(struct rank *rank, lshard_group_options *options)
+{
+	rank->fake = subject.fake ? fake_open(rank->member) : NULL;
+	rank->seat = rank->fake ? fake_seat(rank->fake) : subject.fake ? NULL : circle_join(rank->member);
+	EXPECT(rank->member, rank->seat, "a rank failed");
+	options->callbacks = rank->fake ? fake_callbacks(rank->fake) : seat_callbacks(rank->seat);
+	rank->stream = rank->fake ? fake_stream(rank->fake, 1) : NULL;
+	return true;
+failed:
+	return false;
+}
+
+bool rank_equip(struct rank *rank, lshard_group_options *options)
+{
+	if (subject.memory == LSHARD_MEMORY_CUDA)
+		options->memory = subject.memory;
+	if (subject.callbacks)
+		return take_seat(rank, options);
+	if (subject.memory != LSHARD_MEMORY_CUDA)
+		return true;
+	rank->device = device_open(rank->member);
+	if (!rank->device)
+		return false;
+	rank->stream = device_stream(rank->device, 0);
+	options->device = device_number(rank->device, rank->member->rank);
+	return true;
+}
+
+bool rank_strip(struct rank *rank)
+{
+	const bool right = fake_close(rank->fake);
+
+	if (!rank->fake)
+		circle_leave(rank->seat);
+	device_close(rank->device);
+	rank->seat = NULL;
+	rank->fake = NULL;
+	rank->device = NULL;
+	return right;
+}
+
 bool rank_group(struct rank *rank, const struct member *member, const struct setting *setting)
 {
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 	char error[512] = "";
 
 	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1};
-	if (subject.memory == LSHARD_MEMORY_CUDA) {
-		rank->device = device_open(member);
-		if (!rank->device)
-			return false;
-		rank->stream = device_stream(rank->device, 0);
-		options.memory = subject.memory;
-		options.device = device_number(rank->device, member->rank);
-	}
-	if (subject.callbacks) {
-		rank->seat = circle_join(member);
-		EXPECT(member, rank->seat, "a rank failed");
-		options.callbacks = seat_callbacks(rank->seat);
-	}
+	if (!rank_equip(rank, &options))
+		return false;
 	options.rank = member->rank;
 	options.size = member->size;
 	options.transport = setting->spec ? setting->spec : subject.spec;
@@ -183,11 +213,8 @@ bool rank_group(struct rank *rank, const struct member *member, const struct set
 	EXPECT(member, lshard_group_create(&options, &rank->group) == LSHARD_OK, "%s", error);
 	return true;
 failed:
-	circle_leave(rank->seat);
-	device_close(rank->device);
-	rank->seat = NULL;
+	rank_strip(rank);
 	rank->group = NULL;
-	rank->device = NULL;
 	return false;
 }
 
@@ -283,10 +310,7 @@ bool rank_close(struct rank *rank)
 
 	right = rank_looked(rank) && right; /* destroying has waited for the streams */
 	right = lshard_group_destroy(rank->group) == LSHARD_OK && right;
-	circle_leave(rank->seat);
-	device_close(rank->device);
-	rank->seat = NULL;
-	rank->device = NULL;
+	right = rank_strip(rank) && right;
 	rank->series = NULL;
 	rank->group = NULL;
 	return right;

@@ -422,6 +422,11 @@ bool fake_close(struct fake *fake)
 	return clean;
 }
 
+struct seat *fake_seat(struct fake *fake)
+{
+	return fake->host_seat;
+}
+
 void *fake_stream(struct fake *fake, int number)
 {
 	return &fake->streams[number];

@@ -15,10 +15,15 @@ struct fake;
 
 /* Collective over the team; NULL when a rank has left. */
 struct fake *fake_open(const struct member *member);
-/* When the group has gone. False: memory or events are left, or memory went before what a stream had to do with it. */
+/*
+ * When the group has gone; NULL is allowed. False: memory or events are left, or memory went before what a stream had to
+ * do with it.
+ */
 bool fake_close(struct fake *fake);
 
 lshard_callbacks fake_callbacks(struct fake *fake);
+/* Of the collectives on the host. */
+struct seat *fake_seat(struct fake *fake);
 void *fake_stream(struct fake *fake, int number);
 
 /* Enqueue a call of @p kernel. */
