@@ -46,13 +46,13 @@ struct limit_case {
 	const char *words;
 };
 
-static void lower(int which, rlim_t most)
+static void lower(unsigned which, rlim_t most)
 {
 	struct rlimit limit;
 
-	getrlimit((__rlimit_resource_t)which, &limit);
+	getrlimit(which, &limit);
 	limit.rlim_cur = most;
-	setrlimit((__rlimit_resource_t)which, &limit);
+	setrlimit(which, &limit);
 }
 
 static void small_files(void)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * limit_reason.c - see limit_reason.h. Which limit it was the kernel does not say: where one is set and would have been passed by
- * what was asked for, it is named.
+ * limit_reason.c - see limit_reason.h. Which limit it was the kernel does not say: where one is set and would have been
+ * passed by what was asked for, it is named.
  */
 #include "limit_reason.h"
 
@@ -24,7 +24,7 @@ static int has_limit(int which, uint64_t *most)
 {
 	struct rlimit limit = {RLIM_INFINITY, RLIM_INFINITY};
 
-	(void)getrlimit((__rlimit_resource_t)which, &limit);
+	(void)getrlimit((unsigned)which, &limit); /* an enum to some C libraries, an int to others */
 	*most = (uint64_t)limit.rlim_cur;
 	return limit.rlim_cur != RLIM_INFINITY;
 }
