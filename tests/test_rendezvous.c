@@ -696,6 +696,57 @@ static void garbage_ends_no_meeting(void **state)
 	assert_int_equal(team_of_processes(3, meets_among_garbage, NULL), 0);
 }
 
+static int lines;
+static char last_line[200];
+
+static void count_lines(const lshard_context *context, lshard_log_level level, const char *format, ...)
+{
+	va_list arguments;
+
+	(void)context;
+	(void)level;
+	lines++;
+	va_start(arguments, format);
+	vsnprintf(last_line, sizeof last_line, format, arguments);
+	va_end(arguments);
+}
+
+/* Nine connections that make no sense, one after the other. */
+static int is_pestered(const struct member *member)
+{
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
+	lshard_error error = {""};
+	char name[128];
+	int fd = -1;
+
+	if (member->rank == 1)
+		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
+	for (int i = 0; i < 9 && member->rank == 1; i++) {
+		fd = connect_to(name);
+		EXPECT(member, fd >= 0 && send(fd, "GET / HTTP/1.1\r\n\r\n", 18, 0) == 18, "connecting");
+		EXPECT(member, lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%d", i);
+		close(fd);
+	}
+	context.log = count_lines;
+	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
+	       "%s", error.text);
+	EXPECT(member, lines == (member->rank == 0 ? 2 : 0), "%d lines in the log, the last: %s", lines, last_line);
+	EXPECT(member, member->rank || strstr(last_line, "8 more"), "%s", last_line);
+	lshard__rendezvous_close(rendezvous);
+	return 0;
+failed:
+	lshard__rendezvous_close(rendezvous);
+	return 1;
+}
+
+static void garbage_does_not_fill_the_log(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, is_pestered, NULL), 0);
+}
+
 /* Rank 1 is of another version, whose hello goes on in a way that nobody here knows: both hear of both versions. */
 static int comes_with_another_version(const struct member *member)
 {
@@ -871,6 +922,7 @@ int main(void)
 		cmocka_unit_test(a_rank_that_connects_and_says_nothing_is_named),
 		cmocka_unit_test(what_a_dead_rank_has_said_is_heard),
 		cmocka_unit_test(garbage_ends_no_meeting),
+		cmocka_unit_test(garbage_does_not_fill_the_log),
 		cmocka_unit_test(another_version_is_named),
 		cmocka_unit_test(other_users_are_kept_out),
 		cmocka_unit_test(who_has_ended_is_not_asked_for_by_number),

@@ -7,6 +7,7 @@
 #include "sockets.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -23,14 +24,25 @@ bool lshard__lobby_open(struct lshard__lobby *lobby, const lshard_context *conte
 	lobby->context = context;
 	lobby->greeting = greeting;
 	lobby->count = 0;
+	lobby->strangers = 0;
 	lobby->newcomers = context->allocate(context, room_for(context->size) * sizeof lobby->newcomers[0]);
 	return lobby->newcomers != NULL;
+}
+
+static void log_more(const struct lshard__lobby *lobby)
+{
+	const lshard_context *context = lobby->context;
+
+	if (lobby->strangers > 1)
+		context->log(context, LSHARD_LOG_WARN, "rank %d: %" PRIu64 " more that connected were sent away",
+			     (int)context->rank, lobby->strangers - 1);
 }
 
 void lshard__lobby_close(struct lshard__lobby *lobby)
 {
 	if (!lobby->newcomers)
 		return;
+	log_more(lobby);
 	for (size_t i = 0; i < lobby->count; i++)
 		close(lobby->newcomers[i].fd);
 	lobby->context->release(lobby->context, lobby->newcomers);
@@ -91,13 +103,19 @@ static size_t find_crowding(const struct lshard__lobby *lobby)
 	return found;
 }
 
-static void send_away(const struct lshard__lobby *lobby, const struct lshard__newcomer *newcomer, uid_t uid)
+bool lshard__lobby_first_stranger(struct lshard__lobby *lobby)
+{
+	return lobby->strangers++ == 0;
+}
+
+static void send_away(struct lshard__lobby *lobby, const struct lshard__newcomer *newcomer, uid_t uid)
 {
 	const lshard_context *context = lobby->context;
 
-	context->log(context, LSHARD_LOG_WARN,
-		     "rank %d: process %d of user %lu has connected and is sent away: ranks are of user %lu",
-		     (int)context->rank, (int)newcomer->pid, (unsigned long)uid, (unsigned long)geteuid());
+	if (lshard__lobby_first_stranger(lobby))
+		context->log(context, LSHARD_LOG_WARN,
+			     "rank %d: process %d of user %lu has connected and is sent away: ranks are of user %lu",
+			     (int)context->rank, (int)newcomer->pid, (unsigned long)uid, (unsigned long)geteuid());
 	close(newcomer->fd);
 }
 

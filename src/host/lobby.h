@@ -25,11 +25,12 @@ struct lshard__lobby {
 	struct lshard__greeting greeting;   /* what a hello begins with */
 	struct lshard__newcomer *newcomers; /* [count], the one that came first in front; NULL: closed */
 	size_t count;
+	uint64_t strangers; /* that were sent away */
 };
 
 /* Room for every rank of the group and some strangers. False: there is no memory. */
 bool lshard__lobby_open(struct lshard__lobby *lobby, const lshard_context *context, struct lshard__greeting greeting);
-/* Sends away who is still here. */
+/* Sends away who is still here, and logs how many strangers came after the first. */
 void lshard__lobby_close(struct lshard__lobby *lobby);
 
 /* How many entries lshard__lobby_poll may write in a group of @p size. */
@@ -38,7 +39,13 @@ size_t lshard__lobby_polls(int32_t size);
 size_t lshard__lobby_poll(const struct lshard__lobby *lobby, int listener, struct pollfd *polled);
 
 /*
- * After poll(): take what newcomers sent and accept one more. Those of other users are logged and sent
+ * A stranger is sent away: true for the first, which its finder logs. Whoever connects again and again must not fill
+ * the program's log.
+ */
+bool lshard__lobby_first_stranger(struct lshard__lobby *lobby);
+
+/*
+ * After poll(): take what newcomers sent and accept one more. Those of other users are strangers and are sent
  * away, and so are those that went away. SYSTEM, with errno: nobody can be accepted.
  */
 lshard_status lshard__lobby_hear(struct lshard__lobby *lobby, const struct pollfd *polled);

@@ -133,15 +133,17 @@ static lshard_status check_greeting(lshard__rendezvous *r, const struct lshard__
 }
 
 /* Whatever else connects is no rank, and ends nobody's meeting. */
-static int is_stranger(const lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+static int is_stranger(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
 {
 	const lshard_context *context = r->context;
 
 	if (newcomer->hello.greeting.magic == r->lobby.greeting.magic)
 		return 0;
-	context->log(context, LSHARD_LOG_WARN,
-		     "rank 0: process %d has connected to job '%s', does not speak as a rank does, and is sent away",
-		     (int)newcomer->pid, r->job);
+	if (lshard__lobby_first_stranger(&r->lobby))
+		context->log(
+			context, LSHARD_LOG_WARN,
+			"rank 0: process %d has connected to job '%s', does not speak as a rank does, and is sent away",
+			(int)newcomer->pid, r->job);
 	return 1;
 }
 

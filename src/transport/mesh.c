@@ -145,7 +145,8 @@ static lshard_status connect_lower(struct mesh *mesh, const struct card *cards, 
 }
 
 /* Which rank it is; -1 for a stranger. */
-static int32_t identify(const struct mesh *mesh, const struct lshard__newcomer *newcomer, const struct card *cards)
+static int32_t identify(const struct mesh *mesh, struct lshard__lobby *lobby, const struct lshard__newcomer *newcomer,
+			const struct card *cards)
 {
 	const lshard_context *context = mesh->context;
 	const struct lshard__hello *hello = &newcomer->hello;
@@ -153,9 +154,11 @@ static int32_t identify(const struct mesh *mesh, const struct lshard__newcomer *
 	if (newcomer->got == sizeof *hello && hello->token == cards[context->rank].token &&
 	    hello->rank > context->rank && hello->rank < context->size && mesh->peers[hello->rank].fd < 0)
 		return hello->rank;
-	context->log(context, LSHARD_LOG_WARN,
-		     "rank %d: process %d has connected, does not speak as a rank of the group, and is sent away",
-		     (int)context->rank, (int)newcomer->pid);
+	if (lshard__lobby_first_stranger(lobby))
+		context->log(
+			context, LSHARD_LOG_WARN,
+			"rank %d: process %d has connected, does not speak as a rank of the group, and is sent away",
+			(int)context->rank, (int)newcomer->pid);
 	return -1;
 }
 
@@ -223,7 +226,7 @@ static int32_t take_in(struct mesh *mesh, struct lshard__lobby *lobby, const str
 	int32_t came = 0;
 
 	while (lshard__lobby_next(lobby, &newcomer)) {
-		int32_t rank = identify(mesh, &newcomer, cards);
+		int32_t rank = identify(mesh, lobby, &newcomer, cards);
 
 		if (rank < 0) {
 			close(newcomer.fd);
