@@ -14,9 +14,11 @@
 #include <setjmp.h>
 #include <stddef.h>
 #include <dirent.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -429,6 +431,83 @@ static void descriptors_that_nobody_asked_for_are_closed(void **state)
 	assert_int_equal(team_of_processes(2, sends_too_much, NULL), 0);
 }
 
+/* What the kernel delivers of a packet's descriptors: the linker leads the library's calls here. */
+static bool withheld;
+
+ssize_t __real_recvmsg(int fd, struct msghdr *message, int flags);
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags);
+
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags)
+{
+	if (withheld)
+		message->msg_controllen = 0;
+	return __real_recvmsg(fd, message, flags);
+}
+
+/* A packet with @p count descriptors arrives: why is there none here? */
+static int lost_of(const int ends[2], size_t count)
+{
+	struct lshard__attached attached;
+	char bytes[16];
+
+	assert_true(send_packet(ends[0], sizeof bytes, 1, count));
+	assert_int_equal(lshard__socket_take(ends[1], bytes, sizeof bytes, &attached), sizeof bytes);
+	assert_int_equal(attached.descriptor, -1);
+	return attached.lost;
+}
+
+static void why_no_descriptor_came_is_known(void **state)
+{
+	struct rlimit before, full;
+	int ends[2];
+	int next;
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends), 0);
+	assert_int_equal(lost_of(ends, 0), 0);
+	assert_int_equal(lost_of(ends, 3), 0); /* they came, and are none of ours */
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+	next = dup(ends[0]);
+	close(next);
+	full = (struct rlimit){(rlim_t)next, before.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &full), 0);
+	assert_int_equal(lost_of(ends, 1), EMFILE);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+	withheld = true;
+	assert_int_equal(lost_of(ends, 1), EACCES);
+	withheld = false;
+	close(ends[0]);
+	close(ends[1]);
+}
+
+/* Rank 1's descriptor does not come to rank 0, whose limits are not reached. */
+static int misses_a_descriptor(const struct member *member)
+{
+	struct rank rank;
+	int fds[2] = {-1, -1};
+	lshard_status status;
+
+	EXPECT(member, rank_open(&rank, member, LONG_MS, NULL) == LSHARD_OK, "%s", rank.error.text);
+	withheld = member->rank == 0;
+	status = mesh_swap(&rank.mesh, 1, member->rank ? STDERR_FILENO : -1, fds, lshard__deadline_ns(LONG_MS));
+	EXPECT(member, status == (member->rank ? LSHARD_OK : LSHARD_ERR_SYSTEM), "%s", rank.error.text);
+	EXPECT(member, member->rank || strstr(rank.error.text, "withheld the descriptor that rank 1 shares"), "%s",
+	       rank.error.text);
+	EXPECT(member, !strstr(rank.error.text, "RLIMIT"), "%s", rank.error.text);
+	EXPECT(member, team_barrier(member), "another rank failed");
+	rank_close(&rank);
+	return 0;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void no_limit_is_blamed_that_is_not_reached(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, misses_a_descriptor, NULL), 0);
+}
+
 /* Nothing but the swaps themselves keeps the ranks together: the faster one is a round ahead now and then. */
 static int swaps_on(const struct member *member)
 {
@@ -477,6 +556,8 @@ int main(void)
 		cmocka_unit_test(a_child_does_not_keep_its_parent_in_the_group),
 		cmocka_unit_test(a_round_that_was_given_up_leaves_no_descriptor),
 		cmocka_unit_test(descriptors_that_nobody_asked_for_are_closed),
+		cmocka_unit_test(why_no_descriptor_came_is_known),
+		cmocka_unit_test(no_limit_is_blamed_that_is_not_reached),
 		cmocka_unit_test(a_peer_may_be_a_round_ahead),
 	};
 

@@ -5,6 +5,7 @@
 #include "sockets.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -212,11 +213,10 @@ lshard_status lshard__socket_receive(int fd, int process, void *bytes, size_t co
 	return LSHARD_OK;
 }
 
-/* Keep the one descriptor there is; close them all where there are more. */
-static int keep_one(struct msghdr *message)
+/* Keep the one descriptor there is; close them all where there are more, @p count. */
+static int keep_one(struct msghdr *message, int *count)
 {
 	int kept = -1;
-	int count = 0;
 
 	for (struct cmsghdr *header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
 		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
@@ -225,14 +225,25 @@ static int keep_one(struct msghdr *message)
 			if (kept >= 0)
 				close(kept);
 			memcpy(&kept, CMSG_DATA(header) + at, sizeof kept);
-			count++;
+			++*count;
 		}
 	}
-	if (count > 1) {
+	if (*count > 1) {
 		close(kept);
 		kept = -1;
 	}
 	return kept;
+}
+
+/* The kernel tells no more than that it dropped a descriptor: is there room for one? */
+static int why_dropped(int fd)
+{
+	const int tried = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	const int cause = tried < 0 ? errno : EACCES;
+
+	if (tried >= 0)
+		close(tried);
+	return cause;
 }
 
 ssize_t lshard__socket_take(int fd, void *bytes, size_t room, struct lshard__attached *attached)
@@ -242,16 +253,17 @@ ssize_t lshard__socket_take(int fd, void *bytes, size_t room, struct lshard__att
 	struct msghdr message = {
 		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
 	ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	int count = 0;
 
-	*attached = (struct lshard__attached){-1, false};
+	*attached = (struct lshard__attached){-1, 0};
 	if (got < 0)
 		return got;
-	attached->descriptor = keep_one(&message);
-	attached->lost = (message.msg_flags & MSG_CTRUNC) && attached->descriptor < 0;
+	attached->descriptor = keep_one(&message, &count);
+	attached->lost = (message.msg_flags & MSG_CTRUNC) && count == 0 ? why_dropped(fd) : 0;
 	if (got > 0 && !(message.msg_flags & MSG_TRUNC))
 		return got;
 	if (attached->descriptor >= 0)
 		close(attached->descriptor);
-	*attached = (struct lshard__attached){-1, false};
+	*attached = (struct lshard__attached){-1, 0};
 	return got > 0 ? (ssize_t)room + 1 : 0;
 }

@@ -48,13 +48,13 @@ lshard_status lshard__socket_receive(int fd, int process, void *bytes, size_t co
 /* What came with a packet. */
 struct lshard__attached {
 	int descriptor; /* the caller's to close; -1: none */
-	bool lost;      /* there was one, for which this process has no room */
+	int lost;       /* there was one that could not be had: why, as an errno; 0: there was none, or it is here */
 };
 
 /*
  * Take one packet of a SOCK_SEQPACKET socket without waiting. Of what comes with it one descriptor is kept; several, or
- * one with a packet that is empty or longer than @p room, are closed: nobody sends those who belongs here. Returns the packet's bytes
- * (room + 1: it was longer); 0: the other end is closed; -1 and errno.
+ * one with a packet that is empty or longer than @p room, are closed: nobody sends those who belongs here. Returns the
+ * packet's bytes (room + 1: it was longer); 0: the other end is closed; -1 and errno.
  */
 ssize_t lshard__socket_take(int fd, void *bytes, size_t room, struct lshard__attached *attached);
 

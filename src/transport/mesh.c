@@ -177,7 +177,7 @@ static lshard_status no_answer(struct mesh *mesh, int32_t rank, const struct car
 static lshard_status await_answer(struct mesh *mesh, int32_t rank, const struct card *cards, uint64_t deadline)
 {
 	const struct mesh_peer *peer = &mesh->peers[rank];
-	struct lshard__attached attached = {-1, false};
+	struct lshard__attached attached = {-1, 0};
 	struct lshard__hello hello;
 	lshard_status status =
 		lshard__socket_wait(peer->fd, peer->process, POLLIN, peer->gone ? lshard__now_ns() : deadline);
@@ -617,11 +617,16 @@ static lshard_status settle(struct mesh *mesh, uint64_t tag, int fd, uint64_t de
 	}
 }
 
-/* Where this process may open no more, the kernel delivers the packet without its descriptor. */
-static lshard_status no_room(struct mesh *mesh, int32_t from)
+/* Where this process may open no more, or may not have what is shared, the kernel delivers the packet without it. */
+static lshard_status no_descriptor(struct mesh *mesh, int32_t from, int cause)
 {
+	if (cause == EACCES)
+		return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM,
+				   "the system withheld the descriptor that rank %d shares, and no limit is reached: a "
+				   "security module (SELinux, AppArmor) may not allow it; its log tells",
+				   (int)from);
 	return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "no room for the descriptor that rank %d shares: %s",
-			   (int)from, lshard__reason(EMFILE, 0).text);
+			   (int)from, lshard__reason(cause, 0).text);
 }
 
 /* Empty the inboxes, to which every peer has sent its packet of this round; those of the next round stay. */
@@ -634,7 +639,7 @@ static lshard_status collect(struct mesh *mesh, uint64_t tag, int *fds)
 		struct mesh_packet *inbox = mesh->peers[rank].inbox;
 
 		if (inbox[tag & 1].lost && status == LSHARD_OK)
-			status = no_room(mesh, rank);
+			status = no_descriptor(mesh, rank, inbox[tag & 1].lost);
 		fds[rank] = inbox[tag & 1].fd;
 		inbox[tag & 1] = (struct mesh_packet){.fd = -1};
 		if (inbox[~tag & 1].tag < tag)

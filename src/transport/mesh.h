@@ -18,7 +18,7 @@
 struct mesh_packet {
 	int here; /* 0: none */
 	int fd;   /* its descriptor, or -1 */
-	int lost; /* 1: it had one, for which this process had no room */
+	int lost; /* why it had one that this process could not have, as an errno; 0: it had none, or it is here */
 	uint64_t tag;
 };
 
