@@ -448,6 +448,16 @@ static int in_namespace(bool map, int (*body)(void))
 	return WEXITSTATUS(status);
 }
 
+/* The job of the cases below, which another run of them at the same time does not have. */
+static const char *own_job(void)
+{
+	static char job[32];
+
+	if (!*job)
+		snprintf(job, sizeof job, "own-%ld", (long)getpid());
+	return job;
+}
+
 /* The abstract name of @p job here. */
 static void name_of(const char *job, char *name, size_t bytes)
 {
@@ -482,7 +492,7 @@ static int nobody_meets_by_a_name(void)
 		lshard_bootstrap bootstrap;
 		lshard_error error = {""};
 		const lshard_status status =
-			lshard__rendezvous_open(&context, "unmapped", &rendezvous, &bootstrap, &error);
+			lshard__rendezvous_open(&context, own_job(), &rendezvous, &bootstrap, &error);
 
 		if (status != LSHARD_ERR_NOT_SUPPORTED || !strstr(error.text, "user namespace") ||
 		    !strstr(error.text, VARIABLE) || !strstr(error.text, "bootstrap of your own")) {
@@ -505,8 +515,8 @@ static void where_users_look_alike_nobody_meets_by_a_name(void **state)
 		printf("skipped: only root can start a process of another user\n");
 		skip();
 	}
-	snprintf(name, sizeof name, "layershard/%u/%016llx/unmapped", NOBODY,
-		 (unsigned long long)lshard__text_hash("unmapped"));
+	snprintf(name, sizeof name, "layershard/%u/%016llx/%s", NOBODY,
+		 (unsigned long long)lshard__text_hash(own_job()), own_job());
 	child = impostor(name);
 	assert_true(child > 0);
 	result = in_namespace(false, nobody_meets_by_a_name);
@@ -563,9 +573,9 @@ static int sends_the_impostor_away(void)
 	lshard__rendezvous *rendezvous = NULL;
 	lshard_bootstrap bootstrap;
 	lshard_error error = {""};
-	const lshard_status status = lshard__rendezvous_open(&context, "mapped", &rendezvous, &bootstrap, &error);
+	const lshard_status status = lshard__rendezvous_open(&context, own_job(), &rendezvous, &bootstrap, &error);
 
-	if (status == LSHARD_ERR_TIMEOUT && strstr(error.text, "for rank 1 of job 'mapped'"))
+	if (status == LSHARD_ERR_TIMEOUT && strstr(error.text, "for rank 1 of job 'own-"))
 		return 0;
 	fprintf(stderr, "status %d: '%s'\n", (int)status, error.text);
 	return 1;
@@ -586,7 +596,7 @@ static void a_user_that_is_mapped_meets_by_a_name(void **state)
 		printf("skipped: only root can start a process of another user\n");
 		return;
 	}
-	name_of("mapped", name, sizeof name);
+	name_of(own_job(), name, sizeof name);
 	child = impostor(name);
 	assert_true(child > 0);
 	result = in_namespace(true, sends_the_impostor_away);
@@ -637,10 +647,10 @@ static void who_sits_on_a_name_is_named(void **state)
 	pid_t child;
 
 	(void)state;
-	name_of("squatted", name, sizeof name);
+	name_of(own_job(), name, sizeof name);
 	child = squatter(name);
 	assert_true(child > 0);
-	snprintf(expected, sizeof expected, "a process of user %u has taken the name of job 'squatted'", user);
+	snprintf(expected, sizeof expected, "a process of user %u has taken the name of job '%s'", user, own_job());
 	for (int32_t rank = 0; rank < 2; rank++) {
 		const struct member member = {.rank = rank, .size = 2};
 		lshard_context context = context_for_member(&member, "", SHORT_MS);
@@ -648,7 +658,7 @@ static void who_sits_on_a_name_is_named(void **state)
 		lshard_bootstrap bootstrap;
 		lshard_error error = {""};
 		const lshard_status status =
-			lshard__rendezvous_open(&context, "squatted", &rendezvous, &bootstrap, &error);
+			lshard__rendezvous_open(&context, own_job(), &rendezvous, &bootstrap, &error);
 
 		if (status != LSHARD_ERR_SYSTEM || !strstr(error.text, expected) || !strstr(error.text, VARIABLE))
 			fail_msg("rank %d: status %d: '%s'", (int)rank, (int)status, error.text);
