@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -65,13 +66,34 @@ static void tiny_files(void)
 	lower(RLIMIT_FSIZE, 100);
 }
 
-/* What a rank needs to be found by the others, and no more. */
-static void few_descriptors(void)
+static void more_descriptors(unsigned count)
 {
 	const int next = dup(STDERR_FILENO);
 
 	close(next);
-	lower(RLIMIT_NOFILE, (rlim_t)next + 5);
+	lower(RLIMIT_NOFILE, (rlim_t)next + count);
+}
+
+/* What a rank needs to be found by the others, and no more. */
+static void few_descriptors(void)
+{
+	more_descriptors(5);
+}
+
+/* To listen and to say why it goes no further: nobody is let in. */
+static void no_descriptors_for_others(void)
+{
+	more_descriptors(2);
+}
+
+/* And for two of the others, and their processes where the kernel shows those. The third waits to be let in. */
+static void descriptors_for_two_others(void)
+{
+	const int process = (int)syscall(SYS_pidfd_open, getpid(), 0);
+
+	if (process >= 0)
+		close(process);
+	more_descriptors(process >= 0 ? 6 : 4);
 }
 
 static void few_addresses(void)
@@ -198,6 +220,33 @@ static void descriptors(void **state)
 					     "RLIMIT_NOFILE"});
 }
 
+/* Rank 0 has met not all when it can open no more: those it has let in are told, and those that still wait for it. */
+static int is_told_by_rank_0(const struct member *member)
+{
+	const struct limit_case *limit = member->user;
+	char text[600] = "";
+	const lshard_status status = live(member, limit, text, sizeof text);
+
+	EXPECT(member, status == LSHARD_ERR_SYSTEM, "%s: %s", lshard_status_name(status), text);
+	EXPECT(member, strstr(text, "rank 0 (process ") == text && strstr(text, "the other ranks: Too many open files"),
+	       "%s", text);
+	EXPECT(member, strstr(text, "RLIMIT_NOFILE") != NULL, "%s", text);
+	return 0;
+failed:
+	return 1;
+}
+
+static void descriptors_while_ranks_meet(void **state)
+{
+	struct limit_case limit = {"shm", NULL, 0, true, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM, ""};
+
+	(void)state;
+	limit.set = no_descriptors_for_others;
+	assert_int_equal(team_of_processes(2, is_told_by_rank_0, &limit), 0);
+	limit.set = descriptors_for_two_others;
+	assert_int_equal(team_of_processes(4, is_told_by_rank_0, &limit), 0);
+}
+
 static void addresses(void **state)
 {
 	(void)state;
@@ -308,6 +357,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(files_of_a_size),
 		cmocka_unit_test(descriptors),
+		cmocka_unit_test(descriptors_while_ranks_meet),
 		cmocka_unit_test(addresses),
 		cmocka_unit_test(mappings),
 		cmocka_unit_test(threads),

@@ -83,7 +83,7 @@ static int memory_limit(uint64_t bytes, char *text, size_t room)
 
 		if (has_limit(limits[i].which, &most) && has + bytes > most)
 			return snprintf(text, room,
-					": this process may have %" PRIu64 " bytes of %s, has %" PRIu64
+					": the process may have %" PRIu64 " bytes of %s, has %" PRIu64
 					" and needs %" PRIu64 " more (%s)",
 					most, limits[i].what, has, bytes, limits[i].name);
 	}
@@ -96,7 +96,7 @@ static void memory_reason(uint64_t bytes, char *text, size_t room)
 
 	if (!memory_limit(bytes, text, room) && most && count_mappings() + NEARLY > most)
 		snprintf(text, room,
-			 ": this process has about as many mappings as the system allows, %" PRIu64
+			 ": the process has about as many mappings as the system allows, %" PRIu64
 			 " (vm.max_map_count, sysctl)",
 			 most);
 }
@@ -110,16 +110,16 @@ struct lshard__reason lshard__reason(int error, uint64_t bytes)
 	uint64_t most;
 
 	if (error == EMFILE && has_limit(RLIMIT_NOFILE, &most))
-		snprintf(text, room, ": this process may have %" PRIu64 " (RLIMIT_NOFILE, ulimit -n)", most);
+		snprintf(text, room, ": the process may have %" PRIu64 " (RLIMIT_NOFILE, ulimit -n)", most);
 	else if (error == ENFILE)
 		snprintf(text, room, " (fs.file-max, sysctl)");
 	else if (error == EFBIG && has_limit(RLIMIT_FSIZE, &most))
 		snprintf(text, room,
-			 ": files of this process, memory that is shared among them, may have %" PRIu64
+			 ": files of the process, memory that is shared among them, may have %" PRIu64
 			 " bytes, and %" PRIu64 " are needed (RLIMIT_FSIZE, ulimit -f)",
 			 most, bytes);
 	else if (error == EAGAIN && bytes && has_limit(RLIMIT_MEMLOCK, &most))
-		snprintf(text, room, ": this process may lock %" PRIu64 " bytes (RLIMIT_MEMLOCK, ulimit -l)", most);
+		snprintf(text, room, ": the process may lock %" PRIu64 " bytes (RLIMIT_MEMLOCK, ulimit -l)", most);
 	else if (error == ENOMEM)
 		memory_reason(bytes, text, room);
 	return reason;

@@ -16,6 +16,7 @@
 #include "verdict.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,8 +45,10 @@ struct lshard__rendezvous {
 	lshard_error error;
 	lshard_status failure; /* of the last all-gather, if it failed */
 	int listener;          /* rank 0, while ranks are missing */
+	int spare;             /* as long: closed where descriptors run out, so that one can be accepted and told */
 	int root;              /* others: the connection to rank 0 */
 	int process;           /* others: of rank 0, as that of a member */
+	pid_t root_pid;        /* others: as the system tells, 0 before */
 	struct lshard__place place;
 	struct member *members;     /* rank 0: [size]; its own entry is unused */
 	struct lshard__lobby lobby; /* rank 0, while ranks are missing */
@@ -90,9 +93,28 @@ static void tell(int fd, lshard_status status, const void *text, uint64_t bytes)
 	(void)sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* Those who have connected and wait to be accepted; from now on nobody can connect. */
+static void tell_queued(lshard__rendezvous *r, lshard_status status)
+{
+	pid_t pid;
+	uid_t uid;
+	int fd;
+
+	if (r->listener < 0)
+		return;
+	(void)shutdown(r->listener, SHUT_RDWR);
+	close_if_open(&r->spare);
+	while ((fd = lshard__socket_accept(r->listener)) >= 0) {
+		if (!lshard__socket_peer(fd, &pid, &uid) && uid == geteuid())
+			tell(fd, status, r->error.text, strlen(r->error.text));
+		close(fd);
+	}
+}
+
 /* Tell everybody who is here why it failed. */
 static lshard_status tell_all(lshard__rendezvous *r, lshard_status status)
 {
+	tell_queued(r, status);
 	for (int32_t rank = 1; rank < r->context->size; rank++)
 		if (r->members[rank].fd >= 0)
 			tell(r->members[rank].fd, status, r->error.text, strlen(r->error.text));
@@ -147,35 +169,55 @@ static int is_stranger(lshard__rendezvous *r, const struct lshard__newcomer *new
 	return 1;
 }
 
+static lshard_status cannot(lshard__rendezvous *r, const char *what, int error)
+{
+	return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "rank 0 (process %d) of job '%s' cannot %s: %s", (int)getpid(),
+			   r->job, what, lshard__reason(error, 0).text);
+}
+
+/* It is a member from here on, and told with the others where rank 0 fails. */
+static lshard_status take_in(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+{
+	struct member *member = &r->members[newcomer->hello.rank];
+
+	*member = (struct member){.fd = newcomer->fd,
+				  .process = lshard__socket_peer_process(newcomer->fd),
+				  .pid = newcomer->pid,
+				  .heard = 1};
+	if (member->process < 0 && (errno == EMFILE || errno == ENFILE))
+		return cannot(r, "watch the other ranks", errno);
+	return LSHARD_OK;
+}
+
+static lshard_status hear_newcomer(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+{
+	lshard_status status;
+
+	if (is_stranger(r, newcomer)) {
+		close(newcomer->fd);
+		return LSHARD_OK;
+	}
+	status = check_greeting(r, newcomer);
+	if (status == LSHARD_OK)
+		status = check_hello(r, &newcomer->hello, newcomer->pid);
+	if (status == LSHARD_OK)
+		return take_in(r, newcomer);
+	tell(newcomer->fd, status, r->error.text, strlen(r->error.text));
+	close(newcomer->fd);
+	return status;
+}
+
 /* Take in those of the lobby that have said who they are. */
 static lshard_status welcome(lshard__rendezvous *r)
 {
 	struct lshard__newcomer newcomer;
+	lshard_status status = LSHARD_OK;
 
 	if (lshard__lobby_hear(&r->lobby, r->polled + r->context->size) < 0)
-		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': accept: %s", r->job,
-				   lshard__reason(errno, 0).text);
-	while (lshard__lobby_next(&r->lobby, &newcomer)) {
-		lshard_status status;
-
-		if (is_stranger(r, &newcomer)) {
-			close(newcomer.fd);
-			continue;
-		}
-		status = check_greeting(r, &newcomer);
-		if (status == LSHARD_OK)
-			status = check_hello(r, &newcomer.hello, newcomer.pid);
-		if (status != LSHARD_OK) {
-			tell(newcomer.fd, status, r->error.text, strlen(r->error.text));
-			close(newcomer.fd);
-			return status;
-		}
-		r->members[newcomer.hello.rank] = (struct member){.fd = newcomer.fd,
-								  .process = lshard__socket_peer_process(newcomer.fd),
-								  .pid = newcomer.pid,
-								  .heard = 1};
-	}
-	return LSHARD_OK;
+		return cannot(r, "accept the other ranks", errno);
+	while (status == LSHARD_OK && lshard__lobby_next(&r->lobby, &newcomer))
+		status = hear_newcomer(r, &newcomer);
+	return status;
 }
 
 static lshard_status left_early(lshard__rendezvous *r, int32_t rank)
@@ -228,8 +270,8 @@ static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 	note_ended(r, ready > 0 ? count : 0);
 	if (ready > 0 || (ready < 0 && errno == EINTR))
 		return LSHARD_OK;
-	if (ready < 0)
-		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM, "job '%s': poll: %s", r->job, strerror(errno));
+	if (ready < 0) /* EINVAL: more to wait for than the process may have open */
+		return cannot(r, "wait for the other ranks", errno == EINVAL ? EMFILE : errno);
 	return waited(r, 0, r->context->timeout_ms);
 }
 
@@ -352,15 +394,20 @@ static lshard_status root_allgather(lshard__rendezvous *r, const void *send, cha
 
 static lshard_status no_answer(lshard__rendezvous *r, lshard_status status)
 {
+	const int error = errno;
 	int32_t rank = r->context->rank;
+	char process[32] = "";
 
+	if (r->root_pid > 0)
+		snprintf(process, sizeof process, " (process %d)", (int)r->root_pid);
 	if (status == LSHARD_ERR_TIMEOUT)
-		return lshard_fail(&r->error, status, "rank %d waited %u ms for word from rank 0 of job '%s'",
-				   (int)rank, (unsigned)r->context->timeout_ms, r->job);
+		return lshard_fail(&r->error, status, "rank %d waited %u ms for word from rank 0%s of job '%s'",
+				   (int)rank, (unsigned)r->context->timeout_ms, process, r->job);
 	if (status == LSHARD_ERR_PEER_FAILED)
-		return lshard_fail(&r->error, status, "rank %d: rank 0 of job '%s' is gone", (int)rank, r->job);
-	return lshard_fail(&r->error, status, "rank %d: rank 0 of job '%s': %s", (int)rank, r->job,
-			   lshard__reason(errno, 0).text);
+		return lshard_fail(&r->error, status, "rank %d: rank 0%s of job '%s' is gone", (int)rank, process,
+				   r->job);
+	return lshard_fail(&r->error, status, "rank %d (process %d) cannot speak to rank 0%s of job '%s': %s",
+			   (int)rank, (int)getpid(), process, r->job, lshard__reason(error, 0).text);
 }
 
 /* What rank 0 says: @p bytes bytes, or why there are none. */
@@ -402,20 +449,20 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 {
 	struct lshard__hello hello = {greeting(), 0, r->context->rank, r->context->size};
 	lshard_status status;
-	pid_t pid;
 	uid_t uid;
 
-	if (lshard__socket_peer(fd, &pid, &uid))
+	if (lshard__socket_peer(fd, &r->root_pid, &uid))
 		return no_answer(r, LSHARD_ERR_SYSTEM);
 	if (uid != geteuid())
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM,
 				   "job '%s': process %d that listens under its name belongs to user %lu, not %lu%s",
-				   r->job, (int)pid, (unsigned long)uid, (unsigned long)geteuid(),
+				   r->job, (int)r->root_pid, (unsigned long)uid, (unsigned long)geteuid(),
 				   lshard__user_is_overflow(uid) ? " (it stands for all that this user namespace does "
 								   "not map)"
 								 : "");
 	r->process = lshard__socket_peer_process(fd);
-	if (r->process < 0 && errno == ESRCH) /* a child of its still listens */
+	if (r->process < 0 && errno == ESRCH && /* a child of its still listens, unless it has said why it went */
+	    lshard__socket_wait(fd, -1, POLLIN, lshard__now_ns()) == LSHARD_ERR_TIMEOUT)
 		return no_answer(r, LSHARD_ERR_PEER_FAILED);
 	status = lshard__socket_send(fd, &hello, sizeof hello, deadline);
 	/* Rank 0 may have closed after telling why: then the answer is there although the hello does not go. */
@@ -517,8 +564,8 @@ static void stop_listening(lshard__rendezvous *r)
 	if (r->listener < 0)
 		return;
 	lshard__place_leave(&r->place);
-	close(r->listener);
-	r->listener = -1;
+	close_if_open(&r->spare);
+	close_if_open(&r->listener);
 }
 
 static lshard_status open_root(lshard__rendezvous *r, uint64_t deadline)
@@ -527,7 +574,8 @@ static lshard_status open_root(lshard__rendezvous *r, uint64_t deadline)
 
 	if (status != LSHARD_OK)
 		return status;
-	status = gather_members(r, deadline);
+	r->spare = fcntl(r->listener, F_DUPFD_CLOEXEC, 0);
+	status = r->spare < 0 ? cannot(r, "accept the other ranks", errno) : gather_members(r, deadline);
 	if (status != LSHARD_OK)
 		return tell_all(r, status);
 	stop_listening(r);
@@ -558,6 +606,7 @@ static lshard__rendezvous *allocate(const lshard_context *context, const char *j
 		return NULL;
 	r->context = context;
 	r->listener = -1;
+	r->spare = -1;
 	r->root = -1;
 	r->process = -1;
 	r->place.directory = -1;
