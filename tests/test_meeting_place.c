@@ -418,19 +418,22 @@ static bool write_text(const char *path, const char *text)
 	return written == (ssize_t)strlen(text);
 }
 
-/* Become a process of a user namespace that maps nobody, or this user alone (@p map). */
-static bool enter_namespace(bool map)
+/* Whom a user namespace maps: nobody, or this user alone, to the superuser or to the overflow user. */
+enum map { MAPS_NOBODY, MAPS_TO_ROOT, MAPS_TO_OVERFLOW };
+
+/* Become a process of one. */
+static bool enter_namespace(enum map map)
 {
 	char text[64];
 
-	snprintf(text, sizeof text, "0 %u 1", (unsigned)geteuid());
-	return unshare(CLONE_NEWUSER) == 0 && (!map || write_text("/proc/self/uid_map", text));
+	snprintf(text, sizeof text, "%u %u 1", map == MAPS_TO_ROOT ? 0 : NOBODY, (unsigned)geteuid());
+	return unshare(CLONE_NEWUSER) == 0 && (map == MAPS_NOBODY || write_text("/proc/self/uid_map", text));
 }
 
 #define SKIPPED 77
 
 /* Run @p body in a child inside such a namespace; 77: there can be none here. */
-static int in_namespace(bool map, int (*body)(void))
+static int in_namespace(enum map map, int (*body)(void))
 {
 	int status = -1;
 	pid_t child = fork();
@@ -494,7 +497,8 @@ static int nobody_meets_by_a_name(void)
 		const lshard_status status =
 			lshard__rendezvous_open(&context, own_job(), &rendezvous, &bootstrap, &error);
 
-		if (status != LSHARD_ERR_NOT_SUPPORTED || !strstr(error.text, "user namespace") ||
+		if (status != LSHARD_ERR_NOT_SUPPORTED ||
+		    !strstr(error.text, "is 65534 here, as which its user namespace shows every user") ||
 		    !strstr(error.text, VARIABLE) || !strstr(error.text, "bootstrap of your own")) {
 			fprintf(stderr, "rank %d: status %d: '%s'\n", (int)rank, (int)status, error.text);
 			failed = 1;
@@ -519,9 +523,20 @@ static void where_users_look_alike_nobody_meets_by_a_name(void **state)
 		 (unsigned long long)lshard__text_hash(own_job()), own_job());
 	child = impostor(name);
 	assert_true(child > 0);
-	result = in_namespace(false, nobody_meets_by_a_name);
+	result = in_namespace(MAPS_NOBODY, nobody_meets_by_a_name);
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
+	if (result == SKIPPED)
+		skip();
+	assert_int_equal(result, 0);
+}
+
+/* Nor where the namespace maps a user to the number of those that it does not map: of that user the same is true. */
+static void a_user_that_is_shown_as_the_strangers_are_is_told(void **state)
+{
+	const int result = in_namespace(MAPS_TO_OVERFLOW, nobody_meets_by_a_name);
+
+	(void)state;
 	if (result == SKIPPED)
 		skip();
 	assert_int_equal(result, 0);
@@ -557,7 +572,7 @@ static int three_connect(void)
 static void where_users_look_alike_ranks_meet_in_a_directory(void **state)
 {
 	const struct folder *folder = *state;
-	const int result = in_namespace(false, three_connect);
+	const int result = in_namespace(MAPS_NOBODY, three_connect);
 
 	if (result == SKIPPED)
 		skip();
@@ -586,7 +601,7 @@ static void a_user_that_is_mapped_meets_by_a_name(void **state)
 {
 	char name[128];
 	pid_t child;
-	int result = in_namespace(true, three_connect);
+	int result = in_namespace(MAPS_TO_ROOT, three_connect);
 
 	(void)state;
 	if (result == SKIPPED)
@@ -599,7 +614,7 @@ static void a_user_that_is_mapped_meets_by_a_name(void **state)
 	name_of(own_job(), name, sizeof name);
 	child = impostor(name);
 	assert_true(child > 0);
-	result = in_namespace(true, sends_the_impostor_away);
+	result = in_namespace(MAPS_TO_ROOT, sends_the_impostor_away);
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
 	assert_int_equal(result, 0);
@@ -607,11 +622,37 @@ static void a_user_that_is_mapped_meets_by_a_name(void **state)
 
 /* ---- Names that somebody sits on ------------------------------------------------------------------------------- */
 
-/* Binds the name and does not listen, until it is killed. */
-static pid_t squatter(const char *name)
+/* How somebody has a name until it is killed. */
+enum squat { BINDS, BINDS_DATAGRAMS, LISTENS };
+
+static socklen_t address_of(const char *name, struct sockaddr_un *address)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	const size_t length = strlen(name);
+	*address = (struct sockaddr_un){.sun_family = AF_UNIX};
+	memcpy(address->sun_path + 1, name, strlen(name));
+	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
+}
+
+/* Connects until no more connections are taken: nobody accepts them. */
+static bool fill_queue(const struct sockaddr_un *address, socklen_t length)
+{
+	for (int tries = 0; tries < 100; tries++)
+		if (connect(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0), (const struct sockaddr *)address, length))
+			return errno == EAGAIN;
+	return false;
+}
+
+static bool squat(const char *name, enum squat how)
+{
+	const int fd = socket(AF_UNIX, how == BINDS_DATAGRAMS ? SOCK_DGRAM : SOCK_STREAM, 0);
+	struct sockaddr_un address;
+	const socklen_t length = address_of(name, &address);
+
+	return bind(fd, (struct sockaddr *)&address, length) == 0 &&
+	       (how != LISTENS || (listen(fd, 0) == 0 && fill_queue(&address, length)));
+}
+
+static pid_t squatter(const char *name, enum squat how)
+{
 	int ready[2];
 	char byte = 0;
 	pid_t child;
@@ -621,12 +662,8 @@ static pid_t squatter(const char *name)
 	child = fork();
 	if (child == 0) {
 		const bool is_other = geteuid() != 0 || setuid(STRANGER) == 0;
-		const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
-		memcpy(address.sun_path + 1, name, length);
-		byte = is_other && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 &&
-		       bind(fd, (struct sockaddr *)&address,
-			    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)) == 0;
+		byte = is_other && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && squat(name, how);
 		if (write(ready[1], &byte, 1) == 1)
 			pause();
 		_exit(0);
@@ -638,34 +675,128 @@ static pid_t squatter(const char *name)
 	return child;
 }
 
+/* Ranks 0 and 1 of two cannot meet, and each says so. */
+static void are_told(const char *job, uint32_t timeout_ms, lshard_status expected, const char *const says[2])
+{
+	const int before = count_files("/proc/self/fd");
+
+	for (int32_t rank = 0; rank < 2; rank++) {
+		const struct member member = {.rank = rank, .size = 2};
+		lshard_context context = context_for_member(&member, "", timeout_ms);
+		lshard__rendezvous *rendezvous = NULL;
+		lshard_bootstrap bootstrap;
+		lshard_error error = {""};
+		const lshard_status status = lshard__rendezvous_open(&context, job, &rendezvous, &bootstrap, &error);
+
+		if (status != expected || !strstr(error.text, says[0]) || !strstr(error.text, says[1]))
+			fail_msg("rank %d: status %d: '%s'", (int)rank, (int)status, error.text);
+	}
+	assert_int_equal(count_files("/proc/self/fd"), before);
+}
+
+static void end(pid_t child)
+{
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+}
+
+/* By a name that nobody can listen under, or under which somebody else does and does not answer. */
 static void who_sits_on_a_name_is_named(void **state)
 {
-	const unsigned user = geteuid() == 0 ? STRANGER : geteuid();
-	const int before = count_files("/proc/self/fd");
-	char expected[80];
+	const bool is_root = geteuid() == 0;
+	char says[128], name[128];
+
+	(void)state;
+	name_of(own_job(), name, sizeof name);
+	for (int listens = 0; listens < 2; listens++) {
+		const pid_t child = squatter(name, listens ? LISTENS : BINDS);
+
+		assert_true(child > 0);
+		snprintf(says, sizeof says, "of user %u %s the name of job '%s' and %s", is_root ? STRANGER : geteuid(),
+			 listens ? "listens under" : "has taken", own_job(),
+			 listens ? "lets nobody in" : "does not listen");
+		are_told(own_job(), SHORT_MS, listens && !is_root ? LSHARD_ERR_TIMEOUT : LSHARD_ERR_SYSTEM,
+			 (const char *const[]){says, VARIABLE});
+		end(child);
+	}
+}
+
+/* Sockets of another type have names of their own. */
+static void who_has_a_name_of_another_type_is_not_to_blame(void **state)
+{
 	char name[128];
 	pid_t child;
 
 	(void)state;
 	name_of(own_job(), name, sizeof name);
-	child = squatter(name);
+	child = squatter(name, BINDS_DATAGRAMS);
 	assert_true(child > 0);
-	snprintf(expected, sizeof expected, "a process of user %u has taken the name of job '%s'", user, own_job());
-	for (int32_t rank = 0; rank < 2; rank++) {
-		const struct member member = {.rank = rank, .size = 2};
-		lshard_context context = context_for_member(&member, "", SHORT_MS);
-		lshard__rendezvous *rendezvous = NULL;
-		lshard_bootstrap bootstrap;
-		lshard_error error = {""};
-		const lshard_status status =
-			lshard__rendezvous_open(&context, own_job(), &rendezvous, &bootstrap, &error);
+	are_told(own_job(), SHORT_MS, LSHARD_ERR_TIMEOUT, (const char *const[]){"700 ms for rank", "one job name"});
+	end(child);
+}
 
-		if (status != LSHARD_ERR_SYSTEM || !strstr(error.text, expected) || !strstr(error.text, VARIABLE))
-			fail_msg("rank %d: status %d: '%s'", (int)rank, (int)status, error.text);
+/* ---- What a rank 0 leaves to a child ---------------------------------------------------------------------------- */
+
+/* A process that listens, forks, and has ended when this returns: its child has its socket. Returns the child. */
+static pid_t orphan(const char *name)
+{
+	int ready[2];
+	pid_t child = -1;
+	pid_t parent;
+
+	if (pipe(ready) != 0)
+		return -1;
+	parent = fork();
+	if (parent == 0) {
+		if (lshard__socket_listen(name, SOCK_STREAM) < 0)
+			_exit(1);
+		child = fork();
+		if (child == 0) {
+			alarm(LONG_MS / 1000);
+			pause();
+			_exit(0);
+		}
+		_exit(write(ready[1], &child, sizeof child) != sizeof child);
 	}
+	close(ready[1]);
+	if (read(ready[0], &child, sizeof child) != sizeof child)
+		child = -1;
+	close(ready[0]);
+	waitpid(parent, NULL, 0);
+	return child;
+}
+
+/* At once, as far as the kernel shows that a process has ended. */
+static void a_child_that_has_a_dead_ranks_name_is_named(void **state)
+{
+	char says[64], name[128];
+	pid_t child;
+
+	(void)state;
+	name_of(own_job(), name, sizeof name);
+	child = orphan(name);
+	assert_true(child > 0);
+	snprintf(says, sizeof says, "has ended, but process %d (", (int)child);
+	are_told(own_job(), LONG_MS, LSHARD_ERR_SYSTEM, (const char *const[]){says, "lets nobody in: end it, or "});
 	kill(child, SIGKILL);
-	waitpid(child, NULL, 0);
-	assert_int_equal(count_files("/proc/self/fd"), before);
+}
+
+/* There it has a file, which can be replaced. */
+static void what_a_dead_rank_left_to_a_child_is_replaced(void **state)
+{
+	const struct folder *folder = *state;
+	char job[] = "listens";
+	struct lshard__place place;
+	pid_t child;
+
+	open_place(&place, false);
+	child = orphan(place.name);
+	lshard__place_close(&place);
+	assert_true(child > 0);
+	assert_int_equal(count_files(folder->path), 1);
+	assert_int_equal(team_of_processes(3, meet_as_left, job), 0);
+	assert_int_equal(kill(child, SIGKILL), 0);
+	assert_int_equal(count_files(folder->path), 0);
 }
 
 /* Ranks that have met sit on no name, although what connects them still has it. */
@@ -719,7 +850,11 @@ int main(void)
 		cmocka_unit_test(where_users_look_alike_nobody_meets_by_a_name),
 		in_a_folder(where_users_look_alike_ranks_meet_in_a_directory),
 		cmocka_unit_test(a_user_that_is_mapped_meets_by_a_name),
+		cmocka_unit_test(a_user_that_is_shown_as_the_strangers_are_is_told),
 		cmocka_unit_test(who_sits_on_a_name_is_named),
+		cmocka_unit_test(who_has_a_name_of_another_type_is_not_to_blame),
+		cmocka_unit_test(a_child_that_has_a_dead_ranks_name_is_named),
+		in_a_folder(what_a_dead_rank_left_to_a_child_is_replaced),
 		cmocka_unit_test(ranks_that_have_met_sit_on_no_name),
 	};
 

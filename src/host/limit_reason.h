@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * limit_reason.h - limits of a process and of the system: which one refused something, in words that say what to raise, and
- * files that grow without the signal of one.
+ * limit_reason.h - limits of a process and of the system: which one refused something, in words that say what to raise,
+ * and files that grow without the signal of one.
  */
 #ifndef LAYERSHARD_LIMIT_REASON_H
 #define LAYERSHARD_LIMIT_REASON_H

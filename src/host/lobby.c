@@ -119,17 +119,28 @@ static void send_away(struct lshard__lobby *lobby, const struct lshard__newcomer
 	close(newcomer->fd);
 }
 
-static lshard_status accept_one(struct lshard__lobby *lobby, int listener)
+lshard_status lshard__lobby_accept(struct lshard__lobby *lobby, int listener, struct lshard__newcomer *newcomer)
 {
-	struct lshard__newcomer newcomer = {.fd = lshard__socket_accept(listener)};
 	uid_t uid = 0;
 
-	if (newcomer.fd < 0)
-		return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ? LSHARD_OK : LSHARD_ERR_SYSTEM;
-	if (lshard__socket_peer(newcomer.fd, &newcomer.pid, &uid) || uid != geteuid()) {
-		send_away(lobby, &newcomer, uid);
-		return LSHARD_OK;
+	*newcomer = (struct lshard__newcomer){.fd = lshard__socket_accept(listener)};
+	if (newcomer->fd < 0)
+		return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ? LSHARD_IN_PROGRESS
+										  : LSHARD_ERR_SYSTEM;
+	if (lshard__socket_peer(newcomer->fd, &newcomer->pid, &uid) || uid != geteuid()) {
+		send_away(lobby, newcomer, uid);
+		newcomer->fd = -1;
 	}
+	return LSHARD_OK;
+}
+
+static lshard_status accept_one(struct lshard__lobby *lobby, int listener)
+{
+	struct lshard__newcomer newcomer;
+	const lshard_status status = lshard__lobby_accept(lobby, listener, &newcomer);
+
+	if (newcomer.fd < 0)
+		return status;
 	if (lobby->count == room_for(lobby->context->size)) {
 		const size_t crowding = find_crowding(lobby);
 

@@ -50,6 +50,11 @@ bool lshard__lobby_first_stranger(struct lshard__lobby *lobby);
  */
 lshard_status lshard__lobby_hear(struct lshard__lobby *lobby, const struct pollfd *polled);
 /*
+ * Accept one more, who does not come into the lobby. One of another user is logged and sent away: -1 its descriptor.
+ * IN_PROGRESS: nobody waits. SYSTEM, with errno: nobody can be accepted.
+ */
+lshard_status lshard__lobby_accept(struct lshard__lobby *lobby, int listener, struct lshard__newcomer *newcomer);
+/*
  * Take out one whose hello is whole, or begins with another greeting than a rank's of this build: nothing is known then
  * of what else it may say. Its descriptor is the caller's. False: there is none.
  */

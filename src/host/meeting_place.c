@@ -3,10 +3,10 @@
  * meeting_place.c - see meeting_place.h.
  *
  * In a directory, every change of who listens happens under a lock on the directory itself: a socket to which nobody
- * can connect while the lock is held is of a rank that is gone, and may be removed. The directory is opened once, looked
- * at, and reached by that descriptor from then on; so its path may have any length, and nobody can exchange it. That it
- * has no rights for others is what keeps them out: the system itself compares users then, and knows them also where
- * this user namespace does not.
+ * can connect while the lock is held, or that a rank which has ended left to a child, may be removed. The directory is
+ * opened once, looked at, and reached by that descriptor from then on; so its path may have any length, and nobody can
+ * exchange it. That it has no rights for others is what keeps them out: the system itself compares users then, and
+ * knows them also where this user namespace does not.
  */
 #include "meeting_place.h"
 #include "limit_reason.h"
@@ -128,8 +128,8 @@ static lshard_status check_user(const struct lshard__place *place, lshard_error 
 	if (lshard__user_is_told())
 		return LSHARD_OK;
 	return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
-			   "job '%s': this process runs in a user namespace that does not map its user: every such "
-			   "user is shown as %lu, so ranks cannot tell each other from strangers. Set " VARIABLE
+			   "job '%s': this process's user is %lu here, as which its user namespace shows every user "
+			   "that it does not map: ranks cannot tell each other from strangers. Set " VARIABLE
 			   " to a directory of mode 0700 that belongs to the ranks' user, on all ranks alike, or give "
 			   "a bootstrap of your own",
 			   place->job, (unsigned long)geteuid());
@@ -179,7 +179,6 @@ static void unlock(const struct lshard__place *place)
 static int remove_stale(const struct lshard__place *place)
 {
 	struct stat found;
-	int fd = -1;
 
 	if (fstatat(place->directory, file_of(place), &found, AT_SYMLINK_NOFOLLOW))
 		return errno == ENOENT;
@@ -187,16 +186,11 @@ static int remove_stale(const struct lshard__place *place)
 		errno = EEXIST;
 		return 0;
 	}
-	if (lshard__socket_connect(place->name, SOCK_STREAM, lshard__now_ns(), &fd) == LSHARD_OK) {
-		close(fd);
+	if (lshard__socket_look(place->name, SOCK_STREAM) == LSHARD__SOMEBODY) {
 		errno = EADDRINUSE;
 		return 0;
 	}
-	if (errno != ECONNREFUSED) { /* its queue is full: somebody is there */
-		errno = EADDRINUSE;
-		return 0;
-	}
-	return unlinkat(place->directory, file_of(place), 0) == 0;
+	return unlinkat(place->directory, file_of(place), 0) == 0 || errno == ENOENT;
 }
 
 static int listen_in_directory(struct lshard__place *place)
@@ -266,7 +260,49 @@ void lshard__place_reason(const struct lshard__place *place, int error, char *te
 		snprintf(text, bytes, "%s", lshard__reason(error, 0).text);
 }
 
-int lshard__place_is_blocked(const struct lshard__place *place, char *text, size_t bytes)
+/* A socket in the directory can only be its user's own. */
+static bool find_holder(const struct lshard__place *place, struct lshard__name_holder *holder)
 {
-	return place->directory < 0 && lshard__name_is_blocked(place->name, text, bytes);
+	return place->directory < 0 && lshard__name_find_holder(place->name, holder);
+}
+
+#define WAYS_OUT "choose another job name, or a directory of your own by " VARIABLE
+
+/* Who refuses connections does not listen, or began to just now. */
+static bool is_in_the_way(const struct lshard__place *place, int tried, struct lshard__name_holder *holder)
+{
+	if (tried != EAGAIN && tried != EADDRINUSE && tried != ECONNREFUSED)
+		return false;
+	return find_holder(place, holder) && !(holder->listens && tried == ECONNREFUSED);
+}
+
+lshard_status lshard__place_blocked(const struct lshard__place *place, int tried, int32_t rank, uint32_t waited_ms,
+				    lshard_error *error)
+{
+	struct lshard__name_holder holder;
+
+	if (!is_in_the_way(place, tried, &holder))
+		return LSHARD_OK;
+	if (!holder.listens)
+		return lshard_fail(error, LSHARD_ERR_SYSTEM,
+				   "rank %d: %s has taken the name of job '%s' and does not listen, so that nobody can "
+				   "meet there: " WAYS_OUT,
+				   (int)rank, holder.text, place->job);
+	return lshard_fail(error, holder.is_stranger ? LSHARD_ERR_SYSTEM : LSHARD_ERR_TIMEOUT,
+			   "rank %d waited %u ms: %s listens under the name of job '%s' and lets nobody in: it hangs, "
+			   "or is no rank of this group. End it, or " WAYS_OUT,
+			   (int)rank, (unsigned)waited_ms, holder.text, place->job);
+}
+
+lshard_status lshard__place_left_behind(const struct lshard__place *place, int32_t rank, pid_t root,
+					lshard_error *error)
+{
+	struct lshard__name_holder holder;
+	const bool found = find_holder(place, &holder) && holder.process;
+
+	return lshard_fail(error, LSHARD_ERR_SYSTEM,
+			   "rank %d: rank 0 (process %d) of job '%s' has ended, but %s, which it left behind, has the "
+			   "job's name still and lets nobody in: end it%s, or " WAYS_OUT,
+			   (int)rank, (int)root, place->job, found ? holder.text : "a process",
+			   found ? "" : " ('ss -xlp' lists it under layershard/)");
 }

@@ -40,9 +40,14 @@ void lshard__place_leave(struct lshard__place *place);
 const char *lshard__place_hint(const struct lshard__place *place, char *text, size_t bytes);
 
 /*
- * Has somebody bound the name without listening? Then nobody can meet there. Says in @p text who, as far as the system
- * tells.
+ * After @p rank has tried for so long to listen or to connect, the last time with @p tried (errno): does somebody sit
+ * there, so that nobody can meet? SYSTEM if it cannot be one of the ranks, TIMEOUT if it may be one that hangs, with
+ * who it is as far as the system tells. OK: nobody does.
  */
-int lshard__place_is_blocked(const struct lshard__place *place, char *text, size_t bytes);
+lshard_status lshard__place_blocked(const struct lshard__place *place, int tried, int32_t rank, uint32_t waited_ms,
+				    lshard_error *error);
+/* LSHARD__LEFT_BEHIND (sockets.h) at an abstract name, by the process @p root: the text for it. */
+lshard_status lshard__place_left_behind(const struct lshard__place *place, int32_t rank, pid_t root,
+					lshard_error *error);
 
 #endif

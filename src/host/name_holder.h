@@ -1,14 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * name_holder.h - who sits on an abstract name without listening. Any user can, and nobody can meet there then; seen
- * from outside it looks as if nobody had come yet.
+ * name_holder.h - who has an abstract name: any user can take any, and nobody can meet there then. Seen from outside it
+ * looks as if nobody had come yet where the name is only bound, or its queue is full.
  */
 #ifndef LAYERSHARD_NAME_HOLDER_H
 #define LAYERSHARD_NAME_HOLDER_H
 
-#include <stddef.h>
+#include <stdbool.h>
+#include <sys/types.h>
 
-/* 1: somebody has bound @p name and does not listen; @p text: "a process of user 1000", as far as the system tells. */
-int lshard__name_is_blocked(const char *name, char *text, size_t bytes);
+struct lshard__name_holder {
+	bool listens;
+	bool is_stranger; /* of another user than this process, as far as the system tells */
+	pid_t process;    /* 0: not known: of another user, or in another process namespace */
+	char text[144];   /* "process 1234 (python3) of user 1000", as far as the system tells */
+};
+
+/* False: nobody has it. Looks only: to try the name would take it from the rank that is awaited. */
+bool lshard__name_find_holder(const char *name, struct lshard__name_holder *holder);
 
 #endif

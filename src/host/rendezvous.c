@@ -63,12 +63,12 @@ static void close_if_open(int *fd)
 	*fd = -1;
 }
 
-/* ---- names ---- */
-
 static struct lshard__greeting greeting(void)
 {
 	return lshard__hello_greeting(sizeof(struct frame));
 }
+
+/* ---- rank 0 ---- */
 
 /* Those that were not heard. */
 static struct lshard__ranks find_missing(const lshard__rendezvous *r)
@@ -80,8 +80,6 @@ static struct lshard__ranks find_missing(const lshard__rendezvous *r)
 			lshard__ranks_add(&missing, rank);
 	return missing;
 }
-
-/* ---- rank 0 ---- */
 
 static void tell(int fd, lshard_status status, const void *text, uint64_t bytes)
 {
@@ -96,18 +94,16 @@ static void tell(int fd, lshard_status status, const void *text, uint64_t bytes)
 /* Those who have connected and wait to be accepted; from now on nobody can connect. */
 static void tell_queued(lshard__rendezvous *r, lshard_status status)
 {
-	pid_t pid;
-	uid_t uid;
-	int fd;
+	struct lshard__newcomer newcomer;
 
 	if (r->listener < 0)
 		return;
 	(void)shutdown(r->listener, SHUT_RDWR);
 	close_if_open(&r->spare);
-	while ((fd = lshard__socket_accept(r->listener)) >= 0) {
-		if (!lshard__socket_peer(fd, &pid, &uid) && uid == geteuid())
-			tell(fd, status, r->error.text, strlen(r->error.text));
-		close(fd);
+	while (lshard__lobby_accept(&r->lobby, r->listener, &newcomer) == LSHARD_OK) {
+		if (newcomer.fd >= 0)
+			tell(newcomer.fd, status, r->error.text, strlen(r->error.text));
+		close_if_open(&newcomer.fd);
 	}
 }
 
@@ -392,17 +388,29 @@ static lshard_status root_allgather(lshard__rendezvous *r, const void *send, cha
 
 /* ---- the others ---- */
 
+/* Does somebody sit there? @p error: what it was tried with; @p text: what to say where nobody does. */
+static lshard_status blocked(lshard__rendezvous *r, int error, lshard_status otherwise, const char *text)
+{
+	const lshard_context *context = r->context;
+	lshard_status status = lshard__place_blocked(&r->place, error, context->rank, context->timeout_ms, &r->error);
+
+	return status == LSHARD_OK ? lshard_fail(&r->error, otherwise, "%s", text) : status;
+}
+
 static lshard_status no_answer(lshard__rendezvous *r, lshard_status status)
 {
 	const int error = errno;
 	int32_t rank = r->context->rank;
 	char process[32] = "";
+	lshard_error late;
 
 	if (r->root_pid > 0)
 		snprintf(process, sizeof process, " (process %d)", (int)r->root_pid);
-	if (status == LSHARD_ERR_TIMEOUT)
-		return lshard_fail(&r->error, status, "rank %d waited %u ms for word from rank 0%s of job '%s'",
-				   (int)rank, (unsigned)r->context->timeout_ms, process, r->job);
+	if (status == LSHARD_ERR_TIMEOUT) {
+		(void)lshard_fail(&late, status, "rank %d waited %u ms for word from rank 0%s of job '%s'", (int)rank,
+				  (unsigned)r->context->timeout_ms, process, r->job);
+		return blocked(r, rank ? 0 : EADDRINUSE, status, late.text);
+	}
 	if (status == LSHARD_ERR_PEER_FAILED)
 		return lshard_fail(&r->error, status, "rank %d: rank 0%s of job '%s' is gone", (int)rank, process,
 				   r->job);
@@ -434,8 +442,7 @@ static lshard_status hear_root(lshard__rendezvous *r, int fd, void *into, size_t
 	return lshard_fail(&r->error, (lshard_status)frame.status, "%s", text);
 }
 
-/* Only rank 0 knows who is missing: tell it shortly before the deadline that we are leaving, so that it can still say.
- */
+/* Only rank 0 knows who is missing: tell it shortly before the deadline that we leave, so that it can still say. */
 static void give_up_in_time(const lshard__rendezvous *r, int fd, uint64_t deadline)
 {
 	uint32_t timeout_ms = r->context->timeout_ms;
@@ -445,6 +452,7 @@ static void give_up_in_time(const lshard__rendezvous *r, int fd, uint64_t deadli
 		(void)lshard__socket_send(fd, &timeout_ms, sizeof timeout_ms, deadline);
 }
 
+/* IN_PROGRESS: it says nothing, and the process that began to listen has ended. */
 static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 {
 	struct lshard__hello hello = {greeting(), 0, r->context->rank, r->context->size};
@@ -457,13 +465,13 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM,
 				   "job '%s': process %d that listens under its name belongs to user %lu, not %lu%s",
 				   r->job, (int)r->root_pid, (unsigned long)uid, (unsigned long)geteuid(),
-				   lshard__user_is_overflow(uid) ? " (it stands for all that this user namespace does "
-								   "not map)"
+				   lshard__user_is_overflow(uid) ? " (as which this user namespace shows all that it "
+								   "does not map)"
 								 : "");
 	r->process = lshard__socket_peer_process(fd);
-	if (r->process < 0 && errno == ESRCH && /* a child of its still listens, unless it has said why it went */
+	if (lshard__socket_peer_ended(r->process) && /* it may have said why it went */
 	    lshard__socket_wait(fd, -1, POLLIN, lshard__now_ns()) == LSHARD_ERR_TIMEOUT)
-		return no_answer(r, LSHARD_ERR_PEER_FAILED);
+		return LSHARD_IN_PROGRESS;
 	status = lshard__socket_send(fd, &hello, sizeof hello, deadline);
 	/* Rank 0 may have closed after telling why: then the answer is there although the hello does not go. */
 	if (status == LSHARD_ERR_TIMEOUT || status == LSHARD_ERR_SYSTEM)
@@ -472,32 +480,48 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 	return hear_root(r, fd, NULL, 0, deadline);
 }
 
-/* Nobody can listen where somebody else only sits. */
-static lshard_status blocked(lshard__rendezvous *r, lshard_status otherwise, const char *text)
+/*
+ * After introduce found that who began to listen has ended. IN_PROGRESS: another rank 0 listens by now, or is about to
+ * replace what was left in a directory.
+ */
+static lshard_status ended_before(lshard__rendezvous *r, uint64_t deadline)
 {
-	char who[80];
+	const enum lshard__listening now = lshard__socket_look(r->place.name, SOCK_STREAM);
 
-	if (!lshard__place_is_blocked(&r->place, who, sizeof who))
-		return lshard_fail(&r->error, otherwise, "%s", text);
-	return lshard_fail(&r->error, LSHARD_ERR_SYSTEM,
-			   "rank %d: %s has taken the name of job '%s' and does not listen, so that nobody can meet "
-			   "there: choose another job name, or a directory of your own by LAYERSHARD_MEET_DIR",
-			   (int)r->context->rank, who, r->job);
+	if (now == LSHARD__LEFT_BEHIND && r->place.directory < 0)
+		return lshard__place_left_behind(&r->place, r->context->rank, r->root_pid, &r->error);
+	if (now == LSHARD__NOBODY || !lshard__left_ms(deadline))
+		return no_answer(r, LSHARD_ERR_PEER_FAILED);
+	return LSHARD_IN_PROGRESS;
+}
+
+static lshard_status too_late(lshard__rendezvous *r, int error)
+{
+	lshard_error late;
+	char hint[200];
+
+	(void)lshard_fail(&late, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for rank 0 of job '%s', %s",
+			  (int)r->context->rank, (unsigned)r->context->timeout_ms, r->job,
+			  lshard__place_hint(&r->place, hint, sizeof hint));
+	return blocked(r, error, LSHARD_ERR_TIMEOUT, late.text);
 }
 
 static lshard_status open_member(lshard__rendezvous *r, uint64_t deadline)
 {
-	lshard_status status = lshard__socket_connect(r->place.name, SOCK_STREAM, deadline, &r->root);
-	lshard_error late;
-	char hint[200];
+	for (;;) {
+		lshard_status status = lshard__socket_connect(r->place.name, SOCK_STREAM, deadline, &r->root);
 
-	if (status == LSHARD_OK)
-		return introduce(r, r->root, deadline);
-	if (status != LSHARD_ERR_TIMEOUT)
-		return no_answer(r, status);
-	(void)lshard_fail(&late, status, "rank %d waited %u ms for rank 0 of job '%s', %s", (int)r->context->rank,
-			  (unsigned)r->context->timeout_ms, r->job, lshard__place_hint(&r->place, hint, sizeof hint));
-	return blocked(r, status, late.text);
+		if (status != LSHARD_OK)
+			return status == LSHARD_ERR_TIMEOUT ? too_late(r, errno) : no_answer(r, status);
+		status = introduce(r, r->root, deadline);
+		if (status == LSHARD_IN_PROGRESS)
+			status = ended_before(r, deadline);
+		if (status != LSHARD_IN_PROGRESS)
+			return status;
+		close_if_open(&r->root);
+		close_if_open(&r->process);
+		poll(NULL, 0, 5);
+	}
 }
 
 static lshard_status member_allgather(lshard__rendezvous *r, const void *send, void *receive, size_t bytes,
@@ -524,9 +548,12 @@ static lshard_status challenge(lshard__rendezvous *r, uint64_t deadline)
 	lshard_status status;
 	int fd;
 
-	if (lshard__socket_connect(r->place.name, SOCK_STREAM, lshard__now_ns(), &fd) != LSHARD_OK)
-		return LSHARD_IN_PROGRESS;
+	status = lshard__socket_connect(r->place.name, SOCK_STREAM, lshard__now_ns(), &fd);
+	if (status != LSHARD_OK)
+		return status == LSHARD_ERR_TIMEOUT ? LSHARD_IN_PROGRESS : no_answer(r, status);
 	status = introduce(r, fd, deadline);
+	if (status == LSHARD_IN_PROGRESS)
+		status = ended_before(r, deadline);
 	close(fd);
 	close_if_open(&r->process);
 	return status == LSHARD_ERR_PEER_FAILED ? LSHARD_IN_PROGRESS : status;
@@ -534,12 +561,14 @@ static lshard_status challenge(lshard__rendezvous *r, uint64_t deadline)
 
 static lshard_status cannot_listen(lshard__rendezvous *r)
 {
+	const int error = errno;
 	lshard_error refused;
 	char why[400];
 
-	lshard__place_reason(&r->place, errno, why, sizeof why);
-	(void)lshard_fail(&refused, LSHARD_ERR_SYSTEM, "job '%s': cannot listen as rank 0: %s", r->job, why);
-	return blocked(r, LSHARD_ERR_SYSTEM, refused.text);
+	lshard__place_reason(&r->place, error, why, sizeof why);
+	(void)lshard_fail(&refused, LSHARD_ERR_SYSTEM, "job '%s': cannot listen as rank 0 (process %d): %s", r->job,
+			  (int)getpid(), why);
+	return blocked(r, error, LSHARD_ERR_SYSTEM, refused.text);
 }
 
 static lshard_status take_place(lshard__rendezvous *r, uint64_t deadline)

@@ -146,6 +146,29 @@ int lshard__socket_peer_process(int fd)
 	return process_by_number(fd);
 }
 
+bool lshard__socket_peer_ended(int process)
+{
+	if (process < 0)
+		return errno == ESRCH;
+	return lshard__socket_wait(-1, process, POLLIN, lshard__now_ns()) == LSHARD_ERR_PEER_FAILED;
+}
+
+enum lshard__listening lshard__socket_look(const char *name, int type)
+{
+	int fd;
+	int process;
+	bool ended;
+
+	if (lshard__socket_connect(name, type, lshard__now_ns(), &fd) != LSHARD_OK)
+		return errno == ECONNREFUSED || errno == ENOENT ? LSHARD__NOBODY : LSHARD__SOMEBODY;
+	process = lshard__socket_peer_process(fd);
+	ended = lshard__socket_peer_ended(process);
+	if (process >= 0)
+		close(process);
+	close(fd);
+	return ended ? LSHARD__LEFT_BEHIND : LSHARD__SOMEBODY;
+}
+
 lshard_status lshard__socket_wait(int fd, int process, short events, uint64_t deadline_ns)
 {
 	struct pollfd polled[2] = {{.fd = fd, .events = events}, {.fd = process, .events = POLLIN}};

@@ -25,6 +25,14 @@ int lshard__left_ms(uint64_t deadline_ns);
 int lshard__socket_listen(const char *name, int type);
 /* Tries until the deadline: the listener may not be there yet. TIMEOUT leaves errno as the last try did. */
 lshard_status lshard__socket_connect(const char *name, int type, uint64_t deadline_ns, int *fd);
+/* Who listens at @p name, found out by connecting without a wait. */
+enum lshard__listening {
+	LSHARD__NOBODY,     /* the connection is refused, or the path is not there */
+	LSHARD__SOMEBODY,   /* also where nothing can be found out */
+	LSHARD__LEFT_BEHIND /* whoever began to has ended: a process that it forked has its socket still */
+};
+
+enum lshard__listening lshard__socket_look(const char *name, int type);
 /* A connection that waits to be accepted, or -1 and errno. */
 int lshard__socket_accept(int listener);
 /* Who is at the other end. Returns 0, or -1 and errno. */
@@ -36,6 +44,8 @@ int lshard__socket_peer(int fd, pid_t *pid, uid_t *uid);
  * where the kernel has none for that process (before Linux 5.3, or in another process namespace before 6.5).
  */
 int lshard__socket_peer_process(int fd);
+/* Has it ended? @p process: what lshard__socket_peer_process has just returned, with its errno. */
+bool lshard__socket_peer_ended(int process);
 
 /*
  * Wait for one descriptor to be readable (POLLIN) or writable (POLLOUT). PEER_FAILED when nothing is there and @p
