@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What would write to shared weights, or quietly take them out of sharing, raises instead.
 
-Guarded: load_state_dict, .to / .half / .cuda and all else that goes through Module._apply, deepcopy, pickling, and
-state_dict where it would save windows. Not to be guarded in Python: writing to a parameter's elements (weight.add_,
-weight.data += ...). That memory is read-only on ranks that are not its source, and the process dies by SIGSEGV.
+Guarded: load_state_dict outside update(), .to / .half / .cuda and all else that goes through Module._apply, deepcopy,
+pickling, and state_dict where it would save windows. Not to be guarded in Python: writing to a parameter's elements
+(weight.add_, weight.data += ...). That memory is read-only on ranks that are not its source, and the process dies by
+SIGSEGV.
 """
 
 from __future__ import annotations
@@ -37,8 +38,15 @@ def refuse_loading(model: nn.Module, why: str) -> None:
 class Guards:
     """The guards of one model: on what owns shared tensors and all that is above it. They are taken off by remove."""
 
-    def __init__(self, model: nn.Module, owners: Iterable[nn.Module], kinds: set[tuple[torch.dtype, torch.device]]):
+    def __init__(
+        self,
+        model: nn.Module,
+        owners: Iterable[nn.Module],
+        kinds: set[tuple[torch.dtype, torch.device]],
+        is_updating: Callable[[], bool],
+    ) -> None:
         self._kinds = kinds
+        self._is_updating = is_updating
         self._owners = set(owners)
         self._modules = [module for module in model.modules() if not self._owners.isdisjoint(module.modules())]
         self._handles: list[Any] = []
@@ -54,10 +62,14 @@ class Guards:
             "copying or pickling", "save layershard.of(model).state_dict() instead, or detach() first"
         )
         self._handles.append(
-            module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-                _refuse("load_state_dict", "use layershard.of(model).update(), or layershard.torch.load")
-            )
+            module.register_load_state_dict_pre_hook(self._guard_loading)  # type: ignore[no-untyped-call]
         )
+
+    def _guard_loading(self, *_args: Any) -> None:
+        if not self._is_updating():
+            _refuse(
+                "load_state_dict", "do it inside layershard.torch.of(model).update(), or use layershard.torch.load"
+            )()
 
     def refuse_state_dict(self) -> None:
         """Where layers come through windows, a parameter shows whatever is passing through."""

@@ -51,7 +51,8 @@ class Handle:
     def guard(self) -> None:
         owners = (place.owner for each in self.shared for places in each.plan.places for place in places)
         kinds = {(layout.dtype, self.device) for each in self.shared for layout in each.layouts}
-        self._guards = Guards(self._model, owners, kinds)
+        shared = self.shared
+        self._guards = Guards(self._model, owners, kinds, lambda: any(each.updating for each in shared))
         if any(each.moves for each in self.shared):
             self._guards.refuse_state_dict()
 

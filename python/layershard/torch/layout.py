@@ -57,6 +57,14 @@ class Layout:
         """New memory of this layout."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
 
+    def ones(self, device: torch.device) -> torch.Tensor:
+        """New memory of this layout, filled with ones where torch can: not with two packed into a byte."""
+        tensor = self.empty(device)
+        try:
+            return tensor.fill_(1)
+        except NotImplementedError:
+            return tensor
+
     def __str__(self) -> str:
         text = f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
         return text if self.is_plain else f"{text} strides {list(self.stride)}"

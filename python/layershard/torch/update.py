@@ -3,7 +3,8 @@
 
 On a layer's source they are the library's own storage (placement owner) or a copy that is cut up at the end (striped).
 Elsewhere they are scratch, one layer's worth for the whole series: code that fuses weights runs unchanged on all ranks,
-and what it writes to layers that are not its own is dropped.
+and what it writes to layers that are not its own is dropped. Scratch begins as ones: code that looks whether its result
+is finite, or divides by a norm, goes through there, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .grouping import Place
 from .memory import give_back
 from .refusals import Refused
 from .shared import Read, Shared
+from .written import Hung, collect
 
 
 class _Abandoned(RuntimeError):
@@ -32,6 +34,7 @@ class Update:
         self._gate = gate  # given a reason, no pass is made
         self._copies: dict[str, torch.Tensor] = {}
         self._own: dict[str, Place] = {}
+        self._hung: list[Hung] = []
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor of what this rank is source of: what is worth writing here."""
@@ -74,14 +77,18 @@ class Update:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        failed = error is not None
+        refusal = self._take_written() if error is None else None
+        failed = error is not None or refusal is not None
 
         def read(place: Place) -> torch.Tensor:
             if failed:
-                raise _Abandoned("the update was given up")
+                raise _Abandoned(str(refusal or "the update was given up"))
             return place.tensor
 
         self._gate("an update has failed, and the shared weights may be half written: make the update again")
+        for hung in self._hung:
+            hung.restore()
+        self._hung.clear()
         try:
             for shared in self._shared:
                 self._end(shared, read, failed)
@@ -95,6 +102,15 @@ class Update:
             for shared in self._shared:
                 shared.hang()
             give_back()
+        if refusal is not None:
+            raise refusal
+
+    def _take_written(self) -> Refused | None:
+        try:
+            collect(self._hung)
+        except Refused as refusal:
+            return refusal
+        return None
 
     def _end(self, shared: Shared, read: Read, failed: bool) -> None:
         writer = shared.writer(read) if shared.placement == "striped" or failed else None
@@ -121,13 +137,14 @@ class Update:
             self._copies.update({place.name: tensor for place, tensor in zip(places, tensors, strict=True)})
 
     def _hang_writable(self, shared: Shared) -> None:
-        scratch = [layout.empty(shared.device) for layout in shared.layouts]
+        scratch = [layout.ones(shared.device) for layout in shared.layouts]
         for layer, places in shared.plan.layers():
             own = shared.series.is_source(layer)
             for index, place in enumerate(places):
                 if not own:
-                    place.put(scratch[index])
+                    self._hung.append(Hung(place, scratch[index], own=False))
                     continue
                 copy = self._copies.get(place.name)
-                place.put(shared.view(layer, index, writable=True) if copy is None else copy)
+                target = shared.view(layer, index, writable=True) if copy is None else copy
+                self._hung.append(Hung(place, target, own=True))
                 self._own[place.name] = place

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program left under the names of shared tensors while an update lasted, however it wrote them.
+
+Code writes weights in place, by p.data = new, by another Parameter, by swapping objects. What lies under the name at
+the end is what was meant. It is copied to where the library wants it, or refused by name; then the model's own objects
+hang there again, since optimizers, adapters and compiled code may hold them.
+
+Knows places and tensors; nothing of ranks, series or the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .grouping import Place
+from .layout import Layout
+from .refusals import Refused
+
+
+def _memory_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class Hung:
+    """One of the model's tensors for as long as @target, memory that may be written, hangs in its place."""
+
+    def __init__(self, place: Place, target: torch.Tensor, *, own: bool) -> None:
+        place.put(target)
+        self.place = place
+        self.target = target
+        self.own = own  # what is written counts; elsewhere it is dropped
+        self._holder = place.tensor
+        self._home = place.owner._parameters if place.is_parameter else place.owner._buffers
+
+    def found(self) -> torch.Tensor:
+        """What lies under the name now. Refused where it is not a tensor like the one that hung there."""
+        name, owner, key = self.place.name, self.place.owner, self.place.key
+        homes = [home for home in (owner._parameters, owner._buffers, owner.__dict__) if home.get(key) is not None]
+        now = homes[0][key] if homes else None
+        if not isinstance(now, torch.Tensor):
+            raise Refused(f"{name} is gone: an update takes new values under the old names, as tensors")
+        if type(now.data) is not torch.Tensor or now.is_meta or now.layout is not torch.strided:
+            raise Refused(f"{name} is now a {type(now.data).__name__} on {now.device}: new values are plain tensors")
+        if (now.shape, now.dtype) != (self.target.shape, self.target.dtype):
+            raise Refused(f"{name} is now {Layout.of(now.data)}; the shared weight is {Layout.of(self.target)}")
+        return now.data
+
+    def restore(self) -> None:
+        """The model's own object, over the memory that was hung there."""
+        for home in (self.place.owner._parameters, self.place.owner._buffers, self.place.owner.__dict__):
+            if home is not self._home:
+                home.pop(self.place.key, None)
+        self._home[self.place.key] = self._holder  # type: ignore[assignment]  # a parameter, if its home is theirs
+        self._holder.data = self.target
+
+
+def collect(hung: Sequence[Hung]) -> None:
+    """Bring into each own target what lies under its name. Nothing is copied if anything is refused."""
+    memory = {_memory_of(each.target): each.place.name for each in hung}
+    moved = []
+    for each in hung:
+        now = each.found()
+        if now.data_ptr() == each.target.data_ptr() and now.stride() == each.target.stride():
+            continue  # written in place, or not at all
+        other = memory.get(_memory_of(now))
+        if other is not None and _memory_of(now) != _memory_of(each.target):
+            raise Refused(f"{each.place.name} is now memory of {other}, which is not the same on all ranks: clone it")
+        moved.append((each, now))
+    with torch.no_grad():
+        for each, now in moved:
+            if each.own:
+                each.target.copy_(now.clone() if _memory_of(now) == _memory_of(each.target) else now)
