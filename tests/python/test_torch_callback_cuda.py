@@ -13,10 +13,10 @@ import signal
 import time
 
 import pytest
+from patience import patience
 
 import layershard
 import torch_ranks as ranks
-from patience import patience
 
 torch = ranks.torch
 dist = pytest.importorskip("torch.distributed", reason="this torch has no torch.distributed")
