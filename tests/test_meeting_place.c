@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -262,6 +263,24 @@ static void directories_that_others_can_enter_are_refused(void **state)
 	assert_int_equal(chmod(folder->path, 0700), 0);
 	assert_int_equal(chown(folder->path, STRANGER, STRANGER), 0);
 	refuses(folder->path, "belongs to user 54321, not to user 0");
+}
+
+/* The directory is as it should be, and no other is asked for. */
+static void a_limit_is_not_taken_for_an_unfit_directory(void **state)
+{
+	struct rlimit before, none;
+	struct lshard__place place;
+	lshard_error error = {""};
+	lshard_status status;
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+	none = (struct rlimit){.rlim_cur = 0, .rlim_max = before.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	status = lshard__place_open(&place, "job", &error);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+	if (status != LSHARD_ERR_SYSTEM || !strstr(error.text, "RLIMIT_NOFILE") || strstr(error.text, "0700"))
+		fail_msg("status %d: '%s'", (int)status, error.text);
 }
 
 /* Nothing is removed that is no socket of a rank. */
@@ -843,6 +862,7 @@ int main(void)
 		in_a_folder(two_with_rank_0_are_named_there_too),
 		in_a_folder(ranks_that_disagree_are_told_what_to_look_at),
 		in_a_folder(directories_that_others_can_enter_are_refused),
+		in_a_folder(a_limit_is_not_taken_for_an_unfit_directory),
 		in_a_folder(what_is_no_socket_stays),
 		in_a_folder(who_keeps_the_lock_is_to_blame),
 		in_a_folder(two_that_replace_what_is_left_do_not_both_listen),

@@ -838,7 +838,8 @@ static int meets_among_users(const struct member *member)
 		EXPECT(member, child > 0, "no process of user %u could listen", NOBODY);
 		status = lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error);
 		EXPECT(member, status == LSHARD_ERR_SYSTEM, "status %d: %s", (int)status, error.text);
-		EXPECT(member, strstr(error.text, "belongs to user 65534"), "%s", error.text);
+		EXPECT(member, strstr(error.text, "belongs to user 65534") && strstr(error.text, "another job name"),
+		       "%s", error.text);
 		end_child(child);
 	}
 	return 0;

@@ -109,6 +109,9 @@ static lshard_status open_directory(struct lshard__place *place, const char *pat
 	if (lstat(whole, &found) == 0 && S_ISLNK(found.st_mode))
 		return unfit(place, error, "it is a symbolic link");
 	place->directory = open(whole, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (place->directory < 0 && (errno == EMFILE || errno == ENFILE))
+		return lshard_fail(error, LSHARD_ERR_SYSTEM, "process %d cannot open " VARIABLE "='%s': %s",
+				   (int)getpid(), place->path, lshard__reason(errno, 0).text);
 	if (place->directory < 0)
 		return unfit(place, error, strerror(errno));
 	status = check_directory(place, error);
@@ -260,13 +263,24 @@ void lshard__place_reason(const struct lshard__place *place, int error, char *te
 		snprintf(text, bytes, "%s", lshard__reason(error, 0).text);
 }
 
+#define OTHER_PLACE "choose another job name, or a directory of your own by " VARIABLE
+
+lshard_status lshard__place_foreign(const struct lshard__place *place, int32_t rank, pid_t other, uid_t user,
+				    lshard_error *error)
+{
+	return lshard_fail(
+		error, LSHARD_ERR_SYSTEM,
+		"rank %d: process %d, which listens under the name of job '%s', belongs to user %lu, not "
+		"%lu%s: " OTHER_PLACE,
+		(int)rank, (int)other, place->job, (unsigned long)user, (unsigned long)geteuid(),
+		lshard__user_is_overflow(user) ? " (as which this user namespace shows all that it does not map)" : "");
+}
+
 /* A socket in the directory can only be its user's own. */
 static bool find_holder(const struct lshard__place *place, struct lshard__name_holder *holder)
 {
 	return place->directory < 0 && lshard__name_find_holder(place->name, holder);
 }
-
-#define WAYS_OUT "choose another job name, or a directory of your own by " VARIABLE
 
 /* Who refuses connections does not listen, or began to just now. */
 static bool is_in_the_way(const struct lshard__place *place, int tried, struct lshard__name_holder *holder)
@@ -286,11 +300,11 @@ lshard_status lshard__place_blocked(const struct lshard__place *place, int tried
 	if (!holder.listens)
 		return lshard_fail(error, LSHARD_ERR_SYSTEM,
 				   "rank %d: %s has taken the name of job '%s' and does not listen, so that nobody can "
-				   "meet there: " WAYS_OUT,
+				   "meet there: " OTHER_PLACE,
 				   (int)rank, holder.text, place->job);
 	return lshard_fail(error, holder.is_stranger ? LSHARD_ERR_SYSTEM : LSHARD_ERR_TIMEOUT,
 			   "rank %d waited %u ms: %s listens under the name of job '%s' and lets nobody in: it hangs, "
-			   "or is no rank of this group. End it, or " WAYS_OUT,
+			   "or is no rank of this group. End it, or " OTHER_PLACE,
 			   (int)rank, (unsigned)waited_ms, holder.text, place->job);
 }
 
@@ -302,7 +316,7 @@ lshard_status lshard__place_left_behind(const struct lshard__place *place, int32
 
 	return lshard_fail(error, LSHARD_ERR_SYSTEM,
 			   "rank %d: rank 0 (process %d) of job '%s' has ended, but %s, which it left behind, has the "
-			   "job's name still and lets nobody in: end it%s, or " WAYS_OUT,
+			   "job's name still and lets nobody in: end it%s, or " OTHER_PLACE,
 			   (int)rank, (int)root, place->job, found ? holder.text : "a process",
 			   found ? "" : " ('ss -xlp' lists it under layershard/)");
 }

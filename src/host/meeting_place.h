@@ -20,8 +20,9 @@ struct lshard__place {
 };
 
 /*
- * Where @p job meets. INVALID: LAYERSHARD_MEET_DIR is no directory that only this user can enter. NOT_SUPPORTED: it is
- * not set, and this process cannot tell its own user from others. After a failure there is nothing to close.
+ * Where @p job meets. INVALID: LAYERSHARD_MEET_DIR is no directory that only this user can enter. SYSTEM: a limit keeps
+ * this process from opening it. NOT_SUPPORTED: it is not set, and this process cannot tell its own user from others.
+ * After a failure there is nothing to close.
  */
 lshard_status lshard__place_open(struct lshard__place *place, const char *job, lshard_error *error);
 void lshard__place_close(struct lshard__place *place);
@@ -45,6 +46,9 @@ const char *lshard__place_hint(const struct lshard__place *place, char *text, si
  * who it is as far as the system tells. OK: nobody does.
  */
 lshard_status lshard__place_blocked(const struct lshard__place *place, int tried, int32_t rank, uint32_t waited_ms,
+				    lshard_error *error);
+/* The process @p other of another user, @p user, listens there: the text for it. */
+lshard_status lshard__place_foreign(const struct lshard__place *place, int32_t rank, pid_t other, uid_t user,
 				    lshard_error *error);
 /* LSHARD__LEFT_BEHIND (sockets.h) at an abstract name, by the process @p root: the text for it. */
 lshard_status lshard__place_left_behind(const struct lshard__place *place, int32_t rank, pid_t root,

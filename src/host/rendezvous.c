@@ -12,7 +12,6 @@
 #include "lobby.h"
 #include "meeting_place.h"
 #include "sockets.h"
-#include "user.h"
 #include "verdict.h"
 
 #include <errno.h>
@@ -462,12 +461,7 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 	if (lshard__socket_peer(fd, &r->root_pid, &uid))
 		return no_answer(r, LSHARD_ERR_SYSTEM);
 	if (uid != geteuid())
-		return lshard_fail(&r->error, LSHARD_ERR_SYSTEM,
-				   "job '%s': process %d that listens under its name belongs to user %lu, not %lu%s",
-				   r->job, (int)r->root_pid, (unsigned long)uid, (unsigned long)geteuid(),
-				   lshard__user_is_overflow(uid) ? " (as which this user namespace shows all that it "
-								   "does not map)"
-								 : "");
+		return lshard__place_foreign(&r->place, r->context->rank, r->root_pid, uid, &r->error);
 	r->process = lshard__socket_peer_process(fd);
 	if (lshard__socket_peer_ended(r->process) && /* it may have said why it went */
 	    lshard__socket_wait(fd, -1, POLLIN, lshard__now_ns()) == LSHARD_ERR_TIMEOUT)
