@@ -130,7 +130,7 @@ def shard_a_model(rank, size):
 
     model, whole = stack(), stack()
     spoil(model, rank, size)
-    layershard.torch.shard(model, modules="layers.*", scope="block", transport="callback")
+    layershard.torch.shard(model, modules="layers.*", scope="block", buffers="*", transport="callback")
     with torch.no_grad():
         same = [torch.equal(model(inputs(rank)), whole(inputs(rank))) for _ in range(3)]
     transport = str(layershard.torch.of(model).report())

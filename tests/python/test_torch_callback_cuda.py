@@ -48,7 +48,8 @@ def sharded(rank, size, n_layers=7, modules="layers.*", scope="block", timeout_m
     with torch.inference_mode():
         want = model(x).clone()
         ranks.spoil(model, rank, size, ("norm", "up", "down", "scale") if scope == "block" else ("up", "down"))
-    sharding.shard(model, modules, transport="callback", scope=scope, timeout_ms=timeout_ms, **options)
+    buffers = "*" if scope == "block" else ()
+    sharding.shard(model, modules, transport="callback", scope=scope, timeout_ms=timeout_ms, buffers=buffers, **options)
     return model, x, want
 
 

@@ -14,7 +14,7 @@ with torch.no_grad():
 torch.compiler.reset()
 
 LINEARS = {"modules": ["*.up", "*.down"]}
-BLOCKS = {"modules": "layers.*", "scope": "block"}
+BLOCKS = {"modules": "layers.*", "scope": "block", "buffers": "*"}
 
 
 def steady(rank, size, how, parts, whole, backend):

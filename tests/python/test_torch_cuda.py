@@ -18,7 +18,7 @@ if not list(pathlib.Path("/dev").glob("nvidia[0-9]*")) or torch.version.cuda is 
     pytest.skip("there is no NVIDIA GPU, or torch is built without CUDA", allow_module_level=True)
 
 LINEARS = {"modules": ["*.up", "*.down"], "transport": "cuda:copy"}
-BLOCKS = {"modules": "layers.*", "scope": "block", "transport": "cuda:copy"}
+BLOCKS = {"modules": "layers.*", "scope": "block", "buffers": "*", "transport": "cuda:copy"}
 
 
 def prepared(rank, size, how, n_layers=6):

@@ -189,7 +189,9 @@ def test_one_store_two_regimes(tmp_path):
 
 def test_an_update_in_vain_and_one_that_works():
     def work(rank, size):
-        model = sharding.shard(ranks.stack(), "layers.*", scope="block", transport="shm:copy", timeout_ms=LONG_MS)
+        model = sharding.shard(
+            ranks.stack(), "layers.*", scope="block", buffers="*", transport="shm:copy", timeout_ms=LONG_MS
+        )
         new = {name: 2 * value for name, value in ranks.stack().state_dict().items() if name.startswith("layers.")}
         names = {"layershard": layershard, "model": model, "new_weights": new}
         text = block_with(DOCS, "except layershard.PeerFailed")

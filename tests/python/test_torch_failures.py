@@ -21,7 +21,7 @@ layershard = pytest.importorskip("layershard")
 
 DEADLINE_MS = LONG_MS  # nobody waits for it here
 SOON_S = DEADLINE_MS / 2000
-BLOCKS = {"modules": "layers.*", "scope": "block"}
+BLOCKS = {"modules": "layers.*", "scope": "block", "buffers": "*"}
 
 
 def compute(model, rank):

@@ -15,7 +15,7 @@ BY = [{"transport": "shm"}, {"transport": "shm:copy"}, {"transport": "shm:copy",
 
 
 def sharded(**options):
-    return sharding.shard(ranks.stack(), "layers.*", scope="block", **options)
+    return sharding.shard(ranks.stack(), "layers.*", scope="block", buffers="*", **options)
 
 
 def compute(model, rank):

@@ -40,7 +40,7 @@ def only_own_files(rank, size, directory, options):
             os.rename(directory / str(rank) / f"layer{index}.safetensors", directory / str(rank) / f"gone{index}")
     model = empty_stack()
     assert all(each.is_meta for each in model.parameters())
-    sharding.shard(model, "layers.*", scope="block", **options)
+    sharding.shard(model, "layers.*", scope="block", buffers="*", **options)
     addresses = [each.data_ptr() for each in model.layers.parameters()]
     assert all(addresses)  # final before anything is loaded
     assert sharding.load(model, directory / str(rank)) is model

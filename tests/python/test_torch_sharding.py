@@ -17,7 +17,7 @@ sharding = pytest.importorskip("layershard.torch")
 
 LINEARS = {"modules": ["*.up", "*.down"]}
 PACKED = {"modules": ["*.up", "*.down"], "scope": "block"}
-BLOCKS = {"modules": "layers.*", "scope": "block"}
+BLOCKS = {"modules": "layers.*", "scope": "block", "buffers": "*"}
 PARTS = {id(LINEARS): ("up", "down"), id(PACKED): ("up", "down"), id(BLOCKS): ("norm", "up", "down", "scale")}
 
 

@@ -12,7 +12,7 @@ BY = [{"transport": "shm"}, {"transport": "shm:copy", "placement": "striped"}]
 
 
 def sharded(**options):
-    return sharding.shard(ranks.stack(), "layers.*", scope="block", **options)
+    return sharding.shard(ranks.stack(), "layers.*", scope="block", buffers="*", **options)
 
 
 def compute(model, rank):

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from .coverage import persistent_buffers
 from .layout import Layout
 from .patterns import Unit
 from .refusals import Refused
@@ -95,14 +96,16 @@ class SeriesPlan:
         return enumerate(self.places, self.first_layer)
 
 
-def places_of(name: str, module: nn.Module) -> Iterator[Place]:
-    """Parameters and persistent buffers. Others are computed, or written in every pass: each rank keeps its own."""
+def places_of(name: str, module: nn.Module, buffers: Sequence[str]) -> Iterator[Place]:
+    """Parameters, and the persistent ones of the buffers that @buffers' patterns name."""
     for path, owner in module.named_modules(prefix=name):
         keys = [key for key, tensor in owner._parameters.items() if tensor is not None]
         keys += [
             key
             for key, tensor in owner._buffers.items()
-            if tensor is not None and key not in owner._non_persistent_buffers_set
+            if tensor is not None
+            and key not in owner._non_persistent_buffers_set
+            and any(fnmatchcase(f"{path}.{key}", pattern) for pattern in buffers)
         ]
         for key in keys:
             place = Place(f"{path}.{key}", owner, key)
@@ -125,8 +128,8 @@ def _difference(first: dict[str, Layout], other: dict[str, Layout]) -> str:
     return "the order of their tensors differs"
 
 
-def _add_layer(plan: SeriesPlan, units: list[Unit]) -> None:
-    places = [place for unit in units for place in places_of(unit.name, unit.module)]
+def _add_layer(plan: SeriesPlan, units: list[Unit], buffers: Sequence[str]) -> None:
+    places = [place for unit in units for place in places_of(unit.name, unit.module, buffers)]
     start = len(units[0].block) + 1
     tensors = {place.name[start:]: Layout.of(place.tensor) for place in places}
     if plan.places and list(tensors.items()) != list(plan.tensors.items()):
@@ -139,20 +142,31 @@ def _add_layer(plan: SeriesPlan, units: list[Unit]) -> None:
     plan.units.append(units)
 
 
-def group(units: Sequence[Unit], scope: str) -> list[SeriesPlan]:
+def _refuse_buffers(units: Sequence[Unit], buffers: Sequence[str]) -> None:
+    names = persistent_buffers(units)
+    for pattern in buffers:
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
+            there = ", ".join(names[:4]) or "none"
+            raise Refused(f"buffers' pattern '{pattern}' matches none that a state_dict would hold; there are: {there}")
+
+
+def group(units: Sequence[Unit], scope: str, buffers: Sequence[str] = ()) -> list[SeriesPlan]:
     """One series per module name (scope linear), or one per kind of block with all that was chosen in it (block)."""
     if scope not in SCOPES:
         raise Refused(f"scope is '{scope}'; it must be one of {', '.join(SCOPES)}")
+    _refuse_buffers(units, buffers)
     plans = []
     for name, layers in _by_series(units, scope).items():
         block = next(iter(layers.values()))[0].block_template
         plan = SeriesPlan(name, block, sorted(layers))
         for number in plan.numbers:
-            _add_layer(plan, layers[number])
+            _add_layer(plan, layers[number], buffers)
         if plan.tensors:
             plans.append(plan)
     if not plans:
-        raise Refused("the chosen modules hold no parameters and no persistent buffers")
+        names = ", ".join(persistent_buffers(units)[:3])
+        hint = f"; buffers ({names}) are shared by name only: buffers='*'" if names else ""
+        raise Refused(f"the chosen modules hold no parameters{hint}")
     return plans
 
 

@@ -72,12 +72,14 @@ def _refuse_pattern(pattern: str, matched: Sequence[str], names: Sequence[str]) 
     raise Refused(f"pattern '{pattern}' matches no module with tensors; {_near(pattern, names)}")
 
 
-def _strings(patterns: str | Sequence[str]) -> list[str]:
+def strings(argument: str, patterns: str | Sequence[str]) -> list[str]:
+    """One pattern or several, as a list; @argument is what the caller knows them as."""
     given = [patterns] if isinstance(patterns, str) else patterns
     if isinstance(given, list | tuple | set | frozenset) and all(isinstance(each, str) for each in given):
         return list(given)
     raise Refused(
-        f"modules is a {type(patterns).__name__}: give names or patterns such as '*.mlp.*' or ['*.q_proj', '*.o_proj']"
+        f"{argument} is a {type(patterns).__name__}: give names or patterns, such as '*.mlp.*' or "
+        f"['*.q_proj', '*.o_proj']"
     )
 
 
@@ -89,7 +91,7 @@ def select(model: nn.Module, patterns: str | Sequence[str]) -> list[Unit]:
     modules = {name: module for name, module in model.named_modules() if name and _holds_tensors(module)}
     names = list(modules)
     chosen: set[str] = set()
-    for pattern in _strings(patterns):
+    for pattern in strings("modules", patterns):
         matched = [name for name in names if fnmatchcase(name, pattern)]
         numbered = [name for name in matched if layer_number(name)]
         if not numbered:

@@ -80,15 +80,24 @@ def refuse_strange(chosen: Iterable[Named]) -> None:
             raise Refused(f"{name} has a gradient: shared weights are for inference only")
 
 
-def refuse_training(modules: Iterable[nn.Module]) -> None:
+def refuse_training(buffers: Iterable[tuple[str, nn.Module]]) -> None:
     """In train mode a batch norm writes its statistics in every pass, to memory that is read-only by then."""
-    for module in modules:
-        for name, each in module.named_modules():
-            if isinstance(each, nn.modules.batchnorm._NormBase) and each.training and each.track_running_stats:
-                kind = type(each).__name__
+    for name, owner in buffers:
+        if isinstance(owner, nn.modules.batchnorm._NormBase) and owner.training and owner.track_running_stats:
+            raise Refused(
+                f"a {type(owner).__name__} in train mode writes to {name}, which is to be shared: call model.eval() "
+                f"first, or leave it out of buffers"
+            )
+
+
+def refuse_own_copies(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """bitsandbytes' Linear8bitLt multiplies by state.CB, which it makes from its weight and keeps beside it."""
+    for chosen, module in modules:
+        for name, each in module.named_modules(prefix=chosen):
+            if hasattr(getattr(each, "state", None), "CB"):
                 raise Refused(
-                    f"a {kind} ({name or 'chosen itself'}) in train mode writes to what is to be shared: "
-                    f"call model.eval() first"
+                    f"{name} is a {type(each).__name__}, which computes from a copy of its own (state.CB) and not from "
+                    f"its weight: nothing would be saved; leave it out of the patterns"
                 )
 
 

@@ -6,6 +6,7 @@ choose (patterns), group (grouping), refuse (refusals), meet (ranks), lay out (s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,20 +17,22 @@ from torch import nn
 from .._declarations import PLACEMENT
 from ..group import Group
 from ..series import ALL, choice, unsigned
+from .coverage import left_out
 from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
 from .handle import Handle, is_closed, is_sharded, of
 from .memory import give_back
-from .patterns import select
+from .patterns import select, strings
 from .ranks import memory_of, open_group, process_group, refuse_to_all
-from .refusals import Refused, all_tensors, refuse_before_change, refuse_training
+from .refusals import Refused, all_tensors, refuse_before_change, refuse_own_copies, refuse_training
 from .shared import Shared, describe
 from .wiring import Wiring, refuse_unheard
 
+_log = logging.getLogger("layershard")
 NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
 
 
-def _plan(model: nn.Module, modules: str | Sequence[str], scope: str) -> list[SeriesPlan]:
+def _plan(model: nn.Module, modules: str | Sequence[str], scope: str, buffers: Sequence[str]) -> list[SeriesPlan]:
     """What would be shared; refused with a reason where it cannot be. Changes nothing, meets nobody."""
     if is_sharded(model):
         raise Refused("the model is sharded already: give all patterns in one call, or detach() it first")
@@ -37,10 +40,14 @@ def _plan(model: nn.Module, modules: str | Sequence[str], scope: str) -> list[Se
         raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
     units = select(model, modules)
     refuse_unheard(model, units)
-    plans = group_units(units, scope)
-    chosen = [(place.name, place.tensor) for plan in plans for places in plan.places for place in places]
-    refuse_before_change(model, chosen)
-    refuse_training(unit.module for unit in units)
+    refuse_own_copies((unit.name, unit.module) for unit in units)
+    plans = group_units(units, scope, buffers)
+    chosen = [place for plan in plans for places in plan.places for place in places]
+    refuse_before_change(model, [(place.name, place.tensor) for place in chosen])
+    refuse_training((place.name, place.owner) for place in chosen if not place.is_parameter)
+    left = left_out(units, {place.name: place.tensor.nbytes for place in chosen})
+    if left is not None:
+        _log.warning("%s", left)
     return plans
 
 
@@ -143,6 +150,7 @@ def shard(
     resident: int | float | str = 0,
     *,
     stripe: dict[str, str] | None = None,
+    buffers: str | Sequence[str] = (),
     device: torch.device | str | None = None,
     timeout_ms: int | None = None,
 ) -> nn.Module:
@@ -159,6 +167,8 @@ def shard(
                comes and goes together.
     resident   memory for keeping layers of other ranks: bytes for all series together, a share (0.3, "30%") or "all".
     stripe     how "striped" cuts a tensor: {"*": "rows", "*.o_proj.weight": "columns"}; by bytes without.
+    buffers    fnmatch patterns of buffers of the chosen modules to share as well ("*.qweight"): those that a state_dict
+               holds and no forward writes to. Without, every rank keeps all buffers.
     device     where layers live, for a model that is on the meta device entirely.
     timeout_ms the longest wait for other ranks in one call.
 
@@ -174,7 +184,7 @@ def shard(
         found = _device_of(model, device)
         memory_of(found)
         place = found
-        plans = _plan(model, modules, scope)
+        plans = _plan(model, modules, scope, strings("buffers", buffers))
         resident_bytes = [_resident_bytes(resident, plan, plans) for plan in plans]
         refuse_stripes(plans, stripe or {})
         for plan in plans:

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pattern leaves out of the modules that it chose: told where it is more than what is shared.
+
+Parameters are shared. Buffers are only by name, since forwards write to them (caches, statistics); but some quantised
+layers keep their weight in one, or in an object of their own, of which torch's tensors say nothing.
+
+Knows modules and tensors; nothing of ranks, series or the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from .patterns import Unit
+
+
+def _buffers(unit: Unit) -> Iterator[tuple[str, int]]:
+    for path, module in unit.module.named_modules(prefix=unit.name):
+        for key, tensor in module._buffers.items():
+            if tensor is not None and key not in module._non_persistent_buffers_set:
+                yield f"{path}.{key}", tensor.nbytes
+
+
+def _packed(unit: Unit) -> Iterator[tuple[str, int]]:
+    """Plain attributes that are tensors, and torch's quantised modules, whose weight() unpacks it."""
+    for path, module in unit.module.named_modules(prefix=unit.name):
+        for key, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{key}", value.nbytes
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            weight = getattr(module, "weight", None)
+            value = weight() if callable(weight) else None
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.weight", value.numel() * value.element_size()
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
+
+
+def left_out(units: Sequence[Unit], shared: dict[str, int]) -> str | None:
+    """One line where less than half of the chosen modules' bytes is in @shared, names and sizes; else None."""
+    buffers = [each for unit in units for each in _buffers(unit) if each[0] not in shared]
+    packed = [each for unit in units for each in _packed(unit)]
+    nbytes, left = sum(shared.values()), sum(size for _, size in buffers + packed)
+    if left <= nbytes:
+        return None
+    name, _ = max(buffers + packed, key=lambda each: each[1])
+    told = f"only {_mib(nbytes)} of the chosen modules' {_mib(nbytes + left)} are shared"
+    if name in dict(buffers):
+        return f"{told}: buffers such as {name} are by name only: buffers='*.{name.rsplit('.', 1)[-1]}'"
+    return f"{told}: {name} and the like are no parameters, and stay whole on every rank"
+
+
+def persistent_buffers(units: Sequence[Unit]) -> list[str]:
+    """Qualified names of what a state_dict holds besides parameters."""
+    return [name for unit in units for name, _ in _buffers(unit)]
+
