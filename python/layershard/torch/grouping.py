@@ -121,7 +121,8 @@ def _by_series(units: Sequence[Unit], scope: str) -> dict[str, dict[int, list[Un
     return found
 
 
-def _difference(first: dict[str, Layout], other: dict[str, Layout]) -> str:
+def difference(first: dict[str, Layout], other: dict[str, Layout]) -> str:
+    """The first thing in which two layers' tensors are not alike, in words."""
     for name in first.keys() | other.keys():
         if first.get(name) != other.get(name):
             return f"{name} is {first.get(name, 'absent')} in the one and {other.get(name, 'absent')} in the other"
@@ -135,7 +136,7 @@ def _add_layer(plan: SeriesPlan, units: list[Unit], buffers: Sequence[str]) -> N
     if plan.places and list(tensors.items()) != list(plan.tensors.items()):
         raise Refused(
             f"layers {plan.numbers[0]} and {units[0].layer} of {plan.name} differ: "
-            f"{_difference(plan.tensors, tensors)}; layers of a series must be alike: choose narrower patterns"
+            f"{difference(plan.tensors, tensors)}; layers of a series must be alike: choose narrower patterns"
         )
     plan.tensors = tensors
     plan.places.append(places)

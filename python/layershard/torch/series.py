@@ -5,9 +5,10 @@
     post_process_after_loading_for_shared_weight_series(layer)                          once, for any of its layers
     reach_layer_for_shared_weight_series(layer)                                         in every pass, at every layer
 
-What differs: post-processing runs once per layer, on its source, and what it leaves (scales and all) is shared; a
-layer's weight is at one address for ever; a pass may be aborted, repeated or skip layers; ranks need no lockstep where
-the transport needs none; misuse raises and names series and layer.
+What differs: post-processing runs once per layer, on its source, and what it leaves (scales, values, names that are
+gone) is on all ranks afterwards, or is refused by name; a layer's weight is at one address for ever; a pass may be
+aborted, repeated or skip layers; ranks need no lockstep where the transport needs none; misuse raises and names series
+and layer.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch.distributed as dist
 from torch import nn
 
 from . import ops
-from .grouping import Place, SeriesPlan
+from .grouping import Place, SeriesPlan, difference
 from .hooks import Switch, arrival_hook
 from .layout import Layout
 from .patterns import layer_number
+from .processed import Processed, adopt, process
 from .ranks import await_ranks, open_group
 from .refusals import Refused
 from .shared import Shared
@@ -43,14 +45,14 @@ class _Ranks:
         self.rank: int = 0 if alone else dist.get_rank(self.meeting)
         self.size: int = 1 if alone else dist.get_world_size(self.meeting)
 
-    def first_of(self, mine: Any) -> Any:
-        """What the lowest rank that has something has: collective."""
+    def all_of(self, mine: Any) -> list[Any]:
+        """What each rank has: collective."""
         if self.size == 1:
-            return mine
+            return [mine]
         await_ranks(self.meeting)
         every: list[Any] = [None] * self.size
         dist.all_gather_object(every, mine, group=self.meeting)
-        return next(each for each in every if each is not None)
+        return every
 
 
 def _index_of(layer: nn.Module) -> int:
@@ -58,12 +60,6 @@ def _index_of(layer: nn.Module) -> int:
     if found is None:
         raise Refused(f"'{layer.prefix}' has no number in it: there is no telling which layer it is")
     return found[0]
-
-
-def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
-    named: list[tuple[str, torch.Tensor | None]] = [*layer._parameters.items()]
-    named += [each for each in layer._buffers.items() if each[0] not in layer._non_persistent_buffers_set]
-    return {name: tensor.data for name, tensor in named if tensor is not None and tensor.numel()}
 
 
 def _drop(layer: nn.Module) -> None:
@@ -112,32 +108,51 @@ class _Series:
 
     # ---- After loading ----
 
-    def _process(self, index: int) -> dict[str, torch.Tensor]:
-        """The layer's tensors as they are to be stored; processed the first time."""
-        method = self.post_methods.pop(index, None)
-        if method is not None:
-            with torch.no_grad():
-                method(self.layers[index])
-        return _tensors(self.layers[index])
+    def _process_own(self) -> dict[int, Processed]:
+        own = (index for index in sorted(self.layers) if self.is_source(index))
+        return {index: process(self.layers[index], self.post_methods.pop(index)) for index in own}
 
-    def _layouts(self) -> dict[str, Layout]:
-        """What a processed layer looks like: only a source can know, so it tells the others."""
-        own = next((index for index in sorted(self.layers) if self.is_source(index)), None)
-        mine = None
-        if own is not None:
-            mine = {name: Layout.of(tensor) for name, tensor in self._process(own).items()}
-        return self.ranks.first_of(mine)  # type: ignore[no-any-return]
+    def _process(self) -> dict[int, Processed]:
+        """All layers after their processing. Only a source can know what one looks like, so it tells the others."""
+        mine: dict[int, Processed] | str
+        failure = None
+        try:
+            mine = self._process_own()
+        except Exception as error:  # the others wait to be told
+            failure, mine = error, f"rank {self.ranks.rank}: {error}"
+        every = self.ranks.all_of(mine)
+        if failure is not None:
+            raise failure
+        for each in every:
+            if isinstance(each, str):
+                raise Refused(f"series '{self.name}' cannot be shared: {each}")
+        return {index: processed for each in every for index, processed in each.items()}
+
+    def _refuse_unlike(self, processed: dict[int, Processed]) -> dict[str, Layout]:
+        """The layouts that all layers have."""
+        first, *others = sorted(processed)
+        layouts = processed[first].layouts
+        if not layouts:
+            raise Refused(f"series '{self.name}': {self.layers[first].prefix} has no tensor after its processing")
+        for index in others:
+            if list(processed[index].layouts.items()) != list(layouts.items()):
+                raise Refused(
+                    f"series '{self.name}': {self.layers[first].prefix} and {self.layers[index].prefix} differ: "
+                    f"{difference(layouts, processed[index].layouts)}"
+                )
+        return layouts
 
     def _plan(self) -> SeriesPlan:
         numbers = sorted(self.layers)
         if numbers != list(range(numbers[0], numbers[-1] + 1)):
             raise Refused(f"series '{self.name}' has layers {numbers}: they must be consecutive")
-        layouts = self._layouts()
+        processed = self._process()
+        layouts = self._refuse_unlike(processed)
         places = []
         for number in numbers:
             layer = self.layers[number]
-            for name in layouts.keys() - layer._parameters.keys() - layer._buffers.keys():
-                layer.register_parameter(name, nn.Parameter(torch.empty(0, device=self.device), requires_grad=False))
+            if not self.is_source(number):
+                adopt(layer, processed[number], self.device)
             places.append([Place(f"{layer.prefix}.{name}", layer, name) for name in layouts])
         return SeriesPlan(self.name, self.name, numbers, layouts, places)
 
@@ -150,7 +165,7 @@ class _Series:
             shared = Shared(
                 group, plan, self.device, prefetch=self.prefetch_step, placement="owner", resident_bytes=0, stripes={}
             )
-            shared.commit(self._read)
+            shared.commit(lambda place: place.tensor)
         except BaseException:
             group.close()
             raise
@@ -158,9 +173,6 @@ class _Series:
         self.shared = shared
         self._wrap_forwards(shared)
         _registering.pop(self.name, None)
-
-    def _read(self, place: Place) -> torch.Tensor:
-        return self._process(_index_of(place.owner))[place.key]
 
     def _wrap_forwards(self, shared: Shared) -> None:
         if not shared.moves:
