@@ -70,7 +70,8 @@ static void the_environment_poisons_any_series(void **state)
 		const lshard_status switched = lshard_series_poison(run->members[0].series, i < 3, NULL);
 
 		assert_int_equal(stats.windows, 2);
-		assert_int_equal(stats.window_bytes, (i < 2 ? 2 : 5) * stats.layer_bytes);
+		assert_int_equal(stats.window_bytes, (i < 3 ? 2 : 5) * stats.layer_bytes);
+		assert_int_equal(run_stats(run, 0).window_bytes, (i < 2 ? 2 : 5) * stats.layer_bytes);
 		assert_int_equal(switched, i < 2 ? LSHARD_ERR_STATE : LSHARD_OK);
 		if (i < 2)
 			assert_non_null(strstr(lshard_series_error(run->members[0].series), VARIABLE));

@@ -362,7 +362,11 @@ typedef struct lshard_tensor {
  */
 typedef enum lshard_poison {
 	LSHARD_POISON_OFF = 0,   /* unless LAYERSHARD_POISON says more: "ready" or "1" */
-	LSHARD_POISON_READY = 1, /* there is memory for it, and lshard_series_poison switches it on and off */
+	/*
+	 * lshard_series_poison switches it on and off. In host memory, where no tensor has a pattern of its own, it
+	 * takes addresses only until it is switched on for the first time.
+	 */
+	LSHARD_POISON_READY = 1,
 	LSHARD_POISON_ON = 2     /* from creation on; lshard_series_poison switches it off and on */
 } lshard_poison;
 
@@ -615,7 +619,7 @@ typedef struct lshard_stats {
 	/* what was built */
 	uint64_t layer_bytes;    /* one layer, packed */
 	uint64_t share_bytes;    /* stored here for good */
-	uint64_t window_bytes;   /* all windows, and what poison needs */
+	uint64_t window_bytes;   /* all windows, and what poison has taken so far */
 	uint64_t resident_bytes; /* further layers kept */
 	uint32_t windows;
 	uint32_t residents;

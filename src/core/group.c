@@ -18,7 +18,7 @@
 static void *default_allocate(void *user, size_t bytes)
 {
 	(void)user;
-	return malloc(bytes);
+	return calloc(1, bytes); /* large parts take memory only where they are touched */
 }
 
 static void default_release(void *user, void *pointer)
@@ -31,7 +31,7 @@ void *group_allocate(lshard_group *group, size_t bytes)
 {
 	void *pointer = group->allocator.allocate(group->allocator.user, bytes ? bytes : 1);
 
-	if (pointer)
+	if (pointer && group->allocator.allocate != default_allocate)
 		memset(pointer, 0, bytes);
 	return pointer;
 }

@@ -77,6 +77,7 @@ struct capture {
 /* What windows show; see poison.c. */
 struct poison {
 	bool on;
+	bool painted;            /* there is the poison of a layer; before it the spare cells are not touched */
 	uint32_t *shown;         /* [n_slots] the position of the layer in the window; SLOT_NONE: poison */
 	uint32_t *shown_outside; /* [n_slots] of the capture */
 	void *stream;            /* the last one that the program named */

@@ -178,7 +178,7 @@ static lshard_status take_stripe(lshard_series *series, struct staging *staging,
 	if (scheme->direct || scheme->link.composes) {
 		layer = ops->peer(staging->store, (uint32_t)source);
 	} else {
-		uint8_t *cell = ops->cell(series->store, scheme->spares ? scheme->windows : 0, position);
+		uint8_t *cell = ops->cell(series->store, series->poison.on ? scheme->windows : 0, position);
 
 		status = ops->read(staging->store, (uint32_t)source, cell);
 		layer = cell;

@@ -174,6 +174,17 @@ static void show_poison(lshard_series *series)
 		series->poison.shown[slot] = SLOT_NONE;
 }
 
+/* The spare cells of host memory are addresses only as long as nothing touches them. */
+static bool may_paint_later(const lshard_series *series, const lshard_series_options *options)
+{
+	if (options->poison == LSHARD_POISON_ON || has_streams(series))
+		return false;
+	for (uint32_t tensor = 0; options->poison_patterns && tensor < options->tensor_count; tensor++)
+		if (options->poison_patterns[tensor].bytes)
+			return false; /* they are the caller's, and here only now */
+	return true;
+}
+
 lshard_status poison_open(lshard_series *series, const lshard_series_options *options)
 {
 	const uint64_t layer = series->scheme.layout.layer_bytes;
@@ -182,7 +193,7 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 	lshard_status status;
 
 	show_poison(series);
-	if (!series->scheme.spares)
+	if (!series->scheme.spares || may_paint_later(series, options))
 		return LSHARD_OK;
 	buffer = group_allocate(series->group, room);
 	if (!buffer)
@@ -191,6 +202,7 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 				   (unsigned long long)room);
 	status = paint(series, options->poison_patterns, buffer, room);
 	group_release(series->group, buffer);
+	series->poison.painted = true;
 	series->poison.on = options->poison == LSHARD_POISON_ON;
 	if (status >= 0)
 		status = poison_fill(series);
@@ -328,6 +340,9 @@ lshard_status poison_switch(lshard_series *series, bool on, void *stream)
 {
 	lshard_status first = LSHARD_OK;
 
+	if (!series->poison.painted)
+		memset(address_of(series, poison_cell(series)), POISON_BYTE, series->scheme.layout.layer_bytes);
+	series->poison.painted = true;
 	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++) {
 		lshard_status status;
 

@@ -404,7 +404,8 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		.struct_size = sizeof *stats,
 		.layer_bytes = scheme->layout.layer_bytes,
 		.share_bytes = series->store_plan.share_bytes,
-		.window_bytes = scheme_moving_cells(scheme) * scheme->cell_bytes,
+		.window_bytes = (series->poison.painted ? scheme_moving_cells(scheme) : scheme->windows) *
+				scheme->cell_bytes,
 		.resident_bytes = scheme->residents * scheme->cell_bytes,
 		.windows = scheme->windows,
 		.residents = scheme->residents,
