@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from . import ops
+from .noticing import Watch
 from .ops import Step
 from .refusals import Refused
 
@@ -40,10 +41,16 @@ class Switch:
     off = False
 
 
-def arrival_hook(reaches: Sequence[Step], waits: Sequence[Step], device: torch.device, switch: Switch) -> Hook:
+def arrival_hook(
+    reaches: Sequence[Step],
+    waits: Sequence[Step],
+    device: torch.device,
+    switch: Switch,
+    watch: Watch | None = None,
+) -> Hook:
     """The hook of one module. Under torch.compile it is one operator; else the library is called directly."""
-    steps = ops.Steps(reaches, waits, device)
-    calls, number, waits_too = tuple(steps.calls), steps.number, bool(waits)
+    steps = ops.Steps(reaches, waits, device, watch=watch)
+    calls, number, waits_too = tuple(steps.eager), steps.number, bool(waits)
     is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
     arrive, on_host, stream_of = ops.arrive, device.type == "cpu", ops.stream_of
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..series import Series
+from .noticing import Watch
 from .refusals import Refused, refuse_freezing
 
 Step = tuple[Series, int]  # a series and the library's number of one of its layers
@@ -40,12 +41,21 @@ class Steps:
     operator by its number."""
 
     def __init__(
-        self, reaches: Sequence[Step], waits: Sequence[Step], device: torch.device, joins: Sequence[Series] = ()
+        self,
+        reaches: Sequence[Step],
+        waits: Sequence[Step],
+        device: torch.device,
+        joins: Sequence[Series] = (),
+        watch: Watch | None = None,
     ) -> None:
         self.calls: list[tuple[Callable[[int, int], None], int]] = []
         self.calls += [(series.reach_fast, layer) for series, layer in reaches]
         self.calls += [(series.wait_fast, layer) for series, layer in waits]
         self.calls += [(_ending(series), 0) for series in joins]
+        self.eager = self.calls
+        if watch is not None:
+            self.eager = [(watch.look, 0), *self.calls]
+            self.calls = [(watch.look_compiled, 0), *self.calls]
         self.device = device
         self.number = next(_numbers)
         _known[self.number] = self

@@ -43,6 +43,10 @@ def describe(plan: SeriesPlan, stripes: dict[str, str]) -> list[Tensor]:
     ]
 
 
+def _nobody() -> None:
+    pass
+
+
 class Shared:
     """The layers of one series: what the model saw before, what the library holds now."""
 
@@ -72,6 +76,7 @@ class Shared:
         )
         self.committed = False
         self.updating = False
+        self.hung: Callable[[], None] = _nobody  # called whenever the tensors have been hung
         self.loading = False  # the update that is under way is a load's, which must be made again if it fails
 
     # ---- Layers and tensors ----
@@ -104,6 +109,7 @@ class Shared:
         for layer, places in self.plan.layers():
             for index, place in enumerate(places):
                 place.put(self.view(layer, index))
+        self.hung()
 
     def gathered(self, layer: int, stream: int) -> list[torch.Tensor]:
         """Copies of one layer's tensors, brought here if need be."""

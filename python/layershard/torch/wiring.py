@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .grouping import Place
 from .hooks import Switch, arrival_hook, install, runs_forward
+from .noticing import Watch
 from .ops import Step
 from .patterns import Unit
 from .refusals import Refused
@@ -39,26 +41,40 @@ class Wiring:
         self.switch = Switch()
         self._reaches: dict[nn.Module, list[Step]] = {}
         self._waits: dict[nn.Module, list[Step]] = {}
+        self._places: dict[nn.Module, list[Place]] = {}
         self._handles: list[Any] = []
         modules = dict(model.named_modules())
         for each in (each for each in shared if each.moves):
-            for layer, units in enumerate(each.plan.units, each.plan.first_layer):
-                self._wire((each.series, layer), modules[units[0].block], units, scope)
+            for (layer, places), units in zip(each.plan.layers(), each.plan.units, strict=True):
+                self._wire((each.series, layer), modules[units[0].block], units, places, scope)
+        self._watches = {module: Watch(places) for module, places in self._places.items()}
+        for each in shared:
+            each.hung = self._record
 
-    def _wire(self, step: Step, block: nn.Module, units: list[Unit], scope: str) -> None:
+    def _wire(self, step: Step, block: nn.Module, units: list[Unit], places: list[Place], scope: str) -> None:
         heard = runs_forward(block)
         users = [block] if scope == "block" and heard else [unit.module for unit in units]
         for module in [block] if heard else users:
             self._reaches.setdefault(module, []).append(step)
         for module in users:
             self._waits.setdefault(module, []).append(step)
+            self._places.setdefault(module, []).extend(places)
 
     def install(self) -> None:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
         for module in dict.fromkeys([*self._reaches, *self._waits]):
-            steps = self._reaches.get(module, []), self._waits.get(module, [])
-            self._handles.append(install(module, arrival_hook(*steps, self._device, self.switch)))
+            steps = self.steps_of(module)
+            watch = self._watches.get(module)
+            self._handles.append(install(module, arrival_hook(*steps, self._device, self.switch, watch)))
+
+    def _record(self) -> None:
+        for watch in self._watches.values():
+            watch.record()
+
+    def steps_of(self, module: nn.Module) -> tuple[list[Step], list[Step]]:
+        """What it reaches and what it waits for."""
+        return self._reaches.get(module, []), self._waits.get(module, [])
 
     def remove(self) -> None:
         for handle in self._handles:

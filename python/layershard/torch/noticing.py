@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was done to shared tensors from outside since the library hung them: noticed when their module runs next.
+
+Knows places and tensors; nothing of series or passes. A tensor that hangs there instead, or shows other memory, is seen
+by any look; a write in place is seen where torch counts it (`_version`): not one through `.data` or numpy, nor one to a
+tensor that was made in inference mode.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .grouping import Place
+from .guards import Guarded
+
+_MOST = 3  # tensors to look at each time a module runs: what a look costs is part of the hook
+
+_REPLACED = (
+    "{name} is no longer what layershard hung there: it was replaced, wrapped (a parametrization, adapters, "
+    "torch.utils.swap_tensors) or given other memory, and this rank alone would compute from that. Put it back, or do "
+    "it before sharding; give new values inside layershard.torch.of(model).update()"
+)
+_WRITTEN = (
+    "{name} was written in place outside an update: on its source that changes the weights of every rank at once, in a "
+    "window it is lost. Write inside layershard.torch.of(model).update(), and do so now: passes are refused until an "
+    "update has been made"
+)
+
+
+class _Hung(NamedTuple):
+    """One tensor as it was hung: where, what, the address it shows and the writes counted by then."""
+
+    tensors: dict[str, torch.Tensor | None]  # of its module
+    key: str
+    tensor: torch.Tensor
+    address: int
+    version: int | None  # None: torch counts none
+    name: str
+
+    @classmethod
+    def at(cls, place: Place) -> _Hung:
+        tensor, version = place.tensor, None
+        if not tensor.is_inference():
+            version = tensor._version
+        tensors = place.owner._parameters if place.is_parameter else place.owner._buffers
+        return cls(tensors, place.key, tensor, tensor.data_ptr(), version, place.name)  # type: ignore[arg-type]
+
+
+class Watch:
+    """The shared tensors that one module computes from. Of many, some are looked at in each pass, in turn."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = list(places)
+        self._counting = True
+        self.record()
+
+    def record(self) -> None:
+        """As they hang now is how they should: called whenever the library has hung them."""
+        self._hung = [_Hung.at(place) for place in self._places]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        hung = self._hung if self._counting else [each._replace(version=None) for each in self._hung]
+        parts = [tuple(hung[begin : begin + _MOST]) for begin in range(0, len(hung), _MOST)]
+        self._parts: Iterator[tuple[_Hung, ...]] = itertools.cycle(parts)
+
+    def look(self, _layer: int, _stream: int) -> None:
+        """Called as the calls of a pass are, before them."""
+        for tensors, key, tensor, address, version, name in next(self._parts):
+            if tensors.get(key) is not tensor or tensor.data_ptr() != address:
+                raise Guarded(_REPLACED.format(name=name))
+            if version is not None and tensor._version != version:
+                raise Guarded(_WRITTEN.format(name=name))
+
+    def look_compiled(self, layer: int, stream: int) -> None:
+        """The same in a compiled program. Such a one may count writes that its operators only claim to make, so from
+        then on writes are not looked at."""
+        if self._counting:
+            self._counting = False
+            self._arrange()
+        self.look(layer, stream)
