@@ -6,6 +6,7 @@ Knows the C series; knows no group but by its handle.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
@@ -243,6 +244,8 @@ class Series:
         self._bytes = [tensor.bytes for tensor in options.tensors[: options.tensor_count]]
         self._device = device
         self._handle = SeriesHandle(group, options)
+        asked = os.environ.get("LAYERSHARD_POISON") == "1"
+        self.is_poisoned = asked or options.poison == c.POISON["on"]
         self.reach_fast = self._bind(self._handle.library.lshard_reach)
         self.wait_fast = self._bind(self._wait_function())
 
@@ -380,6 +383,7 @@ class Series:
         """Between passes, from now on: whether windows hold poison where nothing is in use, in a series created with
         poison "ready" or "on". Ends every use. Capture again after it."""
         self._check(self._handle.library.lshard_series_poison(self._c, on, stream))
+        self.is_poisoned = on
 
     # ---- Seeing it work ----
 

@@ -226,9 +226,19 @@ def test_diffusers():
     ranks.run(2, work)
 
 
+def test_checked_at_the_start():
+    def work(rank, size):
+        model, tokens = llama()
+        sharding.shard(model, "model.layers.*", scope="block", transport="shm:copy")
+        names = {"torch": torch, "layershard": layershard, "model": model, "tokens": tokens}
+        run_block(block_with(DOCS, "torch.check("), rank, size, None, **names)
+
+    use_processes(work)
+
+
 def test_no_block_is_left_out():
     phrases = ["torch.nn.Sequential", "build_and_load", "checkpoint_dir", "handle.join(y)", "regime.parallel"]
-    phrases += ["except layershard.PeerFailed", "apply_layer_sharding"]
+    phrases += ["except layershard.PeerFailed", "apply_layer_sharding", "torch.check("]
     assert [block for block in DOCS if not any(phrase in block for phrase in phrases)] == []
     assert (len(DOCS), len(README), len(BASE), len(TORCH)) == (len(phrases), 1, 1, 1)
 

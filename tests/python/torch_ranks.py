@@ -31,7 +31,8 @@ def _work(sender, rank, size, job, environment, function, arguments):
 
 
 def start(size, function, *arguments, **environment):
-    """Processes and the pipes on which they send their results."""
+    """Processes, and the pipes on which they send their results. Windows hold poison: nothing is right by luck."""
+    environment = {"LAYERSHARD_POISON": "1", **environment}
     job = f"test-torch-{os.getpid()}-{next(_jobs)}"
     started = []
     for rank in range(size):

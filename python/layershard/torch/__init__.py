@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from .checking import Checked, CheckFailed, check
 from .checkpoint import empty_weights, load
 from .dual import DualLinear, Regime, dual
 from .filling import fill
@@ -16,11 +17,14 @@ from .refusals import Refused
 from .sharding import shard
 
 __all__ = [
+    "CheckFailed",
+    "Checked",
     "DualLinear",
     "Guarded",
     "Handle",
     "Refused",
     "Regime",
+    "check",
     "dual",
     "empty_weights",
     "fill",

@@ -103,6 +103,10 @@ class Handle:
             raise Refused("the model has been detached: there are no calls to record")
         return Trace(path, self.group.rank, [each.series for each in self.shared], self._wiring.install)
 
+    def steps_of(self, module: nn.Module) -> tuple[list[ops.Step], list[ops.Step]]:
+        """The layers that a module reaches and waits for when it runs."""
+        return ([], []) if self._wiring is None else self._wiring.steps_of(module)
+
     # ---- Weights ----
 
     def update(self) -> Update:

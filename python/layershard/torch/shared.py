@@ -20,19 +20,24 @@ from .refusals import Refused
 Read = Callable[[Place], torch.Tensor]
 
 
+def poison_of(layout: Layout) -> bytes:
+    """What a window is poisoned with; b"" is bytes of 0xff, which are NaN in all other floating types."""
+    return b"\x80" if str(layout.dtype).endswith("fnuz") else b""
+
+
 def _description(name: str, layout: Layout, stripe: str) -> Tensor:
     """Ranks compare descriptions: the name carries what the library itself does not look at."""
-    label = short(f"{name} {layout}")
+    label, poison = short(f"{name} {layout}"), poison_of(layout)
     if stripe == "bytes":
-        return Tensor(label, layout.nbytes)
+        return Tensor(label, layout.nbytes, poison=poison)
     if not layout.is_plain or not layout.shape:
         raise Refused(f"{name} is {layout}: only a plain tensor with rows can be striped by {stripe}")
     rows, row_bytes = layout.shape[0], layout.nbytes // layout.shape[0]
     if stripe == "rows":
-        return Tensor(label, layout.nbytes, stripe="rows", rows=rows)
+        return Tensor(label, layout.nbytes, stripe="rows", rows=rows, poison=poison)
     if stripe == "columns" and len(layout.shape) > 1:
         column_bytes = row_bytes // layout.shape[1]
-        return Tensor(label, layout.nbytes, stripe="columns", rows=rows, column_bytes=column_bytes)
+        return Tensor(label, layout.nbytes, stripe="columns", rows=rows, column_bytes=column_bytes, poison=poison)
     raise Refused(f"stripe '{stripe}' of {name}: it must be bytes, rows or, with two dimensions, columns")
 
 
@@ -73,6 +78,7 @@ class Shared:
             prefetch=prefetch,
             placement=placement,  # type: ignore[arg-type]  # the library names what is wrong
             resident_bytes=resident_bytes,
+            poison="ready" if device.type == "cpu" else "off",  # there it takes memory only once it is on
         )
         self.committed = False
         self.updating = False

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""check: whether a program's own pass reads every shared weight only when it is there, and writes none.
+
+The pass is made twice from the same state, as it is and with poison in the windows. Knows how to compare and what to
+say; how state is put back, calls are observed and ranks talk is told elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import Error
+from . import ops
+from .handle import Handle, of
+from .keeping import Kept, fresh
+from .memory import bytes_of
+from .observing import Event, Observation, bits_of, first_difference
+from .reading import Reads
+from .refusals import Refused
+from .shared import Shared, poison_of
+from .words import exchange
+
+
+class CheckFailed(RuntimeError):
+    """The pass reads weights when they are not there, or writes to them; the text says where. The same on all ranks."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check that found nothing wrong has seen.
+
+    is_equal  whether anything was compared: False where nothing moves, or the pass used nothing that does
+    layers    of how many layers in all series, `seen` came through a poisoned window of some rank
+    """
+
+    is_equal: bool
+    layers: int
+    seen: int
+    why: str
+
+    def __str__(self) -> str:
+        return self.why
+
+
+_STILL = (
+    "nothing was compared: no layer comes through a window on any rank, so there is nothing that could be read at the "
+    "wrong time; what is stored was not written"
+)
+_UNUSED = "nothing was compared: the call waited for none of the layers that come through windows"
+_NO_MEMORY = (
+    "its windows cannot be poisoned, since in device memory that takes room for one window more than there are: start "
+    "all ranks with LAYERSHARD_POISON=ready, for this check"
+)
+
+
+def check(model: nn.Module, *inputs: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> Checked:
+    """Make this pass twice, as it is and with poison where no weights may be read, and compare bit for bit. Collective.
+
+    check(model, x) calls model(x); check(model, ids, call=model.generate, max_new_tokens=8) what is given. Random
+    states, arguments (caches too), buffers and what modules keep in attributes are put back between. CheckFailed, the
+    same on all ranks, names the first module that came out otherwise, and what was written of the stored weights. Once
+    for each model and version of the program, at its start, is enough.
+    """
+    return _Check(of(model), getattr(model, "_orig_mod", model), call or model, (inputs, kwargs)).run()
+
+
+class _Check:
+    """One rank's part of one check."""
+
+    def __init__(self, handle: Handle, model: nn.Module, call: Callable[..., Any], arguments: Any) -> None:
+        self._handle = handle
+        self._model = model
+        self._call = call
+        self._arguments = arguments
+        self._kept: Kept | None = None
+        self._error: Exception | None = None  # of the pass as it is
+
+    def run(self) -> Checked:
+        windows = self._begin()
+        before = self._stored()
+        first = self._pass_as_it_is()
+        if not windows:
+            self._raise_findings([self._words(written=self._written(before))])
+            return Checked(False, self._n_layers(), 0, _STILL)
+        reads = self._reads()
+        waits = self._waits()
+        with self._poisoned():
+            seen = self._seen()
+            second = self._pass()
+        used = self._waits() > waits
+        words = self._words(
+            differs=first_difference(first, second), written=self._written(before), reads=reads, seen=seen, used=used
+        )
+        self._raise_findings([words, self._words(differs=self._again(words, first))])
+        return self._verdict(words)
+
+    # ---- Steps, each on all ranks ----
+
+    def _words(self, **word: Any) -> list[dict[str, Any]]:
+        return exchange(self._handle.group, self._handle.device, word)
+
+    def _begin(self) -> int:
+        """How many windows there are on all ranks. Whatever keeps one rank from taking part is told to all."""
+        refusal: Exception | None = None
+        try:
+            self._kept = Kept(self._model, self._handle.all_places(), self._handle.device)
+            fresh(self._model, self._arguments)
+            self._try_poison()
+        except (Refused, Error) as error:
+            refusal = error
+        windows = sum(each.windows for each in self._handle.stats().values())
+        answers = self._words(refusal=str(refusal or ""), windows=windows)
+        if refusal is not None:
+            raise refusal
+        for rank, answer in enumerate(answers):
+            if answer["refusal"]:
+                raise Refused(f"rank {rank} cannot take part: {answer['refusal']}")
+        return sum(answer["windows"] for answer in answers)
+
+    def _try_poison(self) -> None:
+        for each in self._handle.shared:
+            if each.device.type != "cpu" and each.moves and not each.series.is_poisoned:
+                try:
+                    self._switch(each, True)
+                except Error as error:
+                    raise Refused(f"series '{each.plan.name}': {_NO_MEMORY} ({error.text})") from error
+                self._switch(each, False)
+
+    def _pass(self, around: Any = None) -> list[Event]:
+        """Made from the state of the beginning, with new copies of the arguments; leaves that state behind."""
+        assert self._kept is not None
+        inputs, kwargs = fresh(self._model, self._arguments)
+        with Observation(self._model) as seen:
+            try:
+                with around or nullcontext():
+                    result = self._call(*inputs, **kwargs)
+                seen.returned((result, inputs, kwargs))
+            except Exception as error:
+                self._error = error
+                seen.raised(error)
+        self._kept.put_back()
+        return seen.events
+
+    def _reads(self) -> list[tuple[int, int, str, str]]:
+        """One more pass, in eager mode: what it reads of other layers than the one whose turn it is."""
+        seen = Reads(self._model, self._handle.shared, self._handle.steps_of)
+        compiles = "torch._dynamo" in sys.modules  # to import it takes seconds
+        with self._poisoned(False), torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+            self._pass(seen)
+        self._raise_failure("the call fails in eager mode, though not as it is")
+        return [(*weight, where) for weight, where in seen.found.items()][:8]
+
+    def _pass_as_it_is(self) -> list[Event]:
+        with self._poisoned(False):
+            events = self._pass()
+        self._raise_failure("the call itself fails, without poison")
+        return events
+
+    def _raise_failure(self, what: str) -> None:
+        text = f"{type(self._error).__name__}: {self._error}" if self._error else ""
+        for rank, word in enumerate(self._words(raised=text)):
+            if word["raised"]:
+                raise CheckFailed(f"rank {rank}: {what}: {word['raised']}") from self._error
+
+    def _again(self, words: list[dict[str, Any]], first: list[Event]) -> str | None:
+        """Where anything differs, whether the call gives the same bits twice at all."""
+        if not any(word["differs"] for word in words):
+            return None
+        with self._poisoned(False):
+            return first_difference(first, self._pass())
+
+    # ---- Poison ----
+
+    def _switch(self, shared: Shared, on: bool) -> None:
+        shared.series.poison(on, ops.stream_of(self._handle.device))
+
+    @contextmanager
+    def _poisoned(self, on: bool = True) -> Iterator[None]:
+        """Windows as asked for; afterwards as they were."""
+        before = [each.series.is_poisoned for each in self._handle.shared]
+        for each in self._handle.shared:
+            self._switch(each, on)
+        try:
+            yield
+        finally:
+            for each, was in zip(self._handle.shared, before, strict=True):
+                self._switch(each, was)
+
+    def _seen(self) -> list[str]:
+        """Of each series, as a number in base 16, a bit for each layer that shows poison here, outside of its turn."""
+        return [
+            f"{sum(1 << i for i, layer in enumerate(each.series.layers) if _shows_poison(each, layer)):x}"
+            for each in self._handle.shared
+        ]
+
+    def _waits(self) -> int:
+        return sum(each.waits for each in self._handle.stats().values())
+
+    # ---- Stored weights ----
+
+    def _stored(self) -> dict[str, bytes]:
+        """Digests of what this rank is source of. Of stripes no rank has a whole layer in one place: they are brought,
+        and since a collective transport brings a layer to all ranks or to none, all ranks go through all layers."""
+        found: dict[str, bytes] = {}
+        stream = ops.stream_of(self._handle.device)
+        for each in self._handle.shared:
+            for layer, places in each.plan.layers():
+                if each.placement == "striped":
+                    each.series.reach(layer, stream)
+                    each.series.wait(layer, stream)
+                if each.series.is_source(layer):
+                    found.update((place.name, bits_of(each.view(layer, i))) for i, place in enumerate(places))
+        return found
+
+    def _written(self, before: dict[str, bytes]) -> list[str]:
+        after = self._stored()
+        return [name for name, digest in before.items() if after[name] != digest][:8]
+
+    # ---- What came out ----
+
+    def _n_layers(self) -> int:
+        return sum(len(each.series.layers) for each in self._handle.shared)
+
+    def _raise_findings(self, rounds: list[list[dict[str, Any]]]) -> None:
+        found = []
+        again = rounds[-1] if len(rounds) > 1 else [{} for _ in rounds[0]]
+        for rank, (word, repeated) in enumerate(zip(rounds[0], again, strict=True)):
+            found += [f"rank {rank}: {each}" for each in _findings(word, repeated)]
+        found = [*_read_early(rounds[0]), *found]
+        if found:
+            raise CheckFailed("; ".join(found)) from self._error
+
+    def _verdict(self, words: list[dict[str, Any]]) -> Checked:
+        layers = self._n_layers()
+        seen = sum(bin(mask).count("1") for mask in _poisoned_layers(words))
+        if not any(word["used"] for word in words):
+            return Checked(False, layers, 0, _UNUSED)
+        text = f"equal with poison: {seen} of {layers} layers came through a poisoned window of some rank"
+        if seen < layers:
+            text += ", the others are read in place or kept by every rank that does not store them"
+        return Checked(True, layers, seen, text + "; what is stored was not written")
+
+
+def _poisoned_layers(words: list[dict[str, Any]]) -> list[int]:
+    """Of each series, a bit for each layer that comes through a window of some rank."""
+    found = [0] * len(words[0]["seen"])
+    for word in words:
+        found = [mask | int(more, 16) for mask, more in zip(found, word["seen"], strict=True)]
+    return found
+
+
+def _read_early(words: list[dict[str, Any]]) -> Iterator[str]:
+    """Found on any rank, also where the layer is at home: it is wrong where it comes through a window."""
+    reads = {tuple(each) for word in words for each in word.get("reads", [])}
+    masks = _poisoned_layers(words) if reads else []
+    for series, index, name, where in sorted(reads):
+        if masks[series] >> index & 1:
+            yield f"{name} is read outside its view, in {where}"
+
+
+def _shows_poison(shared: Shared, layer: int) -> bool:
+    """The beginnings of all tensors: where a layer is at home no such bytes are met."""
+    for index, layout in enumerate(shared.layouts):
+        start = bytes_of(shared.series, layer, index, layout.nbytes)[:64]
+        if not bool((start == (poison_of(layout) or b"\xff")[0]).all()):
+            return False
+    return True
+
+
+def _findings(word: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
+    for name in word["written"]:
+        yield f"{name} is written by the call: what is stored of it is not what it was before"
+    if word.get("differs") is None:
+        return
+    if again.get("differs") is None:
+        yield (
+            f"weights are read outside their view: with poison in the windows {word['differs']} is the first to come "
+            f"out otherwise. It reads a module's weights without calling that module, or at another time: choose its "
+            f"parent, or scope='block'"
+        )
+        return
+    yield (
+        f"the call does not give the same bits twice, so nothing can be told: as it is, {again['differs']} comes out "
+        f"otherwise from one call to the next, and with poison {word['differs']}. Its random numbers, a kernel that is "
+        f"not deterministic or state outside of arguments, buffers and attributes may be why, or weights that are read "
+        f"outside their view"
+    )
