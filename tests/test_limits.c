@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -356,6 +357,25 @@ static void signals_of_the_program_stay(void **state)
 	assert_int_equal(sigprocmask(SIG_SETMASK, &before, NULL), 0);
 }
 
+/* As SIGPIPE that is blocked for good would keep a program from ending when nobody reads what it writes. */
+static void signals_are_blocked_during_a_call_only(void **state)
+{
+	const int own[] = {SIGPIPE, SIGXFSZ};
+	const int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	sigset_t before, after;
+
+	(void)state;
+	assert_true(null >= 0);
+	assert_int_equal(sigprocmask(SIG_SETMASK, NULL, &before), 0);
+	assert_int_equal(lshard__write(null, "", 1), 1);
+	write_where_nobody_reads();
+	assert_int_equal(lshard__resize(null, 1), -1);
+	assert_int_equal(sigprocmask(SIG_SETMASK, NULL, &after), 0);
+	for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+		assert_int_equal(sigismember(&after, own[i]), sigismember(&before, own[i]));
+	close(null);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -367,6 +387,7 @@ int main(void)
 		cmocka_unit_test(threads),
 		cmocka_unit_test(traces_of_a_size),
 		cmocka_unit_test(signals_of_the_program_stay),
+		cmocka_unit_test(signals_are_blocked_during_a_call_only),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
