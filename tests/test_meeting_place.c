@@ -11,6 +11,7 @@
 #include "patience.h"
 #include "sockets.h"
 #include "text_hash.h"
+#include "user.h"
 
 #include <stdarg.h>
 #include <setjmp.h>
@@ -561,6 +562,53 @@ static void a_user_that_is_shown_as_the_strangers_are_is_told(void **state)
 	assert_int_equal(result, 0);
 }
 
+/* In the child of a superuser that maps itself alone, as the first of the users that there are: not this one. */
+static int beside_a_superuser_who_is_mapped(int parent)
+{
+	char byte = setuid(STRANGER) == 0 && unshare(CLONE_NEWUSER) == 0;
+
+	if (send(parent, &byte, 1, 0) != 1 || recv(parent, &byte, 1, 0) != 1 || !byte)
+		return SKIPPED;
+	return lshard__user_is_told();
+}
+
+static bool map_superuser(pid_t child, int channel)
+{
+	char path[64], byte = 0;
+
+	snprintf(path, sizeof path, "/proc/%ld/uid_map", (long)child);
+	if (recv(channel, &byte, 1, 0) == 1 && byte)
+		byte = write_text(path, "0 0 1");
+	return send(channel, &byte, 1, 0) == 1 && byte;
+}
+
+/* A map of the superuser begins as one of all users does. */
+static void a_map_of_one_user_is_not_one_of_all(void **state)
+{
+	int ends[2], result = -1;
+	bool mapped;
+	pid_t child;
+
+	(void)state;
+	if (geteuid() != 0) {
+		printf("skipped: only root can map the superuser\n");
+		skip();
+	}
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+	child = fork();
+	if (child == 0)
+		_exit(beside_a_superuser_who_is_mapped(ends[1]));
+	mapped = map_superuser(child, ends[0]);
+	assert_int_equal(waitpid(child, &result, 0), child);
+	close(ends[0]);
+	close(ends[1]);
+	if (!mapped) {
+		printf("skipped: no user namespace\n");
+		skip();
+	}
+	assert_int_equal(result, 0);
+}
+
 /* All the way to sockets between every two ranks. */
 static int connects(const struct member *member)
 {
@@ -871,6 +919,7 @@ int main(void)
 		in_a_folder(where_users_look_alike_ranks_meet_in_a_directory),
 		cmocka_unit_test(a_user_that_is_mapped_meets_by_a_name),
 		cmocka_unit_test(a_user_that_is_shown_as_the_strangers_are_is_told),
+		cmocka_unit_test(a_map_of_one_user_is_not_one_of_all),
 		cmocka_unit_test(who_sits_on_a_name_is_named),
 		cmocka_unit_test(who_has_a_name_of_another_type_is_not_to_blame),
 		cmocka_unit_test(a_child_that_has_a_dead_ranks_name_is_named),
