@@ -473,8 +473,9 @@ static void a_fault_on_one_rank_leaves_nothing_wrong(void **state)
 
 /* ---- What the others are told ---------------------------------------------------------------------------------- */
 
-/* A fault of one rank's own in the middle of update_begin. Nobody waits: a deadline would be longer than the test. */
+/* A fault of one rank's own in the middle of a call. Nobody waits: a deadline would be longer than the test. */
 struct told {
+	lshard_status (*call)(lshard_series *series);
 	const char *fault;
 	lshard_status status;
 	const char *text;
@@ -516,23 +517,30 @@ static int told_body(const struct member *member)
 
 	if (!open_with_fault(&rank, member, &setting, telling->told->fault, telling->transport, spec, sizeof spec))
 		return 1;
-	if (!is_told(&rank, telling->told, lshard_series_update_begin(rank.series)))
+	if (!is_told(&rank, telling->told, telling->told->call(rank.series)))
 		goto failed;
-	OK_SERIES(&rank, lshard_series_update_begin(rank.series)); /* all come to the next call alike */
+	OK_SERIES(&rank, telling->told->call(rank.series)); /* all come to the next call alike */
 	right = true;
 failed:
 	return rank_close(&rank) && right ? 0 : 1;
 }
 
+static lshard_status verify(lshard_series *series)
+{
+	return lshard_series_verify(series, NULL);
+}
+
 static void a_failure_is_told_at_once_and_as_what_it_is(void **state)
 {
 	static const struct told all[] = {
-		{"r2.drain@1=peer", LSHARD_ERR_PEER_FAILED,
+		{lshard_series_update_begin, "r2.drain@1=peer", LSHARD_ERR_PEER_FAILED,
 		 "rank 2 lost another rank in the second half of lshard_series_update_begin"},
-		{"r2.drain@1=fail", LSHARD_ERR_TRANSPORT,
+		{lshard_series_update_begin, "r2.drain@1=fail", LSHARD_ERR_TRANSPORT,
 		 "rank 2 failed in the second half of lshard_series_update_begin"},
-		{"r2.drain@1=timeout", LSHARD_ERR_TIMEOUT,
+		{lshard_series_update_begin, "r2.drain@1=timeout", LSHARD_ERR_TIMEOUT,
 		 "rank 2 failed in the second half of lshard_series_update_begin"},
+		{verify, "r2.wait@3=timeout", LSHARD_ERR_TIMEOUT,
+		 "rank 2 failed in the second half of lshard_series_verify"},
 	};
 	static const char *const transports[] = {"local:lockstep", "callback"};
 
