@@ -21,7 +21,6 @@ class _Watch:
     """The pipe and the thread; one for the process, made at the first wait that can block."""
 
     def __init__(self) -> None:
-        self._process = os.getpid()
         self._read_end, self.write_end = os.pipe()
         os.set_blocking(self.write_end, False)
         self.abort: Callable[[], None] | None = None
@@ -39,28 +38,33 @@ class _Watch:
                 with contextlib.suppress(OSError):  # full, as it may be; or closed meanwhile
                     os.write(previous, numbers)
 
-    def is_of_this_process(self) -> bool:
-        return self._process == os.getpid()
-
 
 _watch: _Watch | None = None
 
 
-def _watch_of_process() -> _Watch:
+def _start_watch() -> _Watch:
     global _watch
-    if _watch is None or not _watch.is_of_this_process():  # a fork has no thread
-        _watch = _Watch()
+    _watch = _Watch()
     return _watch
+
+
+def _forget_watch() -> None:
+    global _watch
+    _watch = None
+
+
+os.register_at_fork(after_in_child=_forget_watch)  # the thread is the parent's
 
 
 def interruptible(function: Callable[..., int], abort: Callable[[], None]) -> Callable[..., int]:
     """The function, which `abort` makes return, with Ctrl-C in reach."""
+    get_ident, set_wakeup_fd = threading.get_ident, signal.set_wakeup_fd
 
     def call(*arguments: object) -> int:
-        if threading.get_ident() != _MAIN:
+        if get_ident() != _MAIN:
             return function(*arguments)
-        watch = _watch_of_process()
-        previous = signal.set_wakeup_fd(watch.write_end, warn_on_full_buffer=False)
+        watch = _watch or _start_watch()
+        previous = set_wakeup_fd(watch.write_end, warn_on_full_buffer=False)
         if previous != watch.write_end:  # a Ctrl-C right here leaves it there
             watch.previous = previous
         try:
@@ -68,6 +72,6 @@ def interruptible(function: Callable[..., int], abort: Callable[[], None]) -> Ca
             return function(*arguments)
         finally:
             watch.abort = None
-            signal.set_wakeup_fd(watch.previous)
+            set_wakeup_fd(watch.previous)
 
     return call
