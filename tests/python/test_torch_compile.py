@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharded models under torch.compile: no graph break, no recompilation after warm-up, the same results."""
+"""Sharded models under torch.compile: no graph break, no recompilation after warm-up, no copy of a weight, the same
+results."""
 
 import pytest
 
@@ -17,8 +18,17 @@ LINEARS = {"modules": ["*.up", "*.down"]}
 BLOCKS = {"modules": "layers.*", "scope": "block", "buffers": "*"}
 
 
-def steady(rank, size, how, parts, whole, backend):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Where inductor keeps what it has made: the precompiled header above all."""
+    return str(tmp_path_factory.mktemp("made"))
+
+
+def steady(rank, size, how, parts, whole, backend, folder=None):
     import torch._dynamo as dynamo
+
+    if folder is not None:
+        ranks.quick_inductor(folder)
 
     # Block by block, dynamo takes a number on a submodule of the block for a constant unless told otherwise.
     dynamo.config.allow_unspec_int_on_nn_module = not whole and how is LINEARS
@@ -52,11 +62,29 @@ def steady(rank, size, how, parts, whole, backend):
 @pytest.mark.parametrize("how, parts", [(LINEARS, ("up", "down")), (BLOCKS, ("norm", "up", "down", "scale"))])
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "blocks"])
 def test_compiled(how, parts, whole):
-    ranks.run(2, steady, how, parts, whole, "aot_eager")
+    ranks.run(2, steady, how, parts, whole, "eager")
 
 
-def test_compiled_by_inductor(tmp_path):
-    ranks.run(2, steady, BLOCKS, ("norm", "up", "down", "scale"), False, "inductor")
+@pytest.mark.parametrize("how, parts", [(LINEARS, ("up", "down")), (BLOCKS, ("norm", "up", "down", "scale"))])
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "blocks"])
+def test_compiled_by_inductor(how, parts, whole, made):
+    ranks.run(2, steady, how, parts, whole, "inductor", made)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "aot_eager_decomp_partition"])
+def test_backends_that_copy_weights_are_refused(backend):
+    """They would write the copies back, over bytes of another layer or into memory that is read-only."""
+
+    def work(rank, size):
+        model, x = ranks.stack(), ranks.inputs(rank)
+        with torch.no_grad():
+            want = model(x)
+            sharding.shard(model, "*.up", transport="shm:copy")
+            with pytest.raises(sharding.Refused, match="aot_eager does"):
+                torch.compile(model, backend=backend)(x)
+            assert torch.equal(model(x), want)
+
+    ranks.run(2, work)
 
 
 def test_freezing_is_refused_when_compiling():
@@ -65,27 +93,67 @@ def test_freezing_is_refused_when_compiling():
 
         model = sharding.shard(ranks.stack(n_layers=2), "*.up", transport="shm:copy")
         with torch.no_grad(), inductor.patch(freezing=True), pytest.raises(Exception, match="freezing is on"):
-            torch.compile(model, fullgraph=True, backend="aot_eager")(ranks.inputs(rank))
+            torch.compile(model, fullgraph=True, backend="eager")(ranks.inputs(rank))
 
     ranks.run(2, work)
 
 
-def test_operator_is_well_formed():
-    from layershard.torch import ops
+def peak_bytes(run):
+    """What torch has allocated at most while it ran."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
 
-    def work(rank, size):
-        model = sharding.shard(ranks.stack(), "*.up", transport="shm:copy")
-        step = [(sharding.of(model).shared[0].series, 2)]
-        steps = ops.Steps(step, step, torch.device("cpu"))
-        torch.library.opcheck(ops.arrive, ([torch.randn(3)], steps.number))
 
-    ranks.run(2, work)
+def frugal(rank, size, how, folder):
+    ranks.quick_inductor(folder)
+    model, inputs = ranks.stack(n_layers=4, width=200), [ranks.inputs(rank, rows) for rows in (3, 5, 7)]
+    with torch.inference_mode():
+        wants = [model(x) for x in inputs]
+        sharding.shard(model, **how, transport="shm:copy")
+        run = torch.compile(model, fullgraph=True, dynamic=True)
+        run(inputs[0])
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for x, want in zip(inputs, wants, strict=True):
+                assert torch.allclose(run(x), want, atol=1e-5)
+        assert 0 < peak_bytes(lambda: run(inputs[0])) < model.layers[0].down.weight.nbytes / 2
 
 
-def test_a_pass_that_ends_in_join_and_begins_in_prepare():
+@pytest.mark.parametrize("how", [LINEARS, BLOCKS], ids=["linears", "blocks"])
+def test_weights_are_not_copied_and_rows_may_differ(how, made):
+    ranks.run(2, frugal, how, made)
+
+
+def cached(rank, size, folder):
+    """How often a graph came from inductor's cache."""
+    from torch._dynamo.utils import counters
+
+    ranks.quick_inductor(folder)
+    model, x = ranks.stack(seed=3, width=5), ranks.inputs(rank)
+    with torch.inference_mode():
+        want = model(x)
+        sharding.shard(model, **BLOCKS, transport="shm:copy")
+        run = torch.compile(model, fullgraph=True)
+        for _ in range(3):
+            assert torch.allclose(run(x), want, atol=1e-5)
+    return counters["inductor"]["fxgraph_cache_hit"]
+
+
+def test_a_graph_from_inductor_s_cache_runs_this_process_s_model(made):
+    ranks.run(2, cached, made)
+    assert ranks.run(2, cached, made) == [1, 1]
+
+
+def test_a_pass_that_ends_in_join_and_begins_in_prepare(made):
     """What a captured region does, without a device to capture on."""
 
     def work(rank, size):
+        ranks.quick_inductor(made)
         model, x = ranks.stack(), ranks.inputs(rank)
         with torch.no_grad():
             want = model(x)
@@ -97,7 +165,7 @@ def test_a_pass_that_ends_in_join_and_begins_in_prepare():
                 handle.join(y)
                 return y
 
-            run = torch.compile(step, fullgraph=True, backend="aot_eager")
+            run = torch.compile(step, fullgraph=True, backend="inductor")
             for _ in range(3):
                 handle.prepare()
                 assert torch.allclose(run(x), want, atol=1e-5)

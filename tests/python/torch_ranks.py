@@ -69,6 +69,17 @@ def run(size, function, *arguments, **environment):
     return finish(start(size, function, *arguments, **environment))
 
 
+def quick_inductor(folder):
+    """Let inductor keep in @folder what it makes, and make it with as little work as can be: what matters here is what
+    it puts in which order, not how fast that runs."""
+    import torch._inductor.config as config
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    config.compile_threads = 1  # else it starts a process that imports torch
+    config.cpp.simdlen = 1
+    config.cpp_cache_precompile_headers = True
+
+
 # ---- Models ----
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
 
 import torch
 from torch import nn
@@ -41,32 +40,31 @@ class Place:
         return tensor
 
     def put(self, tensor: torch.Tensor) -> None:
-        """Hang @tensor there. The Parameter stays the same object where torch allows it: others may hold it."""
-        if not self.is_parameter:
-            self.owner._buffers[self.key] = tensor
-            return
-        old = self.owner._parameters[self.key]
-        assert old is not None
+        """Hang @tensor there. What hangs there stays the same object where torch allows it: others may hold it."""
+        old = self.tensor
         if old.device.type != tensor.device.type:
-            new = nn.Parameter(tensor, requires_grad=False)
-            new.__dict__.update(old.__dict__)
-            self.owner._parameters[self.key] = new
+            self._replace(old, tensor)
             return
         old.requires_grad_(False)
         old.data = tensor
 
+    def _replace(self, old: torch.Tensor, tensor: torch.Tensor) -> None:
+        if not self.is_parameter:
+            self.owner._buffers[self.key] = tensor
+            return
+        new = nn.Parameter(tensor, requires_grad=False)
+        new.__dict__.update(old.__dict__)
+        self.owner._parameters[self.key] = new
+
     def undo(self) -> Callable[[], None]:
         """What brings back what hangs there now, whatever has been put there since."""
-        if not self.is_parameter:
-            return partial(self.owner._buffers.__setitem__, self.key, self.tensor)
-        parameter = self.owner._parameters[self.key]
-        assert parameter is not None
-        data, wants_gradients = parameter.data, parameter.requires_grad
+        before, tensors = self.tensor, self.owner._parameters if self.is_parameter else self.owner._buffers
+        data, wants_gradients = before.data, before.requires_grad
 
         def back() -> None:
-            self.owner._parameters[self.key] = parameter
-            parameter.data = data
-            parameter.requires_grad_(wants_gradients)
+            tensors[self.key] = before  # type: ignore[assignment]
+            before.data = data
+            before.requires_grad_(wants_gradients)
 
         return back
 

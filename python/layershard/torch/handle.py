@@ -16,6 +16,7 @@ from torch import nn
 from ..group import Group
 from ..series import Stats
 from . import ops
+from .compiled import is_recording
 from .grouping import Place
 from .guards import Guarded, Guards, refuse_loading
 from .memory import bytes_at, give_back
@@ -40,7 +41,7 @@ class Handle:
         self.device = device
         self._model = model
         self._wiring: Wiring | None = None
-        self._ending = ops.Steps([], [], device, [each.series for each in shared])
+        self._ending: ops.Steps | None = None
         self._gate: Any = None
         self._guards: Guards | None = None
         self._update: Update | None = None
@@ -59,6 +60,7 @@ class Handle:
     def take(self, wiring: Wiring) -> None:
         """The hooks that go with the model from now on."""
         self._wiring = wiring
+        self._ending = ops.Steps([], [], self.device, wiring.token, joins=[each.series for each in self.shared])
         wiring.install()
         self.guard()
 
@@ -183,8 +185,8 @@ class Handle:
 
         In a function that torch.compile compiles, give it the pass's results: it comes after them.
         """
-        if torch.compiler.is_compiling():
-            ops.arrive(list(outputs), self._ending.number)
+        if is_recording() and self._ending is not None:
+            ops.finish(self._ending.token, list(outputs), self._ending.number)
             return
         for each in self.shared:
             each.series.join(ops.stream_of(self.device))

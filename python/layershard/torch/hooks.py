@@ -1,29 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks before forward: reach where a block begins, wait before the first use of a layer's weights.
+"""Hooks round forward: reach where a block begins, wait before the first use of a layer's weights.
 
 Knows modules and the calls of a series; nothing of how bytes come. A module's address of its weights never changes, so
-a hook only says when, never where.
+a hook only says when, never where. Only torch.compile needs a hook after forward: see ops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import compiler, nn
 
 from . import ops
+from .compiled import is_recording
 from .noticing import Watch
 from .ops import Step
 from .refusals import Refused
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class Hooks(NamedTuple):
+    """Of one module. after is None where nothing is waited for."""
+
+    before: Hook
+    after: HookAfter | None
 
 
 def activations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The tensors that a module computes from."""
     return [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor) and each.is_floating_point()]
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested containers. Dynamo traces it: an older one knows no dataclasses.is_dataclass."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        return
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors_in(each)
+    elif isinstance(value, (list, tuple, set)):
+        for each in value:
+            yield from _tensors_in(each)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _tensors_in(getattr(value, name))
+
+
+def _results(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[torch.Tensor]:
+    """What the module has made: its output, and what it has put into containers it was given. Tensors that it was
+    given itself are none of it."""
+    given = (*args, *kwargs.values())
+    found: list[torch.Tensor] = []
+    for each in _tensors_in([output, [each for each in given if not isinstance(each, torch.Tensor)]]):
+        if not any(each is other for other in (*given, *found)):
+            found.append(each)
+    return found
 
 
 def _refuse_gradients(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -41,24 +78,28 @@ class Switch:
     off = False
 
 
-def arrival_hook(
+def arrival_hooks(
     reaches: Sequence[Step],
     waits: Sequence[Step],
     device: torch.device,
     switch: Switch,
+    token: torch.Tensor,
+    weights: Sequence[torch.Tensor],
     watch: Watch | None = None,
-) -> Hook:
-    """The hook of one module. Under torch.compile it is one operator; else the library is called directly."""
-    steps = ops.Steps(reaches, waits, device, watch=watch)
-    calls, number, waits_too = tuple(steps.eager), steps.number, bool(waits)
-    is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-    arrive, on_host, stream_of = ops.arrive, device.type == "cpu", ops.stream_of
+) -> Hooks:
+    """The hooks of one module, which computes from @weights. Under torch.compile they are operators; else the library
+    is called directly. What they ask first is asked at every call of every module: is_recording, without a call."""
+    is_compiled, modes, is_recorded = compiler.is_dynamo_compiling, torch._C._len_torch_dispatch_stack, is_recording
+    steps = ops.Steps(reaches, waits, device, token, weights, watch=watch)
+    calls, number, waits_too, changed = tuple(steps.eager), steps.number, bool(waits), steps.weights
+    on_host, stream_of, is_grad_enabled = device.type == "cpu", ops.stream_of, torch.is_grad_enabled
+    arrive, settle, leave = ops.arrive, ops.settle, ops.leave
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if switch.off:
             return
-        if is_compiling():
-            arrive(activations(args, kwargs), number)
+        if is_compiled() or (modes() and is_recorded()):
+            arrive(token, changed, number)
             return
         if waits_too and is_grad_enabled():
             _refuse_gradients(module, args, kwargs)
@@ -66,8 +107,13 @@ def arrival_hook(
         for call, layer in calls:
             call(layer, stream)
 
-    hook.steps = steps  # type: ignore[attr-defined]  # the operator knows them as long as the hook lives
-    return hook
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if (is_compiled() or (modes() and is_recorded())) and not switch.off:
+            settle(token, _results(args, kwargs, output), changed, number)
+            leave(token, changed, number)
+
+    before.steps = steps  # type: ignore[attr-defined]  # the operators know them as long as the hook lives
+    return Hooks(before, after if waits else None)
 
 
 def runs_forward(module: nn.Module) -> bool:
@@ -75,6 +121,8 @@ def runs_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def install(module: nn.Module, hook: Hook) -> torch.utils.hooks.RemovableHandle:
-    """Before every other hook there is: those may read the weights."""
-    return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+def install(module: nn.Module, hooks: Hooks) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Round every other hook there is: those may read the weights."""
+    yield module.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
+    if hooks.after is not None:
+        yield module.register_forward_hook(hooks.after, with_kwargs=True)

@@ -77,9 +77,13 @@ class Watch:
                 raise Guarded(_WRITTEN.format(name=name))
 
     def look_compiled(self, layer: int, stream: int) -> None:
-        """The same in a compiled program. Such a one may count writes that its operators only claim to make, so from
-        then on writes are not looked at."""
+        """The same in a compiled program."""
+        self.stop_counting()
+        self.look(layer, stream)
+
+    def stop_counting(self) -> None:
+        """A compiled program may count writes that its operators only claim to make, so from then on writes are not
+        looked at."""
         if self._counting:
             self._counting = False
             self._arrange()
-        self.look(layer, stream)

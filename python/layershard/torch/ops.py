@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library's calls of a pass as an operator, for torch.compile: opaque, ordered, without a graph break.
+"""The library's calls of a pass as operators, for torch.compile: opaque, in order, without a graph break.
 
-layershard::arrive(Tensor(a!)[] activations, SymInt steps) says that it changes the activations. It does not; what reads
-the layer's weights computes from those activations, and so comes after it. An operator's arguments are plain values:
-what to call is known by a number. The numbers are far from 0 and 1, which torch.compile makes constants of, and each is
-used once, so that blocks compiled one by one share one graph.
+    arrive(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps)                      before a module: reach and wait
+    settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights, SymInt steps) after it: does nothing
+    leave(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps)                       after that: does nothing
+
+A compiler knows nothing of windows: to it, two layers in one window are tensors of their own, and reads of the one may
+come after the arrival of the other. So the operators say that they change what they must be ordered with. The token,
+one tensor for each model, keeps them in a line. arrive changes the module's weights: every read comes after it. settle
+changes the module's results, which are then computed before it, and the weights; leave changes the weights once more:
+inductor finishes reads that it has put off when it meets a first change, but behind that one (FallbackKernel.__init__
+in torch/_inductor/ir.py registers the kernel before it asks for them), and the second change is what they come before.
+
+All get the tensors themselves, and none is ever written. A compiler that hands over copies (aot_eager does, and
+inductor where a weight is read after leave) would go on to write them back: arrive and leave compare addresses, and
+raise. An operator finds its steps by the token's address and a number that is the same in every process, so a graph
+that was kept on disk runs the steps of the model it is given, or none.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -21,10 +32,26 @@ from .refusals import Refused, refuse_freezing
 
 Step = tuple[Series, int]  # a series and the library's number of one of its layers
 
-_numbers = itertools.count(1000)
-_known: weakref.WeakValueDictionary[int, Steps] = weakref.WeakValueDictionary()
+_known: weakref.WeakValueDictionary[tuple[int, int], Steps] = weakref.WeakValueDictionary()
 _library = torch.library.Library("layershard", "DEF")  # type: ignore[no-untyped-call]
-_library.define("arrive(Tensor(a!)[] activations, SymInt steps) -> ()")  # type: ignore[no-untyped-call]
+
+_COPIES = (
+    "{name} of a module with shared weights is a copy in the compiled program, which would compute from stale bytes: "
+    "{why}"
+)
+_BACKEND = (
+    "this backend of torch.compile copies what an operator changes (aot_eager does): use inductor or eager; or the "
+    "program was given other weights than the model's"
+)
+_UNKNOWN = (
+    "a compiled program has been given no model that is sharded in this process, or one that is sharded in another way "
+    "than when the program was made (series, layers, shapes): compile it again, by inductor or eager (aot_eager does "
+    "copy what an operator changes)"
+)
+_LATE = (
+    "something that the module computes from its weights, and does not return, is computed after the module has ended: "
+    "return it from the module, or leave that module uncompiled (torch.compiler.disable)"
+)
 
 
 def stream_of(device: torch.device) -> int:
@@ -32,19 +59,34 @@ def stream_of(device: torch.device) -> int:
     return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
 
 
+def new_token(device: torch.device) -> torch.Tensor:
+    """What keeps a model's operators in line. Static, as weights are: else CUDA graphs would be passed over."""
+    token = torch.zeros(1, device=device)
+    # torch._dynamo.mark_static_address does no more, and takes seconds to import.
+    token._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
+    return token
+
+
 def _ending(series: Series) -> Callable[[int, int], None]:
     return lambda _layer, stream: series.join(stream)
 
 
+def _number(words: Sequence[str]) -> int:
+    """The same in every process. Far from 0 and 1, which torch.compile makes constants of."""
+    return int.from_bytes(hashlib.sha256("\n".join(words).encode()).digest()[:7], "little") | 1 << 56
+
+
 class Steps:
     """What one module's arrival calls: layers reached, then layers waited for; or the end of a pass. Known to the
-    operator by its number."""
+    operators by the model's token and its number as long as it lives."""
 
     def __init__(
         self,
         reaches: Sequence[Step],
         waits: Sequence[Step],
         device: torch.device,
+        token: torch.Tensor,
+        weights: Sequence[torch.Tensor] = (),
         joins: Sequence[Series] = (),
         watch: Watch | None = None,
     ) -> None:
@@ -52,29 +94,77 @@ class Steps:
         self.calls += [(series.reach_fast, layer) for series, layer in reaches]
         self.calls += [(series.wait_fast, layer) for series, layer in waits]
         self.calls += [(_ending(series), 0) for series in joins]
-        self.eager = self.calls
-        if watch is not None:
-            self.eager = [(watch.look, 0), *self.calls]
-            self.calls = [(watch.look_compiled, 0), *self.calls]
+        self.watch = watch
+        self.eager = self.calls if watch is None else [(watch.look, 0), *self.calls]
         self.device = device
-        self.number = next(_numbers)
-        _known[self.number] = self
+        self.token = token
+        self.weights = list(weights)
+        self.addresses = [weight.data_ptr() for weight in weights]
+        words = [f"reach {series.name} {layer}" for series, layer in reaches]
+        words += [f"wait {series.name} {layer}" for series, layer in waits]
+        words += [f"join {series.name}" for series in joins]
+        words += [f"{list(weight.shape)} {list(weight.stride())} {weight.dtype}" for weight in weights]
+        self.number = _number(words)
+        _known[token.data_ptr(), self.number] = self
+
+    def refuse_copies(self, weights: Sequence[torch.Tensor], why: str) -> None:
+        for weight, address in zip(weights, self.addresses, strict=True):
+            if weight.data_ptr() != address:
+                raise Refused(_COPIES.format(name="a weight", why=why))
 
 
-def _arrive(activations: list[torch.Tensor], number: int) -> None:
-    steps = _known[number]
+def _steps(token: torch.Tensor, number: int) -> Steps:
+    steps = _known.get((token.data_ptr(), number))
+    if steps is None:
+        for watch in [each.watch for each in _known.values() if each.watch is not None]:
+            watch.stop_counting()
+        raise Refused(_UNKNOWN)
+    return steps
+
+
+def _arrive(token: torch.Tensor, weights: list[torch.Tensor], number: int) -> None:
+    steps = _steps(token, number)
+    if steps.watch is not None:
+        steps.watch.look_compiled(0, 0)
+    steps.refuse_copies(weights, _BACKEND)
     stream = stream_of(steps.device)
     for call, layer in steps.calls:
         call(layer, stream)
 
 
-def _arrive_fake(activations: list[torch.Tensor], number: int) -> None:
+def _settle(
+    token: torch.Tensor, outputs: list[torch.Tensor], weights: list[torch.Tensor], number: int
+) -> None:
+    pass
+
+
+def _leave(token: torch.Tensor, weights: list[torch.Tensor], number: int) -> None:
+    _steps(token, number).refuse_copies(weights, _LATE)
+
+
+def _finish(token: torch.Tensor, outputs: list[torch.Tensor], number: int) -> None:
+    steps = _steps(token, number)
+    stream = stream_of(steps.device)
+    for call, layer in steps.calls:
+        call(layer, stream)
+
+
+def _fake(*_args: object) -> None:
     refuse_freezing()
-    if not activations:
-        raise Refused("a module with shared weights was called without a floating-point tensor to order them by")
 
 
-_library.impl("arrive", _arrive, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("layershard::arrive", _arrive_fake, lib=_library)
+for _schema, _function in (
+    ("arrive(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps) -> ()", _arrive),
+    ("settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights, SymInt steps) -> ()", _settle),
+    ("leave(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps) -> ()", _leave),
+    ("finish(Tensor(a!) token, Tensor(b!)[] outputs, SymInt steps) -> ()", _finish),
+):
+    _name = _schema.partition("(")[0]
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+    _library.impl(_name, _function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"layershard::{_name}", _fake, lib=_library)
 
 arrive = torch.ops.layershard.arrive.default
+settle = torch.ops.layershard.settle.default
+leave = torch.ops.layershard.leave.default
+finish = torch.ops.layershard.finish.default

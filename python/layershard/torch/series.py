@@ -22,7 +22,7 @@ from torch import nn
 
 from . import ops
 from .grouping import Place, SeriesPlan, difference
-from .hooks import Switch, arrival_hook
+from .hooks import Hooks, Switch, arrival_hooks
 from .layout import Layout
 from .patterns import layer_number
 from .processed import Processed, adopt, process
@@ -177,9 +177,11 @@ class _Series:
     def _wrap_forwards(self, shared: Shared) -> None:
         if not shared.moves:
             return
-        for index, layer in self.layers.items():
-            hook = arrival_hook([], [(shared.series, index)], self.device, Switch())
-            layer.forward = _waiting(layer, hook, layer.forward)
+        token = ops.new_token(self.device)
+        for index, places in shared.plan.layers():
+            layer, weights = self.layers[index], [place.tensor for place in places]
+            hooks = arrival_hooks([], [(shared.series, index)], self.device, Switch(), token, weights)
+            layer.forward = _waiting(layer, hooks, layer.forward)
 
     def reach(self, layer: nn.Module) -> None:
         if self.shared is None:
@@ -187,10 +189,15 @@ class _Series:
         self.shared.series.reach_fast(_index_of(layer), ops.stream_of(self.device))
 
 
-def _waiting(layer: nn.Module, hook: Callable[..., None], forward: Callable[..., Any]) -> Callable[..., Any]:
+def _waiting(layer: nn.Module, hooks: Hooks, forward: Callable[..., Any]) -> Callable[..., Any]:
+    before, after = hooks
+    assert after is not None
+
     def wait_and_forward(*args: Any, **kwargs: Any) -> Any:
-        hook(layer, args, kwargs)
-        return forward(*args, **kwargs)
+        before(layer, args, kwargs)
+        output = forward(*args, **kwargs)
+        after(layer, args, kwargs, output)
+        return output
 
     return wait_and_forward
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import ops
 from .grouping import Place
-from .hooks import Switch, arrival_hook, install, runs_forward
+from .hooks import Switch, arrival_hooks, install, runs_forward
 from .noticing import Watch
 from .ops import Step
 from .patterns import Unit
@@ -39,6 +40,7 @@ class Wiring:
     def __init__(self, model: nn.Module, shared: Iterable[Shared], scope: str, device: torch.device) -> None:
         self._device = device
         self.switch = Switch()
+        self.token = ops.new_token(device)
         self._reaches: dict[nn.Module, list[Step]] = {}
         self._waits: dict[nn.Module, list[Step]] = {}
         self._places: dict[nn.Module, list[Place]] = {}
@@ -64,9 +66,11 @@ class Wiring:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
         for module in dict.fromkeys([*self._reaches, *self._waits]):
-            steps = self.steps_of(module)
-            watch = self._watches.get(module)
-            self._handles.append(install(module, arrival_hook(*steps, self._device, self.switch, watch)))
+            weights = [place.tensor for place in self._places.get(module, [])]
+            watch, steps = self._watches.get(module), self.steps_of(module)
+            self._handles += install(
+                module, arrival_hooks(*steps, self._device, self.switch, self.token, weights, watch)
+            )
 
     def _record(self) -> None:
         for watch in self._watches.values():
