@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sharded models under torch.compile: no graph break, no recompilation after warm-up, no copy of a weight, the same
-results."""
+results; compiled before sharding or after."""
+
+import logging
 
 import pytest
 
@@ -127,6 +129,68 @@ def frugal(rank, size, how, folder):
 @pytest.mark.parametrize("how", [LINEARS, BLOCKS], ids=["linears", "blocks"])
 def test_weights_are_not_copied_and_rows_may_differ(how, made):
     ranks.run(2, frugal, how, made)
+
+
+# ---- Compiled first ----
+
+
+def by_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+def by_layers(model):
+    for layer in model.layers:
+        layer.compile(backend="eager")
+    return model
+
+
+def in_a_function(model):
+    return torch.compile(lambda x: 1 * model(x), backend="eager")
+
+
+def wrapped(model):
+    return torch.compile(model, backend="eager")
+
+
+SPELLINGS = [by_forward, in_place, by_layers, in_a_function, wrapped]
+
+
+def compiled_first(rank, size, spelling, how):
+    """One compiled program through a model's whole life."""
+    model, x, said = ranks.stack(), ranks.inputs(rank), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("layershard").addHandler(handler)
+    logging.getLogger("layershard").setLevel(logging.INFO)
+    with torch.no_grad():
+        want = model(x)
+        sharding.shard(model, **how, transport="shm:copy")
+        sharding.of(model).detach()
+        assert said == []  # nothing was compiled
+        run = spelling(model)
+        assert torch.allclose(run(x), want, atol=1e-5)
+        for _ in range(2):
+            given = run if spelling is wrapped else model
+            assert sharding.shard(given, **how, transport="shm:copy") is given
+            for _ in range(2):
+                assert torch.allclose(run(x), want, atol=1e-5)
+            handle = sharding.of(given)
+            assert {stats.waits for stats in handle.stats().values()} == {2 * len(model.layers)}
+            assert handle.detach() is model
+            assert torch.allclose(run(x), want, atol=1e-5)
+        assert len(said) == 4 and all("torch.compiler.reset()" in each for each in said)
+
+
+@pytest.mark.parametrize("how", [LINEARS, BLOCKS], ids=["linears", "blocks"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_what_was_compiled_before_is_compiled_anew(spelling, how):
+    ranks.run(2, compiled_first, spelling, how)
 
 
 def cached(rank, size, folder):

@@ -132,16 +132,6 @@ def test_accelerate_hooks():
     refuse(model, "*.up", "layers.0 has accelerate's hooks")
 
 
-def test_compiled_model():
-    refuse(torch.compile(ranks.stack()), "*.up", "compiled already")
-
-
-def test_compiled_block():
-    model = ranks.stack()
-    model.layers[1].compile()
-    refuse(model, "*.up", "layers.1 is compiled already")
-
-
 def test_freezing():
     import torch._inductor.config as inductor
 

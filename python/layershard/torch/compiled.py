@@ -1,12 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what runs is being compiled.
+"""What torch.compile made, or is making, of a model whose hooks come and go.
 
 Knows torch's compilers; nothing of series or windows.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import torch
+from torch import nn
+
+_log = logging.getLogger("layershard")
+
+
+def whole(model: nn.Module) -> nn.Module:
+    """The model itself where torch.compile has wrapped it."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
+def forget_compiled() -> None:
+    """Dynamo does not look whether hooks have come or gone: what it has compiled so far is compiled anew when it is
+    called next. It cannot be told to forget one model's graphs only."""
+    frames = sys.modules.get("torch._dynamo.convert_frame")  # nothing was compiled where it has not been imported
+    if frames is not None and frames.input_codes.seen:
+        _log.info("torch.compiler.reset(): what was compiled before knows nothing of hooks that have come or gone")
+        torch.compiler.reset()
 
 
 def is_recording() -> bool:

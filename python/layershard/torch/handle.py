@@ -16,7 +16,7 @@ from torch import nn
 from ..group import Group
 from ..series import Stats
 from . import ops
-from .compiled import is_recording
+from .compiled import forget_compiled, is_recording, whole
 from .grouping import Place
 from .guards import Guarded, Guards, refuse_loading
 from .memory import bytes_at, give_back
@@ -62,6 +62,7 @@ class Handle:
         self._wiring = wiring
         self._ending = ops.Steps([], [], self.device, wiring.token, joins=[each.series for each in self.shared])
         wiring.install()
+        forget_compiled()
         self.guard()
 
     def gate(self, why: str | None) -> None:
@@ -228,6 +229,7 @@ class Handle:
         self.gate(None)
         if self._guards is not None:
             self._guards.remove()
+        forget_compiled()
         self._wiring = None
         forget(self._model)
         self.group.close()
@@ -247,7 +249,7 @@ def is_closed(model: nn.Module) -> bool:
 
 def of(model: nn.Module) -> Handle:
     """The handle of a sharded model; also of one that torch.compile wraps."""
-    inner: nn.Module = getattr(model, "_orig_mod", model)
+    inner = whole(model)
     handle: Handle | None = inner.__dict__.get(_ATTRIBUTE)
     if is_closed(inner):
         raise Refused(_GIVEN_UP)

@@ -34,12 +34,6 @@ def _memory_of(tensor: torch.Tensor) -> tuple[str, int]:
     return "storage", tensor.untyped_storage().data_ptr()
 
 
-def refuse_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
-            raise Refused(f"{name or 'the model'} is compiled already: shard first, then compile")
-
-
 def refuse_freezing() -> None:
     """Frozen weights are packed into copies of their own, which neither arrive nor change with the library's."""
     config = sys.modules.get("torch._inductor.config")  # to import it takes seconds and 100 MB
@@ -103,7 +97,6 @@ def refuse_own_copies(modules: Iterable[tuple[str, nn.Module]]) -> None:
 
 def refuse_before_change(model: nn.Module, chosen: list[Named]) -> None:
     """Every check that needs no other rank."""
-    refuse_compiled(model)
     refuse_freezing()
     refuse_hooked(model)
     refuse_strange(chosen)

@@ -17,6 +17,7 @@ from torch import nn
 from .._declarations import PLACEMENT
 from ..group import Group
 from ..series import ALL, choice, unsigned
+from .compiled import whole
 from .coverage import left_out
 from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
@@ -176,6 +177,7 @@ def shard(
     Parameters that are shared do not require gradients any more. Refused is raised before anything has changed; where
     one rank alone refuses, the others raise Mismatch with its reason.
     """
+    given, model = model, whole(model)
     process_group(group)
     place, spoken, longest_ms = torch.device("cpu"), "auto", None  # as the others are told what is wrong with these
     try:
@@ -209,4 +211,4 @@ def shard(
         _fill(handle, model, shared)
         handle.take(Wiring(model, shared, scope, place))
     give_back()
-    return model
+    return given
