@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sharded models under torch.compile: no graph break, no recompilation after warm-up, no copy of a weight, the same
-results; compiled before sharding or after."""
+results; compiled before sharding or after; and what would keep a program for later is refused or checked."""
 
 import logging
 
@@ -191,6 +191,102 @@ def compiled_first(rank, size, spelling, how):
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_what_was_compiled_before_is_compiled_anew(spelling, how):
     ranks.run(2, compiled_first, spelling, how)
+
+
+# ---- Kept for later ----
+
+
+def kept_by(maker, name):
+    def work(rank, size):
+        model, x = ranks.stack(), ranks.inputs(rank)
+        with torch.no_grad():
+            want = model(x)
+            sharding.shard(model, **BLOCKS, transport="shm:copy")
+            with pytest.raises(Exception, match=f"{name} makes a program .*detach"):
+                maker(model, x)
+            assert torch.equal(model(x), want)
+            maker(sharding.of(model).detach(), x)
+
+    ranks.run(2, work)
+
+
+def test_export_is_refused():
+    kept_by(lambda model, x: torch.export.export(model, (x,)), "torch.export")
+
+
+def test_strict_export_is_refused():
+    kept_by(lambda model, x: torch.export.export(model, (x,), strict=True), "torch.export")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace_is_refused():
+    kept_by(lambda model, x: torch.jit.trace(model, x), "torch.jit.trace")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_script_is_refused():
+    kept_by(lambda model, x: torch.jit.script(model), "torch.jit.script")
+
+
+def test_symbolic_trace_is_refused():
+    kept_by(lambda model, x: torch.fx.symbolic_trace(model), "torch.fx.symbolic_trace")
+
+
+def named_inputs(model, x):
+    """By identity: what a graph is given."""
+    names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    return {**names, id(sharding.of(model).token): "token", id(x): "x"}
+
+
+def keep(rank, size):
+    """A graph's text and the names of its inputs, as an engine may keep them."""
+    model, x, kept = ranks.stack(), ranks.inputs(rank), []
+
+    def backend(graph, inputs):
+        names = named_inputs(model, x)
+        kept.append((graph.code, [names[id(each)] for each in inputs]))
+        return graph
+
+    with torch.no_grad():
+        sharding.shard(model, **BLOCKS, transport="shm:copy")
+        torch.compile(model, fullgraph=True, backend=backend)(x)
+    (one,) = kept
+    return one
+
+
+def run_kept(rank, size, kept):
+    elsewhere = [torch.zeros(1) for _ in range(10)]  # addresses are not those of the other process
+    code, names = kept[rank]
+    defined = {"torch": torch, "device": torch.device, "inf": float("inf"), "nan": float("nan")}
+    exec(code, defined)
+    model, x = ranks.stack(seed=2), ranks.inputs(rank)
+
+    def run(model, **others):
+        given = {**dict(model.named_parameters()), **dict(model.named_buffers()), "x": x, **others}
+        return defined["forward"](None, *(given[name] for name in names))[0]
+
+    with torch.no_grad():
+        want = model(x)
+        sharding.shard(model, **BLOCKS, transport="shm:copy")
+        token = sharding.of(model).token
+        for _ in range(3):
+            assert torch.allclose(run(model, token=token), want, atol=1e-5)
+        with pytest.raises(sharding.Refused, match="compile it again"):
+            run(model, token=elsewhere[0])
+        with pytest.raises(sharding.Refused, match="other weights"):
+            run(ranks.stack(), token=token)
+        sharding.of(model).detach()
+        with pytest.raises(sharding.Refused, match="compile it again"):
+            run(model, token=token)
+        for other in (ranks.stack(width=36), ranks.stack(n_layers=4)):
+            names = [name for name in names if not name.startswith("layers.4.")] if len(other.layers) == 4 else names
+            sharding.shard(other, **BLOCKS, transport="shm:copy")
+            with pytest.raises((sharding.Refused, KeyError, TypeError, RuntimeError)):
+                run(other, token=sharding.of(other).token)
+
+
+def test_a_graph_of_another_process_runs_the_model_it_is_given_or_raises():
+    ranks.run(2, run_kept, ranks.run(2, keep))
 
 
 def cached(rank, size, folder):

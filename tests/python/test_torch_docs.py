@@ -165,6 +165,18 @@ def test_compile_and_graphs():
     ranks.run(2, work)
 
 
+def test_a_kept_graph():
+    def work(rank, size):
+        model, x = ranks.stack(), ranks.inputs(rank)
+        with torch.no_grad():
+            want = model(x)
+            sharding.shard(model, "*.up", transport="shm:copy")
+            names = {"torch": torch, "layershard": layershard, "model": model, "batch": x, "kept": []}
+            assert torch.allclose(run_block(block_with(DOCS, "def keep"), rank, size, None, **names)["result"], want)
+
+    ranks.run(2, work)
+
+
 def test_one_store_two_regimes(tmp_path):
     def work(rank, size):
         model, tokens = llama(attn_implementation="eager")
@@ -237,8 +249,8 @@ def test_checked_at_the_start():
 
 
 def test_no_block_is_left_out():
-    phrases = ["torch.nn.Sequential", "build_and_load", "checkpoint_dir", "handle.join(y)", "regime.parallel"]
-    phrases += ["except layershard.PeerFailed", "apply_layer_sharding", "torch.check("]
+    phrases = ["torch.nn.Sequential", "build_and_load", "checkpoint_dir", "def keep", "handle.join(y)"]
+    phrases += ["regime.parallel", "except layershard.PeerFailed", "apply_layer_sharding", "torch.check("]
     assert [block for block in DOCS if not any(phrase in block for phrase in phrases)] == []
     assert (len(DOCS), len(README), len(BASE), len(TORCH)) == (len(phrases), 1, 1, 1)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch.compile made, or is making, of a model whose hooks come and go.
+"""What torch.compile, tracers and exporters made, or are making, of a model whose hooks come and go.
 
 Knows torch's compilers; nothing of series or windows.
 """
@@ -12,7 +12,14 @@ import sys
 import torch
 from torch import nn
 
+from .refusals import Refused
+
 _log = logging.getLogger("layershard")
+
+_KEPT = (
+    "{how} makes a program that would compute with whatever passes through a window: make it before sharding, or after "
+    "detach(), which gives the whole weights back"
+)
 
 
 def whole(model: nn.Module) -> nn.Module:
@@ -30,9 +37,28 @@ def forget_compiled() -> None:
         torch.compiler.reset()
 
 
+def refuse_exporting() -> None:
+    """What is exported has weights and addresses of this process in it, and runs in another one."""
+    if torch.compiler.is_exporting():
+        raise Refused(_KEPT.format(how="torch.export"))
+
+
+def refuse_scripting() -> nn.Module:
+    raise Refused(_KEPT.format(how="torch.jit.script"))
+
+
+def refuse_tracing() -> None:
+    """Where a module is run to be recorded, by something that does not record the calls of its hooks."""
+    refuse_exporting()
+    if torch._C._is_tracing():
+        raise Refused(_KEPT.format(how="torch.jit.trace"))
+    if torch.fx._symbolic_trace.is_fx_symbolic_tracing():
+        raise Refused(_KEPT.format(how="torch.fx.symbolic_trace"))
+
+
 def is_recording() -> bool:
-    """Whether torch.compile or make_fx records operators: the library's calls are to be among them."""
-    return torch.compiler.is_dynamo_compiling() or _is_proxied()
+    """Whether torch.compile, torch.export or make_fx records operators: the library's calls are to be among them."""
+    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or _is_proxied()
 
 
 def _is_proxied() -> bool:

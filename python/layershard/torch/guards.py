@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_ATTRIBUTES = ("_apply", "__deepcopy__", "__reduce_ex__")
+from .compiled import refuse_scripting
+
+_ATTRIBUTES = ("_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__")
 
 
 class Guarded(RuntimeError):
@@ -71,11 +73,12 @@ class Guards:
                 "load_state_dict", "do it inside layershard.torch.of(model).update(), or use layershard.torch.load"
             )()
 
-    def refuse_state_dict(self) -> None:
+    def refuse_keeping(self) -> None:
         """Where layers come through windows, a parameter shows whatever is passing through."""
         refuse = _refuse("state_dict", "most layers are not here; use layershard.of(model).state_dict()")
         for module in self._modules:
             self._handles.append(module.register_state_dict_pre_hook(refuse))  # type: ignore[no-untyped-call]
+            module.__dict__["__prepare_scriptable__"] = refuse_scripting  # what torch.jit.script asks first
 
     def _guard_apply(self, module: nn.Module) -> Callable[..., nn.Module]:
         """Module._apply for this one: nothing to do is allowed, so that .to() of the same device and dtype works."""

@@ -55,7 +55,7 @@ class Handle:
         shared = self.shared
         self._guards = Guards(self._model, owners, kinds, lambda: any(each.updating for each in shared))
         if any(each.moves for each in self.shared):
-            self._guards.refuse_state_dict()
+            self._guards.refuse_keeping()
 
     def take(self, wiring: Wiring) -> None:
         """The hooks that go with the model from now on."""
@@ -174,7 +174,16 @@ class Handle:
         finally:
             self.guard()
 
-    # ---- CUDA graphs ----
+    # ---- Compiled programs and CUDA graphs ----
+
+    @property
+    def token(self) -> torch.Tensor:
+        """What a compiled program's operators know this model by: an input of its graphs, as the weights are. A graph
+        that was kept from another process runs this model when it is given them, and raises Refused unless series,
+        layers and shapes are the same."""
+        if self._wiring is None:
+            raise Refused("the model has been detached: it is run like any other")
+        return self._wiring.token
 
     def prepare(self) -> None:
         """Before a capture and before each replay, on the stream of the replay."""

@@ -14,7 +14,7 @@ import torch
 from torch import compiler, nn
 
 from . import ops
-from .compiled import is_recording
+from .compiled import is_recording, refuse_tracing
 from .noticing import Watch
 from .ops import Step
 from .refusals import Refused
@@ -90,6 +90,7 @@ def arrival_hooks(
     """The hooks of one module, which computes from @weights. Under torch.compile they are operators; else the library
     is called directly. What they ask first is asked at every call of every module: is_recording, without a call."""
     is_compiled, modes, is_recorded = compiler.is_dynamo_compiling, torch._C._len_torch_dispatch_stack, is_recording
+    is_traced, nn_module, plain_call = torch._C._is_tracing, nn.Module, nn.Module.__call__  # torch.fx puts in its own
     steps = ops.Steps(reaches, waits, device, token, weights, watch=watch)
     calls, number, waits_too, changed = tuple(steps.eager), steps.number, bool(waits), steps.weights
     on_host, stream_of, is_grad_enabled = device.type == "cpu", ops.stream_of, torch.is_grad_enabled
@@ -101,6 +102,8 @@ def arrival_hooks(
         if is_compiled() or (modes() and is_recorded()):
             arrive(token, changed, number)
             return
+        if is_traced() or nn_module.__call__ is not plain_call:
+            refuse_tracing()
         if waits_too and is_grad_enabled():
             _refuse_gradients(module, args, kwargs)
         stream = 0 if on_host else stream_of(device)

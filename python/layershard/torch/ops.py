@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..series import Series
+from .compiled import refuse_exporting
 from .noticing import Watch
 from .refusals import Refused, refuse_freezing
 
@@ -46,7 +47,7 @@ _BACKEND = (
 _UNKNOWN = (
     "a compiled program has been given no model that is sharded in this process, or one that is sharded in another way "
     "than when the program was made (series, layers, shapes): compile it again, by inductor or eager (aot_eager does "
-    "copy what an operator changes)"
+    "copy what an operator changes); a program that was kept takes of(model).token with the model's weights"
 )
 _LATE = (
     "something that the module computes from its weights, and does not return, is computed after the module has ended: "
@@ -151,6 +152,7 @@ def _finish(token: torch.Tensor, outputs: list[torch.Tensor], number: int) -> No
 
 def _fake(*_args: object) -> None:
     refuse_freezing()
+    refuse_exporting()
 
 
 for _schema, _function in (
