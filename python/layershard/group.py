@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -28,15 +29,22 @@ LogFunction = Callable[[str, str], None]
 _LOG_WORDS = {number: word for word, number in c.LOG_LEVEL.items()}
 _LOGGING = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _ERROR_BYTES = 1024
+_COLLECTIVE = ("callback", "local:lockstep")
 
 
 _open_groups: weakref.WeakSet[GroupHandle] = weakref.WeakSet()
 
 
 @atexit.register
-def _abort_open_groups() -> None:
-    """A thread of the library must not call back into an interpreter that has ended."""
+def leave_open_groups() -> None:
+    """A thread of the library must not call back into an interpreter that has ended.
+
+    Where the program ends well, ranks that are still in their last pass may need what this one has only asked for; one
+    that ends by an exception lets nobody wait for it.
+    """
     for group in list(_open_groups):
+        if not hasattr(sys, "last_value"):
+            group.settle()
         group.abort()
 
 
@@ -61,6 +69,7 @@ class GroupHandle:
         self._live: set[int | None] = set()
         self._dead: list[ctypes.c_void_p] = []
         self._closed = False
+        self.is_settled = False
         self._process = os.getpid()  # a forked one has a copy, for which the C library answers alone
         _open_groups.add(self)
 
@@ -87,8 +96,19 @@ class GroupHandle:
             if self.pointer:
                 self.library.lshard_group_abort(self.pointer)
 
+    def settle(self) -> None:
+        """Take part in all that was begun, until the deadline; once, unless a call has failed, after which others wait
+        for nothing. On other than collective transports nobody needs it."""
+        innermost = self.transport.rpartition(",")[2]
+        if self._process != os.getpid() or self.is_settled or not innermost.startswith(_COLLECTIVE):
+            return
+        self.is_settled = True
+        for pointer in list(self._live):
+            self.library.lshard_series_join(pointer, None)  # a failure is the others', who tell it
+
     def fail(self, code: int) -> NoReturn:
         """Raise what a failed call on the group left: a callback's exception, or the library's text."""
+        self.is_settled = True
         text = self.library.lshard_group_error(self.pointer) or self.library.lshard_status_text(code)
         self.kept.reraise(error_of(code, text.decode(errors="replace"), rank=self.rank))
 

@@ -199,6 +199,7 @@ class SeriesHandle:
 
     def fail(self, code: int, layer: int | None, kept: Kept | None = None) -> NoReturn:
         """Raise what a failed call left: a callback's exception, or the library's text."""
+        self.group.is_settled = True
         text = self.library.lshard_series_error(self.pointer) or self.library.lshard_status_text(code)
         words = text.decode(errors="replace")
         if kept is None or kept.error is None:

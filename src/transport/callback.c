@@ -393,23 +393,6 @@ unlock:
 	return status;
 }
 
-/* What failed stays to be told by the wait for it. */
-static lshard_status callback_join(lshard_store *base, void *stream)
-{
-	struct callback *callback = callback_of(base->transport);
-	const uint64_t deadline = callback_deadline(callback);
-	lshard_status status = LSHARD_OK;
-
-	pthread_mutex_lock(&callback->lock);
-	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
-		if (callback_store_of(base)->landings[cell].unwaited)
-			status = await(callback, base, &callback_store_of(base)->landings[cell], deadline);
-	pthread_mutex_unlock(&callback->lock);
-	if (callback->on_device && status == LSHARD_OK)
-		status = callback_device_join(callback_store_of(base), stream);
-	return status;
-}
-
 /* All ranks count on every transfer that was asked for, so none is dropped; those that only give count too. */
 static lshard_status empty(struct callback_store *store, uint64_t deadline)
 {
@@ -427,6 +410,28 @@ static lshard_status empty(struct callback_store *store, uint64_t deadline)
 	if (store->outstanding > 0 && status == LSHARD_OK)
 		status = callback_fail_late(callback, NULL, &base->error);
 	pthread_mutex_unlock(&callback->lock);
+	return status;
+}
+
+/*
+ * What failed stays to be told by the wait for it. Layers that this rank only gives are in flight, too: a program may end
+ * after its last join, and the others have them then.
+ */
+static lshard_status callback_join(lshard_store *base, void *stream)
+{
+	struct callback *callback = callback_of(base->transport);
+	const uint64_t deadline = callback_deadline(callback);
+	lshard_status status = LSHARD_OK;
+
+	pthread_mutex_lock(&callback->lock);
+	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
+		if (callback_store_of(base)->landings[cell].unwaited)
+			status = await(callback, base, &callback_store_of(base)->landings[cell], deadline);
+	pthread_mutex_unlock(&callback->lock);
+	if (status == LSHARD_OK)
+		status = empty(callback_store_of(base), deadline);
+	if (callback->on_device && status == LSHARD_OK)
+		status = callback_device_join(callback_store_of(base), stream);
 	return status;
 }
 

@@ -442,3 +442,44 @@ def test_a_process_that_waits_in_vain_still_ends_well(tmp_path):
         for process in (silent, waiting):
             process.kill()
             process.communicate()
+
+
+# ---- Ranks that are done before others ----
+
+FIRST_DONE = """
+import sys, time
+import torch
+import torch.distributed as dist
+import layershard.torch
+import torch_ranks as ranks
+
+rank, slow, how = int(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+model, want, x = ranks.stack(n_layers=7), ranks.stack(n_layers=7), ranks.inputs(rank)
+ranks.spoil(model, rank, 2, ("norm", "up", "down"))
+layershard.torch.shard(model, "layers.*", scope="block", transport="callback")
+if rank == slow:
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+with torch.inference_mode():
+    for _ in range(2):
+        assert torch.equal(model(x), want(x))
+if how == "close":
+    layershard.torch.of(model).close()
+print("right", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "end"])
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_rank_that_is_done_first_leaves_the_others_their_last_pass(tmp_path, slow, how):
+    """The first one done is the source of layers that the other one has not asked for yet."""
+    processes = start_both(FIRST_DONE, tmp_path, str(slow), how)
+    try:
+        for process in processes:
+            text, errors = process.communicate(timeout=LONG_S)
+            assert (process.returncode, text) == (0, "right\n"), errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

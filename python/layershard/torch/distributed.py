@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import Aborted, PeerFailed, TransportFailed
+from ..group import leave_open_groups
 from .device import TorchDevice
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _open: weakref.WeakSet[ProcessGroupCollectives] = weakref.WeakSet()
 @atexit.register
 def _end_open() -> None:
     """The library's thread must be out of torch when the interpreter ends: there is no way back into it."""
+    leave_open_groups()
     for collectives in list(_open):
         collectives.end()
 
@@ -85,6 +87,7 @@ class ProcessGroupCollectives:
         self._in_progress: set[Any] = set()
         self._inside_torch = threading.Lock()
         self._ended = False
+        self._was_used = False  # by a thread of the library's, which says in the end that it has stopped
         self._stopped = threading.Event()
         if self.device is not None:
             self._connect()
@@ -129,6 +132,7 @@ class ProcessGroupCollectives:
             except RuntimeError as error:
                 raise failure_of(str(error)) from error
             self._in_progress.add(work)
+            self._was_used = True
         return work, self._enqueues and device.type != "cpu"
 
     def finish(self, started: Any, timeout_ms: int) -> bool:
@@ -166,7 +170,7 @@ class ProcessGroupCollectives:
         self._ended = True
         if self._inside_torch.acquire(timeout=_GRACE_S):
             self._inside_torch.release()
-        if self._keep_what_is_stuck():
+        if self._keep_what_is_stuck() or self._was_used:
             self._stopped.wait(_GRACE_S)
 
     def _keep_what_is_stuck(self) -> bool:
