@@ -471,6 +471,26 @@ static void a_copy_that_fails_is_made_up_for(void **state)
 	run_close(run);
 }
 
+/* Two views end at once, and the copy over one of their windows fails, whichever it is. */
+static void one_of_two_copies_that_fails_is_told(void **state)
+{
+	(void)state;
+	for (int skip = 0; skip < 2; skip++) {
+		struct run *run = open_poor("1", &sim_pull);
+		struct member *member = &run->members[0];
+
+		run_layer(run, 0, 1);
+		run_call_ok(member, "wait", 5, lshard_wait(member->series, 5, member->stream));
+		fails_after = skip;
+		assert_int_equal(lshard_reach(member->series, 0, member->stream), LSHARD_ERR_TRANSPORT);
+		run_call_ok(member, "reach", 0, lshard_reach(member->series, 0, member->stream));
+		assert_true(sim_finish(run->world));
+		assert_true(holds(run, 1, 0xff));
+		assert_true(holds(run, 5, 0xff));
+		run_close(run);
+	}
+}
+
 /* Each copy of a switch fails once: the program sees the right bytes whatever is left in the windows. */
 static void a_switch_that_fails_loses_no_layer(void **state)
 {
@@ -561,6 +581,7 @@ int main(void)
 		cmocka_unit_test(a_rank_without_windows_has_nothing_to_switch),
 		cmocka_unit_test(a_transport_that_cannot_copy_cells_is_named),
 		cmocka_unit_test(a_copy_that_fails_is_made_up_for),
+		cmocka_unit_test(one_of_two_copies_that_fails_is_told),
 		cmocka_unit_test(a_layer_that_could_not_be_hidden_is_no_other_one),
 		cmocka_unit_test(a_wait_that_fails_ends_the_view),
 		cmocka_unit_test(a_layer_that_was_half_hidden_is_shown_again),
