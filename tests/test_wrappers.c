@@ -916,8 +916,8 @@ static bool pair_open(struct pair *pair, const struct member *member)
 					 .layer_bytes = PAIR_BYTES,
 					 .share_bytes = PAIR_BYTES,
 					 .share_bytes_of = pair->share_bytes,
-					 .cells = 1,
-					 .windows = 1,
+					 .cells = 2,
+					 .windows = 2,
 					 .pieces = pair->pieces,
 					 .first_piece = pair->first_piece};
 	pair->seat = circle_join(member);
@@ -995,6 +995,42 @@ static void what_join_has_told_is_told_by_every_wait_too(void **state)
 		assert_int_equal(team_of_threads(2, join_body, (void *)(uintptr_t)specs[i]), 0);
 }
 
+/* Rank 1 fetches twice and waits for the second; that the first one failed, its throttled link has seen on the way. */
+static int overtaken_body(const struct member *member)
+{
+	const lshard_transport_ops *ops;
+	const bool looks = member->rank == 1;
+	struct pair pair;
+	lshard_arrival arrival;
+	int failed = 1;
+
+	if (!pair_open(&pair, member))
+		goto failed;
+	ops = pair.transport->ops;
+	for (uint32_t cell = 0; cell < 2; cell++)
+		EXPECT(member, ops->fetch(pair.store, 0, looks ? cell : LSHARD_NO_CELL, NULL, cell) == LSHARD_OK,
+		       "fetch");
+	if (looks) {
+		EXPECT(member, ops->wait(pair.store, 1, NULL, &arrival) == LSHARD_OK, "%s", pair.store->error.text);
+		EXPECT(member, ops->join(pair.store, NULL) == LSHARD_ERR_TRANSPORT, "join forgets a failure");
+		EXPECT(member, ops->drain(pair.store) == LSHARD_OK, "%s", pair.store->error.text);
+		EXPECT(member, ops->wait(pair.store, 0, NULL, &arrival) == LSHARD_OK, "what drain has dropped is told");
+	}
+	EXPECT(member, team_barrier(member), "a rank failed");
+	failed = 0;
+failed:
+	pair_close(&pair);
+	return failed;
+}
+
+static void join_tells_what_a_wait_for_another_layer_has_seen(void **state)
+{
+	static const char spec[] = "throttle=1e9,faults=r1.wait@2=fail,local:lockstep";
+
+	(void)state;
+	assert_int_equal(team_of_threads(2, overtaken_body, (void *)(uintptr_t)spec), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -1016,6 +1052,7 @@ int main(void)
 		cmocka_unit_test(verify_tells_the_first_layer_that_is_wrong),
 		cmocka_unit_test(calls_can_be_delayed),
 		cmocka_unit_test(what_join_has_told_is_told_by_every_wait_too),
+		cmocka_unit_test(join_tells_what_a_wait_for_another_layer_has_seen),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
