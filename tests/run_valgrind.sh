@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# run_valgrind.sh BUILD - memory errors and leaks by valgrind: the quick unit tests, and the program with two ranks on the
-# tiny model.
+# run_valgrind.sh BUILD - memory errors and leaks by valgrind: the unit tests that are quick under it and set no limits of
+# their own, and the program with two ranks on the tiny model.
 set -eu
 
 build=$1
@@ -27,7 +27,8 @@ check() { # check NAME COMMAND...
 
 for test in test_status test_verdict test_slotmap test_layout test_ring test_poison test_streams test_no_memory \
 	test_discovery test_rendezvous test_meeting_place test_mesh test_registry test_local test_load test_calls \
-	test_late test_shm test_shm_copy test_control test_wrappers test_gguf test_engine; do
+	test_late test_callback test_callback_device test_defects test_shm test_shm_copy test_control test_wrappers \
+	test_gguf test_engine; do
 	check "$test" "$build/tests/$test"
 done
 for placement in owner striped; do
