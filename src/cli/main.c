@@ -45,7 +45,7 @@ static int unknown_command(const char *name)
 	}
 	if (!name)
 		return cli_usage("", "no command given; there are: %s, help", known);
-	return cli_usage("", "there is no command '%s'; there are: %s, help", name, known);
+	return cli_usage("", "no command '%s'; there are: %s, help", name, known);
 }
 
 /*

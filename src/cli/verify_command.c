@@ -63,13 +63,15 @@ static bool is_ok(const struct own_rank *own)
 
 static int print_text(const struct launcher *launcher)
 {
+	const int width = snprintf(NULL, 0, "%d", (int)launcher->ranks[launcher->rank_count - 1].task.rank);
+
 	for (uint32_t i = 0; i < launcher->rank_count; i++) {
 		const struct own_rank *own = &launcher->ranks[i];
 
 		if (is_ok(own))
-			printf("rank %d  %016" PRIx64 "  ok\n", own->task.rank, own->verified.hash);
+			printf("rank %-*d  %016" PRIx64 "  ok\n", width, (int)own->task.rank, own->verified.hash);
 		else
-			printf("rank %d  %-16s  not verified\n", own->task.rank, "-"); /* why is told on stderr */
+			printf("rank %-*d  %-16s  not verified\n", width, (int)own->task.rank, "-"); /* why is told on stderr */
 	}
 	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }

@@ -32,6 +32,8 @@ def test_text_has_a_line_per_rank(program, tiny, reference):
     done = program.run("verify", "--model", tiny, "--ranks", 3)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout == "".join(f"rank {rank}  {reference}  ok\n" for rank in range(3))
+    many = program.run("verify", "--model", tiny, "--ranks", 11)
+    assert many.stdout == "".join(f"rank {rank:<2}  {reference}  ok\n" for rank in range(11))
 
 
 def test_another_model_has_another_hash(program, tiny, reference, other_tiny):
