@@ -5,8 +5,8 @@
 #   make demo     install what is missing, build, fetch the model, show it at work
 #   make check    install what is missing, build, run the tests (Python packages: 5 GB in ~/.cache)
 #   make install  with PREFIX and DESTDIR as usual
-# The longer checks, with clang in build directories of their own: check-clang, check-asan, check-tsan, check-valgrind;
-# and check-mutants: small faults put into the sources, each of which one test must find.
+# The longer checks: check-long, after check; with clang in build directories of their own check-clang, check-asan and
+# check-tsan; check-valgrind; and check-mutants: small faults put into the sources, each of which one test must find.
 # On a machine with an NVIDIA GPU: check-gpu.
 
 BUILD ?= build
@@ -48,6 +48,11 @@ check: check-deps
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
 		tests/run_tests.sh $(BUILD) -LE 'gpu|long' $(TEST_FLAGS)
+
+# After make check, with its build: the tests of PyTorch that take minutes.
+.PHONY: check-long
+check-long:
+	tests/run_tests.sh $(BUILD) -L plain -L long $(TEST_FLAGS)
 
 # Tests labelled "plain" look at the ordinary build's files and are left out of the others.
 .PHONY: check-clang check-asan check-tsan check-valgrind
