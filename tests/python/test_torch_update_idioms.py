@@ -7,6 +7,7 @@ import torch_ranks as ranks
 
 torch = ranks.torch
 sharding = pytest.importorskip("layershard.torch")
+peft = pytest.importorskip("peft")  # before ranks are forked: it takes seconds
 
 BY = [{"transport": "shm"}, {"transport": "shm:copy", "placement": "striped"}]
 
@@ -152,7 +153,6 @@ def test_what_cannot_be_taken_is_refused_by_name_and_the_next_update_mends_it(op
 
 
 def adapted(dora):
-    peft = pytest.importorskip("peft")
     model = ranks.stack()
     torch.manual_seed(3)
     config = peft.LoraConfig(r=2, target_modules=["up", "down"], use_dora=dora, init_lora_weights=False)
