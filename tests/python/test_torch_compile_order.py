@@ -19,7 +19,7 @@ torch = ranks.torch
 sharding = pytest.importorskip("layershard.torch")
 
 SEEDS = range(int(os.environ.get("LAYERSHARD_TEST_SEEDS", 20)))
-GROUPS, RANKS = 5, 3
+GROUPS, RANKS = 10, 3
 
 # What compiling imports, seconds of it, is there when ranks are forked.
 with torch.no_grad():
@@ -38,8 +38,8 @@ def compiled(model, x, **how):
     return [[each.clone() for each in run(x)] for _ in range(3)]
 
 
-def wrong(seed, rank):
-    """How far a model is off; None where it is right, and on the ranks that only store layers."""
+def sharded(seed):
+    """A model, its input, what it computes before it is sharded, and how it is to be compiled and was sharded."""
     draw = random.Random(1000 + seed)
     how = {"scope": draw.choice(["block", "linear"]), "prefetch": draw.randint(0, 2)}
     dynamic = draw.random() < 0.3
@@ -47,11 +47,12 @@ def wrong(seed, rank):
     model = random_modules.model(seed)
     want = [each.clone() for each in model(x)]
     sharding.shard(model, "layers.*", transport="shm:copy", **how)
-    if rank:
-        sharding.of(model).close()
-        return None
+    return model, x, want, dynamic, how
+
+
+def wrong(seed, model, x, want, dynamic, how):
+    """How far a model is off; None where it is right."""
     error = max(off_by(got, want) for got in compiled(model, x, dynamic=dynamic))
-    sharding.of(model).close()
     if error < 1e-4:
         return None
     theirs = max(off_by(got, want) for got in compiled(random_modules.model(seed), x, dynamic=dynamic))
@@ -59,9 +60,14 @@ def wrong(seed, rank):
 
 
 def all_wrong(rank, size, seeds, folder):
+    """The ranks meet for all models first: nobody waits for a compiler."""
     ranks.quick_inductor(folder)
     with torch.inference_mode():
-        return [found for found in (wrong(seed, rank) for seed in seeds) if found]
+        models = [(seed, *sharded(seed)) for seed in seeds]
+        found = [] if rank else [wrong(*each) for each in models]
+        for _, model, *_ in models:
+            sharding.of(model).close()
+    return [each for each in found if each]
 
 
 @pytest.fixture(scope="module")
