@@ -941,7 +941,10 @@ static void who_gave_up_a_read_is_named(void **state)
 	play(2, left_read_body, NULL);
 }
 
-/* The program's handlers run on threads that it knows. */
+/*
+ * The program's handlers run on threads that it knows. A new thread blocks all signals until it has begun, so the
+ * worker is looked at after it has brought something.
+ */
 static int signals_body(const struct member *member)
 {
 	struct bare bare;
@@ -949,6 +952,8 @@ static int signals_body(const struct member *member)
 	bool right = false;
 
 	EXPECT(member, bare_open(&bare, member), "open");
+	EXPECT(member, bare_fetch(&bare, 0, 0) == LSHARD_OK && bare_comes(&bare, 0) && team_barrier(member),
+	       "the layer");
 	EXPECT(member, threads_named("layershard-call", &open) > 0, "there is no worker");
 	EXPECT(member, open == 0, "a handler of the program's could run on %d workers", open);
 	right = team_barrier(member);

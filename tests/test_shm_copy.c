@@ -128,16 +128,22 @@ static void an_overtaken_copy_is_not_what_is_waited_for(void **state)
 
 /* ---- The program's signals ------------------------------------------------------------------------------------- */
 
+/* A new thread blocks all signals until it has begun, so the thread is looked at after it has copied something. */
 static int looks_at_its_threads(const struct member *member)
 {
 	struct shm_rank rank = {.transport = NULL};
 	struct shm_series series = {.store = NULL};
+	lshard_arrival arrival;
 	int open = 0;
 
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
 	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
 	EXPECT(member, rank.transport->ops->store_open(rank.transport, &series.plan, &series.store) == LSHARD_OK, "%s",
 	       rank.transport->error.text);
+	EXPECT(member,
+	       rank.transport->ops->fetch(series.store, member->rank ? 0 : 1, 0, NULL, 0) == LSHARD_OK &&
+		       rank.transport->ops->wait(series.store, 0, NULL, &arrival) == LSHARD_OK,
+	       "%s", series.store->error.text);
 	EXPECT(member, threads_named("layershard-copy", &open) == 1, "no thread, or more than one");
 	EXPECT(member, open == 0, "a handler of the program's could run on the copying thread");
 	rank.transport->ops->store_close(series.store);
