@@ -149,6 +149,24 @@ def test_what_cannot_be_taken_is_refused_by_name_and_the_next_update_mends_it(op
     ranks.run(2, every_refusal, options)
 
 
+def compiled_after_a_failure(rank, size, options):
+    model, want = sharded(**options), ranks.stack()
+    program = torch.compile(lambda x: model(x), backend="eager")  # to dynamo, the model's hooks are part of a function
+    assert torch.equal(compute(program, rank), compute(want, rank))
+    with pytest.raises(sharding.Refused, match="is now float16"), sharding.of(model).update():
+        of_another_dtype(model, rank)
+    with pytest.raises(sharding.Guarded, match="update has failed"):
+        compute(program, rank)
+    with sharding.of(model).update() as update:
+        update.copy((name, tensor) for name, tensor in want.state_dict().items() if "layers." in name)
+    assert torch.equal(compute(program, rank), compute(want, rank))
+
+
+@pytest.mark.parametrize("options", BY, ids=str)
+def test_a_compiled_program_makes_no_pass_after_a_failed_update(options):
+    ranks.run(2, compiled_after_a_failure, options)
+
+
 # ---- peft ----
 
 

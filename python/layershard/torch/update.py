@@ -15,6 +15,7 @@ from types import TracebackType
 import torch
 
 from . import ops
+from .compiled import forget_compiled
 from .grouping import Place
 from .memory import give_back
 from .refusals import Refused
@@ -89,10 +90,12 @@ class Update:
         for hung in self._hung:
             hung.restore()
         self._hung.clear()
+        is_whole = False
         try:
             for shared in self._shared:
                 self._end(shared, read, failed)
             self._gate(None)
+            is_whole = not failed
             self._copies.clear()
             self._own.clear()
         except Exception:
@@ -102,6 +105,8 @@ class Update:
             for shared in self._shared:
                 shared.hang()
             give_back()
+            if not is_whole:
+                forget_compiled()  # a compiled program does not look whether passes are refused
         if refusal is not None:
             raise refusal
 
