@@ -18,6 +18,7 @@ from torch import nn
 
 from ..errors import Error
 from . import ops
+from .compiled import whole
 from .handle import Handle, of
 from .keeping import Kept, fresh
 from .memory import bytes_of
@@ -68,7 +69,7 @@ def check(model: nn.Module, *inputs: Any, call: Callable[..., Any] | None = None
     same on all ranks, names the first module that came out otherwise, and what was written of the stored weights. Once
     for each model and version of the program, at its start, is enough.
     """
-    return _Check(of(model), getattr(model, "_orig_mod", model), call or model, (inputs, kwargs)).run()
+    return _Check(of(model), whole(model), call or model, (inputs, kwargs)).run()
 
 
 class _Check:
