@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import sys
@@ -29,9 +30,9 @@ LogFunction = Callable[[str, str], None]
 _LOG_WORDS = {number: word for word, number in c.LOG_LEVEL.items()}
 _LOGGING = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _ERROR_BYTES = 1024
-_COLLECTIVE = ("callback", "local:lockstep")
 
 
+_numbers = itertools.count()
 _open_groups: weakref.WeakSet[GroupHandle] = weakref.WeakSet()
 
 
@@ -40,11 +41,13 @@ def leave_open_groups() -> None:
     """A thread of the library must not call back into an interpreter that has ended.
 
     Where the program ends well, ranks that are still in their last pass may need what this one has only asked for; one
-    that ends by an exception lets nobody wait for it.
+    that ends by an exception lets nobody wait for it, and ranks that are threads would wait for each other here.
     """
-    for group in list(_open_groups):
-        if not hasattr(sys, "last_value"):
+    groups = sorted(_open_groups, key=lambda group: group.number)  # all ranks in one order, or they wait in a circle
+    if not hasattr(sys, "last_value") and len({group.rank for group in groups}) < 2:
+        for group in groups:
             group.settle()
+    for group in groups:
         group.abort()
 
 
@@ -66,7 +69,8 @@ class GroupHandle:
         self._one_call = threading.Lock()
         self._one_abort = threading.RLock()  # a signal may come in the middle of one
         self._caller: int | None = None
-        self._live: set[int | None] = set()
+        self.number = next(_numbers)
+        self._live: dict[int | None, None] = {}  # in the order in which all ranks have made them
         self._dead: list[ctypes.c_void_p] = []
         self._closed = False
         self.is_settled = False
@@ -100,7 +104,7 @@ class GroupHandle:
         """Take part in all that was begun, until the deadline; once, unless a call has failed, after which others wait
         for nothing. On other than collective transports nobody needs it."""
         innermost = self.transport.rpartition(",")[2]
-        if self._process != os.getpid() or self.is_settled or not innermost.startswith(_COLLECTIVE):
+        if self._process != os.getpid() or self.is_settled or not innermost.startswith("callback"):
             return
         self.is_settled = True
         for pointer in list(self._live):
@@ -113,7 +117,7 @@ class GroupHandle:
         self.kept.reraise(error_of(code, text.decode(errors="replace"), rank=self.rank))
 
     def add_series(self, pointer: ctypes.c_void_p) -> None:
-        self._live.add(pointer.value)
+        self._live[pointer.value] = None
 
     def destroy_series(self, pointer: ctypes.c_void_p) -> int:
         """Free a series: now, or after the collective call that is under way, which then has nobody to tell of a
@@ -167,7 +171,7 @@ class GroupHandle:
             if status < 0:
                 failed[pointer.value] = status
             else:
-                self._live.discard(pointer.value)
+                self._live.pop(pointer.value, None)
 
     def __del__(self) -> None:
         self.close()

@@ -453,11 +453,12 @@ import torch.distributed as dist
 import layershard.torch
 import torch_ranks as ranks
 
-rank, slow, how = int(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
+rank, slow, how, scope = int(sys.argv[1]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 model, want, x = ranks.stack(n_layers=7), ranks.stack(n_layers=7), ranks.inputs(rank)
+modules = {"block": ["layers.*"], "linear": ["*.up", "*.down", "*.norm"]}[scope]  # of linears there are three series
 ranks.spoil(model, rank, 2, ("norm", "up", "down"))
-layershard.torch.shard(model, "layers.*", scope="block", transport="callback")
+layershard.torch.shard(model, modules, scope=scope, transport="callback")
 if rank == slow:
     for layer in model.layers:
         layer.register_forward_pre_hook(lambda *_: time.sleep(0.1))
@@ -470,11 +471,11 @@ print("right", flush=True)
 """
 
 
-@pytest.mark.parametrize("how", ["close", "end"])
+@pytest.mark.parametrize("how, scope", [("close", "block"), ("end", "block"), ("end", "linear")])
 @pytest.mark.parametrize("slow", [0, 1])
-def test_a_rank_that_is_done_first_leaves_the_others_their_last_pass(tmp_path, slow, how):
+def test_a_rank_that_is_done_first_leaves_the_others_their_last_pass(tmp_path, slow, how, scope):
     """The first one done is the source of layers that the other one has not asked for yet."""
-    processes = start_both(FIRST_DONE, tmp_path, str(slow), how)
+    processes = start_both(FIRST_DONE, tmp_path, str(slow), how, scope)
     try:
         for process in processes:
             text, errors = process.communicate(timeout=LONG_S)
