@@ -6,6 +6,7 @@ set(CMAKE_C_STANDARD_REQUIRED ON)
 set(CMAKE_C_EXTENSIONS OFF)
 set(CMAKE_C_VISIBILITY_PRESET hidden)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_UNITY_BUILD OFF) # static names repeat from file to file
 
 add_library(layershard_flags INTERFACE)
 target_compile_options(layershard_flags INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow

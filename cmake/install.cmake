@@ -3,7 +3,7 @@
 # What is installed: libraries, headers, a pkg-config file, a CMake package, the program.
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/layershard)
 
-install(TARGETS layershard_shared layershard_static EXPORT layershardTargets
+install(TARGETS ${installed_libraries} EXPORT layershardTargets
 	RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
 	LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
 	ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})

@@ -18,7 +18,8 @@ from ._declarations import FUNCTIONS, VERSION
 from .errors import LibraryError
 
 PACKAGE = Path(__file__).resolve().parent
-SYSTEM_NAME = f"liblayershard.so.{VERSION[0]}"
+# While the major version is 0, a minor one may change the interface.
+SYSTEM_NAME = "liblayershard.so." + (str(VERSION[0]) if VERSION[0] else f"0.{VERSION[1]}")
 
 
 def _tree_build() -> Path | None:

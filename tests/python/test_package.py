@@ -53,7 +53,7 @@ def test_nothing_found_says_what_to_do(tmp_path):
     shutil.copytree(TREE / "python" / "layershard", tmp_path / "layershard")
     done = python("-c", ASK, PYTHONPATH=str(tmp_path))
     last = done.stderr.splitlines()[-1]
-    assert "LibraryError" in last and "liblayershard.so.0" in last and "LAYERSHARD_LIBRARY" in last
+    assert "LibraryError" in last and "liblayershard.so.0.1" in last and "LAYERSHARD_LIBRARY" in last
 
 
 def test_an_editable_installation_has_the_library_in_a_folder_of_its_own(tmp_path):

@@ -1,0 +1,80 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# packaging.sh SOURCE PYTHON - the library as packagers and other projects build it: with link-time optimisation by gcc
+# and clang, in the ways of distributions and of CMake, each showing the public names and no other; as one unity build;
+# and inside another project, which decides on build type, kind of library and installation.
+set -eu
+
+source=$(cd "$1" && pwd)
+python=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+unset CFLAGS LDFLAGS LAYERSHARD_RANK LAYERSHARD_SIZE LAYERSHARD_JOB
+
+fail() {
+	echo "packaging: $*" >&2
+	exit 1
+}
+
+build() { # build NAME SOURCE OPTION...
+	built=$1 from=$2
+	shift 2
+	{ cmake -B "$work/$built" -S "$from" "$@" && cmake --build "$work/$built" -j 2; } >"$work/log" 2>&1 ||
+		fail "$built is not built: $(tail -n 30 "$work/log")"
+	! grep -i "warning:" "$work/log" || fail "$built is not built without warnings"
+}
+
+uses() { # uses NAME COMPILER FLAG...: a program with either library of the build
+	folder=$work/$1 compiler=$2
+	shift 2
+	for kind in so a; do
+		"$compiler" "$@" -I"$source/include" -o "$folder/by_$kind" "$source/tests/consumer/consumer.c" \
+			"$folder/liblayershard.$kind" -pthread -ldl || fail "$folder: nothing links with liblayershard.$kind"
+		LD_LIBRARY_PATH=$folder "$folder/by_$kind" || fail "$folder: a program with liblayershard.$kind fails"
+	done
+	"$python" "$source/tests/purity.py" exports "$source" "$folder/liblayershard.so" "$folder/liblayershard.a" ||
+		fail "$folder shows other names"
+}
+
+optimised() { # optimised COMPILER FLAG...: by the flags of a distribution, and by CMake's own
+	compiler=$1
+	shift
+	for way in "-DCMAKE_C_FLAGS=-g -O2 $*" -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON; do
+		rm -rf "$work/optimised"
+		build optimised "$source" "-DCMAKE_C_COMPILER=$compiler" "-DCMAKE_SHARED_LINKER_FLAGS=$*" "$way" \
+			-DLAYERSHARD_BUILD_PROGRAM=OFF
+		uses optimised "$compiler" "$@"
+	done
+}
+
+optimised gcc -flto=auto -ffat-lto-objects
+optimised gcc -flto=auto
+if command -v clang ld.lld >/dev/null; then
+	optimised clang -flto=thin -fuse-ld=lld -Wno-unused-command-line-argument
+else
+	echo "skipped: no clang with lld"
+fi
+build unity "$source" -DCMAKE_UNITY_BUILD=ON -DLAYERSHARD_BUILD_PROGRAM=OFF
+
+parent() { # parent NAME OPTION...
+	name=$1
+	shift
+	build "$name" "$source/tests/consumer/parent" -DLAYERSHARD="$source" "$@"
+	DESTDIR=$work/$name.stage cmake --install "$work/$name" >/dev/null
+	"$work/$name/parent" || fail "$name: the program fails"
+}
+
+version=$(sed -n 's/^Version: //p' "$work/unity/layershard.pc")
+parent plain
+[ "$(find "$work/plain.stage" -type f | wc -l)" = 1 ] || fail "a part of another project installs itself"
+parent static -DBUILD_SHARED_LIBS=OFF -DLAYERSHARD_INSTALL=ON
+[ -z "$(find "$work/static" "$work/static.stage" -name 'liblayershard.so*')" ] || fail "a shared library nobody asked for"
+! ldd "$work/static/parent" | grep -q layershard || fail "the program wants a shared library"
+parent shared -DBUILD_SHARED_LIBS=ON -DLAYERSHARD_INSTALL=ON
+[ -z "$(find "$work/shared" "$work/shared.stage" -name 'liblayershard.a')" ] || fail "an archive that nobody asked for"
+ldd "$work/shared/parent" | grep -q layershard || fail "the program does not use the shared library"
+
+# What is installed without a shared library serves a stranger, too.
+build stranger "$source/tests/consumer" -DCMAKE_PREFIX_PATH="$work/static.stage/usr/local" -DWANTED_VERSION="$version"
+"$work/stranger/plan_by_layershard" || fail "a stranger's program fails with what is installed"
