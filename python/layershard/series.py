@@ -251,12 +251,14 @@ class Series:
         self.wait_fast = self._bind(self._wait_function())
 
     def _wait_function(self) -> Callable[..., int]:
-        """lshard_wait itself, but where it may block: with layers that come through windows, in host memory or, on
-        any device, by collectives that all ranks must ask for."""
+        """lshard_wait itself, but where it may wait for others: with layers that come through windows, on collective
+        transports and wrapped ones. On the others it ends by itself: this process copies from memory it has mapped."""
         function: Callable[..., int] = self._handle.library.lshard_wait
-        base = self._handle.group.transport.split(" (")[0].rsplit(",", 1)[-1]
+        spec = self._handle.group.transport.split(" (")[0]
+        base = spec.rsplit(",", 1)[-1]
+        copies = spec.split(":")[0] in ("shm", "local") and "lockstep" not in spec
         blocks = self._device[0] == c.MEMORY["host"] or base.split(":")[0] == "callback"
-        if not blocks or self.stats().windows == 0:
+        if copies or not blocks or self.stats().windows == 0:
             return function
         return interruptible(function, self._handle.group.abort)
 

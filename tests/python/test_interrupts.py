@@ -187,8 +187,9 @@ def signals_go_on(group):
     return signal.set_wakeup_fd(-1) == writable
 
 
-def test_a_wait_leaves_signals_as_they_were():
-    assert Ranks(2, signals_go_on, transport="shm:copy").join() == [True, True]
+@pytest.mark.parametrize("transport", ["shm:copy", "throttle=1e9,shm:copy"])
+def test_a_wait_leaves_signals_as_they_were(transport):
+    assert Ranks(2, signals_go_on, transport=transport).join() == [True, True]
 
 
 def test_an_exception_of_another_signals_handler_ends_a_wait():
