@@ -22,6 +22,7 @@ torch.set_num_threads(1)
 
 
 def _work(sender, rank, size, job, environment, function, arguments):
+    torch.set_num_threads(1)  # a forked process makes its pool anew: by itself, before autograd's threads race for it
     os.environ.update(LAYERSHARD_RANK=str(rank), LAYERSHARD_SIZE=str(size), LAYERSHARD_JOB=job, **environment)
     try:
         result = "value", function(rank, size, *arguments)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from . import ops
+from .gradients import Saving
 from .grouping import Place, SeriesPlan, difference
 from .hooks import Hooks, Switch, arrival_hooks
 from .layout import Layout
@@ -180,8 +181,9 @@ class _Series:
         token = ops.new_token(self.device)
         for index, places in shared.plan.layers():
             layer, weights = self.layers[index], [place.tensor for place in places]
-            hooks = arrival_hooks([], [(shared.series, index)], self.device, Switch(), token, weights)
-            layer.forward = _waiting(layer, hooks, layer.forward)
+            steps, saving = [(shared.series, index)], Saving(layer, places)
+            hooks = arrival_hooks([], steps, self.device, Switch(), token, weights, saving)
+            layer.forward = _waiting(layer, hooks, saving, layer.forward)
 
     def reach(self, layer: nn.Module) -> None:
         if self.shared is None:
@@ -189,14 +191,20 @@ class _Series:
         self.shared.series.reach_fast(_index_of(layer), ops.stream_of(self.device))
 
 
-def _waiting(layer: nn.Module, hooks: Hooks, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _waiting(
+    layer: nn.Module, hooks: Hooks, saving: Saving, forward: Callable[..., Any]
+) -> Callable[..., Any]:
     before, after = hooks
     assert after is not None
 
     def wait_and_forward(*args: Any, **kwargs: Any) -> Any:
         before(layer, args, kwargs)
-        output = forward(*args, **kwargs)
-        after(layer, args, kwargs, output)
+        try:
+            output = forward(*args, **kwargs)
+            after(layer, args, kwargs, output)
+        finally:
+            if saving.inside:
+                saving.leave()
         return output
 
     return wait_and_forward

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from . import ops
+from .gradients import Saving
 from .grouping import Place
 from .hooks import Switch, arrival_hooks, install, runs_forward
 from .noticing import Watch
@@ -66,11 +67,13 @@ class Wiring:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
         for module in dict.fromkeys([*self._reaches, *self._waits]):
-            weights = [place.tensor for place in self._places.get(module, [])]
+            places = self._places.get(module, [])
+            weights, saving = [place.tensor for place in places], Saving(module, places)
             watch, steps = self._watches.get(module), self.steps_of(module)
             self._handles += install(
-                module, arrival_hooks(*steps, self._device, self.switch, self.token, weights, watch)
+                module, arrival_hooks(*steps, self._device, self.switch, self.token, weights, saving, watch)
             )
+            self._handles.append(saving)
 
     def _record(self) -> None:
         for watch in self._watches.values():
