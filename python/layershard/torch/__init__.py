@@ -11,9 +11,8 @@ from .checking import Checked, CheckFailed, check
 from .checkpoint import empty_weights, load
 from .dual import DualLinear, Regime, dual
 from .filling import fill
-from .guards import Guarded
 from .handle import Handle, of
-from .refusals import Refused
+from .refusals import Guarded, Refused
 from .sharding import shard
 
 __all__ = [

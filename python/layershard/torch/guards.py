@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from .compiled import refuse_scripting
+from .grouping import Place
+from .refusals import Guarded
+from .wrapped import Marks
 
 _ATTRIBUTES = ("_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__")
-
-
-class Guarded(RuntimeError):
-    """It would change shared weights, or copy what is only passing through; the text says what to do instead."""
 
 
 def _refuse(what: str, instead: str) -> Callable[..., Any]:
@@ -43,15 +42,18 @@ class Guards:
     def __init__(
         self,
         model: nn.Module,
-        owners: Iterable[nn.Module],
+        places: Iterable[Place],
         kinds: set[tuple[torch.dtype, torch.device]],
         is_updating: Callable[[], bool],
     ) -> None:
         self._kinds = kinds
         self._is_updating = is_updating
-        self._owners = set(owners)
-        self._modules = [module for module in model.modules() if not self._owners.isdisjoint(module.modules())]
-        self._handles: list[Any] = []
+        self._owners: dict[nn.Module, list[str]] = {}
+        for place in places:
+            self._owners.setdefault(place.owner, []).append(place.key)
+        owners = self._owners.keys()
+        self._modules = [module for module in model.modules() if not owners.isdisjoint(module.modules())]
+        self._handles: list[Any] = [Marks(self._modules, self._owners)]
         for module in self._modules:
             self._put(module)
 

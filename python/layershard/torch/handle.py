@@ -18,9 +18,9 @@ from ..series import Stats
 from . import ops
 from .compiled import forget_compiled, is_recording, whole
 from .grouping import Place
-from .guards import Guarded, Guards, refuse_loading
+from .guards import Guards, refuse_loading
 from .memory import bytes_at, give_back
-from .refusals import Refused
+from .refusals import Guarded, Refused
 from .report import table
 from .shared import Shared
 from .trace import Trace
@@ -50,10 +50,9 @@ class Handle:
     # ---- Put together by shard and load ----
 
     def guard(self) -> None:
-        owners = (place.owner for each in self.shared for places in each.plan.places for place in places)
         kinds = {(layout.dtype, self.device) for each in self.shared for layout in each.layouts}
         shared = self.shared
-        self._guards = Guards(self._model, owners, kinds, lambda: any(each.updating for each in shared))
+        self._guards = Guards(self._model, self.all_places(), kinds, lambda: any(each.updating for each in shared))
         if any(each.moves for each in self.shared):
             self._guards.refuse_keeping()
 

@@ -8,14 +8,21 @@ tensor that was made in inference mode.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from .grouping import Place
-from .guards import Guarded
+from .refusals import Guarded
 
 _MOST = 3  # tensors to look at each time a module runs: what a look costs is part of the hook
 
@@ -50,12 +57,34 @@ class _Hung(NamedTuple):
         return cls(tensors, place.key, tensor, tensor.data_ptr(), version, place.name)  # type: ignore[arg-type]
 
 
+_watched: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.WeakKeyDictionary()
+
+
+def _on_registration(module: nn.Module, *_registered: Any) -> None:
+    """What parametrizes, prunes or normalises a weight hangs something on its module."""
+    watch = _watched.get(module, _of_none)()
+    if watch is not None:
+        watch.look_at_all()
+
+
+def _of_none() -> None:
+    pass
+
+
+@functools.cache
+def _notice_registrations() -> None:
+    register_module_module_registration_hook(_on_registration)
+    register_module_parameter_registration_hook(_on_registration)
+
+
 class Watch:
     """The shared tensors that one module computes from. Of many, some are looked at in each pass, in turn."""
 
     def __init__(self, places: Sequence[Place]) -> None:
+        _notice_registrations()
         self._places = list(places)
         self._counting = True
+        _watched.update((place.owner, weakref.ref(self)) for place in places)
         self.record()
 
     def record(self) -> None:
@@ -66,15 +95,24 @@ class Watch:
     def _arrange(self) -> None:
         hung = self._hung if self._counting else [each._replace(version=None) for each in self._hung]
         parts = [tuple(hung[begin : begin + _MOST]) for begin in range(0, len(hung), _MOST)]
-        self._parts: Iterator[tuple[_Hung, ...]] = itertools.cycle(parts)
+        self._all, self._in_turn = tuple(hung), itertools.cycle(parts)
+        self._parts: Iterator[tuple[_Hung, ...]] = self._in_turn
+
+    def look_at_all(self) -> None:
+        """In the next pass."""
+        self._parts = itertools.chain([self._all], self._in_turn)
+
+    def _refuse(self, text: str, name: str) -> None:
+        self.look_at_all()  # the next pass is refused, too, unless this has been mended
+        raise Guarded(text.format(name=name))
 
     def look(self, _layer: int, _stream: int) -> None:
         """Called as the calls of a pass are, before them."""
         for tensors, key, tensor, address, version, name in next(self._parts):
             if tensors.get(key) is not tensor or tensor.data_ptr() != address:
-                raise Guarded(_REPLACED.format(name=name))
+                self._refuse(_REPLACED, name)
             if version is not None and tensor._version != version:
-                raise Guarded(_WRITTEN.format(name=name))
+                self._refuse(_WRITTEN, name)
 
     def look_compiled(self, layer: int, stream: int) -> None:
         """The same in a compiled program."""

@@ -21,6 +21,10 @@ class Refused(ValueError):
     """The model or the call cannot be sharded; the text says why. Nothing was changed."""
 
 
+class Guarded(RuntimeError):
+    """It would change shared weights, or copy what is only passing through; the text says what to do instead."""
+
+
 def all_tensors(model: nn.Module) -> Iterable[Named]:
     """Every parameter and buffer under every name it has."""
     yield from model.named_parameters(remove_duplicate=False)
@@ -92,6 +96,17 @@ def refuse_own_copies(modules: Iterable[tuple[str, nn.Module]]) -> None:
                 raise Refused(
                     f"{name} is a {type(each).__name__}, which computes from a copy of its own (state.CB) and not from "
                     f"its weight: nothing would be saved; leave it out of the patterns"
+                )
+
+
+def refuse_cut_up(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """FullyShardedDataParallel, made before, lets parameters show what it has of them."""
+    for chosen, module in modules:
+        for name, tensor in module.named_parameters(prefix=chosen):
+            if getattr(tensor, "_fsdp_flattened", False):
+                raise Refused(
+                    f"{name} is part of a FullyShardedDataParallel, which has cut it up between the ranks already: "
+                    f"shard the model first and wrap it then, which leaves out what is shared"
                 )
 
 

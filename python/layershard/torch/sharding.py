@@ -25,7 +25,14 @@ from .handle import Handle, is_closed, is_sharded, of
 from .memory import give_back
 from .patterns import select, strings
 from .ranks import memory_of, open_group, process_group, refuse_to_all
-from .refusals import Refused, all_tensors, refuse_before_change, refuse_own_copies, refuse_training
+from .refusals import (
+    Refused,
+    all_tensors,
+    refuse_before_change,
+    refuse_cut_up,
+    refuse_own_copies,
+    refuse_training,
+)
 from .shared import Shared, describe
 from .wiring import Wiring, refuse_unheard
 
@@ -41,7 +48,9 @@ def _plan(model: nn.Module, modules: str | Sequence[str], scope: str, buffers: S
         raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
     units = select(model, modules)
     refuse_unheard(model, units)
-    refuse_own_copies((unit.name, unit.module) for unit in units)
+    named = [(unit.name, unit.module) for unit in units]
+    refuse_own_copies(named)
+    refuse_cut_up(named)
     plans = group_units(units, scope, buffers)
     chosen = [place for plan in plans for places in plan.places for place in places]
     refuse_before_change(model, [(place.name, place.tensor) for place in chosen])
