@@ -342,6 +342,66 @@ def test_compiled():
     assert same(run(compiled, peeking, "eager")) == "layers.0.up.bias is read outside its view, in layers.2"
 
 
+def late_at(number):
+    """A backend that makes one module's weights arrive only when it has computed from them."""
+
+    def backend(graph, inputs):
+        kinds = [(str(each.target).split(".")[1:2], each) for each in graph.graph.nodes]
+        ends = [place for place, (kind, _) in enumerate(kinds) if kind == ["settle"]]
+        begin = max(place for place, (kind, _) in enumerate(kinds[: ends[number]]) if kind == ["arrive"])
+        kinds[ends[number]][1].prepend(kinds[begin][1])
+        graph.recompile()
+        return graph
+
+    return backend
+
+
+@pytest.mark.parametrize(
+    "how, number, name", [(BLOCKS, 2, "layers.2"), ({**LINEARS, "scope": "linear"}, 5, "layers.2.down")]
+)
+def test_the_compiled_module_that_reads_too_early_is_named(how, number, name):
+    def work(rank, size):
+        model = sharded(**how, prefetch=0)  # else the layer may have come by luck
+        step = torch.compile(model, fullgraph=True, backend=late_at(number))
+        with torch.inference_mode():
+            step(ranks.inputs(rank))  # the window has been used before
+        return failure(rank, model, call=step)
+
+    text = same(run(work))  # layer 2 is at home on rank 0
+    assert text.startswith("rank 1: weights are read outside their view: ")
+    assert f" {name} is the first to come out otherwise" in text
+    assert "rank 0" not in text
+
+
+def test_a_compiled_module_in_eager_surroundings_is_named():
+    def work(rank, size):
+        model = sharded(prefetch=0)
+        late = torch.compile(lambda x: model.layers[3](x), fullgraph=True, backend=late_at(0))
+
+        def call(x):
+            x = model.embed(x)
+            for number, layer in enumerate(model.layers):
+                x = late(x) if number == 3 else layer(x)
+            return model.head(x)
+
+        with torch.inference_mode():
+            call(ranks.inputs(rank))
+        return failure(rank, model, call=call)
+
+    assert "rank 0: weights are read outside their view: with poison in the windows layers.3 is" in same(run(work))
+
+
+def test_the_call_may_be_a_compiled_model():
+    """Which has no truth value where the model has no length."""
+
+    def work(rank, size):
+        model = sharded()
+        with torch.inference_mode():
+            return str(sharding.check(model, ranks.inputs(rank), call=torch.compile(model, backend="eager")))
+
+    assert same(run(work)).startswith("equal with poison: 5 of 5")
+
+
 # ---- Memory ----
 
 

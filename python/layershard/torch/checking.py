@@ -69,7 +69,7 @@ def check(model: nn.Module, *inputs: Any, call: Callable[..., Any] | None = None
     same on all ranks, names the first module that came out otherwise, and what was written of the stored weights. Once
     for each model and version of the program, at its start, is enough.
     """
-    return _Check(of(model), whole(model), call or model, (inputs, kwargs)).run()
+    return _Check(of(model), whole(model), model if call is None else call, (inputs, kwargs)).run()
 
 
 class _Check:
@@ -99,7 +99,7 @@ class _Check:
         words = self._words(
             differs=first_difference(first, second), written=self._written(before), reads=reads, seen=seen, used=used
         )
-        self._raise_findings([words, self._words(differs=self._again(words, first))])
+        self._raise_findings([words, self._words(differs=self._again(words, second))])
         return self._verdict(words)
 
     # ---- Steps, each on all ranks ----
@@ -140,7 +140,7 @@ class _Check:
         inputs, kwargs = fresh(self._model, self._arguments)
         with Observation(self._model) as seen:
             try:
-                with around or nullcontext():
+                with around or nullcontext(), ops.observed(self._handle.token, seen.settled):
                     result = self._call(*inputs, **kwargs)
                 seen.returned((result, inputs, kwargs))
             except Exception as error:
@@ -170,12 +170,13 @@ class _Check:
             if word["raised"]:
                 raise CheckFailed(f"rank {rank}: {what}: {word['raised']}") from self._error
 
-    def _again(self, words: list[dict[str, Any]], first: list[Event]) -> str | None:
-        """Where anything differs, whether the call gives the same bits twice at all."""
+    def _again(self, words: list[dict[str, Any]], second: list[Event]) -> str | None:
+        """Where anything differs, whether the call gives the same bits twice at all. With poison, since what
+        is read too early may have come by luck without it."""
         if not any(word["differs"] for word in words):
             return None
-        with self._poisoned(False):
-            return first_difference(first, self._pass())
+        with self._poisoned():
+            return first_difference(second, self._pass())
 
     # ---- Poison ----
 
@@ -288,8 +289,8 @@ def _findings(word: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
         )
         return
     yield (
-        f"the call does not give the same bits twice, so nothing can be told: as it is, {again['differs']} comes out "
-        f"otherwise from one call to the next, and with poison {word['differs']}. Its random numbers, a kernel that is "
-        f"not deterministic or state outside of arguments, buffers and attributes may be why, or weights that are read "
-        f"outside their view"
+        f"the call does not give the same bits twice, so nothing can be told: with poison in the windows "
+        f"{word['differs']} is the first to come out otherwise than as it is, and {again['differs']} from one such "
+        f"call to the next. Its random numbers, a kernel that is not deterministic or state outside of arguments, "
+        f"buffers and attributes may be why"
     )

@@ -57,12 +57,13 @@ def arrival_hooks(
     weights: Sequence[torch.Tensor],
     saving: Saving,
     watch: Watch | None = None,
+    name: str = "",
 ) -> Hooks:
     """The hooks of one module, which computes from @weights. Under torch.compile they are operators; else the library
     is called directly. What they ask first is asked at every call of every module: is_recording, without a call."""
     is_compiled, modes, is_recorded = compiler.is_dynamo_compiling, torch._C._len_torch_dispatch_stack, is_recording
     is_traced, nn_module, plain_call = torch._C._is_tracing, nn.Module, nn.Module.__call__  # torch.fx puts in its own
-    steps = ops.Steps(reaches, waits, device, token, weights, watch=watch)
+    steps = ops.Steps(reaches, waits, device, token, weights, watch=watch, name=name)
     calls, number, waits_too, changed = tuple(steps.eager), steps.number, bool(waits), steps.weights
     on_host, stream_of, is_grad_enabled = device.type == "cpu", ops.stream_of, torch.is_grad_enabled
     arrive, settle, leave, inside = ops.arrive, ops.settle, ops.leave, saving.inside

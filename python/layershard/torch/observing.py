@@ -78,7 +78,8 @@ def leaves(value: Any, seen: dict[int, Any] | None = None) -> Iterator[Any]:
 
 
 class Event(NamedTuple):
-    """kind: "begins" (of its arguments), "ends" (of its results), "raises" or "returns"."""
+    """kind: "begins" (of its arguments), "ends" (of its results), "settles" (of its results, where it is compiled and
+    layers are waited for), "raises" or "returns"."""
 
     kind: str
     name: str
@@ -91,7 +92,7 @@ def shown(name: str) -> str:
 
 class Observation:
     """with Observation(model) as seen: the events of what runs inside. What is compiled runs no hooks of Python: of it
-    the modules around it are seen, and the results."""
+    the modules around it are seen, those that settle, and the results."""
 
     def __init__(self, model: nn.Module) -> None:
         self.events: list[Event] = []
@@ -126,6 +127,9 @@ class Observation:
         self._handles.append(module.register_forward_pre_hook(begins, with_kwargs=True))
         self._handles.append(module.register_forward_hook(ends, with_kwargs=True))
 
+    def settled(self, name: str, outputs: Sequence[torch.Tensor]) -> None:
+        self.events.append(Event("settles", name, digest(list(outputs))))
+
     def returned(self, value: Any) -> None:
         self.events.append(Event("returns", "", digest(value)))
 
@@ -142,10 +146,16 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return [found for each in value for found in tensors_in(each)] if isinstance(value, (list, tuple)) else []
 
 
+def _settling(events: Sequence[Event]) -> list[str]:
+    return [each.name for each in events if each.kind == "settles"]
+
+
 def first_difference(one: Sequence[Event], other: Sequence[Event]) -> str | None:
     """The innermost module in which the two calls come apart; None where they are equal. A module that ends otherwise
     than before has read something else; where one begins otherwise, it is what is round it that has."""
     within: list[str] = []
+    if _settling(one) != _settling(other):  # a CUDA graph was captured, a program made anew: no difference in itself
+        one, other = ([each for each in events if each.kind != "settles"] for events in (one, other))
     for a, b in zip_longest(one, other):
         if a == b:
             if a.kind == "begins":
@@ -156,7 +166,7 @@ def first_difference(one: Sequence[Event], other: Sequence[Event]) -> str | None
             continue
         if b is not None and b.kind == "raises":
             return shown(b.name)
-        if a is not None and b is not None and a.kind == b.kind == "ends" and a.name == b.name:
+        if a is not None and b is not None and a[:2] == b[:2] and a.kind in ("ends", "settles"):
             return shown(a.name)
         return shown(within[-1]) if within else "the call, outside of the model's modules"
     return None

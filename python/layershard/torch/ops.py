@@ -2,7 +2,7 @@
 """The library's calls of a pass as operators, for torch.compile: opaque, in order, without a graph break.
 
     arrive(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps)                      before a module: reach and wait
-    settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights, SymInt steps) after it: does nothing
+    settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights, SymInt steps) after it: tells a check, if any
     leave(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps)                       after that: does nothing
 
 A compiler knows nothing of windows: to it, two layers in one window are tensors of their own, and reads of the one may
@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -90,7 +91,9 @@ class Steps:
         weights: Sequence[torch.Tensor] = (),
         joins: Sequence[Series] = (),
         watch: Watch | None = None,
+        name: str = "",
     ) -> None:
+        self.name = name  # of the module
         self.calls: list[tuple[Callable[[int, int], None], int]] = []
         self.calls += [(series.reach_fast, layer) for series, layer in reaches]
         self.calls += [(series.wait_fast, layer) for series, layer in waits]
@@ -133,10 +136,25 @@ def _arrive(token: torch.Tensor, weights: list[torch.Tensor], number: int) -> No
         call(layer, stream)
 
 
+_observers: dict[int, Callable[[str, Sequence[torch.Tensor]], None]] = {}  # by the token's address
+
+
+@contextmanager
+def observed(token: torch.Tensor, observer: Callable[[str, Sequence[torch.Tensor]], None]) -> Iterator[None]:
+    """Inside, it is told the name and the results of each module that a compiled program settles."""
+    _observers[token.data_ptr()] = observer
+    try:
+        yield
+    finally:
+        del _observers[token.data_ptr()]
+
+
 def _settle(
     token: torch.Tensor, outputs: list[torch.Tensor], weights: list[torch.Tensor], number: int
 ) -> None:
-    pass
+    observer = _observers.get(token.data_ptr()) if _observers else None
+    if observer is not None and not (token.is_cuda and torch.cuda.is_current_stream_capturing()):
+        observer(_steps(token, number).name, outputs)
 
 
 def _leave(token: torch.Tensor, weights: list[torch.Tensor], number: int) -> None:

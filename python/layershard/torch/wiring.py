@@ -47,6 +47,7 @@ class Wiring:
         self._places: dict[nn.Module, list[Place]] = {}
         self._handles: list[Any] = []
         modules = dict(model.named_modules())
+        self._names = {module: name for name, module in modules.items()}
         for each in (each for each in shared if each.moves):
             for (layer, places), units in zip(each.plan.layers(), each.plan.units, strict=True):
                 self._wire((each.series, layer), modules[units[0].block], units, places, scope)
@@ -69,9 +70,9 @@ class Wiring:
         for module in dict.fromkeys([*self._reaches, *self._waits]):
             places = self._places.get(module, [])
             weights, saving = [place.tensor for place in places], Saving(module, places)
-            watch, steps = self._watches.get(module), self.steps_of(module)
+            watch, steps, name = self._watches.get(module), self.steps_of(module), self._names[module]
             self._handles += install(
-                module, arrival_hooks(*steps, self._device, self.switch, self.token, weights, saving, watch)
+                module, arrival_hooks(*steps, self._device, self.switch, self.token, weights, saving, watch, name)
             )
             self._handles.append(saving)
 
