@@ -30,7 +30,7 @@ def torchrun(size, *command):
 def test_prefill_70b_at_a_size_for_processors():
     sizes = "--layers 5 --width 64 --heads 4 --kv-heads 2 --hidden 96 --tokens 16 --passes 2 --dtype float32".split()
     lines = torchrun(2, "examples/python/prefill_70b.py", *sizes, "--transport", "shm:copy").splitlines()
-    assert lines[0] == "rank 0 of 2, transport shm:copy (as asked)"
+    assert "rank 0 of 2, transport shm:copy (as asked)" in lines  # rank 1 may be done before it is printed
     assert sorted(line.split(":")[0] for line in lines if "tokens/s" in line) == ["rank 0 of 2", "rank 1 of 2"]
     assert all("finite" in line and "NOT" not in line for line in lines if "tokens/s" in line)
 

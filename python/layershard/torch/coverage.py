@@ -13,27 +13,24 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from .packed import packed_bytes
 from .patterns import Unit
 
 
 def _buffers(unit: Unit) -> Iterator[tuple[str, int]]:
     for path, module in unit.module.named_modules(prefix=unit.name):
         for key, tensor in module._buffers.items():
-            if tensor is not None and key not in module._non_persistent_buffers_set:
+            if tensor is not None and key not in module._non_persistent_buffers_set and not tensor.is_mkldnn:
                 yield f"{path}.{key}", tensor.nbytes
 
 
-def _packed(unit: Unit) -> Iterator[tuple[str, int]]:
-    """Plain attributes that are tensors, and torch's quantised modules, whose weight() unpacks it."""
+def _no_parameters(unit: Unit) -> Iterator[tuple[str, int]]:
+    """Plain attributes that are tensors, and what is packed."""
     for path, module in unit.module.named_modules(prefix=unit.name):
         for key, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 yield f"{path}.{key}", value.nbytes
-        if type(module).__module__.startswith("torch.ao.nn.quantized"):
-            weight = getattr(module, "weight", None)
-            value = weight() if callable(weight) else None
-            if isinstance(value, torch.Tensor):
-                yield f"{path}.weight", value.numel() * value.element_size()
+        yield from packed_bytes(path, module)
 
 
 def _mib(nbytes: int) -> str:
@@ -43,11 +40,11 @@ def _mib(nbytes: int) -> str:
 def left_out(units: Sequence[Unit], shared: dict[str, int]) -> str | None:
     """One line where less than half of the chosen modules' bytes is in @shared, names and sizes; else None."""
     buffers = [each for unit in units for each in _buffers(unit) if each[0] not in shared]
-    packed = [each for unit in units for each in _packed(unit)]
-    nbytes, left = sum(shared.values()), sum(size for _, size in buffers + packed)
+    others = [each for unit in units for each in _no_parameters(unit)]
+    nbytes, left = sum(shared.values()), sum(size for _, size in buffers + others)
     if left <= nbytes:
         return None
-    name, _ = max(buffers + packed, key=lambda each: each[1])
+    name, _ = max(buffers + others, key=lambda each: each[1])
     told = f"only {_mib(nbytes)} of the chosen modules' {_mib(nbytes + left)} are shared"
     if name in dict(buffers):
         return f"{told}: buffers such as {name} are by name only: buffers='*.{name.rsplit('.', 1)[-1]}'"

@@ -7,14 +7,18 @@ Knows names only; nothing of tensors, ranks or the library.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .packed import is_packed, told
 from .refusals import Refused
+
+_log = logging.getLogger("layershard")
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
@@ -83,12 +87,24 @@ def strings(argument: str, patterns: str | Sequence[str]) -> list[str]:
     )
 
 
+def _refuse_packed(modules: dict[str, nn.Module], numbered: Sequence[str], pattern: str) -> None:
+    """Where nothing that a pattern chose has weights that could be shared."""
+    if numbered and all(is_packed(modules[name]) for name in numbered):
+        raise Refused(
+            f"pattern '{pattern}': {told(numbered[0], modules[numbered[0]])}. Leave it out of the patterns, or do not "
+            f"quantise what is to be shared"
+        )
+
+
 def select(model: nn.Module, patterns: str | Sequence[str]) -> list[Unit]:
     """The modules that @patterns choose, in the model's order.
 
-    A module without a number in its name is passed over as long as its pattern chooses others that have one.
+    A module without a number in its name is passed over as long as its pattern chooses others that have one; so is one
+    that has nothing to share but packed weights, which is told.
     """
-    modules = {name: module for name, module in model.named_modules() if name and _holds_tensors(module)}
+    modules = {
+        name: module for name, module in model.named_modules() if name and (_holds_tensors(module) or is_packed(module))
+    }
     names = list(modules)
     chosen: set[str] = set()
     for pattern in strings("modules", patterns):
@@ -96,12 +112,21 @@ def select(model: nn.Module, patterns: str | Sequence[str]) -> list[Unit]:
         numbered = [name for name in matched if layer_number(name)]
         if not numbered:
             _refuse_pattern(pattern, matched, names)
+        _refuse_packed(modules, numbered, pattern)
         chosen.update(numbered)
     if not chosen:
         raise Refused("no pattern was given: name the modules to share, such as '*.mlp.*' or 'model.layers.*'")
-    units = []
-    for name in _topmost([name for name in names if name in chosen]):
+    return list(_units(modules, _topmost([name for name in names if name in chosen])))
+
+
+def _units(modules: dict[str, nn.Module], names: Iterable[str]) -> Iterator[Unit]:
+    packed = []
+    for name in names:
+        if is_packed(modules[name]):
+            packed.append(name)
+            continue
         found = layer_number(name)
         assert found is not None
-        units.append(Unit(name, modules[name], *found))
-    return units
+        yield Unit(name, modules[name], *found)
+    if packed:
+        _log.warning("%s; so does each of %d chosen modules", told(packed[0], modules[packed[0]]), len(packed))

@@ -33,7 +33,8 @@ def all_tensors(model: nn.Module) -> Iterable[Named]:
 
 def _memory_of(tensor: torch.Tensor) -> tuple[str, int]:
     """Equal for two tensors that share memory."""
-    if tensor.device.type == "meta" or is_traceable_wrapper_subclass(tensor) or not tensor.untyped_storage().nbytes():
+    plain = tensor.device.type != "meta" and tensor.layout is torch.strided
+    if not plain or is_traceable_wrapper_subclass(tensor) or not tensor.untyped_storage().nbytes():
         return "object", id(tensor)
     return "storage", tensor.untyped_storage().data_ptr()
 

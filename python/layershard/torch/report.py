@@ -15,6 +15,22 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f}"
 
 
+def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
+    """A line for each series that takes as much of this rank's memory as if it were not shared, or more: by what has to
+    be there, without what was asked to be kept (resident) or takes poison."""
+    lines = []
+    for each in series if group.size > 1 else []:
+        stats, n_layers = each.series.stats(), len(each.plan.places)
+        whole, windows = stats.layer_bytes * n_layers, min(stats.window_bytes, stats.layer_bytes * stats.windows)
+        if whole <= stats.share_bytes + windows:
+            lines.append(
+                f"sharing {each.plan.name} saves nothing on rank {group.rank}: its {n_layers} layers are "
+                f"{_mib(whole)} MiB, this rank's share {_mib(stats.share_bytes)} MiB and {stats.windows} windows "
+                f"{_mib(windows)} MiB. It takes more layers or a smaller prefetch; else leave it out of the patterns"
+            )
+    return lines
+
+
 def _row(shared: Shared) -> list[str]:
     stats = shared.series.stats()
     whole = stats.layer_bytes * len(shared.plan.places)
@@ -48,4 +64,4 @@ def table(group: Group, series: Sequence[Shared]) -> str:
     title = f"rank {group.rank} of {group.size}, transport {group.transport}"
     if not any(each.moves for each in series):
         title += "; every layer is read where it lies: nothing moves, no hook is called"
-    return title + "\n" + _align([_HEAD, *map(_row, series)])
+    return "\n".join([title, _align([_HEAD, *map(_row, series)]), *wasted(group, series)])

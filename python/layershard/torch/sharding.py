@@ -23,6 +23,7 @@ from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
 from .handle import Handle, is_closed, is_sharded, of
 from .memory import give_back
+from .packed import refuse_repacked
 from .patterns import select, strings
 from .ranks import memory_of, open_group, process_group, refuse_to_all
 from .refusals import (
@@ -33,6 +34,7 @@ from .refusals import (
     refuse_own_copies,
     refuse_training,
 )
+from .report import wasted
 from .shared import Shared, describe
 from .wiring import Wiring, refuse_unheard
 
@@ -51,6 +53,7 @@ def _plan(model: nn.Module, modules: str | Sequence[str], scope: str, buffers: S
     named = [(unit.name, unit.module) for unit in units]
     refuse_own_copies(named)
     refuse_cut_up(named)
+    refuse_repacked(named)
     plans = group_units(units, scope, buffers)
     chosen = [place for plan in plans for places in plan.places for place in places]
     refuse_before_change(model, [(place.name, place.tensor) for place in chosen])
@@ -220,4 +223,6 @@ def shard(
         _fill(handle, model, shared)
         handle.take(Wiring(model, shared, scope, place))
     give_back()
+    for line in wasted(ranks, shared):
+        _log.warning("%s", line)
     return given
