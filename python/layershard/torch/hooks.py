@@ -7,6 +7,7 @@ a hook only says when, never where. The hook after forward is for torch.compile,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from .containers import tensors_in
 from .gradients import Saving, refuse_inputs, refuse_results
 from .noticing import Watch
 from .ops import Step
+from .turns import Turn
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
@@ -56,6 +58,7 @@ def arrival_hooks(
     token: torch.Tensor,
     weights: Sequence[torch.Tensor],
     saving: Saving,
+    turn: Turn,
     watch: Watch | None = None,
     name: str = "",
 ) -> Hooks:
@@ -63,10 +66,11 @@ def arrival_hooks(
     is called directly. What they ask first is asked at every call of every module: is_recording, without a call."""
     is_compiled, modes, is_recorded = compiler.is_dynamo_compiling, torch._C._len_torch_dispatch_stack, is_recording
     is_traced, nn_module, plain_call = torch._C._is_tracing, nn.Module, nn.Module.__call__  # torch.fx puts in its own
-    steps = ops.Steps(reaches, waits, device, token, weights, watch=watch, name=name)
+    steps = ops.Steps(reaches, waits, device, token, weights, turn=turn, watch=watch, name=name)
     calls, number, waits_too, changed = tuple(steps.eager), steps.number, bool(waits), steps.weights
     on_host, stream_of, is_grad_enabled = device.type == "cpu", ops.stream_of, torch.is_grad_enabled
     arrive, settle, leave, inside = ops.arrive, ops.settle, ops.leave, saving.inside
+    here = threading.get_ident
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if switch.off:
@@ -76,6 +80,8 @@ def arrival_hooks(
             return
         if is_traced() or nn_module.__call__ is not plain_call:
             refuse_tracing()
+        if turn.thread != here():
+            turn.take()
         wants_gradients = waits_too and is_grad_enabled()
         if wants_gradients:
             refuse_inputs(module, args, kwargs)

@@ -21,6 +21,7 @@ that was kept on disk runs the steps of the model it is given, or none.
 from __future__ import annotations
 
 import hashlib
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from ..series import Series
 from .compiled import refuse_exporting
 from .noticing import Watch
 from .refusals import Refused, refuse_freezing
+from .turns import Turn
 
 Step = tuple[Series, int]  # a series and the library's number of one of its layers
 
@@ -90,6 +92,7 @@ class Steps:
         token: torch.Tensor,
         weights: Sequence[torch.Tensor] = (),
         joins: Sequence[Series] = (),
+        turn: Turn | None = None,
         watch: Watch | None = None,
         name: str = "",
     ) -> None:
@@ -98,6 +101,7 @@ class Steps:
         self.calls += [(series.reach_fast, layer) for series, layer in reaches]
         self.calls += [(series.wait_fast, layer) for series, layer in waits]
         self.calls += [(_ending(series), 0) for series in joins]
+        self.turn = turn
         self.watch = watch
         self.eager = self.calls if watch is None else [(watch.look, 0), *self.calls]
         self.device = device
@@ -128,6 +132,8 @@ def _steps(token: torch.Tensor, number: int) -> Steps:
 
 def _arrive(token: torch.Tensor, weights: list[torch.Tensor], number: int) -> None:
     steps = _steps(token, number)
+    if steps.turn is not None:
+        steps.turn.take_compiled(sys._getframe(2))  # the program, or, where torch calls from C++, what called it
     if steps.watch is not None:
         steps.watch.look_compiled(0, 0)
     steps.refuse_copies(weights, _BACKEND)

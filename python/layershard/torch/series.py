@@ -30,6 +30,7 @@ from .processed import Processed, adopt, process
 from .ranks import await_ranks, open_group
 from .refusals import Refused
 from .shared import Shared
+from .turns import Turn
 
 _ATTRIBUTE = "_layershard_series"
 _registering: dict[str, _Series] = {}
@@ -178,11 +179,11 @@ class _Series:
     def _wrap_forwards(self, shared: Shared) -> None:
         if not shared.moves:
             return
-        token = ops.new_token(self.device)
+        token, turn = ops.new_token(self.device), Turn(self.layers.values())
         for index, places in shared.plan.layers():
             layer, weights = self.layers[index], [place.tensor for place in places]
             steps, saving = [(shared.series, index)], Saving(layer, places)
-            hooks = arrival_hooks([], steps, self.device, Switch(), token, weights, saving)
+            hooks = arrival_hooks([], steps, self.device, Switch(), token, weights, saving, turn)
             layer.forward = _waiting(layer, hooks, saving, layer.forward)
 
     def reach(self, layer: nn.Module) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import ops
+from ..series import Series
+from . import ops, turns
 from .gradients import Saving
 from .grouping import Place
 from .hooks import Switch, arrival_hooks, install, runs_forward
@@ -35,6 +36,22 @@ def refuse_unheard(model: nn.Module, units: Iterable[Unit]) -> None:
             raise Refused(f"{unit.name} is a {kind}, which is never called: choose what is in it")
 
 
+def _parents(name: str) -> list[str]:
+    """Of a.b.c: the model itself, a, a.b."""
+    return [""] + [name[:end] for end, sign in enumerate(name) if sign == "."]
+
+
+def _entries(model: nn.Module, hooked: set[nn.Module]) -> list[nn.Module]:
+    """The modules above those that have hooks: passes begin there."""
+    names = {name for name, module in model.named_modules() if module in hooked}
+    above = {parent for name in names for parent in _parents(name)} - names
+    return [
+        module
+        for name, module in model.named_modules()
+        if name in above and names.isdisjoint(_parents(name)) and runs_forward(module)
+    ]
+
+
 class Wiring:
     """The steps of every module, and the hooks while they are installed."""
 
@@ -52,6 +69,8 @@ class Wiring:
             for (layer, places), units in zip(each.plan.layers(), each.plan.units, strict=True):
                 self._wire((each.series, layer), modules[units[0].block], units, places, scope)
         self._watches = {module: Watch(places) for module, places in self._places.items()}
+        self._entries = _entries(model, {*self._reaches, *self._waits})
+        self._turns = self._take_turns()
         for each in shared:
             each.hung = self._record
 
@@ -64,16 +83,26 @@ class Wiring:
             self._waits.setdefault(module, []).append(step)
             self._places.setdefault(module, []).extend(places)
 
+    def _take_turns(self) -> dict[nn.Module, turns.Turn]:
+        """One for all modules that wait for a series, one for all that only reach."""
+        users: dict[Series | None, list[nn.Module]] = {}
+        for module in {**self._reaches, **self._waits}:
+            users.setdefault(self._waits[module][0][0] if module in self._waits else None, []).append(module)
+        return {module: turn for modules in users.values() for turn in [turns.Turn(modules)] for module in modules}
+
     def install(self) -> None:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
+        entering = turns.entering(turns.Turn(self._entries))
+        self._handles += [each.register_forward_pre_hook(entering, prepend=True) for each in self._entries]
         for module in dict.fromkeys([*self._reaches, *self._waits]):
             places = self._places.get(module, [])
             weights, saving = [place.tensor for place in places], Saving(module, places)
             watch, steps, name = self._watches.get(module), self.steps_of(module), self._names[module]
-            self._handles += install(
-                module, arrival_hooks(*steps, self._device, self.switch, self.token, weights, saving, watch, name)
+            hooks = arrival_hooks(
+                *steps, self._device, self.switch, self.token, weights, saving, self._turns[module], watch, name
             )
+            self._handles += install(module, hooks)
             self._handles.append(saving)
 
     def _record(self) -> None:
