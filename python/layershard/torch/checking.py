@@ -90,14 +90,19 @@ class _Check:
         if not windows:
             self._raise_findings([self._words(written=self._written(before))])
             return Checked(False, self._n_layers(), 0, _STILL)
-        reads = self._reads()
+        reads, elsewhere = self._reads()
         waits = self._waits()
         with self._poisoned():
             seen = self._seen()
             second = self._pass()
         used = self._waits() > waits
         words = self._words(
-            differs=first_difference(first, second), written=self._written(before), reads=reads, seen=seen, used=used
+            differs=first_difference(first, second),
+            written=self._written(before),
+            reads=reads,
+            elsewhere=elsewhere,
+            seen=seen,
+            used=used,
         )
         self._raise_findings([words, self._words(differs=self._again(words, second))])
         return self._verdict(words)
@@ -149,14 +154,15 @@ class _Check:
         self._kept.put_back()
         return seen.events
 
-    def _reads(self) -> list[tuple[int, int, str, str]]:
-        """One more pass, in eager mode: what it reads of other layers than the one whose turn it is."""
+    def _reads(self) -> tuple[list[tuple[int, int, str, str]], str | None]:
+        """One more pass, in eager mode: what it reads of other layers than the one whose turn it is; and what it runs
+        where nobody looks."""
         seen = Reads(self._model, self._handle.shared, self._handle.steps_of)
         compiles = "torch._dynamo" in sys.modules  # to import it takes seconds
         with self._poisoned(False), torch.compiler.set_stance("force_eager") if compiles else nullcontext():
             self._pass(seen)
         self._raise_failure("the call fails in eager mode, though not as it is")
-        return [(*weight, where) for weight, where in seen.found.items()][:8]
+        return [(*weight, where) for weight, where in seen.found.items()][:8], seen.elsewhere
 
     def _pass_as_it_is(self) -> list[Event]:
         with self._poisoned(False):
@@ -277,6 +283,11 @@ def _shows_poison(shared: Shared, layer: int) -> bool:
 
 
 def _findings(word: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
+    if word.get("elsewhere"):
+        yield (
+            f"the call runs {word['elsewhere']} in another thread, where torch's operators cannot be seen: check what "
+            f"that thread calls"
+        )
     for name in word["written"]:
         yield f"{name} is written by the call: what is stored of it is not what it was before"
     if word.get("differs") is None:

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""layershard.torch.check on programs of many kinds: what they read, return, leave behind, how they fail."""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import torch_ranks as ranks
+
+torch = ranks.torch
+sharding = pytest.importorskip("layershard.torch")
+
+with contextlib.suppress(ImportError):  # seconds of imports, before ranks are forked
+    import torch._dynamo  # noqa: F401
+
+
+class Row(torch.nn.Module):
+    """Layers that share windows, two by two; what is in @end comes after them."""
+
+    def __init__(self, end=None, width=8):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(8))
+        self.end = end or (lambda model, x: x)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return self.end(self, x)
+
+
+def row(end=None):
+    torch.manual_seed(1)
+    return sharding.shard(Row(end).eval(), "layers.*", scope="linear", transport="shm:copy")
+
+
+def inputs():
+    return torch.linspace(-1, 1, 24).reshape(3, 8)
+
+
+def run(work, *arguments, size=2):
+    texts = ranks.run(size, work, *arguments, LAYERSHARD_POISON="0")
+    assert len(set(texts)) == 1, texts
+    return texts[0]
+
+
+def said(rank, size, end, call=None):
+    """What check says of it, right or wrong."""
+    model = row(end)
+    with torch.inference_mode():
+        try:
+            return str(sharding.check(model, inputs(), call=call and call(model)))
+        except sharding.CheckFailed as error:
+            return str(error)
+
+
+# ---- What is read ----
+
+
+def in_a_thread(model):
+    def call(x):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.inference_mode()(model), x).result()
+
+    return call
+
+
+def test_a_pass_in_another_thread_is_not_called_equal():
+    text = run(said, lambda model, x: x @ model.layers[3].weight, in_a_thread)
+    assert "in another thread, where torch's operators cannot be seen" in text
+
+
+PAST = {
+    "numpy": lambda model, x: x @ torch.from_numpy(model.layers[3].weight.detach().numpy() * 1),
+    "list": lambda model, x: x * torch.tensor(model.layers[3].weight[0].tolist()),
+    "parameter": lambda model, x: x @ torch.nn.Parameter(model.layers[3].weight, False),
+    "dlpack": lambda model, x: x @ torch.from_dlpack(model.layers[3].weight.detach()),
+}
+
+
+@pytest.mark.parametrize("end", PAST.values(), ids=PAST)
+def test_what_leaves_torch_in_the_turn_of_the_layer_with_the_same_window_is_named(end):
+    assert run(said, end) == "layers.3.weight is read outside its view, in the model itself"
+
+
+def test_a_parameter_made_of_a_weight_in_its_turn_is_right():
+    def work(rank, size):
+        model = row()
+        plain = torch.nn.Parameter.__new__, torch.Tensor.as_subclass
+
+        def call(x):
+            for layer in model.layers:
+                layer.forward = lambda x, own=layer: x @ torch.nn.Parameter(own.weight, False) + own.bias.numpy()[0]
+            return model(x)
+
+        with torch.inference_mode():
+            text = str(sharding.check(model, inputs(), call=call))
+        assert plain == (torch.nn.Parameter.__new__, torch.Tensor.as_subclass)
+        assert not {"_make_subclass", "as_subclass"} & set(vars(torch.Tensor))
+        return text
+
+    assert run(work).startswith("equal with poison: 8 of 8")
