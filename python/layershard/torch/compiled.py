@@ -17,8 +17,8 @@ from .refusals import Refused
 _log = logging.getLogger("layershard")
 
 _KEPT = (
-    "{how} makes a program that would compute with whatever passes through a window: make it before sharding, or after "
-    "detach(), which gives the whole weights back"
+    "{how} makes a program that would compute with whatever passes through a window: make it from a "
+    "copy of the model before sharding (copy.deepcopy), or after detach(), which gives the whole weights back"
 )
 
 

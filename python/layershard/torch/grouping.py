@@ -28,6 +28,7 @@ class Place:
     name: str  # qualified
     owner: nn.Module
     key: str
+    wants_gradients: bool = False  # before it was shared
 
     @property
     def is_parameter(self) -> bool:
@@ -47,6 +48,11 @@ class Place:
             return
         old.requires_grad_(False)
         old.data = tensor
+
+    def give(self, tensor: torch.Tensor) -> None:
+        """Hang @tensor there for good: shared no more, it is as trainable as it was before."""
+        self.put(tensor)
+        self.tensor.requires_grad_(self.wants_gradients)
 
     def _replace(self, old: torch.Tensor, tensor: torch.Tensor) -> None:
         if not self.is_parameter:
@@ -106,9 +112,10 @@ def places_of(name: str, module: nn.Module, buffers: Sequence[str]) -> Iterator[
             and any(fnmatchcase(f"{path}.{key}", pattern) for pattern in buffers)
         ]
         for key in keys:
-            place = Place(f"{path}.{key}", owner, key)
-            if place.tensor.numel():
-                yield place
+            tensor = (owner._parameters if key in owner._parameters else owner._buffers)[key]
+            assert tensor is not None
+            if tensor.numel():
+                yield Place(f"{path}.{key}", owner, key, tensor.requires_grad)
 
 
 def _by_series(units: Sequence[Unit], scope: str) -> dict[str, dict[int, list[Unit]]]:

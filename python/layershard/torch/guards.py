@@ -9,7 +9,7 @@ SIGSEGV.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import torch
@@ -36,6 +36,19 @@ def refuse_loading(model: nn.Module, why: str) -> None:
         module.register_load_state_dict_pre_hook(_refuse("load_state_dict", why))  # type: ignore[no-untyped-call]
 
 
+def refuse_keeping(modules: Iterable[nn.Module], why: str) -> None:
+    """For good, as above."""
+    for module in modules:
+        module.register_state_dict_pre_hook(_refuse("state_dict", why))  # type: ignore[no-untyped-call]
+        module.__dict__["__deepcopy__"] = _refuse("copy.deepcopy", why)
+        module.__dict__["__reduce_ex__"] = _refuse("copying or pickling", why)
+
+
+def above(model: nn.Module, owners: Set[nn.Module]) -> list[nn.Module]:
+    """The owners, and the modules that hold one, itself or further down."""
+    return [module for module in model.modules() if not owners.isdisjoint(module.modules())]
+
+
 class Guards:
     """The guards of one model: on what owns shared tensors and all that is above it. They are taken off by remove."""
 
@@ -51,8 +64,7 @@ class Guards:
         self._owners: dict[nn.Module, list[str]] = {}
         for place in places:
             self._owners.setdefault(place.owner, []).append(place.key)
-        owners = self._owners.keys()
-        self._modules = [module for module in model.modules() if not owners.isdisjoint(module.modules())]
+        self._modules = above(model, self._owners.keys())
         self._handles: list[Any] = [Marks(self._modules, self._owners)]
         for module in self._modules:
             self._put(module)
@@ -99,10 +111,18 @@ class Guards:
 
     def _apply_to_others(self, module: nn.Module, function: Callable[..., Any], recurse: bool) -> nn.Module:
         """Module._apply without the shared tensors: they stay as they are."""
-        if module in self._owners:
-            return module
-        applied: nn.Module = type(module)._apply(module, function, recurse)  # type: ignore[no-untyped-call]
-        return applied
+        if module not in self._owners:
+            applied: nn.Module = type(module)._apply(module, function, recurse)  # type: ignore[no-untyped-call]
+            return applied
+        homes: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        shared = [(home, key, home[key]) for key in self._owners[module] for home in homes if key in home]
+        for home, key, _ in shared:
+            home[key] = None
+        try:  # not by the type's own: a recurrent module would gather its weights anew
+            return nn.Module._apply(module, function, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        finally:
+            for home, key, tensor in shared:
+                home[key] = tensor
 
     def remove(self) -> None:
         for handle in self._handles:

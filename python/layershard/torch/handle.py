@@ -18,7 +18,7 @@ from ..series import Stats
 from . import ops
 from .compiled import forget_compiled, is_recording, whole
 from .grouping import Place
-from .guards import Guards, refuse_loading
+from .guards import Guards, above, refuse_keeping, refuse_loading
 from .memory import bytes_at, give_back
 from .refusals import Guarded, Refused
 from .report import table
@@ -42,7 +42,7 @@ class Handle:
         self._model = model
         self._wiring: Wiring | None = None
         self._ending: ops.Steps | None = None
-        self._gate: Any = None
+        self._gates: list[Any] = []
         self._guards: Guards | None = None
         self._update: Update | None = None
         model.__dict__[_ATTRIBUTE] = self
@@ -65,14 +65,16 @@ class Handle:
         self.guard()
 
     def gate(self, why: str | None) -> None:
-        """No pass as long as there is a reason: there are no weights yet, or not all of them. None opens it."""
+        """No pass as long as there is a reason: there are no weights yet, or not all of them. None opens it. Programs
+        enter where they like, so it stands before every module that holds shared tensors, itself or further down."""
 
         def refuse(*_args: Any) -> None:
             raise Guarded(str(why))
 
-        if self._gate is not None:
-            self._gate.remove()
-        self._gate = None if why is None else self._model.register_forward_pre_hook(refuse, prepend=True)
+        for gate in self._gates:
+            gate.remove()
+        modules = [] if why is None else above(self._model, {place.owner for place in self.all_places()})
+        self._gates = [module.register_forward_pre_hook(refuse, prepend=True) for module in modules]
 
     @property
     def committed(self) -> bool:
@@ -217,17 +219,21 @@ class Handle:
             for layer, places in each.plan.layers():
                 copies = each.gathered(layer, ops.stream_of(self.device))
                 for place, copy in zip(places, copies, strict=True):
-                    place.put(copy)
+                    place.give(copy)
         self.leave()
         give_back()
         return self._model
 
     def close(self) -> None:
         """Leave the group, hooks and guards off: the end of the program, or of the model, which makes no pass then and
-        takes no weights, since its parameters still show memory that is read-only."""
+        takes no weights, since its parameters still show memory that is read-only. Where that is windows, it shows
+        whatever passed through last, and is not to be copied or saved."""
+        moves = any(each.moves for each in self.shared)
         self.leave()
         self.gate(_GIVEN_UP)
         refuse_loading(self._model, _GIVEN_UP)
+        if moves:
+            refuse_keeping(above(self._model, {place.owner for place in self.all_places()}), _GIVEN_UP)
         self._model.__dict__[_CLOSED] = True
 
     def leave(self) -> None:

@@ -19,6 +19,7 @@ from ..group import Group
 from ..series import ALL, choice, unsigned
 from .compiled import whole
 from .coverage import left_out
+from .elsewhere import held_elsewhere
 from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
 from .handle import Handle, is_closed, is_sharded, of
@@ -117,7 +118,11 @@ def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
         if not each.series.is_source(layer)
         for place in places
     }
-    saved = set(model.state_dict(keep_vars=True))
+    saved = {
+        f"{path}.{key}" if path else key
+        for path, module in model.named_modules(remove_duplicate=False)
+        for key in module._buffers.keys() - module._non_persistent_buffers_set
+    }
     return any(
         tensor.device.type == "meta"
         for name, tensor in all_tensors(model)
@@ -125,16 +130,23 @@ def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
     )
 
 
-def _fill(handle: Handle, model: nn.Module, shared: Sequence[Shared]) -> None:
-    """Bring the model's own weights into the library; its parameters change only when all of them are there."""
+def _fill(model: nn.Module, shared: Sequence[Shared]) -> str | None:
+    """Bring the model's own weights into the library; its parameters change only when all of them are there. Why no
+    pass is to be made yet, if so."""
     empty = _is_empty(model, shared)
     if not empty:
         for each in shared:
             each.commit(lambda place: place.tensor)
     for each in shared:
         each.hang()
-    if empty:
-        handle.gate(NOT_LOADED)
+    return NOT_LOADED if empty else None
+
+
+def _tell_of_others(model: nn.Module, shared: Sequence[Shared]) -> None:
+    moving = [place for each in shared if each.moves for places in each.plan.places for place in places]
+    told = held_elsewhere(model, ((place.name, place.tensor) for place in moving)) if moving else None
+    if told is not None:
+        _log.warning("%s", told)
 
 
 @contextmanager
@@ -220,8 +232,10 @@ def shard(
             for plan, nbytes in zip(plans, resident_bytes, strict=True)
         ]
         handle = Handle(model, ranks, shared, place)
-        _fill(handle, model, shared)
+        missing = _fill(model, shared)
+        _tell_of_others(model, shared)
         handle.take(Wiring(model, shared, scope, place))
+        handle.gate(missing)
     give_back()
     for line in wasted(ranks, shared):
         _log.warning("%s", line)

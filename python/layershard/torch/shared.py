@@ -110,13 +110,16 @@ class Shared:
         layout = self.layouts[index]
         return layout.view(bytes_of(self.series, layer, index, layout.nbytes, writable=writable))
 
+    @torch.inference_mode(False)
     def hang(self) -> None:
-        """Let the model's parameters be views of the library's memory, for good."""
+        """Let the model's parameters be views of the library's memory, for good. Not as tensors of inference mode,
+        whoever calls: of those torch counts no writes, and after detach they could not be trained."""
         for layer, places in self.plan.layers():
             for index, place in enumerate(places):
                 place.put(self.view(layer, index))
         self.hung()
 
+    @torch.inference_mode(False)
     def gathered(self, layer: int, stream: int) -> list[torch.Tensor]:
         """Copies of one layer's tensors, brought here if need be."""
         self.series.reach(layer, stream)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..series import Series
 from . import ops, turns
+from .compiled import whole
 from .gradients import Saving
 from .grouping import Place
 from .hooks import Switch, arrival_hooks, install, runs_forward
@@ -33,6 +34,8 @@ def refuse_unheard(model: nn.Module, units: Iterable[Unit]) -> None:
             raise Refused(f"{unit.name} is read by its parent without being called: choose the MultiheadAttention")
         if not runs_forward(unit.module):
             kind = type(unit.module).__name__
+            if whole(unit.module) is not unit.module:
+                raise Refused(f"{unit.name} is a {kind}, torch.compile's: choose what is in it, {unit.name}._orig_mod")
             raise Refused(f"{unit.name} is a {kind}, which is never called: choose what is in it")
 
 
