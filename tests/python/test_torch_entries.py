@@ -138,6 +138,22 @@ def test_conversions_reach_what_is_not_shared():
     assert model(ranks.inputs(0).bfloat16()).dtype == torch.bfloat16
 
 
+def lend_weights(rank, size):
+    model = sharding.shard(ranks.stack(), "layers.*", scope="block", transport="shm:copy")
+    own, x = dict(ranks.stack(seed=5).named_parameters()), ranks.inputs(rank)
+    one = {"layers.1.up.weight": own["layers.1.up.weight"]}
+    with torch.inference_mode():
+        for _ in range(3):  # of nine tensors three are looked at each time
+            assert torch.equal(torch.func.functional_call(model, own, (x,)), ranks.stack(seed=5)(x))
+            want = torch.func.functional_call(ranks.stack(), one, (x,))
+            assert torch.equal(torch.func.functional_call(model, one, (x,)), want)
+            assert torch.equal(model(x), ranks.stack()(x))
+
+
+def test_functional_call_runs_the_callers_weights():
+    ranks.run(2, lend_weights)
+
+
 def traced_before(rank, size, trace, caplog):
     model, x = ranks.stack(), ranks.inputs(rank)
     traced, copied = trace(model, x), trace(copy.deepcopy(model), x)
