@@ -100,3 +100,13 @@ def test_a_parameter_made_of_a_weight_in_its_turn_is_right():
         return text
 
     assert run(work).startswith("equal with poison: 8 of 8")
+
+
+def shaped_alike(model, x):
+    other = model.layers[3].weight
+    noise = other.new_zeros(8) + torch.zeros_like(other)[0] + torch.empty_like(other).fill_(0)[0]
+    return x + noise + other.new_full((8,), float(other.is_pinned()))
+
+
+def test_a_tensor_of_the_same_shape_reads_nothing():
+    assert run(said, shaped_alike).startswith("equal with poison: 8 of 8")

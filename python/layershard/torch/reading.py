@@ -103,7 +103,8 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tensors_in((*args, *(kwargs or {}).values())):
+        read = args[1:] if _looks_only(func) else args
+        for tensor in tensors_in((*read, *(kwargs or {}).values())):
             if _is_view(func):
                 self.follow(result, tensor)
             else:
@@ -126,6 +127,12 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _is_view(func: Any) -> bool:
     return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+
+
+def _looks_only(func: Any) -> bool:
+    """At its first argument's shape, dtype and place, and at no element."""
+    name = func._schema.name.partition("::")[2]
+    return name.startswith("new_") or name.endswith("_like") or name in ("is_pinned", "is_same_size")
 
 
 class _Past(TorchFunctionMode):
