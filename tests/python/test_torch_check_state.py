@@ -11,6 +11,8 @@ import torch_ranks as ranks
 torch = ranks.torch
 sharding = pytest.importorskip("layershard.torch")
 
+from layershard.torch.words import exchange  # noqa: E402
+
 with contextlib.suppress(ImportError):  # seconds of imports, before ranks are forked
     import torch._dynamo  # noqa: F401
 
@@ -110,3 +112,17 @@ def shaped_alike(model, x):
 
 def test_a_tensor_of_the_same_shape_reads_nothing():
     assert run(said, shaped_alike).startswith("equal with poison: 8 of 8")
+
+
+# ---- What ranks say to each other ----
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_words_may_be_of_any_length(size):
+    def work(rank, size):
+        group = sharding.of(row()).group
+        for length in (0, 16000, 16384, 40000):
+            words = [["x" * (length if rank == size - 1 else 1), rank] for rank in range(size)]
+            assert exchange(group, torch.device("cpu"), {"word": words[rank]}) == [{"word": word} for word in words]
+
+    ranks.run(size, work)

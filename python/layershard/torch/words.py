@@ -16,27 +16,42 @@ from ..series import ALL, Tensor
 from .memory import bytes_at
 
 _BYTES = 16384
+_HEAD = 8  # bytes, of the length
 _LONGEST_TEXT = 1000
 
 
 def exchange(group: Group, device: torch.device, word: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every rank's word, in rank order: collective. Waits for the others as long as any call of the group."""
-    mine = json.dumps(_cut(word)).encode()
-    if len(mine) > _BYTES:
-        mine = json.dumps({"text": f"{len(mine)} bytes are too many to tell the other ranks"}).encode()
+    """Every rank's word, in rank order: collective. Waits for the others as long as any call of the group. What is too
+    long on any rank, of many series, is told once more, whole."""
+    text = json.dumps(_cut(word)).encode()
+    mine = len(text).to_bytes(_HEAD, "little") + text
+    found = _round(group, device, mine, _BYTES)
+    needed = max(_HEAD + _length(each) for each in found)
+    if needed > _BYTES:
+        found = _round(group, device, mine, needed)
+    return [json.loads(each[_HEAD : _HEAD + _length(each)]) for each in found]
+
+
+def _length(told: bytes) -> int:
+    return int.from_bytes(told[:_HEAD], "little")
+
+
+def _round(group: Group, device: torch.device, mine: bytes, nbytes: int) -> list[bytes]:
+    """The first @nbytes of each rank's."""
 
     def write(_layer: int, addresses: list[int]) -> None:
-        bytes_at(addresses[0], _BYTES, device).copy_(torch.frombuffer(bytearray(mine.ljust(_BYTES)), dtype=torch.uint8))
+        told = bytearray(mine[:nbytes].ljust(nbytes))
+        bytes_at(addresses[0], nbytes, device).copy_(torch.frombuffer(told, dtype=torch.uint8))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    tensors = [Tensor("word", _BYTES)]
+    tensors = [Tensor("word", nbytes)]
     with group.series(
         "layershard.torch.words", first_layer=0, layer_count=group.size, tensors=tensors, resident_bytes=ALL
     ) as words:
         words.commit(write)
-        found = [bytes_at(words.address(rank, 0), _BYTES, device).cpu() for rank in range(group.size)]
-        return [json.loads(bytes(each.tolist())) for each in found]
+        found = [bytes_at(words.address(rank, 0), nbytes, device).cpu() for rank in range(group.size)]
+        return [bytes(each.tolist()) for each in found]
 
 
 def _cut(word: dict[str, Any]) -> dict[str, Any]:
