@@ -50,7 +50,7 @@ def _plan(model: nn.Module, modules: str | Sequence[str], scope: str, buffers: S
     if is_closed(model):
         raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
     units = select(model, modules)
-    refuse_unheard(model, units)
+    refuse_unheard(model, units, scope)
     named = [(unit.name, unit.module) for unit in units]
     refuse_own_copies(named)
     refuse_cut_up(named)

@@ -24,19 +24,27 @@ from .patterns import Unit
 from .refusals import Refused
 from .shared import Shared
 
+_UNCALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # of MultiheadAttention and its copies
 
-def refuse_unheard(model: nn.Module, units: Iterable[Unit]) -> None:
-    """A module that is never called cannot say when its weights are needed."""
+
+def refuse_unheard(model: nn.Module, units: Iterable[Unit], scope: str) -> None:
+    """A module that is never called cannot say when its weights are needed. The block round it can, with scope block.
+    Told by torch's own marks: frameworks leave none on modules such as Mamba's dt_proj, which check finds."""
     modules = dict(model.named_modules())
     for unit in units:
+        kind = type(unit.module).__name__
+        if whole(unit.module) is not unit.module and not runs_forward(unit.module):
+            raise Refused(f"{unit.name} is a {kind}, torch.compile's: choose what is in it, {unit.name}._orig_mod")
+        if scope == "block" and runs_forward(modules[unit.block]):
+            continue
         parent = modules[unit.name.rpartition(".")[0]]
-        if isinstance(parent, nn.MultiheadAttention):
-            raise Refused(f"{unit.name} is read by its parent without being called: choose the MultiheadAttention")
+        if isinstance(parent, nn.MultiheadAttention) or isinstance(unit.module, _UNCALLED):
+            raise Refused(
+                f"{unit.name} is read by the {type(parent).__name__} round it without being called, and could not wait "
+                f"for its weights: choose that one, or scope='block'"
+            )
         if not runs_forward(unit.module):
-            kind = type(unit.module).__name__
-            if whole(unit.module) is not unit.module:
-                raise Refused(f"{unit.name} is a {kind}, torch.compile's: choose what is in it, {unit.name}._orig_mod")
-            raise Refused(f"{unit.name} is a {kind}, which is never called: choose what is in it")
+            raise Refused(f"{unit.name} is a {kind}, which is never called: choose what is in it, or scope='block'")
 
 
 def _parents(name: str) -> list[str]:
