@@ -140,17 +140,23 @@ def test_what_is_to_be_trained_below_shared_tensors_is_not_left_out(tmp_path):
     ranks.run(2, work)
 
 
+def shard_what_is_parallel(rank, transport, inside):
+    """It sends buffers in each pass."""
+    wrapped, want = DistributedDataParallel(ranks.stack()), ranks.stack()
+    model = sharding.shard(wrapped.module if inside else wrapped, **BLOCKS, transport=transport)
+    for _ in range(3):
+        torch.testing.assert_close(compute(wrapped, rank), compute(want, rank))
+    sharding.of(model).verify()
+
+
 @TRANSPORTS
 def test_data_parallel_that_was_there_before(transport, tmp_path):
-    def work(rank, size, store):
-        meet(rank, size, store)
-        want = ranks.stack()
-        model = sharding.shard(DistributedDataParallel(ranks.stack()), **BLOCKS, transport=transport)
-        for _ in range(3):  # in each it sends buffers
-            torch.testing.assert_close(compute(model, rank), compute(want, rank))
-        sharding.of(model).verify()
+    def work(rank, size):
+        meet(rank, size, tmp_path / "store")
+        for inside in (False, True):
+            shard_what_is_parallel(rank, transport, inside)
 
-    ranks.run(2, work, tmp_path / "store")
+    ranks.run(2, work)
 
 
 # ---- Those that cannot ----

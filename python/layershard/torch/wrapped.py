@@ -11,7 +11,7 @@ Knows torch's wrappers and the marks they look for; nothing of series or passes.
 from __future__ import annotations
 
 import contextlib
-import functools
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +26,7 @@ _KEYS = "_layershard_shared"  # of a module that holds shared tensors: their nam
 _ASKED_BY_TENSOR_PARALLEL = "_distribute_module_applied"
 _ASKED_BY_DATA_PARALLEL = "_replicate_for_data_parallel"
 _REPLACING = ("fully_shard", "replicate")
+_parallel: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()  # all that were made since this was imported
 
 
 def _names_in(module: nn.Module) -> Iterator[str]:
@@ -42,12 +43,11 @@ def _leave_to_us(parallel: DistributedDataParallel, module: nn.Module) -> None:
 def _on_registration(parent: nn.Module, _name: str, child: nn.Module | None) -> None:
     """DistributedDataParallel hangs what it is given before it sends anything."""
     if child is not None and isinstance(parent, DistributedDataParallel):
+        _parallel.add(parent)
         _leave_to_us(parent, child)
 
 
-@functools.cache
-def _notice_wrappers() -> None:
-    register_module_module_registration_hook(_on_registration)
+register_module_module_registration_hook(_on_registration)
 
 
 class _Applied(dict[Any, Any]):
@@ -110,14 +110,15 @@ class Marks:
 
     def __init__(self, modules: list[nn.Module], keys: Mapping[nn.Module, list[str]]) -> None:
         """@keys: the modules that hold shared tensors, and which; @modules: these and all that are above them."""
-        _notice_wrappers()
         self._put: list[tuple[nn.Module, str]] = []
         for owner, names in keys.items():
             self._mark(owner, {_KEYS: names, **_marks_of_distributed(owner)})
         for module in modules:
             self._mark(module, {_ASKED_BY_TENSOR_PARALLEL: _AskedFirst(), _ASKED_BY_DATA_PARALLEL: _refuse_replicas})
-            if isinstance(module, DistributedDataParallel):
-                _leave_to_us(module, module.module)
+
+        for parallel in {*_parallel, *(each for each in modules if isinstance(each, DistributedDataParallel))}:
+            if hasattr(parallel, "module"):  # else it was refused itself
+                _leave_to_us(parallel, parallel.module)
 
     def _mark(self, module: nn.Module, marks: dict[str, Any]) -> None:
         for name, value in marks.items():
