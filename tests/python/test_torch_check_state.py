@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """layershard.torch.check on programs of many kinds: what they read, return, leave behind, how they fail."""
 
+import collections
 import contextlib
+import dataclasses
+import datetime
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +14,11 @@ import torch_ranks as ranks
 torch = ranks.torch
 sharding = pytest.importorskip("layershard.torch")
 
+numpy = pytest.importorskip("numpy")
+from torch._subclasses import FakeTensorMode  # noqa: E402
+from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
+
+from layershard.torch.digests import digest  # noqa: E402
 from layershard.torch.words import exchange  # noqa: E402
 
 with contextlib.suppress(ImportError):  # seconds of imports, before ranks are forked
@@ -112,6 +120,84 @@ def shaped_alike(model, x):
 
 def test_a_tensor_of_the_same_shape_reads_nothing():
     assert run(said, shaped_alike).startswith("equal with poison: 8 of 8")
+
+
+# ---- What is returned ----
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    y: object
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Deep:
+    next: object
+
+
+def deep(x):
+    for _ in range(3000):
+        x = Deep(x)
+    return x
+
+
+RESULTS = {
+    "nested": lambda x: torch.nested.nested_tensor([x, x[:1]]),
+    "jagged": lambda x: torch.nested.nested_tensor([x, x[:1]], layout=torch.jagged),
+    "sparse": lambda x: (x * (x > 0)).to_sparse(),
+    "wrapper": lambda x: TwoTensor(x, x + 1),
+    "slots": Slots,
+    "deep": deep,
+    "set": lambda x: {float(each) for each in x.flatten()},
+    "deque": lambda x: collections.deque([x]),
+    "date": lambda x: datetime.timedelta(seconds=float(x[0, 0])),
+    "array": lambda x: x.numpy(),
+    "array of objects": lambda x: numpy.array([str(float(each)) for each in x[0]], dtype=object),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_results_of_any_kind_are_compared(kind):
+    def digest_of(x):
+        unseen = set()
+        found = digest(RESULTS[kind](x), unseen)
+        assert not unseen
+        return found
+
+    once, again, other = digest_of(inputs()), digest_of(inputs()), digest_of(inputs() * 1.001)
+    assert once == again and once != other
+
+
+def test_what_cannot_be_compared_is_told():
+    def end(model, x):
+        return x, (each for each in [x]), FakeTensorMode().from_tensor(x)
+
+    text = run(said, end)
+    assert text.startswith("equal with poison: 8 of 8") and "not compared" in text
+    assert "FakeTensor" in text and "generator" in text
+
+
+@pytest.mark.parametrize("kind", ["nested", "jagged"])
+def test_nested_results(kind):
+    assert run(said, lambda model, x: RESULTS[kind](x)).startswith("equal with poison: 8 of 8")
+
+
+def test_what_a_vmapped_model_computes_is_compared():
+    assert run(said, None, torch.vmap).startswith("equal with poison: 8 of 8")
+    text = run(said, lambda model, x: x @ model.layers[3].weight, torch.vmap)
+    assert text.startswith("layers.3.weight is read outside its view, in the model itself")
+
+
+def test_a_transformer_that_nests_its_padded_input():
+    def work(rank, size):
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        model = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=True).eval()
+        sharding.shard(model, "layers.*", scope="block", transport="shm:copy")
+        padded = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]).bool()
+        with torch.inference_mode():
+            return str(sharding.check(model, torch.randn(2, 5, 16), src_key_padding_mask=padded))
+
+    assert run(work).startswith("equal with poison: 4 of 4")
 
 
 # ---- What ranks say to each other ----

@@ -19,10 +19,11 @@ from torch import nn
 from ..errors import Error
 from . import ops
 from .compiled import whole
+from .digests import Unseen, bits_of
 from .handle import Handle, of
 from .keeping import Kept, fresh
 from .memory import bytes_of
-from .observing import Event, Observation, bits_of, first_difference
+from .observing import Event, Observation, first_difference
 from .reading import Reads
 from .refusals import Refused
 from .shared import Shared, poison_of
@@ -82,6 +83,7 @@ class _Check:
         self._arguments = arguments
         self._kept: Kept | None = None
         self._error: Exception | None = None  # of the pass as it is
+        self._unseen: Unseen = set()
 
     def run(self) -> Checked:
         windows = self._begin()
@@ -103,6 +105,7 @@ class _Check:
             elsewhere=elsewhere,
             seen=seen,
             used=used,
+            unseen=sorted(self._unseen)[:8],
         )
         self._raise_findings([words, self._words(differs=self._again(words, second))])
         return self._verdict(words)
@@ -152,6 +155,7 @@ class _Check:
                 self._error = error
                 seen.raised(error)
         self._kept.put_back()
+        self._unseen |= seen.unseen
         return seen.events
 
     def _reads(self) -> tuple[list[tuple[int, int, str, str]], str | None]:
@@ -213,10 +217,10 @@ class _Check:
 
     # ---- Stored weights ----
 
-    def _stored(self) -> dict[str, bytes]:
+    def _stored(self) -> dict[str, bytes | None]:
         """Digests of what this rank is source of. Of stripes no rank has a whole layer in one place: they are brought,
         and since a collective transport brings a layer to all ranks or to none, all ranks go through all layers."""
-        found: dict[str, bytes] = {}
+        found: dict[str, bytes | None] = {}
         stream = ops.stream_of(self._handle.device)
         for each in self._handle.shared:
             for layer, places in each.plan.layers():
@@ -227,7 +231,7 @@ class _Check:
                     found.update((place.name, bits_of(each.view(layer, i))) for i, place in enumerate(places))
         return found
 
-    def _written(self, before: dict[str, bytes]) -> list[str]:
+    def _written(self, before: dict[str, bytes | None]) -> list[str]:
         after = self._stored()
         return [name for name, digest in before.items() if after[name] != digest][:8]
 
@@ -253,7 +257,11 @@ class _Check:
         text = f"equal with poison: {seen} of {layers} layers came through a poisoned window of some rank"
         if seen < layers:
             text += ", the others are read in place or kept by every rank that does not store them"
-        return Checked(True, layers, seen, text + "; what is stored was not written")
+        text += "; what is stored was not written"
+        unseen = sorted({each for word in words for each in word["unseen"]})
+        if unseen:
+            text += f"; not compared, as it cannot be looked into: {', '.join(unseen)}"
+        return Checked(True, layers, seen, text)
 
 
 def _poisoned_layers(words: list[dict[str, Any]]) -> list[int]:

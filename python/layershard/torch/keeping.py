@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .digests import bits_of
 from .grouping import Place
-from .observing import bits_of
 from .refusals import Refused, all_tensors
 
 Back = Callable[[], Any]
@@ -30,7 +30,8 @@ def _keep_tensor(tensor: torch.Tensor) -> Back:
     before = tensor.detach().clone()
 
     def back() -> torch.Tensor:
-        if tensor.device.type != "meta" and bits_of(tensor) != bits_of(before):
+        bits = bits_of(tensor)
+        if tensor.device.type != "meta" and (bits is None or bits != bits_of(before)):
             with torch.inference_mode():
                 tensor.copy_(before)
         return tensor

@@ -19,7 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .observing import shown, tensors_in
+from .digests import tensors_in
+from .observing import shown
 from .ops import Step
 from .shared import Shared
 
