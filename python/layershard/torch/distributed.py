@@ -84,6 +84,7 @@ class ProcessGroupCollectives:
             backend=backend,
             use_local_synchronization=not everyone,
         )
+        self._process = os.getpid()  # a forked one has the connections, too, and no thread that uses them
         self._in_progress: set[Any] = set()
         self._inside_torch = threading.Lock()
         self._ended = False
@@ -167,6 +168,8 @@ class ProcessGroupCollectives:
 
     def end(self) -> None:
         """Keep the library's thread out of torch from now on."""
+        if self._process != os.getpid():
+            return
         self._ended = True
         if self._inside_torch.acquire(timeout=_GRACE_S):
             self._inside_torch.release()
@@ -183,7 +186,7 @@ class ProcessGroupCollectives:
     def stop(self) -> None:
         """Close the connections, which ends what the others wait for."""
         self._stopped.set()
-        if self._ended or self._keep_what_is_stuck():
+        if self._ended or self._process != os.getpid() or self._keep_what_is_stuck():
             return
         group, self._group = self._group, None
         # What is enqueued for a rank that has gone would keep the device busy for ever, and destroying waits for it.

@@ -2,13 +2,14 @@
 """What would write to shared weights, or quietly take them out of sharing, raises instead.
 
 Guarded: load_state_dict outside update(), .to / .half / .cuda and all else that goes through Module._apply, deepcopy,
-pickling, and state_dict where it would save windows. Not to be guarded in Python: writing to a parameter's elements
-(weight.add_, weight.data += ...). That memory is read-only on ranks that are not its source, and the process dies by
-SIGSEGV.
+pickling, state_dict where it would save windows, and train() where shared statistics would be written. Not to be
+guarded in Python: writing to a parameter's elements (weight.add_, weight.data += ...). That memory is read-only on
+ranks that are not its source, and the process dies by SIGSEGV.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import nn
 
 from .compiled import refuse_scripting
 from .grouping import Place
-from .refusals import Guarded
+from .refusals import Guarded, keeps_statistics
 from .wrapped import Marks
 
-_ATTRIBUTES = ("_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__")
+_log = logging.getLogger("layershard")
+_ATTRIBUTES = ("train", "_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__")
 
 
 def _refuse(what: str, instead: str) -> Callable[..., Any]:
@@ -62,14 +64,19 @@ class Guards:
         self._kinds = kinds
         self._is_updating = is_updating
         self._owners: dict[nn.Module, list[str]] = {}
+        self._statistics: dict[nn.Module, str] = {}  # that a forward in train mode would write
+        self._is_told = False
         for place in places:
             self._owners.setdefault(place.owner, []).append(place.key)
+            if not place.is_parameter and keeps_statistics(place.owner):
+                self._statistics[place.owner] = place.name
         self._modules = above(model, self._owners.keys())
         self._handles: list[Any] = [Marks(self._modules, self._owners)]
         for module in self._modules:
             self._put(module)
 
     def _put(self, module: nn.Module) -> None:
+        module.__dict__["train"] = self._guard_train(module)
         module.__dict__["_apply"] = self._guard_apply(module)
         module.__dict__["__deepcopy__"] = _refuse(
             "copy.deepcopy", "the copy would not be shared; build the second model and shard it too, or detach() first"
@@ -94,6 +101,35 @@ class Guards:
             self._handles.append(module.register_state_dict_pre_hook(refuse))  # type: ignore[no-untyped-call]
             module.__dict__["__prepare_scriptable__"] = refuse_scripting  # what torch.jit.script asks first
 
+    def _guard_train(self, module: nn.Module) -> Callable[..., nn.Module]:
+        """Module.train for this one, looked at as a whole before any part of it has changed."""
+
+        def train(mode: bool = True) -> nn.Module:
+            if mode:
+                self._refuse_statistics(module)
+                self._tell_training(type(module).__name__)
+            changed: nn.Module = type(module).train(module, mode)
+            return changed
+
+        return train
+
+    def _refuse_statistics(self, module: nn.Module) -> None:
+        for each in module.modules():
+            if each in self._statistics:
+                raise Guarded(
+                    f"train() of a {type(each).__name__} would let it write to {self._statistics[each]}, which is "
+                    f"shared by layershard: leave it in eval mode, or shard again without it in buffers"
+                )
+
+    def _tell_training(self, kind: str) -> None:
+        """Dropout may be wanted, so it is no error. Once."""
+        if not self._is_told:
+            _log.warning(
+                "%s.train(): weights shared by layershard have no gradients and do not learn; detach() to train them",
+                kind,
+            )
+        self._is_told = True
+
     def _guard_apply(self, module: nn.Module) -> Callable[..., nn.Module]:
         """Module._apply for this one: nothing to do is allowed, so that .to() of the same device and dtype works."""
 
@@ -103,7 +139,8 @@ class Guards:
                 if probe.dtype != dtype or probe.device != device:
                     raise Guarded(
                         f"moving or converting weights shared by layershard ({dtype} on {device} to {probe.dtype} on "
-                        f"{probe.device}): do so before sharding, or detach() first"
+                        f"{probe.device}): do so before sharding, or detach() first. What converts round each forward "
+                        f"(layerwise casting) must leave shared modules out"
                     )
             return self._apply_to_others(module, function, recurse)
 

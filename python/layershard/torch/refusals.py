@@ -55,6 +55,22 @@ def refuse_hooked(model: nn.Module) -> None:
             )
 
 
+_MOVING = ("layerwise_casting", "group_offloading")  # hooks of diffusers
+
+
+def refuse_casting(model: nn.Module, chosen: Iterable[Named]) -> None:
+    """diffusers' hooks that convert or move a module's weights round each of its forwards, on a module or above it."""
+    for above, module in model.named_modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        kinds = [kind for kind in _MOVING if kind in hooks]
+        inside = [name for name, _ in chosen if not above or name.startswith(f"{above}.")]
+        if kinds and inside:
+            raise Refused(
+                f"{above or 'the model'} has diffusers' hook '{kinds[0]}', which replaces {inside[0]} round each "
+                f"forward: leave what is to be shared out of it (skip_modules_pattern), or do without it"
+            )
+
+
 def refuse_tied(model: nn.Module, chosen: Iterable[Named]) -> None:
     names: dict[tuple[str, int], list[str]] = {}
     for name, tensor in all_tensors(model):
@@ -79,10 +95,15 @@ def refuse_strange(chosen: Iterable[Named]) -> None:
             raise Refused(f"{name} has a gradient: shared weights are for inference only")
 
 
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether it writes to its buffers when it runs in train mode."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+
+
 def refuse_training(buffers: Iterable[tuple[str, nn.Module]]) -> None:
     """In train mode a batch norm writes its statistics in every pass, to memory that is read-only by then."""
     for name, owner in buffers:
-        if isinstance(owner, nn.modules.batchnorm._NormBase) and owner.training and owner.track_running_stats:
+        if keeps_statistics(owner) and owner.training:
             raise Refused(
                 f"a {type(owner).__name__} in train mode writes to {name}, which is to be shared: call model.eval() "
                 f"first, or leave it out of buffers"
@@ -115,5 +136,6 @@ def refuse_before_change(model: nn.Module, chosen: list[Named]) -> None:
     """Every check that needs no other rank."""
     refuse_freezing()
     refuse_hooked(model)
+    refuse_casting(model, chosen)
     refuse_strange(chosen)
     refuse_tied(model, chosen)

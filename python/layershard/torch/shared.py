@@ -80,6 +80,8 @@ class Shared:
             resident_bytes=resident_bytes,
             poison="ready" if device.type == "cpu" else "off",  # there it takes memory only once it is on
         )
+        # Whether any layer has to be brought; where all are read in place, a pass has nothing to call.
+        self.moves = self.series.stats().windows > 0
         self.committed = False
         self.updating = False
         self.hung: Callable[[], None] = _nobody  # called whenever the tensors have been hung
@@ -98,11 +100,6 @@ class Shared:
                 if place.name == name:
                     return layer, index
         return None
-
-    @property
-    def moves(self) -> bool:
-        """Whether any layer has to be brought; where all are read in place, a pass has nothing to call."""
-        return self.series.stats().windows > 0
 
     # ---- Views ----
 
