@@ -7,6 +7,7 @@ import torch_ranks as ranks
 
 torch = ranks.torch
 sharding = pytest.importorskip("layershard.torch")
+mkldnn = pytest.importorskip("torch.utils.mkldnn")
 
 NEW = torch.zeros(75, 37)
 
@@ -134,5 +135,85 @@ def test_passes_in_every_mode_are_no_writes():
             with torch.no_grad():
                 assert torch.equal(model(ranks.inputs(rank)), want)
                 assert torch.allclose(run(ranks.inputs(rank)), want, atol=1e-5)
+
+    ranks.run(2, work)
+
+
+# ---- Modules that are replaced ----
+
+
+class Fused(torch.nn.Module):
+    """Reads the weights of a linear that is never called again."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+
+class Beside(torch.nn.Module):
+    """Calls it, as adapters do."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.base = linear
+
+    def forward(self, x):
+        return self.base(x)
+
+
+def fuse(layer):
+    layer.up = Fused(layer.up)
+
+
+def pack(layer):
+    layer.up = mkldnn.to_mkldnn(layer.up)
+
+
+def convert(layer):
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+
+
+def of_norms():
+    model = ranks.stack()
+    for layer in model.layers:
+        layer.norm = torch.nn.BatchNorm1d(37).eval()
+    return model
+
+
+def test_modules_whose_weights_are_taken_over_are_refused():
+    def work(rank, size):
+        model, want = sharding.shard(of_norms(), ["*.up", "*.norm"], transport="shm:copy"), of_norms()
+        for replace, name in ((fuse, "up"), (pack, "up"), (convert, "norm")):
+            with pytest.raises(sharding.Guarded, match=rf"layers\.1\.{name} would be replaced by a \w+ that takes"):
+                replace(model.layers[1])
+            assert torch.equal(compute(model, rank), compute(want, rank))
+        sharding.of(model).detach()
+        fuse(model.layers[1])
+        assert torch.equal(compute(model, rank), compute(want, rank))
+
+    ranks.run(2, work)
+
+
+def test_modules_may_be_replaced_where_others_wait_or_nothing_is_taken_over():
+    def replaced(model):
+        for layer in model.layers:
+            layer.up = Beside(layer.up)
+            layer.up = layer.up.base
+        model.layers[2].up = torch.nn.Identity()
+        model.layers[2].down = torch.nn.Identity()
+        return model
+
+    def work(rank, size):
+        want = compute(replaced(ranks.stack()), rank)
+        model = replaced(sharding.shard(ranks.stack(), "*.up", transport="shm:copy"))
+        assert torch.equal(compute(model, rank), want)
+        model, want = sharding.shard(of_norms(), "layers.*", scope="block", transport="shm:copy"), of_norms()
+        for layer in model.layers:
+            fuse(layer)
+            convert(layer)
+        assert torch.equal(compute(model, rank), compute(want, rank))
 
     ranks.run(2, work)

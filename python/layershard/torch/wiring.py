@@ -22,6 +22,7 @@ from .noticing import Watch
 from .ops import Step
 from .patterns import Unit
 from .refusals import Refused
+from .replaced import Waiting
 from .shared import Shared
 
 _UNCALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # of MultiheadAttention and its copies
@@ -106,6 +107,7 @@ class Wiring:
         self.remove()
         entering = turns.entering(turns.Turn(self._entries))
         self._handles += [each.register_forward_pre_hook(entering, prepend=True) for each in self._entries]
+        self._handles.append(Waiting({module: self._names[module] for module in self._waits}))
         for module in dict.fromkeys([*self._reaches, *self._waits]):
             places = self._places.get(module, [])
             weights, saving = [place.tensor for place in places], Saving(module, places)
