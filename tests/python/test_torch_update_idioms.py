@@ -167,6 +167,35 @@ def test_a_compiled_program_makes_no_pass_after_a_failed_update(options):
     ranks.run(2, compiled_after_a_failure, options)
 
 
+def compiled_in_an_update(rank, size, options, whole):
+    model, want = sharded(**options), ranks.stack()
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph
+
+    program = torch.compile(lambda x: model(x), fullgraph=whole, backend=backend)
+    for _ in range(3):
+        assert torch.equal(compute(program, rank), compute(want, rank))
+        with sharding.of(model).update() as update:
+            # with fullgraph, dynamo has an exception of its own that quotes ours
+            with pytest.raises(Exception if whole else sharding.Guarded, match="update of the shared|hung there"):
+                compute(program, rank)
+            with torch.no_grad():
+                for layer in want.layers:
+                    layer.up.weight *= 1.5
+            update.copy((name, tensor) for name, tensor in want.state_dict().items() if "layers." in name)
+    assert torch.equal(compute(program, rank), compute(want, rank))
+    assert len(made) <= 2  # the gate is in it from the first update on
+
+
+@pytest.mark.parametrize("options", BY, ids=str)
+@pytest.mark.parametrize("whole", [False, True], ids=["", "fullgraph"])
+def test_a_compiled_program_makes_no_pass_in_an_update(options, whole):
+    ranks.run(2, compiled_in_an_update, options, whole)
+
+
 # ---- peft ----
 
 

@@ -28,13 +28,15 @@ def whole(model: nn.Module) -> nn.Module:
     return inner
 
 
-def forget_compiled() -> None:
+def forget_compiled() -> bool:
     """Dynamo does not look whether hooks have come or gone: what it has compiled so far is compiled anew when it is
-    called next. It cannot be told to forget one model's graphs only."""
+    called next. It cannot be told to forget one model's graphs only. Whether there was anything."""
     frames = sys.modules.get("torch._dynamo.convert_frame")  # nothing was compiled where it has not been imported
     if frames is not None and frames.input_codes.seen:
         _log.info("torch.compiler.reset(): what was compiled before knows nothing of hooks that have come or gone")
         torch.compiler.reset()
+        return True
+    return False
 
 
 def refuse_exporting() -> None:

@@ -28,6 +28,7 @@ from .update import Update
 from .wiring import Wiring
 
 _ATTRIBUTE = "_layershard_handle"
+_GATE = "_layershard_gate"  # why no pass is made; None: they are
 _CLOSED = "_layershard_closed"
 _GIVEN_UP = "the shared weights have been given up by close(): build the model again, or detach() instead"
 
@@ -42,7 +43,8 @@ class Handle:
         self._model = model
         self._wiring: Wiring | None = None
         self._ending: ops.Steps | None = None
-        self._gates: list[Any] = []
+        self._gates: list[Any] = []  # the handles of its hooks
+        self._gates_stay = False
         self._guards: Guards | None = None
         self._update: Update | None = None
         model.__dict__[_ATTRIBUTE] = self
@@ -66,15 +68,27 @@ class Handle:
 
     def gate(self, why: str | None) -> None:
         """No pass as long as there is a reason: there are no weights yet, or not all of them. None opens it. Programs
-        enter where they like, so it stands before every module that holds shared tensors, itself or further down."""
+        enter where they like, so it stands before every module that holds shared tensors, itself or further down.
 
-        def refuse(*_args: Any) -> None:
-            raise Guarded(str(why))
+        Where nothing moves a compiled program has no operator that could refuse. So what is compiled by then is
+        compiled once more, with the gate's hooks in it, which stay: dynamo looks at what they ask, not whether they are
+        there.
+        """
+        modules = above(self._model, {place.owner for place in self.all_places()})
+        for module in modules:
+            module.__dict__[_GATE] = why
+        if why is not None and not self._gates:
+            self._gates = [module.register_forward_pre_hook(_refuse_shut, prepend=True) for module in modules]
+            if self._wiring is not None and not all(each.moves for each in self.shared):
+                self._gates_stay = forget_compiled()
+        elif why is None and not self._gates_stay:
+            self._remove_gates()
 
+    def _remove_gates(self) -> None:
         for gate in self._gates:
             gate.remove()
-        modules = [] if why is None else above(self._model, {place.owner for place in self.all_places()})
-        self._gates = [module.register_forward_pre_hook(refuse, prepend=True) for module in modules]
+        self._gates.clear()
+        self._gates_stay = False
 
     @property
     def committed(self) -> bool:
@@ -241,12 +255,18 @@ class Handle:
         if self._wiring is not None:
             self._wiring.remove()
         self.gate(None)
+        self._remove_gates()
         if self._guards is not None:
             self._guards.remove()
         forget_compiled()
         self._wiring = None
         forget(self._model)
         self.group.close()
+
+
+def _refuse_shut(module: nn.Module, _args: Any) -> None:
+    if module._layershard_gate is not None:
+        raise Guarded(str(module._layershard_gate))
 
 
 def forget(model: nn.Module) -> None:
