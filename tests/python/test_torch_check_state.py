@@ -5,6 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -198,6 +199,87 @@ def test_a_transformer_that_nests_its_padded_input():
             return str(sharding.check(model, torch.randn(2, 5, 16), src_key_padding_mask=padded))
 
     assert run(work).startswith("equal with poison: 4 of 4")
+
+
+# ---- What is left behind ----
+
+
+class Linked:
+    def __init__(self, next):
+        self.next = next
+
+
+class Messy(Row):
+    """Everything that a pass may change and the next one sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = [numpy.random.default_rng(0), numpy.random.RandomState(0), random.Random(0)]
+        self.array, self.objects = numpy.zeros(3), numpy.array([[], None], dtype=object)
+        self.set, self.deque = {1}, collections.deque([1], maxlen=3)
+        self.counts, self.ordered = collections.defaultdict(int, b=1, c=2), collections.OrderedDict(a=1, b=2)
+        self.grown, self.resized, self.slots = torch.zeros(0, 8), torch.ones(2), Slots(1)
+        self.linked = None
+        for _ in range(3000):
+            self.linked = Linked(self.linked)
+        self.turns = iter([])  # has no state that could be put back
+
+    def forward(self, x):
+        x = super().forward(x)
+        generator, legacy, python = self.numbers
+        x = x + float(generator.random()) + float(legacy.randn()) + python.gauss(0, 1)
+        self.array += 1
+        self.objects[0].append(1)
+        self.objects[1] = len(self.objects[0])
+        self.set.add(len(self.set) + 1)
+        self.deque.append(2)
+        self.counts["a"] += 1
+        self.counts["b"] = self.counts.pop("b") + 1
+        self.ordered.move_to_end("a")
+        self.grown.data = torch.cat([self.grown, x])
+        self.resized.resize_(4).fill_(3)
+        self.slots.y += 1
+        self.linked.next = None
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.zeros(()))
+            self.more = torch.nn.Identity()
+        self.late += 1
+        self.train(not self.training)
+        return x + self.sum()
+
+    def sum(self):
+        parts = [self.array.sum(), *self.objects, self.counts, self.ordered, self.grown.sum(), self.resized.sum()]
+        parts += [self.deque, len(self.set), self.slots.y, self.linked.next is None, self.training, len(self._modules)]
+        text = str([float(each) if isinstance(each, torch.Tensor) else each for each in parts])
+        return sum(map(ord, text)) + float(getattr(self, "late", torch.ones(())))
+
+
+def test_whatever_a_pass_leaves_in_its_model_is_put_back():
+    def work(rank, size):
+        torch.manual_seed(1)
+        model = Messy().eval()
+        sharding.shard(model, "layers.*", scope="linear", transport="shm:copy")
+        model.window, model.same = model.layers[3].weight.t(), model.layers[3].bias.detach().numpy()
+        sizes, before, objects = (0, 8), model.sum(), dict(vars(model))
+        with torch.inference_mode():
+            text = str(sharding.check(model, inputs()))
+        assert model.sum() == before and tuple(model.grown.shape) == sizes and not hasattr(model, "late")
+        assert all(vars(model)[name] is value for name, value in objects.items()) and len(vars(model)) == len(objects)
+        assert model.linked.next is not None and not model.training and "more" not in model._modules
+        return text
+
+    assert run(work).startswith("equal with poison: 8 of 8")
+
+
+def test_another_model_among_the_arguments_is_put_back():
+    def work(rank, size):
+        model, other = row(), torch.nn.BatchNorm1d(8)
+        with torch.inference_mode():
+            text = str(sharding.check(model, inputs(), [other], call=lambda x, others: others[0](model(x))))
+        assert not other.running_mean.any() and not other.num_batches_tracked
+        return text
+
+    assert run(work).startswith("equal with poison: 8 of 8")
 
 
 # ---- What ranks say to each other ----

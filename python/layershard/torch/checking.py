@@ -21,7 +21,7 @@ from . import ops
 from .compiled import whole
 from .digests import Unseen, bits_of
 from .handle import Handle, of
-from .keeping import Kept, fresh
+from .keeping import Kept, fresh, modules_in
 from .memory import bytes_of
 from .observing import Event, Observation, first_difference
 from .reading import Reads
@@ -119,7 +119,8 @@ class _Check:
         """How many windows there are on all ranks. Whatever keeps one rank from taking part is told to all."""
         refusal: Exception | None = None
         try:
-            self._kept = Kept(self._model, self._handle.all_places(), self._handle.device)
+            modules = [self._model, *modules_in(self._arguments)]
+            self._kept = Kept(modules, self._handle.all_places(), self._handle.device)
             fresh(self._model, self._arguments)
             self._try_poison()
         except (Refused, Error) as error:

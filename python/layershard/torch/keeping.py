@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call changes and the next one starts from, put back: random states, buffers, what modules keep in attributes.
 
-Knows torch and Python; nothing of series. Objects stay the same objects, and what was not changed is not written.
+Knows what belongs to a model and to a call's arguments; how one object is put back is told elsewhere.
 """
 
 from __future__ import annotations
@@ -9,104 +9,19 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect
+from collections.abc import Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from .digests import bits_of
+from .backs import Back, is_array, keep, lies
 from .grouping import Place
 from .refusals import Refused, all_tensors
 
-Back = Callable[[], Any]
-
-_OF_TORCH = frozenset(nn.Module().__dict__)
-_CLOSED = (nn.Module, nn.Parameter, type, FunctionType, MethodType, ModuleType)
-
-
-def _keep_tensor(tensor: torch.Tensor) -> Back:
-    before = tensor.detach().clone()
-
-    def back() -> torch.Tensor:
-        bits = bits_of(tensor)
-        if tensor.device.type != "meta" and (bits is None or bits != bits_of(before)):
-            with torch.inference_mode():
-                tensor.copy_(before)
-        return tensor
-
-    return back
-
-
-def _keep_dict(found: dict[Any, Any], seen: dict[int, Any]) -> Back:
-    before = {key: _keep(value, seen) for key, value in found.items()}
-
-    def back() -> dict[Any, Any]:
-        for key in [key for key in found if key not in before]:
-            del found[key]
-        found.update({key: each() for key, each in before.items()})
-        return found
-
-    return back
-
-
-def _keep_list(found: list[Any], seen: dict[int, Any]) -> Back:
-    before = [_keep(each, seen) for each in found]
-
-    def back() -> list[Any]:
-        found[:] = [each() for each in before]
-        return found
-
-    return back
-
-
-def _keep(value: Any, seen: dict[int, Any]) -> Back:
-    """What brings back the same object as it is now. What has no plain state of its own is left as it is."""
-    if id(value) in seen or isinstance(value, _CLOSED):
-        return lambda: value
-    seen[id(value)] = value
-    if isinstance(value, torch.Tensor):
-        return _keep_tensor(value)
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: value.set_state(state)
-    if type(value) is dict:
-        return _keep_dict(value, seen)
-    if type(value) is list:
-        return _keep_list(value, seen)
-    if isinstance(value, tuple):
-        inner = [_keep(each, seen) for each in value]
-        return lambda: (value, [each() for each in inner])[0]
-    if type(getattr(value, "__dict__", None)) is dict and _is_the_program_s(value):  # a cache
-        attributes = _keep_dict(vars(value), seen)
-        return lambda: (value, attributes())[0]
-    return lambda: value
-
-
-def _is_the_program_s(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] not in ("torch", "layershard")
-
-
-def _keep_module(module: nn.Module, shared: set[tuple[int, str]], seen: dict[int, Any]) -> Iterator[Back]:
-    for key, buffer in module._buffers.items():
-        if (id(module), key) not in shared:
-            yield _rebind(module._buffers, key, _keep(buffer, seen))
-    attributes = module.__dict__
-    own = [key for key in attributes if key not in _OF_TORCH and not key.startswith(("_layershard", "_compiled", "__"))]
-    for key in own:
-        yield _rebind(attributes, key, _keep(attributes[key], seen))
-    known = set(attributes)
-
-    def drop_new() -> None:
-        for key in [key for key in attributes if key not in known]:
-            del attributes[key]
-
-    yield drop_new
-
-
-def _rebind(found: dict[str, Any], key: str, back: Back) -> Back:
-    return lambda: found.__setitem__(key, back())
+_CLOSED = (nn.Parameter, type, FunctionType, MethodType, ModuleType)
 
 
 def _random_states(device: torch.device) -> Iterator[Back]:
@@ -126,19 +41,51 @@ def _random_states(device: torch.device) -> Iterator[Back]:
         yield lambda: numpy.random.set_state(array)
 
 
-class Kept:
-    """Of a model, and of this process's random numbers."""
+class _Memory:
+    """Of shared weights. What lies there is the library's, whatever shows it."""
 
-    def __init__(self, model: nn.Module, shared: Iterable[Place], device: torch.device) -> None:
-        places = {(id(place.owner), place.key) for place in shared}
-        weights: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
-        self._backs = list(_random_states(device))
-        for module in model.modules():
-            self._backs += _keep_module(module, places, weights)
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._ranges = sorted({(each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors})
+
+    def holds(self, value: Any) -> bool:
+        address = 0
+        if isinstance(value, torch.Tensor):
+            address = (lies(value) or [0])[0]
+        elif is_array(value):
+            address = value.__array_interface__["data"][0]
+        place = bisect(self._ranges, (address, sys.maxsize)) - 1
+        return place >= 0 and address < self._ranges[place][1]
+
+
+class Kept:
+    """Of a model and other modules, and of this process's random numbers."""
+
+    def __init__(self, modules: Iterable[nn.Module], shared: Iterable[Place], device: torch.device) -> None:
+        self._backs = [("random state", back) for back in _random_states(device)]
+        weights = [place.tensor for place in shared]
+        memory = _Memory(weights)
+        seen: dict[int, Any] = {id(tensor): tensor for tensor in weights}
+        waiting: list[Any] = list(modules)
+        while waiting:
+            value = waiting.pop()
+            if id(value) in seen or isinstance(value, _CLOSED) or memory.holds(value):
+                continue
+            seen[id(value)] = value
+            backs, held = keep(value)
+            self._backs += [(type(value).__name__, back) for back in backs]
+            waiting += held
 
     def put_back(self) -> None:
-        for back in self._backs:
-            back()
+        """All that can be; then it is told what cannot."""
+        failures = []
+        for name, back in self._backs:
+            try:
+                back()
+            except Exception as error:
+                failures.append((name, error))
+        if failures:
+            name, cause = failures[0]
+            raise RuntimeError(f"a {name} that the call has changed cannot be put back: {cause}") from cause
 
 
 def fresh(model: nn.Module, arguments: Any) -> Any:
@@ -154,6 +101,16 @@ def fresh(model: nn.Module, arguments: Any) -> Any:
             f"an argument of the call cannot be copied, so it could not be put back between the passes: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def modules_in(arguments: Any) -> list[nn.Module]:
+    """Other models among a call's arguments."""
+    if isinstance(arguments, nn.Module):
+        return [arguments]
+    if isinstance(arguments, dict):
+        arguments = list(arguments.values())
+    is_list = isinstance(arguments, (list, tuple))
+    return [found for each in arguments for found in modules_in(each)] if is_list else []
 
 
 def _stay(value: Any, memo: dict[int, Any]) -> None:

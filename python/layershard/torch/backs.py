@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One object as it is now, put back later: tensors, arrays, containers, modules, what makes random numbers.
+
+Knows torch and Python; nothing of series. Objects stay the same objects, and what was not changed is not written. Each
+is put back by itself, so it keeps no more than which others it holds, and may be part of anything.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .digests import bits_of, slots_of
+
+Back = Callable[[], Any]
+
+_OF_MODULES = frozenset(nn.Module().__dict__) - {"training", "_buffers", "_modules", "_parameters"}
+
+
+def lies(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """Where and how; None where torch does not say so."""
+    try:
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+    except RuntimeError:
+        return None
+
+
+def _keep_tensor(tensor: torch.Tensor) -> Back:
+    before, same = tensor.detach().clone(), tensor.detach()
+
+    def back() -> None:
+        if lies(tensor) != lies(same):  # it has grown, or been given other memory
+            tensor.data = same
+        bits = bits_of(tensor)
+        if tensor.device.type != "meta" and (bits is None or bits != bits_of(before)):
+            with torch.inference_mode():
+                tensor.copy_(before)
+
+    return back
+
+
+def is_array(value: Any) -> bool:
+    numpy: Any = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _keep_array(array: Any) -> Back:
+    before = array.copy()
+
+    def back() -> None:
+        if array.shape != before.shape:
+            array.resize(before.shape, refcheck=False)
+        if array.tobytes() != before.tobytes():
+            array[...] = before
+
+    return back
+
+
+# ---- Objects ----
+
+
+def _keep_dict(found: dict[Any, Any], is_kept: Callable[[Any], bool] = lambda key: True) -> Back:
+    before = {key: value for key, value in found.items() if is_kept(key)}
+    kind: Any = OrderedDict if isinstance(found, OrderedDict) else dict  # past what a subclass makes of it
+
+    def now() -> list[Any]:
+        return [part for key, value in found.items() if is_kept(key) for part in (key, value)]
+
+    def back() -> None:
+        if _are_same(now(), [part for item in before.items() for part in item]):
+            return
+        for key in [key for key in found if is_kept(key) and key not in before]:
+            kind.__delitem__(found, key)
+        for key, value in before.items():
+            kind.__setitem__(found, key, value)
+        if list(map(id, filter(is_kept, found))) != list(map(id, before)):
+            for key, value in before.items():
+                kind.__delitem__(found, key)
+                kind.__setitem__(found, key, value)
+
+    return back
+
+
+def _keep_filled(found: Any, fill: Callable[[Any, list[Any]], Any]) -> Back:
+    before = list(found)
+    return lambda: None if _are_same(list(found), before) else fill(found, before)
+
+
+def _fill_list(found: list[Any], before: list[Any]) -> None:
+    found[:] = before
+
+
+def _fill_anew(found: Any, before: list[Any]) -> None:
+    found.clear()
+    (found.update if isinstance(found, set) else found.extend)(before)
+
+
+def _keep_slots(value: Any) -> Back:
+    before = slots_of(value)
+
+    def back() -> None:
+        for name in slots_of(value).keys() - before.keys():
+            object.__delattr__(value, name)
+        for name, each in before.items():
+            if getattr(value, name, None) is not each:
+                object.__setattr__(value, name, each)
+
+    return back
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _of_module(key: str) -> bool:
+    return key not in _OF_MODULES and not key.startswith(("_layershard", "_compiled", "__"))
+
+
+def _keep_state(value: Any) -> Back | None:
+    """Of what makes random numbers."""
+    if isinstance(value, torch.Generator):
+        words = value.get_state()
+        return lambda: value.set_state(words)
+    if isinstance(value, random.Random):
+        python = value.getstate()
+        return lambda: value.setstate(python)
+    numbers = getattr(sys.modules.get("numpy"), "random", None)
+    if numbers is not None and isinstance(value, numbers.RandomState):
+        old = value.get_state()
+        return lambda: value.set_state(old)
+    if numbers is not None and isinstance(value, numbers.Generator):
+        state = value.bit_generator.state
+        return lambda: setattr(value.bit_generator, "state", state)
+    return None
+
+
+def keep(value: Any) -> tuple[list[Back], list[Any]]:
+    """What brings one object back as it is now, and what it holds. What has no plain state of its own is left as it
+    is."""
+    state = _keep_state(value)
+    if state is not None:
+        return [state], []
+    if isinstance(value, torch.Tensor):
+        return [_keep_tensor(value)], []
+    if isinstance(value, dict):
+        return [_keep_dict(value)], list(value.values())
+    if isinstance(value, (tuple, frozenset)):
+        return [], list(value)
+    if isinstance(value, list):
+        return [_keep_filled(value, _fill_list)], list(value)
+    if isinstance(value, (deque, set)):
+        return [_keep_filled(value, _fill_anew)], list(value)
+    if is_array(value):
+        return [_keep_array(value)], list(value.flat) if value.dtype.hasobject else []
+    if isinstance(value, nn.Module):
+        own = [each for key, each in vars(value).items() if _of_module(key)]
+        return [_keep_dict(vars(value), _of_module)], own
+    if _is_the_program_s(value):  # a cache
+        slots = slots_of(value)
+        return [_keep_slots(value)] if slots else [], [*slots.values(), getattr(value, "__dict__", None)]
+    return [], []
+
+
+def _is_the_program_s(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] not in ("torch", "layershard", "builtins")
