@@ -63,7 +63,7 @@ class Turn:
 
     def _is_inside(self, frame: FrameType | None) -> bool:
         while frame is not None:
-            if frame.f_code is _CALL and id(frame.f_locals["self"]._forward_pre_hooks) in self._hooks:
+            if frame.f_code is _CALL and id(vars(frame.f_locals["self"]).get("_forward_pre_hooks")) in self._hooks:
                 return True
             if frame.f_code is self._program[1] and id(frame) == self._program[0]:
                 return True
