@@ -121,7 +121,8 @@ def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
     saved = {
         f"{path}.{key}" if path else key
         for path, module in model.named_modules(remove_duplicate=False)
-        for key in module._buffers.keys() - module._non_persistent_buffers_set
+        for key in module._buffers.keys()  # a list in a ScriptModule
+        if key not in module._non_persistent_buffers_set
     }
     return any(
         tensor.device.type == "meta"
