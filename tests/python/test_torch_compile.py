@@ -232,6 +232,24 @@ def test_symbolic_trace_is_refused():
     kept_by(lambda model, x: torch.fx.symbolic_trace(model), "torch.fx.symbolic_trace")
 
 
+def test_symbolic_trace_of_one_block_is_refused():
+    """torch.fx leaves out the hooks of what it is given itself."""
+
+    def work(rank, size):
+        model = ranks.stack()
+        with torch.no_grad():
+            sharding.shard(model, **BLOCKS, transport="shm:copy")
+            block, x = model.layers[1], torch.ones(1, 37)
+            want = block(x)
+            with pytest.raises(sharding.Refused, match=r"torch.fx.symbolic_trace makes a program .*detach"):
+                torch.fx.symbolic_trace(block)
+            assert "Block(" in repr(model) and torch.equal(block(x), want)
+            sharding.of(model).detach()
+            assert torch.equal(torch.fx.symbolic_trace(block)(x), want)
+
+    ranks.run(2, work)
+
+
 def named_inputs(model, x):
     """By identity: what a graph is given."""
     names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}

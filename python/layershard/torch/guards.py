@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compiled import refuse_scripting
+from .compiled import refuse_scripting, refuse_tracing
 from .grouping import Place
 from .refusals import Guarded, keeps_statistics
 from .wrapped import Marks
 
 _log = logging.getLogger("layershard")
-_ATTRIBUTES = ("train", "_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__")
+_ATTRIBUTES = ("train", "_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__", "_get_name")
 
 
 def _refuse(what: str, instead: str) -> Callable[..., Any]:
@@ -49,6 +49,16 @@ def refuse_keeping(modules: Iterable[nn.Module], why: str) -> None:
 def above(model: nn.Module, owners: Set[nn.Module]) -> list[nn.Module]:
     """The owners, and the modules that hold one, itself or further down."""
     return [module for module in model.modules() if not owners.isdisjoint(module.modules())]
+
+
+def _guard_name(module: nn.Module) -> Callable[[], Any]:
+    """Module._get_name of this one. torch.fx asks the module that it is to trace for it, whose hooks it leaves out."""
+
+    def name() -> Any:
+        refuse_tracing()
+        return type(module)._get_name(module)  # type: ignore[no-untyped-call]
+
+    return name
 
 
 class Guards:
@@ -100,6 +110,7 @@ class Guards:
         for module in self._modules:
             self._handles.append(module.register_state_dict_pre_hook(refuse))  # type: ignore[no-untyped-call]
             module.__dict__["__prepare_scriptable__"] = refuse_scripting  # what torch.jit.script asks first
+            module.__dict__["_get_name"] = _guard_name(module)
 
     def _guard_train(self, module: nn.Module) -> Callable[..., nn.Module]:
         """Module.train for this one, looked at as a whole before any part of it has changed."""
