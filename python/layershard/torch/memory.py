@@ -40,6 +40,13 @@ def bytes_of(series: Series, layer: int, tensor: int, nbytes: int, *, writable: 
     return found
 
 
+def apart(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of a tensor's storage as a storage of its own, by which who looks there can be told from others."""
+    raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    found: torch.Tensor = torch.utils.dlpack.from_dlpack(torch._C._to_dlpack(raw))
+    return found
+
+
 def give_back() -> None:
     """Let the C library return to the system what has been freed: it keeps large parts of it otherwise."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -4,7 +4,7 @@
 On a layer's source they are the library's own storage (placement owner) or a copy that is cut up at the end (striped).
 Elsewhere they are scratch, one layer's worth for the whole series: code that fuses weights runs unchanged on all ranks,
 and what it writes to layers that are not its own is dropped. Scratch begins as ones: code that looks whether its result
-is finite, or divides by a norm, goes through there, too.
+is finite, or divides by a norm, goes through there, too. Where it comes to what is written to own layers is followed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from . import ops
 from .compiled import forget_compiled
 from .grouping import Place
-from .memory import give_back
+from .memory import apart, give_back
+from .origins import Origins
 from .refusals import Refused
 from .shared import Read, Shared
 from .written import Hung, collect
@@ -36,6 +37,7 @@ class Update:
         self._copies: dict[str, torch.Tensor] = {}
         self._own: dict[str, Place] = {}
         self._hung: list[Hung] = []
+        self._origins = Origins()
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor of what this rank is source of: what is worth writing here."""
@@ -71,13 +73,16 @@ class Update:
             if not any(shared.updating for shared in self._shared):
                 self._gate(None)  # nothing was changed
             raise
+        self._origins = Origins()
         for shared in self._shared:
             self._hang_writable(shared)
+        self._origins.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._origins.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
         refusal = self._take_written() if error is None else None
         failed = error is not None or refusal is not None
 
@@ -112,7 +117,7 @@ class Update:
 
     def _take_written(self) -> Refused | None:
         try:
-            collect(self._hung)
+            collect(self._hung, self._origins.source_of)
         except Refused as refusal:
             return refusal
         return None
@@ -147,7 +152,9 @@ class Update:
             own = shared.series.is_source(layer)
             for index, place in enumerate(places):
                 if not own:
-                    self._hung.append(Hung(place, scratch[index], own=False))
+                    target = shared.layouts[index].view(apart(scratch[index]))
+                    self._origins.follow(target, place.name)
+                    self._hung.append(Hung(place, target, own=False))
                     continue
                 copy = self._copies.get(place.name)
                 target = shared.view(layer, index, writable=True) if copy is None else copy

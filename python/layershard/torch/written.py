@@ -10,13 +10,18 @@ Knows places and tensors; nothing of ranks, series or the library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .grouping import Place
 from .layout import Layout
 from .refusals import Refused
+
+_FROM_SCRATCH = (
+    "{name} was computed from {source}, which another rank stores: inside an update there is only scratch under that "
+    "name here. Take what is needed from layershard.torch.of(model).state_dict() before the update begins"
+)
 
 
 def _memory_of(tensor: torch.Tensor) -> int:
@@ -56,15 +61,20 @@ class Hung:
         self._holder.data = self.target
 
 
-def collect(hung: Sequence[Hung]) -> None:
-    """Bring into each own target what lies under its name. Nothing is copied if anything is refused."""
+def collect(hung: Sequence[Hung], source_of: Callable[[torch.Tensor], str | None]) -> None:
+    """Bring into each own target what lies under its name. Nothing is copied if anything is refused: @source_of tells
+    of values which weight of another rank they were computed from."""
     memory = {_memory_of(each.target): each.place.name for each in hung}
+    storages = {each.target.untyped_storage()._cdata: each.place.name for each in hung}
     moved = []
     for each in hung:
         now = each.found()
+        source = source_of(now) if each.own else None
+        if source is not None:
+            raise Refused(_FROM_SCRATCH.format(name=each.place.name, source=source))
         if now.data_ptr() == each.target.data_ptr() and now.stride() == each.target.stride():
             continue  # written in place, or not at all
-        other = memory.get(_memory_of(now))
+        other = storages.get(now.untyped_storage()._cdata, memory.get(_memory_of(now)))
         if other is not None and _memory_of(now) != _memory_of(each.target):
             raise Refused(f"{each.place.name} is now memory of {other}, which is not the same on all ranks: clone it")
         moved.append((each, now))

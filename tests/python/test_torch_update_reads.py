@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inside update() own weights computed from another rank's are refused by name; what only looks like it is right."""
+
+import sys
+import threading
+
+import pytest
+
+import torch_ranks as ranks
+
+torch = ranks.torch
+sharding = pytest.importorskip("layershard.torch")
+nn = torch.nn
+
+BY = [
+    {"transport": "shm"},
+    {"transport": "shm:copy", "placement": "striped"},
+    {"transport": "shm:copy", "scope": "linear"},
+]
+
+
+def stack():
+    return ranks.stack(n_layers=4, width=6)
+
+
+def sharded(scope="block", **options):
+    patterns = "layers.*" if scope == "block" else ["layers.*.up", "layers.*.down"]
+    return sharding.shard(stack(), patterns, scope=scope, **options)
+
+
+def compute(model, rank):
+    with torch.inference_mode():
+        return model(ranks.inputs(rank))
+
+
+def weights(model):
+    return [layer.up.weight for layer in model.layers]
+
+
+def averaged(model):
+    first, second, *_ = weights(model)
+    first.copy_((first + second) / 2)
+
+
+def cloned(model):
+    first, second, *_ = weights(model)
+    first.data = second.data.clone()
+
+
+def by_state(model):
+    shifted = {f"{index}.up.weight": each.clone() for index, each in enumerate(weights(model)[1:])}
+    model.layers.load_state_dict(shifted, strict=False, assign=True)
+
+
+def replaced(model):
+    first, second, *_ = weights(model)
+    model.layers[0].up.weight = nn.Parameter(second * 2, requires_grad=False)
+
+
+def swapped(model):
+    first, second, *_ = weights(model)
+    torch.utils.swap_tensors(first, nn.Parameter(second.t().contiguous().t(), requires_grad=False))
+
+
+def by_global_norm(model):
+    norm = torch.stack([each.norm() for each in weights(model)]).norm()
+    for each in weights(model):
+        each.div_(norm)
+
+
+def by_its_own_columns(model):
+    first, second, *_ = weights(model)
+    first.view(-1)[5:9].copy_(second.t()[0, :4])
+
+
+def joined(model):
+    values = torch.stack(weights(model))
+    weights(model)[0].copy_(values.mean(0))
+
+
+def vector_normalized(model):
+    values = nn.utils.parameters_to_vector(weights(model))
+    nn.utils.vector_to_parameters(values / values.norm(), weights(model))
+
+
+def by_a_list(model):
+    first, second, third, *_ = weights(model)
+    torch._foreach_add_([third, first], [third.clone(), second])
+
+
+def by_out(model):
+    first, second, *_ = weights(model)
+    torch.add(first, first, out=first)
+    torch.sub(second, first, out=first)
+
+
+def through_sparse(model):
+    first, second, *_ = weights(model)
+    first.copy_((second.to_sparse() * 2).to_dense())
+
+
+def through_a_map(model):
+    first, second, *_ = weights(model)
+    first.copy_(torch.vmap(lambda a, b: a + b)(first, second))
+
+
+def by_compiled_code(model):
+    first, second, *_ = weights(model)
+    torch.compile(lambda a, b: a.mul_(b), backend="eager")(first, second)
+
+
+MIXED = [
+    averaged,
+    cloned,
+    by_state,
+    replaced,
+    swapped,
+    by_global_norm,
+    by_its_own_columns,
+    joined,
+    vector_normalized,
+    by_a_list,
+    by_out,
+    through_sparse,
+    through_a_map,
+]
+
+
+def every_mix(rank, size, options, mixes):
+    model, want = sharded(**options), stack()
+    handle = sharding.of(model)
+    values = {place.name: want.get_parameter(place.name) for place in handle.all_places()}
+    for mix in mixes:
+        with pytest.raises(Exception) as caught, torch.no_grad(), handle.update():
+            mix(model)
+        if rank == 0:  # where layers 0 and 2 are stored
+            assert caught.type is sharding.Refused, mix
+            caught.match(r"layers\.[02]\.\w+\.\w+ was computed from layers\.[13]\.\w+\.\w+, .*state_dict\(\)")
+        else:
+            assert caught.type.__name__ in ("Refused", "CallbackFailed"), mix
+        with pytest.raises(sharding.Guarded, match="update has failed"):
+            compute(model, rank)
+        with handle.update() as update:
+            update.copy(values)
+        assert torch.equal(compute(model, rank), compute(want, rank)), mix
+
+
+@pytest.mark.parametrize("options", BY, ids=str)
+def test_own_weights_computed_from_another_rank_s_are_refused_by_name(options):
+    ranks.run(2, every_mix, options, MIXED)
+
+
+def test_compiled_code_is_followed_too():
+    ranks.run(2, every_mix, BY[0], [by_compiled_code, averaged, by_compiled_code])
+
+
+# ---- What stays right ----
+
+
+def vector_scaled(model):
+    every = list(model.layers.parameters())
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(every) * 0.5 + 1, every)
+
+
+def stacked(model):
+    values = torch.stack(weights(model)).mul_(2).half().float()
+    for each, value in zip(weights(model), values, strict=True):
+        each.copy_(value)
+
+
+def by_lists(model):
+    every = list(model.layers.parameters())
+    torch._foreach_mul_(every, 0.5)
+    torch._foreach_lerp_(every, torch._foreach_neg(every), 0.1)
+
+
+def by_optimizers(model):
+    every = list(model.layers.parameters())
+    for each in every:
+        each.grad = torch.ones_like(each)
+    torch.optim.AdamW(every, lr=0.1, foreach=True).step()
+    torch.optim.SGD(every, lr=0.1, fused=True).step()
+    for each in every:
+        each.grad = None
+
+
+def by_one_buffer(model):
+    buffer, other = torch.empty_like(weights(model)[0]), torch.empty_like(weights(model)[0])
+    for each in weights(model):
+        buffer.copy_(each).mul_(2)
+        torch.add(buffer, 1, out=other)
+        each.copy_(other)
+
+
+def mended(model):
+    averaged(model)
+    for each in weights(model):
+        nn.init.uniform_(each, 0.5, 0.5)
+
+
+def only_looked_at(model):
+    sizes = torch.stack([each.norm() for each in weights(model)]).sum()
+    assert torch.isfinite(sizes).item()
+    for each in weights(model):
+        each.copy_(torch.zeros_like(each + sizes))
+
+
+def given_memory_first(model):
+    """What was put in the place of another rank's weight is the same on all ranks."""
+    for layer in model.layers:
+        layer.up.weight.data = torch.full_like(layer.up.weight.data, 0.25)
+    averaged(model)
+
+
+RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, mended, only_looked_at, given_memory_first]
+
+
+def every_right_way(rank, size, options, changes):
+    model, want, compiler = sharded(**options), stack(), "torch._dynamo" in sys.modules
+    for change in changes:
+        with torch.no_grad(), sharding.of(model).update():
+            change(model)
+        with torch.no_grad():
+            change(want)
+        assert torch.equal(compute(model, rank), compute(want, rank)), change
+    assert compiler or changes != RIGHT or "torch._dynamo" not in sys.modules  # to import it takes seconds
+
+
+@pytest.mark.parametrize("options", BY, ids=str)
+def test_what_goes_through_one_tensor_or_one_call_but_does_not_mix_stays_right(options):
+    ranks.run(2, every_right_way, options, RIGHT)
+
+
+def test_steps_of_optimizers_stay_right():
+    ranks.run(2, every_right_way, BY[0], [by_optimizers])
+
+
+def taken_before(rank, size, options):
+    model, want = sharded(**options), stack()
+    before = sharding.of(model).state_dict()
+    mean = sum(before[f"layers.{index}.up.weight"] for index in range(4)) / 4
+    with torch.no_grad(), sharding.of(model).update() as update:
+        weights(model)[0].copy_(mean)
+        update.copy({f"layers.{index}.up.weight": mean for index in (1, 2)})
+    with torch.no_grad():
+        for each in weights(want)[:3]:
+            each.copy_(mean)
+    assert torch.equal(compute(model, rank), compute(want, rank))
+    with pytest.raises(Exception, match="layers.0.up.weight was computed from layers.3|rank 0"):
+        with sharding.of(model).update() as update:
+            update.copy({"layers.0.up.weight": weights(model)[3] * 2})
+
+
+@pytest.mark.parametrize("options", BY, ids=str)
+def test_what_is_needed_of_other_ranks_is_taken_before_the_update(options):
+    ranks.run(2, taken_before, options)
+
+
+# ---- Words ----
+
+
+def memory_of_one_s_own(rank, size):
+    model = sharded(transport="shm:copy")
+    with pytest.raises(sharding.Refused) as caught, sharding.of(model).update():
+        for layer in model.layers:
+            layer.norm.weight.data = layer.norm.bias.data
+    caught.match("layers.0.norm.weight is now memory of layers.0.norm.bias")
+
+
+def test_of_weights_that_share_scratch_the_one_that_is_meant_is_named():
+    ranks.run(2, memory_of_one_s_own)
+
+
+# ---- Following ----
+
+
+def test_nothing_followed_is_kept_alive():
+    from layershard.torch.origins import Origins
+
+    with Origins() as origins:
+        source = torch.ones(3)
+        origins.follow(source, "there")
+        for _ in range(3000):
+            result = source * 2
+        assert origins.source_of(result[1:]) == "there"
+        assert len(origins._known) < 1100
+        sparse = result.to_sparse()
+        assert origins.source_of(sparse) == "there"
+        address = result.data_ptr()
+        del source, result, sparse
+        new = torch.ones(3)
+        assert origins.source_of(new) is None
+    assert address
+
+
+def test_other_threads_are_not_followed_and_do_not_break():
+    from layershard.torch.origins import Origins
+
+    found = []
+    with Origins() as origins:
+        source = torch.ones(3)
+        origins.follow(source, "there")
+        thread = threading.Thread(target=lambda: found.append(source * 2))
+        thread.start()
+        thread.join()
+        assert origins.source_of(found[0]) is None
