@@ -271,6 +271,33 @@ def test_of_weights_that_share_scratch_the_one_that_is_meant_is_named():
     ranks.run(2, memory_of_one_s_own)
 
 
+def nested(rank, size, is_caught):
+    model, want = sharded(transport="shm:copy"), stack()
+    handle = sharding.of(model)
+    if is_caught:
+        with handle.update():
+            weights(model)[rank].data.fill_(0.5)
+            with pytest.raises(sharding.Refused, match="under way already: end it"), handle.update():
+                pass
+            weights(model)[rank + 2].data.fill_(0.5)
+        for each in weights(want):
+            each.data.fill_(0.5)
+        assert torch.equal(compute(model, rank), compute(want, rank))
+        return
+    with pytest.raises(sharding.Refused, match="under way already: end it"), handle.update(), handle.update():
+        pass
+    with pytest.raises(sharding.Guarded, match="update has failed"):
+        compute(model, rank)
+    with handle.update() as update:
+        update.copy(want.layers.named_parameters(prefix="layers"))
+    assert torch.equal(compute(model, rank), compute(want, rank))
+
+
+@pytest.mark.parametrize("is_caught", [False, True])
+def test_an_update_within_an_update_is_refused(is_caught):
+    ranks.run(2, nested, is_caught)
+
+
 # ---- Following ----
 
 

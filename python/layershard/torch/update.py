@@ -37,6 +37,7 @@ class Update:
         self._copies: dict[str, torch.Tensor] = {}
         self._own: dict[str, Place] = {}
         self._hung: list[Hung] = []
+        self._is_open = False
         self._origins = Origins()
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -61,6 +62,8 @@ class Update:
     # ---- Begin and end ----
 
     def __enter__(self) -> Update:
+        if self._is_open:
+            raise Refused("an update is under way already: end it before the next one begins")
         begin = [shared for shared in self._shared if not shared.updating]  # the others' last update has failed
         for shared in begin:
             self._copy_own(shared)
@@ -76,6 +79,7 @@ class Update:
         self._origins = Origins()
         for shared in self._shared:
             self._hang_writable(shared)
+        self._is_open = True
         self._origins.__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -83,6 +87,7 @@ class Update:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._origins.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        self._is_open = False
         refusal = self._take_written() if error is None else None
         failed = error is not None or refusal is not None
 
