@@ -3,6 +3,7 @@
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import datetime
 import random
@@ -218,7 +219,7 @@ class Messy(Row):
         self.array, self.objects = numpy.zeros(3), numpy.array([[], None], dtype=object)
         self.set, self.deque = {1}, collections.deque([1], maxlen=3)
         self.counts, self.ordered = collections.defaultdict(int, b=1, c=2), collections.OrderedDict(a=1, b=2)
-        self.grown, self.resized, self.slots = torch.zeros(0, 8), torch.ones(2), Slots(1)
+        self.grown, self.resized, self.freed, self.slots = torch.zeros(0, 8), torch.ones(2), torch.ones(2), Slots(1)
         self.linked = None
         for _ in range(3000):
             self.linked = Linked(self.linked)
@@ -238,6 +239,7 @@ class Messy(Row):
         self.ordered.move_to_end("a")
         self.grown.data = torch.cat([self.grown, x])
         self.resized.resize_(4).fill_(3)
+        self.freed.untyped_storage().resize_(0)
         self.slots.y += 1
         self.linked.next = None
         if not hasattr(self, "late"):
@@ -265,6 +267,7 @@ def test_whatever_a_pass_leaves_in_its_model_is_put_back():
             text = str(sharding.check(model, inputs()))
         assert model.sum() == before and tuple(model.grown.shape) == sizes and not hasattr(model, "late")
         assert all(vars(model)[name] is value for name, value in objects.items()) and len(vars(model)) == len(objects)
+        assert torch.equal(model.freed, torch.ones(2))
         assert model.linked.next is not None and not model.training and "more" not in model._modules
         return text
 
@@ -283,6 +286,88 @@ def test_another_model_among_the_arguments_is_put_back():
 
 
 # ---- What ranks say to each other ----
+
+
+class Own(Exception):
+    pass
+
+
+def fails_at(turn, rank):
+    """A call that raises on one rank, between layers, in its @turn-th pass: 1 as it is, 2 in eager mode, 3 poisoned."""
+
+    def call_of(model):
+        turns = iter(range(1, 9))
+
+        def call(x):
+            if next(turns) == turn and sharding.of(model).group.rank == rank:
+                model.layers[0](x)
+                raise Own("the program's own words")
+            return model(x)
+
+        return call
+
+    return call_of
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_the_rank_that_failed_by_itself_is_named_and_passes_go_on(tmp_path, turn):
+    def work(rank, size):
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=size)
+        torch.manual_seed(1)
+        plain = Row().eval()
+        model = sharding.shard(
+            copy.deepcopy(plain), "layers.*", scope="linear", transport="callback", group=dist.group.WORLD
+        )
+        with torch.inference_mode(), pytest.raises(sharding.CheckFailed) as caught:
+            sharding.check(model, inputs(), call=fails_at(turn, 1)(model))
+        assert isinstance(caught.value.__cause__, Own) == (rank == 1) or turn == 3
+        with torch.inference_mode():
+            assert torch.equal(model(inputs()), plain(inputs()))
+        dist.barrier()
+        dist.destroy_process_group()
+        return str(caught.value)
+
+    text = run(work)
+    assert text.startswith("rank 1: ") and "Own: the program's own words" in text and "rank 0" not in text
+
+
+def test_what_raises_with_poison_alone_is_told():
+    text = run(said, None, fails_at(3, 1))
+    assert text.startswith("rank 1: the call does not give the same bits twice")
+    assert "Own: the program's own words" in text
+
+
+def test_what_cannot_be_put_back_is_told_to_all():
+    def work(rank, size):
+        model = row()
+        model.kept = numpy.zeros(3)
+
+        def call(x):
+            model.kept += 1
+            model.kept.flags.writeable = rank == 0
+            return model(x)
+
+        with torch.inference_mode(), pytest.raises(sharding.CheckFailed) as caught:
+            sharding.check(model, inputs(), call=call)
+        return str(caught.value)
+
+    text = run(work)
+    assert text.startswith("rank 1: ") and "a ndarray that the call has changed cannot be put back" in text
+
+
+def test_weights_of_its_own_that_a_pass_writes_are_named():
+    def work(rank, size):
+        model = row(lambda model, x: model.head(x))
+        model.head = torch.nn.Linear(8, 8)
+        model.head.register_forward_pre_hook(lambda head, args: (args[0] + head.weight.data.add_(1).sum(),))
+        with torch.inference_mode(), pytest.raises(sharding.CheckFailed) as caught:
+            sharding.check(model, inputs())
+        return str(caught.value)
+
+    text = run(work)
+    assert "does not give the same bits twice" in text and "head.weight, which is not shared, is written" in text
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -26,16 +26,18 @@ _OF_MODULES = frozenset(nn.Module().__dict__) - {"training", "_buffers", "_modul
 def lies(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """Where and how; None where torch does not say so."""
     try:
-        return tensor.data_ptr(), tensor.shape, tensor.stride()
+        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.untyped_storage().nbytes()
     except RuntimeError:
         return None
 
 
 def _keep_tensor(tensor: torch.Tensor) -> Back:
-    before, same = tensor.detach().clone(), tensor.detach()
+    before, same, lay = tensor.detach().clone(), tensor.detach(), lies(tensor)
 
     def back() -> None:
-        if lies(tensor) != lies(same):  # it has grown, or been given other memory
+        if lay is not None and lies(tensor) != lay:  # it has grown, or been given other memory, or none
+            if same.untyped_storage().nbytes() < lay[-1]:
+                same.untyped_storage().resize_(lay[-1])
             tensor.data = same
         bits = bits_of(tensor)
         if tensor.device.type != "meta" and (bits is None or bits != bits_of(before)):

@@ -11,15 +11,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import Error
+from ..errors import Aborted, Error, OutOfStep, PeerFailed, Timeout
 from . import ops
 from .compiled import whole
 from .digests import Unseen, bits_of
+from .findings import Words, causes_first, findings, poisoned_layers, read_early
 from .handle import Handle, of
 from .keeping import Kept, fresh, modules_in
 from .memory import bytes_of
@@ -62,6 +64,14 @@ _NO_MEMORY = (
 )
 
 
+_FOLLOWS = (Aborted, OutOfStep, PeerFailed, Timeout)  # what a rank meets where another has failed
+
+
+
+def _text(error: BaseException | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {error}"
+
+
 def check(model: nn.Module, *inputs: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> Checked:
     """Make this pass twice, as it is and with poison where no weights may be read, and compare bit for bit. Collective.
 
@@ -82,12 +92,13 @@ class _Check:
         self._call = call
         self._arguments = arguments
         self._kept: Kept | None = None
-        self._error: Exception | None = None  # of the pass as it is
+        self._error: Exception | None = None  # of the call
+        self._failed: tuple[str, Exception] | None = None  # what no rank goes on after
         self._unseen: Unseen = set()
 
     def run(self) -> Checked:
         windows = self._begin()
-        before = self._stored()
+        before = self._here(self._stored, {})
         first = self._pass_as_it_is()
         if not windows:
             self._raise_findings([self._words(written=self._written(before))])
@@ -95,11 +106,13 @@ class _Check:
         reads, elsewhere = self._reads()
         waits = self._waits()
         with self._poisoned():
-            seen = self._seen()
+            seen = self._here(self._seen, [])
             second = self._pass()
         used = self._waits() > waits
         words = self._words(
             differs=first_difference(first, second),
+            raised=_text(self._error),
+            follows=isinstance(self._error, _FOLLOWS),
             written=self._written(before),
             reads=reads,
             elsewhere=elsewhere,
@@ -107,13 +120,37 @@ class _Check:
             used=used,
             unseen=sorted(self._unseen)[:8],
         )
-        self._raise_findings([words, self._words(differs=self._again(words, second))])
+        differs, wrote = self._again(words, second)
+        self._raise_findings([words, self._words(differs=differs, wrote=wrote, raised=_text(self._error))])
         return self._verdict(words)
 
     # ---- Steps, each on all ranks ----
 
-    def _words(self, **word: Any) -> list[dict[str, Any]]:
-        return exchange(self._handle.group, self._handle.device, word)
+    def _words(self, **word: Any) -> Words:
+        """What all ranks say. Where one has failed all raise what it says of that."""
+        if self._failed is not None:
+            what, error = self._failed
+            word.update(failed=f"{what}: {_text(error)}", follows=isinstance(error, _FOLLOWS))
+        words = exchange(self._handle.group, self._handle.device, word)
+        if any(word.get("raised") or word.get("failed") for word in words):
+            self._rewind()
+        for rank, word in causes_first(words):
+            if word.get("failed"):
+                raise CheckFailed(f"rank {rank}: {word['failed']}") from (self._failed or [None, None])[1]
+        return words
+
+    def _here(self, work: Callable[[], Any], otherwise: Any = None) -> Any:
+        """What this rank does alone. Where it fails, the others are told with the next words."""
+        try:
+            return work()
+        except Exception as error:
+            self._failed = self._failed or ("check itself fails", error)
+            return otherwise
+
+    def _rewind(self) -> None:
+        """A pass that ended early on any rank has left the ranks of a collective transport at different places."""
+        for each in self._handle.shared:
+            self._here(each.series.rewind)
 
     def _begin(self) -> int:
         """How many windows there are on all ranks. Whatever keeps one rank from taking part is told to all."""
@@ -123,7 +160,7 @@ class _Check:
             self._kept = Kept(modules, self._handle.all_places(), self._handle.device)
             fresh(self._model, self._arguments)
             self._try_poison()
-        except (Refused, Error) as error:
+        except Exception as error:
             refusal = error
         windows = sum(each.windows for each in self._handle.stats().values())
         answers = self._words(refusal=str(refusal or ""), windows=windows)
@@ -146,18 +183,24 @@ class _Check:
     def _pass(self, around: Any = None) -> list[Event]:
         """Made from the state of the beginning, with new copies of the arguments; leaves that state behind."""
         assert self._kept is not None
+        self._error = None
+        seen = Observation(self._model)
+        self._here(lambda: self._call_once(seen, around or nullcontext()))
+        self._here(self._kept.put_back)
+        self._unseen |= seen.unseen
+        return seen.events
+
+    def _call_once(self, seen: Observation, around: Any) -> None:
         inputs, kwargs = fresh(self._model, self._arguments)
-        with Observation(self._model) as seen:
+        with seen:
             try:
-                with around or nullcontext(), ops.observed(self._handle.token, seen.settled):
+                with around, ops.observed(self._handle.token, seen.settled):
                     result = self._call(*inputs, **kwargs)
-                seen.returned((result, inputs, kwargs))
             except Exception as error:
                 self._error = error
                 seen.raised(error)
-        self._kept.put_back()
-        self._unseen |= seen.unseen
-        return seen.events
+                return
+            seen.returned((result, inputs, kwargs))
 
     def _reads(self) -> tuple[list[tuple[int, int, str, str]], str | None]:
         """One more pass, in eager mode: what it reads of other layers than the one whose turn it is; and what it runs
@@ -176,18 +219,24 @@ class _Check:
         return events
 
     def _raise_failure(self, what: str) -> None:
-        text = f"{type(self._error).__name__}: {self._error}" if self._error else ""
-        for rank, word in enumerate(self._words(raised=text)):
-            if word["raised"]:
-                raise CheckFailed(f"rank {rank}: {what}: {word['raised']}") from self._error
+        if self._error is not None:
+            self._failed = self._failed or (what, self._error)
+        self._words()
 
-    def _again(self, words: list[dict[str, Any]], second: list[Event]) -> str | None:
-        """Where anything differs, whether the call gives the same bits twice at all. With poison, since what
-        is read too early may have come by luck without it."""
+    def _again(self, words: Words, second: list[Event]) -> tuple[str | None, list[str]]:
+        """Where anything differs, whether the call gives the same bits twice at all, and which weights of its own it
+        writes. With poison, since what is read too early may have come by luck without it."""
         if not any(word["differs"] for word in words):
-            return None
+            return None, []
+        before = self._here(self._unshared, {})
         with self._poisoned():
-            return first_difference(second, self._pass())
+            differs = first_difference(second, self._pass())
+        after = self._here(self._unshared, before)
+        return differs, [name for name, digest in before.items() if after.get(name) != digest][:8]
+
+    def _unshared(self) -> dict[str, bytes | None]:
+        shared = {id(place.tensor) for place in self._handle.all_places()}
+        return {name: bits_of(each) for name, each in self._model.named_parameters() if id(each) not in shared}
 
     # ---- Poison ----
 
@@ -199,12 +248,12 @@ class _Check:
         """Windows as asked for; afterwards as they were."""
         before = [each.series.is_poisoned for each in self._handle.shared]
         for each in self._handle.shared:
-            self._switch(each, on)
+            self._here(partial(self._switch, each, on))
         try:
             yield
         finally:
             for each, was in zip(self._handle.shared, before, strict=True):
-                self._switch(each, was)
+                self._here(partial(self._switch, each, was))
 
     def _seen(self) -> list[str]:
         """Of each series, as a number in base 16, a bit for each layer that shows poison here, outside of its turn."""
@@ -233,7 +282,7 @@ class _Check:
         return found
 
     def _written(self, before: dict[str, bytes | None]) -> list[str]:
-        after = self._stored()
+        after = self._here(self._stored, before)
         return [name for name, digest in before.items() if after[name] != digest][:8]
 
     # ---- What came out ----
@@ -241,18 +290,21 @@ class _Check:
     def _n_layers(self) -> int:
         return sum(len(each.series.layers) for each in self._handle.shared)
 
-    def _raise_findings(self, rounds: list[list[dict[str, Any]]]) -> None:
+    def _raise_findings(self, rounds: list[Words]) -> None:
         found = []
         again = rounds[-1] if len(rounds) > 1 else [{} for _ in rounds[0]]
-        for rank, (word, repeated) in enumerate(zip(rounds[0], again, strict=True)):
-            found += [f"rank {rank}: {each}" for each in _findings(word, repeated)]
-        found = [*_read_early(rounds[0]), *found]
+        is_cause = any(word.get("raised") and not word["follows"] for word in rounds[0])
+        for rank, word in causes_first(rounds[0]):
+            if is_cause and word["follows"]:  # it came out otherwise as another rank did not come
+                word["differs"] = None
+            found += [f"rank {rank}: {each}" for each in findings(word, again[rank])]
+        found = [*read_early(rounds[0]), *found]
         if found:
             raise CheckFailed("; ".join(found)) from self._error
 
-    def _verdict(self, words: list[dict[str, Any]]) -> Checked:
+    def _verdict(self, words: Words) -> Checked:
         layers = self._n_layers()
-        seen = sum(bin(mask).count("1") for mask in _poisoned_layers(words))
+        seen = sum(bin(mask).count("1") for mask in poisoned_layers(words))
         if not any(word["used"] for word in words):
             return Checked(False, layers, 0, _UNUSED)
         text = f"equal with poison: {seen} of {layers} layers came through a poisoned window of some rank"
@@ -265,23 +317,6 @@ class _Check:
         return Checked(True, layers, seen, text)
 
 
-def _poisoned_layers(words: list[dict[str, Any]]) -> list[int]:
-    """Of each series, a bit for each layer that comes through a window of some rank."""
-    found = [0] * len(words[0]["seen"])
-    for word in words:
-        found = [mask | int(more, 16) for mask, more in zip(found, word["seen"], strict=True)]
-    return found
-
-
-def _read_early(words: list[dict[str, Any]]) -> Iterator[str]:
-    """Found on any rank, also where the layer is at home: it is wrong where it comes through a window."""
-    reads = {tuple(each) for word in words for each in word.get("reads", [])}
-    masks = _poisoned_layers(words) if reads else []
-    for series, index, name, where in sorted(reads):
-        if masks[series] >> index & 1:
-            yield f"{name} is read outside its view, in {where}"
-
-
 def _shows_poison(shared: Shared, layer: int) -> bool:
     """The beginnings of all tensors: where a layer is at home no such bytes are met."""
     for index, layout in enumerate(shared.layouts):
@@ -289,28 +324,3 @@ def _shows_poison(shared: Shared, layer: int) -> bool:
         if not bool((start == (poison_of(layout) or b"\xff")[0]).all()):
             return False
     return True
-
-
-def _findings(word: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
-    if word.get("elsewhere"):
-        yield (
-            f"the call runs {word['elsewhere']} in another thread, where torch's operators cannot be seen: check what "
-            f"that thread calls"
-        )
-    for name in word["written"]:
-        yield f"{name} is written by the call: what is stored of it is not what it was before"
-    if word.get("differs") is None:
-        return
-    if again.get("differs") is None:
-        yield (
-            f"weights are read outside their view: with poison in the windows {word['differs']} is the first to come "
-            f"out otherwise. It reads a module's weights without calling that module, or at another time: choose its "
-            f"parent, or scope='block'"
-        )
-        return
-    yield (
-        f"the call does not give the same bits twice, so nothing can be told: with poison in the windows "
-        f"{word['differs']} is the first to come out otherwise than as it is, and {again['differs']} from one such "
-        f"call to the next. Its random numbers, a kernel that is not deterministic or state outside of arguments, "
-        f"buffers and attributes may be why"
-    )
