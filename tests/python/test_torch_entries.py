@@ -2,6 +2,7 @@
 """Ways into a sharded model, and out of it: none computes from other layers' bytes, or keeps them."""
 
 import copy
+import functools
 import logging
 import pickle
 
@@ -42,15 +43,25 @@ def refuse_all(model, rank, words):
             raise AssertionError(f"{name} goes on")
 
 
+def refuse_to_read(model, rank):
+    handle = sharding.of(model)
+    check = functools.partial(sharding.check, model, ranks.inputs(rank))
+    for read in (handle.state_dict, handle.verify, handle.detach, check):
+        with pytest.raises(sharding.Guarded, match="under way, or has failed"):
+            read()
+
+
 def enter_after_a_failed_update(rank, size, transport):
     model = sharding.shard(reader(), "layers.*", scope="block", transport=transport)
     with pytest.raises((KeyError, sharding.CallbackFailed if hasattr(sharding, "CallbackFailed") else Exception)):
         with sharding.of(model).update():
             refuse_all(model, rank, "an update of the shared weights is under way")
+            refuse_to_read(model, rank)
             for weight in model.layers.parameters():
                 weight.data.fill_(7)
             raise KeyError("in the middle")
     refuse_all(model, rank, "update has failed")
+    refuse_to_read(model, rank)
     fast = torch.compile(model.forward, backend="eager")
     with torch.inference_mode(), pytest.raises(sharding.Guarded, match="update has failed"):
         fast(ranks.inputs(rank))

@@ -156,6 +156,7 @@ class _Check:
         """How many windows there are on all ranks. Whatever keeps one rank from taking part is told to all."""
         refusal: Exception | None = None
         try:
+            self._handle.refuse_half_written()
             modules = [self._model, *modules_in(self._arguments)]
             self._kept = Kept(modules, self._handle.all_places(), self._handle.device)
             fresh(self._model, self._arguments)

@@ -111,8 +111,17 @@ class Handle:
         """A table: series, layers, bytes, windows; the transport and why it was taken."""
         return table(self.group, self.shared)
 
+    def refuse_half_written(self) -> None:
+        """What an update is writing, or has left half written, is not to be looked at."""
+        if any(each.updating for each in self.shared):
+            raise Guarded(
+                "an update of the shared weights is under way, or has failed: end it, or make it again, before they "
+                "are read; what it needs of other ranks' layers is to be taken before it begins"
+            )
+
     def verify(self) -> dict[str, int]:
         """Check every layer as this rank sees it against its source's hash; host memory only. Collective."""
+        self.refuse_half_written()
         return {each.plan.name: each.series.verify() for each in self.shared}
 
     def trace(self, path: str) -> Trace:
@@ -167,6 +176,7 @@ class Handle:
         """
         if kind not in ("gathered", "sharded"):
             raise Refused(f"kind is '{kind}'; it must be gathered or sharded")
+        self.refuse_half_written()
         shared = {}
         for each in self.shared:
             for layer, places in each.plan.layers() if kind == "gathered" else each.own_layers():
@@ -229,6 +239,7 @@ class Handle:
     def detach(self) -> nn.Module:
         """Give the model whole weights of its own again, and leave the group. All ranks must still be there on a
         collective transport; on others each leaves when it likes."""
+        self.refuse_half_written()
         for each in self.shared:
             for layer, places in each.plan.layers():
                 copies = each.gathered(layer, ops.stream_of(self.device))
