@@ -24,7 +24,7 @@ torch = ranks.torch
 
 RANKS = 3
 MODES = ("whole", "dynamic", "blocks")  # dynamic: whole, and passes have different numbers of rows
-WARM = 25  # models a process compiles before a fresh one takes over
+WARM = 10  # models a process compiles before a fresh one takes over: it is given minutes, also on a busy machine
 
 
 def most(numbers):
