@@ -41,9 +41,10 @@ class Place:
         return tensor
 
     def put(self, tensor: torch.Tensor) -> None:
-        """Hang @tensor there. What hangs there stays the same object where torch allows it: others may hold it."""
+        """Hang @tensor there. What hangs there stays the same object where torch allows it: others may hold it. What
+        was made in inference mode cannot show what was not."""
         old = self.tensor
-        if old.device.type != tensor.device.type:
+        if old.device.type != tensor.device.type or old.is_inference() != tensor.is_inference():
             self._replace(old, tensor)
             return
         old.requires_grad_(False)
