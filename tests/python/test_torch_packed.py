@@ -155,12 +155,12 @@ def test_weights_that_are_no_longer_packed_are_shared():
 # ---- What is saved ----
 
 
-def told_of_savings(rank, size, n_layers, options):
+def told_of_savings(rank, size, n_layers, options, modules="*.up"):
     lines = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger("layershard").addHandler(handler)
-    model = sharding.shard(ranks.stack(n_layers=n_layers), "*.up", **options)
+    model = sharding.shard(ranks.stack(n_layers=n_layers), modules, **options)
     report = sharding.of(model).report()
     assert all(line in report for line in lines)
     return [line for line in lines if "saves nothing" in line]
@@ -170,6 +170,11 @@ def test_series_that_saves_nothing_is_named():
     few = ranks.run(2, told_of_savings, 3, {"transport": "shm:copy"})
     assert all(len(lines) == 1 and "layers.*.up" in lines[0] for lines in few)
     assert "its 3 layers" in few[1][0] and "2 windows" in few[1][0] and "smaller prefetch" in few[1][0]
+
+
+def test_series_that_save_nothing_are_counted():
+    for lines in ranks.run(2, told_of_savings, 3, {"transport": "shm:copy"}, ["*.up", "*.down", "*.norm"]):
+        assert len(lines) == 1 and "and so do 2 series more" in lines[0]
 
 
 @pytest.mark.parametrize(

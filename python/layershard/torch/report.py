@@ -16,8 +16,8 @@ def _mib(nbytes: int) -> str:
 
 
 def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
-    """A line for each series that takes as much of this rank's memory as if it were not shared, or more: by what has to
-    be there, without what was asked to be kept (resident) or takes poison."""
+    """A line on the first series that takes as much of this rank's memory as if it were not shared, or more, and how
+    many others do: by what has to be there, without what was asked to be kept (resident) or takes poison."""
     lines = []
     for each in series if group.size > 1 else []:
         stats, n_layers = each.series.stats(), len(each.plan.places)
@@ -28,7 +28,8 @@ def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
                 f"{_mib(whole)} MiB, this rank's share {_mib(stats.share_bytes)} MiB and {stats.windows} windows "
                 f"{_mib(windows)} MiB. It takes more layers or a smaller prefetch; else leave it out of the patterns"
             )
-    return lines
+    others = f"; and so do {len(lines) - 1} series more" if len(lines) > 1 else ""
+    return [line + others for line in lines[:1]]
 
 
 def _row(shared: Shared) -> list[str]:
