@@ -41,10 +41,10 @@ def leave_open_groups() -> None:
     """A thread of the library must not call back into an interpreter that has ended.
 
     Where the program ends well, ranks that are still in their last pass may need what this one has only asked for; one
-    that ends by an exception lets nobody wait for it, and ranks that are threads would wait for each other here.
+    that ends by an exception lets nobody wait for it.
     """
     groups = sorted(_open_groups, key=lambda group: group.number)  # all ranks in one order, or they wait in a circle
-    if not hasattr(sys, "last_value") and len({group.rank for group in groups}) < 2:
+    if not hasattr(sys, "last_value"):
         for group in groups:
             group.settle()
     for group in groups:
@@ -100,15 +100,18 @@ class GroupHandle:
             if self.pointer:
                 self.library.lshard_group_abort(self.pointer)
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         """Take part in all that was begun, until the deadline; once, unless a call has failed, after which others wait
-        for nothing. On other than collective transports nobody needs it."""
+        for nothing. On other than collective transports nobody needs it, and ranks that are threads of one process
+        would wait for themselves."""
         innermost = self.transport.rpartition(",")[2]
         if self._process != os.getpid() or self.is_settled or not innermost.startswith("callback"):
-            return
-        self.is_settled = True
-        for pointer in list(self._live):
-            self.library.lshard_series_join(pointer, None)  # a failure is the others', who tell it
+            return 0
+        if len({group.rank for group in _open_groups}) < 2:
+            self.is_settled = True
+            for pointer in list(self._live):
+                self.library.lshard_series_join(pointer, None)  # a failure is the others', who tell it
+        return 0
 
     def fail(self, code: int) -> NoReturn:
         """Raise what a failed call on the group left: a callback's exception, or the library's text."""
@@ -331,6 +334,8 @@ class Group:
         try:
             if not handle.is_copy:
                 handle.flush()
+                if sys.exc_info()[0] is None:  # one that ends by an exception lets nobody wait
+                    run_interruptible(handle.settle, handle.abort)
         finally:
             handle.close()
 

@@ -2,6 +2,7 @@
 """layershard.torch.of(model): what a sharded model can be asked and told."""
 
 import json
+import time
 
 import pytest
 from patience import patience
@@ -244,3 +245,21 @@ def test_survivors_of_a_killed_rank_go_on():
             assert torch.equal(compute(model, rank), want)
 
     assert ranks.run(3, work) == [None] * 3
+
+
+def test_close_leaves_the_others_their_last_pass(tmp_path):
+    """By collectives, also where the process ends right after it, without what Python does at its end."""
+
+    def work(rank, size):
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=size
+        )
+        model = sharding.shard(ranks.stack(), "*.up", transport="callback")
+        with sharding.of(model).update():
+            model.layers[rank].up.weight.data.mul_(2)
+        if rank == 1:
+            model.layers[4].up.register_forward_pre_hook(lambda *_: time.sleep(0.5), prepend=True)
+        compute(model, rank)
+        sharding.of(model).close()
+
+    ranks.run(2, work)
