@@ -154,6 +154,71 @@ def test_compiled_code_is_followed_too():
     ranks.run(2, every_mix, BY[0], [by_compiled_code, averaged, by_compiled_code])
 
 
+# ---- What is not shared ----
+
+
+def norms_by_weights(model):
+    for layer in model.layers:
+        size = layer.up.weight.abs().amax(0)
+        layer.up.weight.div_(size)
+        layer.norm.weight.mul_(size)
+        layer.norm.bias.mul_(size)
+
+
+def scales_by_weights(model):
+    for layer in model.layers:
+        layer.scale.mul_(layer.down.weight.abs().max())
+
+
+def head_by_a_weight(model):
+    for each in weights(model)[:2]:
+        model.head.weight[0] = each.mean(0)
+
+
+def registered(model):
+    for layer in model.layers:
+        layer.register_buffer("size", layer.up.weight.norm())
+
+
+def attributes(model):
+    for layer in model.layers:
+        layer.size = layer.up.weight.norm()
+
+
+NOT_SHARED = {
+    norms_by_weights: "norm.(weight|bias)",
+    scales_by_weights: "scale",
+    head_by_a_weight: "head.weight",
+    registered: "size",
+    attributes: "size",
+}
+
+
+def every_unshared(rank, size, options):
+    model, want = sharded(**options), stack()
+    values = dict(want.state_dict())
+    handle = sharding.of(model)
+    shared = {place.name for place in handle.all_places()}
+    for change, name in NOT_SHARED.items():
+        with pytest.raises(Exception) as caught, torch.no_grad(), handle.update():
+            change(model)
+        if rank == 0 or change is not head_by_a_weight:  # there the last that was read is rank 1's own
+            assert caught.type is sharding.Refused, change
+            caught.match(rf"{name}.*: not shared, and computed from layers\.\d.*in the same pattern.*state_dict\(\)")
+        with pytest.raises(sharding.Guarded, match="update has failed"):
+            compute(model, rank)
+        with torch.no_grad(), handle.update() as update:  # the ranks' own tensors stayed as they were left
+            update.copy({name: value for name, value in values.items() if name in shared})
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                if name in values and name not in shared:
+                    tensor.copy_(values[name])
+        assert torch.equal(compute(model, rank), compute(want, rank)), change
+
+
+def test_what_is_not_shared_but_computed_from_another_rank_s_weight_is_refused_by_name():
+    ranks.run(2, every_unshared, {"transport": "shm:copy", "scope": "linear"})
+
+
 # ---- What stays right ----
 
 
@@ -205,6 +270,13 @@ def only_looked_at(model):
         each.copy_(torch.zeros_like(each + sizes))
 
 
+def unshared_with_all(model):
+    """Each tensor by itself, shared or not."""
+    every = list(model.parameters())
+    torch._foreach_mul_(every, 0.5)
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(every) * 0.5 + 1, every)
+
+
 def given_memory_first(model):
     """What was put in the place of another rank's weight is the same on all ranks."""
     for layer in model.layers:
@@ -212,7 +284,7 @@ def given_memory_first(model):
     averaged(model)
 
 
-RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, mended, only_looked_at, given_memory_first]
+RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, mended, only_looked_at, unshared_with_all, given_memory_first]
 
 
 def every_right_way(rank, size, options, changes):

@@ -143,7 +143,7 @@ class Handle:
         if any(each.loading for each in self.shared):
             raise Guarded("loading the weights has failed, and they may be half written: load them again")
         self._update = self._update if any(each.updating for each in self.shared) else None
-        self._update = self._update or Update(self.shared, self.gate)
+        self._update = self._update or Update(self._model, self.shared, self.gate)
         return self._update
 
     def stripe(self, name: str) -> torch.Tensor:

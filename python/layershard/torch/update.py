@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 
 import torch
+from torch import nn
 
 from . import ops
 from .compiled import forget_compiled
@@ -21,7 +22,7 @@ from .memory import apart, give_back
 from .origins import Origins
 from .refusals import Refused
 from .shared import Read, Shared
-from .written import Hung, collect
+from .written import Hung, collect, refuse_unshared
 
 
 class _Abandoned(RuntimeError):
@@ -31,7 +32,8 @@ class _Abandoned(RuntimeError):
 class Update:
     """with handle.update() as update: collective at both ends. If the body raises on one rank, all ranks raise."""
 
-    def __init__(self, shared: list[Shared], gate: Callable[[str | None], None]) -> None:
+    def __init__(self, model: nn.Module, shared: list[Shared], gate: Callable[[str | None], None]) -> None:
+        self._model = model
         self._shared = shared
         self._gate = gate  # given a reason, no pass is made
         self._copies: dict[str, torch.Tensor] = {}
@@ -122,6 +124,7 @@ class Update:
 
     def _take_written(self) -> Refused | None:
         try:
+            refuse_unshared(self._model, self._hung, self._origins.source_of)
             collect(self._hung, self._origins.source_of)
         except Refused as refusal:
             return refusal

@@ -10,9 +10,10 @@ Knows places and tensors; nothing of ranks, series or the library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
 
 from .grouping import Place
 from .layout import Layout
@@ -22,6 +23,13 @@ _FROM_SCRATCH = (
     "{name} was computed from {source}, which another rank stores: inside an update there is only scratch under that "
     "name here. Take what is needed from layershard.torch.of(model).state_dict() before the update begins"
 )
+_NOT_SHARED = (
+    "{names}: not shared, and computed from {source}, which another rank stores, so that it is wrong on this rank. "
+    "Share it in the same pattern (a buffer: buffers=), or take what is needed from "
+    "layershard.torch.of(model).state_dict() before the update begins. It stays as the update left it: put it right"
+)
+
+SourceOf = Callable[[torch.Tensor], str | None]
 
 
 def _memory_of(tensor: torch.Tensor) -> int:
@@ -61,7 +69,7 @@ class Hung:
         self._holder.data = self.target
 
 
-def collect(hung: Sequence[Hung], source_of: Callable[[torch.Tensor], str | None]) -> None:
+def collect(hung: Sequence[Hung], source_of: SourceOf) -> None:
     """Bring into each own target what lies under its name. Nothing is copied if anything is refused: @source_of tells
     of values which weight of another rank they were computed from."""
     memory = {_memory_of(each.target): each.place.name for each in hung}
@@ -82,3 +90,21 @@ def collect(hung: Sequence[Hung], source_of: Callable[[torch.Tensor], str | None
         for each, now in moved:
             if each.own:
                 each.target.copy_(now.clone() if _memory_of(now) == _memory_of(each.target) else now)
+
+
+def refuse_unshared(model: nn.Module, hung: Sequence[Hung], source_of: SourceOf) -> None:
+    """What each rank has of its own must be computed from weights, not from the scratch that stands for them."""
+    shared = {(each.place.owner, each.place.key) for each in hung}
+    found = [(name, source_of(tensor)) for where, name, tensor in _tensors(model) if where not in shared]
+    wrong = [(name, source) for name, source in found if source is not None]
+    if wrong:
+        names = ", ".join(name for name, _ in wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise Refused(_NOT_SHARED.format(names=names, source=wrong[0][1]))
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[tuple[nn.Module, str], str, torch.Tensor]]:
+    """Parameters, buffers and plain attributes, with where they hang."""
+    for path, owner in model.named_modules():
+        for key, value in {**owner.__dict__, **owner._parameters, **owner._buffers}.items():
+            if isinstance(value, torch.Tensor):
+                yield (owner, key), f"{path}.{key}".removeprefix("."), value
