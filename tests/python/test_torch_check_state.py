@@ -6,7 +6,12 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import logging.handlers
+import queue
 import random
+import threading
+import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -220,6 +225,8 @@ class Messy(Row):
         self.set, self.deque = {1}, collections.deque([1], maxlen=3)
         self.counts, self.ordered = collections.defaultdict(int, b=1, c=2), collections.OrderedDict(a=1, b=2)
         self.grown, self.resized, self.freed, self.slots = torch.zeros(0, 8), torch.ones(2), torch.ones(2), Slots(1)
+        self.space, self.local, self.user = types.SimpleNamespace(n=0), threading.local(), collections.UserDict(n=0)
+        self.local.n = 0
         self.linked = None
         for _ in range(3000):
             self.linked = Linked(self.linked)
@@ -241,6 +248,9 @@ class Messy(Row):
         self.resized.resize_(4).fill_(3)
         self.freed.untyped_storage().resize_(0)
         self.slots.y += 1
+        self.space.n += 1
+        self.local.n += 1
+        self.user["n"] += 1
         self.linked.next = None
         if not hasattr(self, "late"):
             self.register_buffer("late", torch.zeros(()))
@@ -252,6 +262,7 @@ class Messy(Row):
     def sum(self):
         parts = [self.array.sum(), *self.objects, self.counts, self.ordered, self.grown.sum(), self.resized.sum()]
         parts += [self.deque, len(self.set), self.slots.y, self.linked.next is None, self.training, len(self._modules)]
+        parts += [self.space.n, self.local.n, self.user["n"]]
         text = str([float(each) if isinstance(each, torch.Tensor) else each for each in parts])
         return sum(map(ord, text)) + float(getattr(self, "late", torch.ones(())))
 
@@ -280,6 +291,105 @@ def test_another_model_among_the_arguments_is_put_back():
         with torch.inference_mode():
             text = str(sharding.check(model, inputs(), [other], call=lambda x, others: others[0](model(x))))
         assert not other.running_mean.any() and not other.num_batches_tracked
+        return text
+
+    assert run(work).startswith("equal with poison: 8 of 8")
+
+
+# ---- What is left alone ----
+
+
+class OwnQueue(queue.Queue):
+    """With a name of its own for what queue.Queue keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.items, self.count = self.queue, 0
+
+
+class Meter:
+    """The program's own: a number, which is put back, and a queue, which another thread empties."""
+
+    def __init__(self, kind):
+        self.count, self.sums = 0, kind()
+
+    def add(self, x):
+        self.count += 1
+        self.sums.put(float(x.sum()))
+        return x
+
+
+def passes(model, got, read=lambda: None):
+    """One, a check's three, two: whether their six reports arrive where another thread puts them."""
+
+    def wait(count):
+        end = time.monotonic() + 10
+        while len(got) < count and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.05)  # its thread waits for the next one now
+        return len(got) == count
+
+    with torch.inference_mode():
+        model(inputs())
+        assert wait(1)
+        before = read()
+        text = str(sharding.check(model, inputs()))
+        assert read() == before
+        model(inputs())
+        model(inputs())
+        assert wait(6), f"{len(got)} of 6 reports have arrived"
+    return text
+
+
+@pytest.mark.parametrize("kind", [queue.Queue, OwnQueue])
+def test_a_queue_that_a_thread_empties_goes_on(kind):
+    def work(rank, size):
+        model, got = row(lambda model, x: model.meter.add(x)), []
+        model.meter = meter = Meter(kind)
+        threading.Thread(target=lambda: [got.append(each) for each in iter(meter.sums.get, None)], daemon=True).start()
+        return passes(model, got, lambda: meter.count)
+
+    assert run(work).startswith("equal with poison: 8 of 8")
+
+
+def test_a_logger_whose_handler_a_thread_serves_goes_on():
+    class Handler(logging.Handler):
+        def emit(self, record):
+            got.append(record.getMessage())
+
+    got = []
+
+    def work(rank, size):
+        model, lines = row(lambda model, x: model.log.warning("a pass") or x), queue.Queue()
+        model.log = logging.getLogger("a model's own")
+        model.log.propagate = False
+        model.log.addHandler(logging.handlers.QueueHandler(lines))
+        logging.handlers.QueueListener(lines, Handler()).start()
+        return passes(model, got)
+
+    assert run(work).startswith("equal with poison: 8 of 8")
+
+
+def test_an_event_that_a_thread_has_set_stays_set():
+    class Loader(threading.Thread):
+        """Makes what a first pass asks for."""
+
+        def __init__(self):
+            super().__init__(daemon=True)
+            self.asked, self.ready = threading.Event(), threading.Event()
+
+        def run(self):
+            self.asked.wait()
+            self.ready.set()
+
+    def work(rank, size):
+        model = row(lambda model, x: model.loader.asked.set() or x * model.loader.ready.wait(10))
+        model.loader, model.events = Loader(), [threading.Event()]
+        model.loader.start()
+        model.register_forward_hook(lambda model, args, out: model.events[0].set())
+        with torch.inference_mode():
+            text = str(sharding.check(model, inputs()))
+        assert model.loader.ready.is_set() and model.events[0].is_set()
         return text
 
     assert run(work).startswith("equal with poison: 8 of 8")

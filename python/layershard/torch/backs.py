@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,9 @@ from .digests import bits_of, slots_of
 
 Back = Callable[[], Any]
 
+# Of the standard library, what holds what a program puts there and is nothing beyond.
+_PLAIN = "abc argparse builtins collections contextlib dataclasses enum numbers types typing".split()
+_OUTSIDE = (sys.stdlib_module_names - set(_PLAIN)) | {"layershard"}
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"training", "_buffers", "_modules", "_parameters"}
 
 
@@ -170,4 +174,16 @@ def keep(value: Any) -> tuple[list[Back], list[Any]]:
 
 
 def _is_the_program_s(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] not in ("torch", "layershard", "builtins")
+    """Nor is what is made of threads, queues, locks, loggers, files, process groups: others wait there, and would never
+    be woken once it is put back."""
+    kinds = type(value).__mro__
+    return _root(kinds[0]) not in ("torch", "builtins") and not any(map(_is_outside, kinds))
+
+
+def _is_outside(kind: type) -> bool:
+    is_group = kind.__module__.startswith(("torch.distributed", "torch._C._distributed"))
+    return is_group or _root(kind) in _OUTSIDE and kind is not threading.local  # which no other thread sees
+
+
+def _root(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
