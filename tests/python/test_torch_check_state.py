@@ -230,7 +230,7 @@ class Messy(Row):
         self.linked = None
         for _ in range(3000):
             self.linked = Linked(self.linked)
-        self.turns = iter([])  # has no state that could be put back
+        self.turns, self.system = iter([]), random.SystemRandom()  # have no state that could be put back
 
     def forward(self, x):
         x = super().forward(x)

@@ -133,7 +133,7 @@ def _keep_state(value: Any) -> Back | None:
     if isinstance(value, torch.Generator):
         words = value.get_state()
         return lambda: value.set_state(words)
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         python = value.getstate()
         return lambda: value.setstate(python)
     numbers = getattr(sys.modules.get("numpy"), "random", None)
