@@ -2,6 +2,7 @@
 """Two passes of one model at once: the second is refused, the first goes on and is right; in turn, any threads may."""
 
 import concurrent.futures
+import os
 import threading
 
 import pytest
@@ -264,5 +265,35 @@ def test_compiled():
                         compute(late, torch.ones(2, 37) if late is model.layers[2] else x)
             assert torch.allclose(first.result(LONG_S), want)
         assert torch.allclose(compute(run, x), want) and torch.allclose(compute(model, x), want)
+
+    ranks.run(2, work)
+
+
+def test_compiled_programs_of_two_models():
+    """They share code, and a program's frame lies where the other model's lay before."""
+
+    def work(rank, size):
+        x, models, programs = ranks.inputs(rank), [], []
+        _pauses[:] = [lambda: None]
+        for _ in range(2):
+            model = ranks.stack()
+            model.layers[2].up.__class__ = Pausing
+            want = compute(model, x)
+            os.environ["LAYERSHARD_JOB"] += "-next"
+            models.append(sharding.shard(model, **LINEARS, transport="shm:copy"))
+            programs.append(torch.compile(model, backend="eager", fullgraph=True))
+            compute(programs[-1], x)
+        for _ in range(3):
+            with threads() as pool:
+                _pauses[:] = [lambda: None]
+                pool.submit(compute, programs[0], x).result(LONG_S)
+                pause = Pause()
+                _pauses[:] = [pause]
+                first = pool.submit(compute, programs[1], x)
+                with pause:
+                    assert torch.allclose(compute(programs[0], x), want)
+                    with pytest.raises(sharding.Refused, match="in thread 'user_0'"):
+                        compute(programs[1], x)
+                assert torch.allclose(first.result(LONG_S), want)
 
     ranks.run(2, work)

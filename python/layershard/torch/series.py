@@ -179,7 +179,8 @@ class _Series:
     def _wrap_forwards(self, shared: Shared) -> None:
         if not shared.moves:
             return
-        token, turn = ops.new_token(self.device), Turn(self.layers.values())
+        token = ops.new_token(self.device)
+        turn = Turn(self.layers.values(), token)
         for index, places in shared.plan.layers():
             layer, weights = self.layers[index], [place.tensor for place in places]
             steps, saving = [(shared.series, index)], Saving(layer, places)

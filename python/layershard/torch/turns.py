@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
 from typing import Any
 
-from torch import compiler, nn
+from torch import Tensor, compiler, nn
 
 from .refusals import Refused
 
@@ -37,11 +37,18 @@ def _name_of(ident: int) -> str:
     return names.get(ident, str(ident))
 
 
-class Turn:
-    """Before a module runs: if turn.thread != threading.get_ident(): turn.take()."""
+def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
+    """Compilers make tensors anew of what they are given."""
+    return other is not None and tensor.data_ptr() == other.data_ptr()
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+
+class Turn:
+    """Before a module runs: if turn.thread != threading.get_ident(): turn.take(). Compiled programs of the modules are
+    given the @token."""
+
+    def __init__(self, modules: Iterable[nn.Module], token: Tensor | None = None) -> None:
         self.thread = 0
+        self._token = token
         self._hooks = {id(module._forward_pre_hooks) for module in modules}  # which DataParallel's replicas share
         self._program: tuple[int, CodeType | None] = 0, None  # the compiled one that ran a module last: frame and code
         self._taking = threading.Lock()
@@ -65,10 +72,17 @@ class Turn:
         while frame is not None:
             if frame.f_code is _CALL and id(vars(frame.f_locals["self"]).get("_forward_pre_hooks")) in self._hooks:
                 return True
-            if frame.f_code is self._program[1] and id(frame) == self._program[0]:
+            if frame.f_code is self._program[1] and self._is_program(frame):
                 return True
             frame = frame.f_back
         return False
+
+    def _is_program(self, frame: FrameType) -> bool:
+        """Models of one kind share code, and a frame may lie where one was before. What calls the operators by itself
+        has the token until the last call. Inductor's cpp_wrapper does not: only the address tells its frames apart."""
+        if "arrive" not in frame.f_code.co_names:
+            return id(frame) == self._program[0]
+        return any(type(each) is Tensor and _is_same(each, self._token) for each in frame.f_locals.values())
 
 
 def entering(turn: Turn) -> Callable[[nn.Module, Any], None]:

@@ -100,7 +100,8 @@ class Wiring:
         users: dict[Series | None, list[nn.Module]] = {}
         for module in {**self._reaches, **self._waits}:
             users.setdefault(self._waits[module][0][0] if module in self._waits else None, []).append(module)
-        return {module: turn for modules in users.values() for turn in [turns.Turn(modules)] for module in modules}
+        taken = [(modules, turns.Turn(modules, self.token)) for modules in users.values()]
+        return {module: turn for modules, turn in taken for module in modules}
 
     def install(self) -> None:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
