@@ -2,6 +2,7 @@
 """Ways into a sharded model, and out of it: none computes from other layers' bytes, or keeps them."""
 
 import copy
+import dataclasses
 import functools
 import logging
 import pickle
@@ -154,13 +155,15 @@ def lend_weights(rank, size):
     own, x = dict(ranks.stack(seed=5).named_parameters()), ranks.inputs(rank)
     one = {"layers.1.up.weight": own["layers.1.up.weight"]}
     with torch.inference_mode():
-        for _ in range(3):  # of nine tensors three are looked at each time
+        for _ in range(3):
             assert torch.equal(torch.func.functional_call(model, own, (x,)), ranks.stack(seed=5)(x))
             want = torch.func.functional_call(ranks.stack(), one, (x,))
-            assert torch.equal(torch.func.functional_call(model, one, (x,)), want)
+            for call in (torch.func.functional_call, torch.nn.utils.stateless.functional_call):
+                assert torch.equal(call(model, one, (x,)), want)
             assert torch.equal(model(x), ranks.stack()(x))
 
 
+@pytest.mark.filterwarnings("ignore")  # of the older one's
 def test_functional_call_runs_the_callers_weights():
     ranks.run(2, lend_weights)
 
@@ -189,6 +192,29 @@ def test_what_was_traced_before_is_told(trace, caplog):
     caplog.set_level(logging.WARNING, "layershard")
     for text in ranks.run(2, traced_before, trace, caplog):
         assert text.count("outside of the model") == 1 and "layers." in text
+
+
+@dataclasses.dataclass
+class Unhashable(torch.nn.Module):
+    weight: object = None
+
+
+def beside_strangers(rank, size):
+    """What else the process holds is none of shard's business, however strange."""
+    strangers = [object.__new__(Unhashable), Unhashable(), torch.fx.GraphModule.__new__(torch.fx.GraphModule)]
+    strangers.append(torch.jit.RecursiveScriptModule.__new__(torch.jit.RecursiveScriptModule))
+    model = sharding.shard(ranks.stack(), "*.up", transport="shm:copy")
+    holder = torch.nn.Linear(2, 2)
+    holder.weight = torch.nn.Parameter(torch.ones(2, 2))
+    scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    scripted.add_module("0", torch.jit.script(torch.nn.Linear(2, 2)))
+    return len(strangers) == 4 and torch.equal(model(ranks.inputs(rank)), ranks.stack()(ranks.inputs(rank)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_strange_modules_elsewhere_are_none_of_its_business():
+    with torch.no_grad():
+        assert ranks.run(2, beside_strangers) == [True] * 2
 
 
 def test_a_compiled_block_is_no_module_that_is_never_called():

@@ -24,9 +24,9 @@ _TOLD = (
 
 
 def _modules_outside(model: nn.Module) -> Iterator[nn.Module]:
-    inside = set(model.modules())
+    inside = {id(each) for each in model.modules()}
     for each in gc.get_objects():
-        if issubclass(type(each), nn.Module) and each not in inside:  # isinstance would ask proxies what they are
+        if issubclass(type(each), nn.Module) and id(each) not in inside:  # isinstance would ask proxies what they are
             yield each
 
 
@@ -39,11 +39,18 @@ def _parameters(module: nn.Module) -> Iterator[torch.Tensor]:
         yield from (each for each in vars(module).get("_parameters", {}).values() if each is not None)
 
 
+def _held(module: nn.Module) -> list[torch.Tensor]:
+    try:
+        return list(_parameters(module))
+    except Exception:  # a stranger's, half made, or with an attribute's meaning of its own: no reason not to shard
+        return []
+
+
 def held_elsewhere(model: nn.Module, shared: Iterable[Named]) -> str | None:
     """One line on the first one; None where there is none."""
     names = {id(tensor): name for name, tensor in shared}
     for module in _modules_outside(model):
-        for tensor in _parameters(module):
+        for tensor in _held(module):
             if id(tensor) in names:
                 return _TOLD.format(name=names[id(tensor)], kind=type(module).__name__)
     return None

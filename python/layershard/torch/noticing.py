@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.nn.utils import stateless
 
 from .grouping import Place
 from .refusals import Guarded
 
-_MOST = 3  # tensors to look at each time a module runs: what a look costs is part of the hook
+_LENDING = stateless._functional_call.__code__  # torch.func.functional_call's and the older one's
+_MOST = 12  # tensors to look at each time a module runs: what a look costs is part of the hook
 
 _REPLACED = (
     "{name} is no longer what layershard hung there: it was replaced, wrapped (a parametrization, adapters, "
@@ -65,6 +66,8 @@ _watched: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.Wea
 
 def _on_registration(module: nn.Module, *_registered: Any) -> None:
     """What parametrizes, prunes or normalises a weight hangs something on its module."""
+    if type(module).__hash__ is None:
+        return
     watch = _watched.get(module, _of_none)()
     if watch is not None:
         watch.look_at_all()
@@ -73,9 +76,9 @@ def _on_registration(module: nn.Module, *_registered: Any) -> None:
 def _is_lent() -> bool:
     """Whether functional_call has hung its caller's own tensors there, for one pass. Asked where others hang there."""
     frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code is not functional_call.__code__:
+    while frame.f_back is not None and frame.f_code is not _LENDING:
         frame = frame.f_back
-    return frame.f_code is functional_call.__code__
+    return frame.f_code is _LENDING
 
 
 def _of_none() -> None:

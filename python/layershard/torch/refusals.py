@@ -63,8 +63,8 @@ def refuse_casting(model: nn.Module, chosen: Iterable[Named]) -> None:
     for above, module in model.named_modules():
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         kinds = [kind for kind in _MOVING if kind in hooks]
-        inside = [name for name, _ in chosen if not above or name.startswith(f"{above}.")]
-        if kinds and inside:
+        inside = [name for name, _ in chosen if not above or name.startswith(f"{above}.")] if kinds else []
+        if inside:
             raise Refused(
                 f"{above or 'the model'} has diffusers' hook '{kinds[0]}', which replaces {inside[0]} round each "
                 f"forward: leave what is to be shared out of it (skip_modules_pattern), or do without it"

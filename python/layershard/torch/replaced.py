@@ -21,8 +21,10 @@ _waiting: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary(
 
 
 def _on_registration(parent: nn.Module, name: str, new: nn.Module | None) -> None:
-    old = parent._modules.get(name)
-    if old is None or new is None or not _waiting:
+    if not _waiting or new is None or name not in parent._modules:
+        return
+    old = parent._modules[name]
+    if old is None:
         return
     lost = [each for each in old.modules() if each in _waiting]
     if lost:
