@@ -2,8 +2,11 @@
 """Two passes of one model at once: the second is refused, the first goes on and is right; in turn, any threads may."""
 
 import concurrent.futures
+import gc
 import os
+import sys
 import threading
+import time
 
 import pytest
 from patience import LONG_S
@@ -201,6 +204,130 @@ def test_threads_of_one_pass():
         sharding.shard(model, "*.experts.*", transport="shm:copy")
         for _ in range(3):
             assert torch.equal(compute(model, ranks.inputs(rank)), compute(want, ranks.inputs(rank)))
+
+    ranks.run(2, work)
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Half() for _ in range(4))
+        self.norm = torch.nn.LayerNorm(8)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.norm(layer(x))
+        return x
+
+
+class Half(torch.nn.Module):
+    """The first of its linears in a thread of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        with threads(1) as pool:
+            return self.down(pool.submit(compute, self.up, x).result(LONG_S))
+
+
+class Encoders(torch.nn.Module):
+    """Each in a thread of its own, while the pass waits."""
+
+    def __init__(self, names):
+        super().__init__()
+        torch.manual_seed(1)
+        for name in names:
+            self.add_module(name, Encoder())
+
+    def forward(self, x):
+        with threads() as pool:
+            return sum(pool.map(lambda encoder: compute(encoder, x), self.children()))
+
+
+@pytest.mark.parametrize("scope", ["linear", "block"])
+def test_threads_of_one_pass_in_which_passes_can_begin(scope):
+    def work(rank, size):
+        x = ranks.inputs(rank)[:, :8]
+        for names in (["text"], ["text", "image"]):
+            model, want = Encoders(names), compute(Encoders(names), x)
+            chosen = [f"{name}.layers.*.{part}" for name in names for part in ("up", "down")]
+            sharding.shard(model, chosen, scope=scope, transport="shm:copy")
+            for _ in range(3):
+                assert torch.equal(compute(model, x), want)
+
+    ranks.run(2, work)
+
+
+@pytest.mark.parametrize("place", ["norm", "layers.2", "layers.2.up"])
+def test_passes_that_begin_in_different_modules(place):
+    def work(rank, size):
+        x = ranks.inputs(rank)[:, :8]
+        model, want = Encoders(["text"]), compute(Encoders(["text"]), x)
+        sharding.shard(model, **LINEARS, transport="shm:copy")
+        pause, encoder = Pause(), model.text
+        encoder.get_submodule(place).register_forward_hook(pause)
+        with threads() as pool:
+            first = pool.submit(compute, model, x)
+            with pause, pytest.raises(sharding.Refused, match="'MainThread' began a pass"):
+                compute(encoder, x)
+            assert torch.equal(first.result(LONG_S), want)
+            assert torch.equal(compute(encoder, x), want)
+
+    ranks.run(2, work)
+
+
+def test_a_block_reaches_what_another_thread_reads():
+    """The block itself waits for nothing; its linears do, and one of them runs by itself."""
+
+    def work(rank, size):
+        x = ranks.inputs(rank)
+        model, want = ranks.stack(), compute(ranks.stack(), x)
+        h = model.embed(x).detach()
+        alone = compute(model.layers[3].up, h)
+        sharding.shard(model, **LINEARS, transport="shm:copy")
+        for _ in range(2):
+            pause = Pause()
+            hook = model.layers[3].up.register_forward_pre_hook(pause)
+            with threads() as pool:
+                first = pool.submit(compute, model.layers[3].up, h)
+                with pause, pytest.raises(sharding.Refused, match="in thread 'user_0'"):
+                    compute(model, x)
+                assert torch.equal(first.result(LONG_S), alone)
+            hook.remove()
+            assert torch.equal(compute(model, x), want)
+
+    ranks.run(2, work)
+
+
+def test_nothing_is_wrong_whenever_threads_change():
+    """Also in a garbage collection, while stacks are read."""
+
+    def loop(call, want, end, outcomes):
+        while time.monotonic() < end:
+            try:
+                outcomes.append(torch.equal(call(), want))
+            except sharding.Refused:
+                pass
+
+    def work(rank, size):
+        x = ranks.inputs(rank)
+        model, want = ranks.stack(), compute(ranks.stack(), x)
+        h = model.embed(x).detach()
+        alone = compute(model.layers[3], h)
+        sharding.shard(model, **LINEARS, transport="shm:copy")
+        sys.setswitchinterval(1e-5)
+        gc.callbacks.append(lambda *_args: time.sleep(0))
+        gc.set_threshold(20)
+        outcomes, end = [], time.monotonic() + 2
+        with threads() as pool:
+            running = [
+                pool.submit(loop, lambda: compute(model, x), want, end, outcomes),
+                pool.submit(loop, lambda: compute(model.layers[3], h), alone, end, outcomes),
+            ]
+        assert [each.result() for each in running] == [None, None] and outcomes and all(outcomes)
+        assert gc.isenabled() and torch.equal(compute(model, x), want)
 
     ranks.run(2, work)
 

@@ -103,6 +103,7 @@ def arrival_hooks(
         elif is_grad_enabled() and not switch.off:  # what was before it has been compiled by itself
             refuse_results(module, tensors_in(output))
 
+    turn.hook = before.__code__
     before.steps = steps  # type: ignore[attr-defined]  # the operators know them as long as the hook lives
     return Hooks(before, after if waits else None)
 

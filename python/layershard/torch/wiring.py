@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..series import Series
 from . import ops, turns
 from .compiled import whole
 from .gradients import Saving
@@ -82,7 +81,8 @@ class Wiring:
                 self._wire((each.series, layer), modules[units[0].block], units, places, scope)
         self._watches = {module: Watch(places) for module, places in self._places.items()}
         self._entries = _entries(model, {*self._reaches, *self._waits})
-        self._turns = self._take_turns()
+        users = dict.fromkeys([*self._reaches, *self._waits])
+        self._turns = turns.turns_of({module: self._uses_of(module) for module in users}, self.token)
         for each in shared:
             each.hung = self._record
 
@@ -95,21 +95,17 @@ class Wiring:
             self._waits.setdefault(module, []).append(step)
             self._places.setdefault(module, []).extend(places)
 
-    def _take_turns(self) -> dict[nn.Module, turns.Turn]:
-        """One for all modules that wait for a series, one for all that only reach."""
-        users: dict[Series | None, list[nn.Module]] = {}
-        for module in {**self._reaches, **self._waits}:
-            users.setdefault(self._waits[module][0][0] if module in self._waits else None, []).append(module)
-        taken = [(modules, turns.Turn(modules, self.token)) for modules in users.values()]
-        return {module: turn for modules, turn in taken for module in modules}
+    def _uses_of(self, module: nn.Module) -> turns.Uses:
+        reaches, waits = self.steps_of(module)
+        return turns.Uses(frozenset(series for series, _ in waits), frozenset(series for series, _ in reaches))
 
     def install(self) -> None:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
-        entering = turns.entering(turns.Turn(self._entries))
-        self._handles += [each.register_forward_pre_hook(entering, prepend=True) for each in self._entries]
+        for each in self._entries:
+            self._handles.append(each.register_forward_pre_hook(turns.entering(turns.Turn([each])), prepend=True))
         self._handles.append(Waiting({module: self._names[module] for module in self._waits}))
-        for module in dict.fromkeys([*self._reaches, *self._waits]):
+        for module in self._turns:
             places = self._places.get(module, [])
             weights, saving = [place.tensor for place in places], Saving(module, places)
             watch, steps, name = self._watches.get(module), self.steps_of(module), self._names[module]
