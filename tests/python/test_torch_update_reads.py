@@ -104,6 +104,13 @@ def through_a_map(model):
     first.copy_(torch.vmap(lambda a, b: a + b)(first, second))
 
 
+def written_too_early(model):
+    """Scratch is one layer's worth: what was written to the second is gone when the fourth is written."""
+    for each in weights(model):
+        each.fill_(0.5)
+    weights(model)[0].copy_(weights(model)[1])
+
+
 def by_compiled_code(model):
     first, second, *_ = weights(model)
     torch.compile(lambda a, b: a.mul_(b), backend="eager")(first, second)
@@ -123,6 +130,7 @@ MIXED = [
     by_out,
     through_sparse,
     through_a_map,
+    written_too_early,
 ]
 
 
@@ -284,7 +292,17 @@ def given_memory_first(model):
     averaged(model)
 
 
-RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, mended, only_looked_at, unshared_with_all, given_memory_first]
+def written_before_it_is_read(model):
+    first, second, third, *_ = weights(model)
+    new = torch.linspace(-1, 1, second.numel()).view(second.shape)
+    second.copy_(new).mul_(2)
+    first.copy_(second + 1)
+    third.fill_(0.25)
+    second.sub_(third)
+
+
+RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, mended, only_looked_at]
+RIGHT += [unshared_with_all, given_memory_first, written_before_it_is_read]
 
 
 def every_right_way(rank, size, options, changes):
@@ -326,6 +344,78 @@ def taken_before(rank, size, options):
 @pytest.mark.parametrize("options", BY, ids=str)
 def test_what_is_needed_of_other_ranks_is_taken_before_the_update(options):
     ranks.run(2, taken_before, options)
+
+
+# ---- Sent ----
+
+
+def one_by_one(model, rank):
+    new = dict(ranks.stack(seed=7, n_layers=4, width=6).named_parameters())
+    for name, each in model.named_parameters():
+        each.copy_(new[name]) if rank == 0 else None
+        torch.distributed.broadcast(each.data, 0)
+
+
+def gathered(model, rank):
+    """What each rank stores, wherever it is written."""
+    for index, each in enumerate(weights(model)):
+        given = each * 2 if rank == index % 2 else torch.ones_like(each)
+        torch.distributed.all_reduce(given)
+        each.copy_(given - 1)
+
+
+def all_before(model, rank):
+    if rank == 0:
+        model.load_state_dict(ranks.stack(seed=7, n_layers=4, width=6).state_dict(), strict=False)
+    for each in model.parameters():
+        torch.distributed.broadcast(each.data, 0)
+
+
+def still_under_way(model, rank):
+    for each in weights(model):
+        each.fill_(0.5)
+        torch.distributed.broadcast(each.data, 0, async_op=True).wait()
+
+
+def reduced(model, rank):
+    for each in weights(model):
+        torch.distributed.all_reduce(each.data)
+
+
+def all_gathered(model, rank):
+    for each in weights(model):
+        torch.distributed.all_gather([torch.empty_like(each) for _ in range(2)], each.data)
+
+
+def functional(model, rank):
+    from torch.distributed._functional_collectives import all_reduce
+
+    for each in weights(model):
+        each.copy_(all_reduce(each.data, "sum", torch.distributed.group.WORLD))
+
+
+def every_collective(rank, size, store):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    for change in (one_by_one, gathered):
+        model, want = sharded(**BY[1]), stack()
+        with torch.no_grad(), sharding.of(model).update():
+            change(model, rank)
+        with torch.no_grad():
+            change(want, rank)
+        assert torch.equal(compute(model, rank), compute(want, rank)), change
+    model = sharded(**BY[1])
+    for change in (all_before, still_under_way, reduced, all_gathered, functional):
+        with pytest.raises(Exception) as caught, torch.no_grad(), sharding.of(model).update():
+            change(model, rank)
+        if rank == 0:
+            assert caught.type is sharding.Refused, change
+            caught.match(r"(broadcast|all_?reduce|all_?gather) gave other ranks what was computed from layers\.[13]\.")
+        else:
+            assert caught.type.__name__ in ("Refused", "CallbackFailed"), change
+
+
+def test_what_is_given_to_other_ranks_is_not_computed_from_scratch(tmp_path):
+    ranks.run(2, every_collective, tmp_path / "store")
 
 
 # ---- Words ----

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from .digests import tensors_in
 from .layout import Layout
+from .sending import is_collective, sent_by
 
 _OVERWRITES = frozenset(
     ["copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_"]
@@ -38,9 +39,11 @@ class _Part(NamedTuple):
 
 
 class _Known(NamedTuple):
+    """A fixed one was followed from the beginning and is shared memory: @parts hold unless it is fresh."""
+
     is_gone: Callable[[], bool]
     parts: list[_Part]
-    is_fixed: bool = False  # whatever is written there
+    is_fixed: bool = False
 
 
 class _Rule(NamedTuple):
@@ -167,19 +170,37 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, _Known] = {}
         self._crowded = 1000  # where it is looked which storages are gone
+        self._fresh: dict[int, int] = {}  # by address, the followed storage through which all was last written
+        self.sent: tuple[str, str] | None = None  # an operator that gave it to other ranks, and what
 
     def follow(self, tensor: torch.Tensor, source: str) -> None:
-        """The whole storage of @tensor, whatever is written there."""
-        self._known[_key(tensor)] = _Known(_gone(tensor), [_Part(0, 1 << 62, source)], is_fixed=True)
+        """The whole storage of @tensor. Storages may share its memory: what is written by one name is not there by
+        that name any more when another one is written."""
+        self._known[_key(tensor)] = _Known(_gone(tensor), [_Part(*_extent(tensor), source)], is_fixed=True)
 
     def source_of(self, tensor: torch.Tensor) -> str | None:
-        """A name that was followed to the memory of @tensor."""
+        """A name that was followed to the memory of @tensor, or whose memory it is, fresh or not."""
+        known = self._known.get(_key(tensor))
+        if known is not None and known.is_fixed:
+            return known.parts[0].source
         parts = self._parts(tensor)
         return parts[0].source if parts else None
 
     def _parts(self, tensor: torch.Tensor) -> list[_Part]:
         known = self._known.get(_key(tensor))
-        return [] if known is None or known.is_gone() else _cut(known.parts, *_extent(tensor))
+        if known is None or known.is_gone() or (known.is_fixed and self._is_fresh(tensor)):
+            return []
+        return _cut(known.parts, *_extent(tensor))
+
+    def _is_fresh(self, tensor: torch.Tensor) -> bool:
+        return self._fresh.get(tensor.untyped_storage().data_ptr()) == _key(tensor)
+
+    def _write_fixed(self, known: _Known, target: torch.Tensor, parts: list[_Part]) -> None:
+        is_whole = _is_solid(target) and _extent(target) == known.parts[0][:2]
+        if not parts and is_whole:
+            self._fresh[target.untyped_storage().data_ptr()] = _key(target)
+        elif parts or not self._is_fresh(target):
+            self._fresh.pop(target.untyped_storage().data_ptr(), None)
 
     # ---- Operators ----
 
@@ -194,7 +215,9 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if not self._known.keys().isdisjoint(keys):
             rule = _rule_of(func)
-            if rule.by_index:
+            if is_collective(func):
+                self._send(func, args, kwargs)
+            elif rule.by_index:
                 for index, each, named in _each_index(args, kwargs):
                     self._take(rule, each, named, result[index] if result else None)
             elif not rule.passes:
@@ -202,6 +225,16 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     _run_untraced = _disable_dynamo(_run)  # what is compiled meanwhile runs in eager mode, but not this
+
+    def _send(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Not refused here, where other ranks wait in it, too."""
+        given, received, lasts = sent_by(func, args, kwargs)
+        for each in given:
+            source = self.source_of(each) if lasts else next((part.source for part in self._parts(each)), None)
+            if source is not None:
+                self.sent = self.sent or (func._schema.name.partition("::")[2].strip("_"), source)
+        for each in received:
+            self._set(each, [])
 
     def _take(self, rule: _Rule, args: Any, kwargs: Any, result: Any) -> None:
         written = [kwargs.get(name, args[i] if i < len(args) else None) for i, name in rule.written]
@@ -232,6 +265,7 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._sweep()
             known = self._known[_key(target)] = _Known(_gone(target), [])
         if known.is_fixed:
+            self._write_fixed(known, target, parts)
             return
         begin, end = _extent(target)
         whole = [each for each in parts if (each.begin, each.end) == (begin, end)]

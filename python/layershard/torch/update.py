@@ -22,7 +22,7 @@ from .memory import apart, give_back
 from .origins import Origins
 from .refusals import Refused
 from .shared import Read, Shared
-from .written import Hung, collect, refuse_unshared
+from .written import Hung, collect, refuse_sent, refuse_unshared
 
 
 class _Abandoned(RuntimeError):
@@ -124,6 +124,7 @@ class Update:
 
     def _take_written(self) -> Refused | None:
         try:
+            refuse_sent(self._origins.sent)
             refuse_unshared(self._model, self._hung, self._origins.source_of)
             collect(self._hung, self._origins.source_of)
         except Refused as refusal:

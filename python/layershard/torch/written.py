@@ -28,6 +28,11 @@ _NOT_SHARED = (
     "Share it in the same pattern (a buffer: buffers=), or take what is needed from "
     "layershard.torch.of(model).state_dict() before the update begins. It stays as the update left it: put it right"
 )
+_SENT = (
+    "{operator} gave other ranks what was computed from {source}, which another rank stores: inside an update there is "
+    "only scratch under that name here. Give what this rank stores (update.parameters()), a tensor apart from the "
+    "model, or what layershard.torch.of(model).state_dict() gave before the update begins"
+)
 
 SourceOf = Callable[[torch.Tensor], str | None]
 
@@ -90,6 +95,12 @@ def collect(hung: Sequence[Hung], source_of: SourceOf) -> None:
         for each, now in moved:
             if each.own:
                 each.target.copy_(now.clone() if _memory_of(now) == _memory_of(each.target) else now)
+
+
+def refuse_sent(sent: tuple[str, str] | None) -> None:
+    if sent is not None:
+        operator, source = sent
+        raise Refused(_SENT.format(operator=operator, source=source))
 
 
 def refuse_unshared(model: nn.Module, hung: Sequence[Hung], source_of: SourceOf) -> None:
