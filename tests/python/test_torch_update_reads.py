@@ -346,7 +346,34 @@ def test_what_is_needed_of_other_ranks_is_taken_before_the_update(options):
     ranks.run(2, taken_before, options)
 
 
-# ---- Sent ----
+# ---- Compiled and sent ----
+
+
+def by_conditions(model):
+    for each in weights(model):
+        each.copy_(torch.cond(torch.tensor(True), lambda a: a * 2, lambda a: a + 1, (each,)))
+
+
+def by_whole_graphs(model):
+    for each in weights(model):
+        each.copy_(torch.compile(lambda a: a * 2, backend="eager", fullgraph=True)(each))
+
+
+def mixed_by_conditions(model):
+    first, second, *_ = weights(model)
+    first.copy_(torch.cond(torch.tensor(True), lambda a, b: a * b, lambda a, b: a + b, (first, second)))
+
+
+def compiling(rank, size):
+    import torch._dynamo
+
+    every_right_way(rank, size, BY[0], [by_conditions, by_whole_graphs])
+    every_mix(rank, size, BY[0], [mixed_by_conditions])
+    assert torch.compile(lambda a: a * 2, backend=lambda graph, _: graph.forward, fullgraph=True)(torch.ones(1)) == 2
+
+
+def test_what_the_compiler_must_not_break_up_runs_in_eager_mode():
+    ranks.run(2, compiling)
 
 
 def one_by_one(model, rank):

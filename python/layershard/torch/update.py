@@ -82,13 +82,13 @@ class Update:
         for shared in self._shared:
             self._hang_writable(shared)
         self._is_open = True
-        self._origins.__enter__()  # type: ignore[no-untyped-call]
+        self._origins.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._origins.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        self._origins.__exit__(kind, error, traceback)
         self._is_open = False
         refusal = self._take_written() if error is None else None
         failed = error is not None or refusal is not None
