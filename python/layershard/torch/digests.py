@@ -40,15 +40,6 @@ def digest(value: Any, unseen: Unseen) -> bytes:
     return found.digest()
 
 
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """In containers. A cache that is handed from layer to layer is not among a module's own results."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [found for each in value for found in tensors_in(each)] if isinstance(value, (list, tuple)) else []
-
-
 def slots_of(value: Any) -> dict[str, Any]:
     """Attributes that are in slots; those that are not set are left out."""
     names = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # as copy and pickle find them

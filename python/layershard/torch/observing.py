@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .digests import Unseen, digest, tensors_in
+from .containers import tensors_in
+from .digests import Unseen, digest
 
 
 class Event(NamedTuple):
@@ -58,13 +59,13 @@ class Observation:
         def begins(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not torch.compiler.is_compiling():
                 self._open.append(name)
-                self._add("begins", name, tensors_in((*args, *kwargs.values())))
+                self._add("begins", name, list(tensors_in((*args, *kwargs.values()))))
 
         def ends(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not torch.compiler.is_compiling():
                 while self._open and self._open.pop() != name:  # of one that was left by an exception
                     pass
-                self._add("ends", name, tensors_in(output))
+                self._add("ends", name, list(tensors_in(output)))
 
         self._handles.append(module.register_forward_pre_hook(begins, with_kwargs=True))
         self._handles.append(module.register_forward_hook(ends, with_kwargs=True))

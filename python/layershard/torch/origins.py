@@ -21,7 +21,7 @@ from torch._compile import _disable_dynamo
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
-from .digests import tensors_in
+from .containers import tensors_in
 from .layout import Layout
 from .sending import is_collective, sent_by
 
@@ -257,7 +257,7 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
             read += [each for name, each in kwargs.items() if name not in places.values()]
         keys = {_key(each) for each in tensors_in([args, kwargs])}
         results = [each for each in tensors_in([result]) if _key(each) not in keys]
-        operands = tensors_in(read)
+        operands = list(tensors_in(read))
         for target in [*tensors_in(written), *results]:
             pieces = [(each, target) for each in operands]
             if rule.joins and target.is_contiguous() and _dim(args, kwargs) % target.dim() == 0:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .digests import tensors_in
+from .containers import tensors_in
 from .observing import shown
 from .ops import Step
 from .shared import Shared

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .digests import tensors_in
+from .containers import tensors_in
 
 _SPACES = ("c10d", "_c10d_functional", "c10d_functional", "symm_mem")
 _GIVE_NOTHING = ("recv", "irecv", "wait", "barrier", "monitored_barrier", "check_for_nan")
@@ -35,7 +35,7 @@ def sent_by(func: Any, args: Any, kwargs: Any) -> Sent:
     if func._schema.name.partition("::")[2].startswith(_GIVE_NOTHING) or not _is_root(func, named):
         given, received = [], [*given, *received]
     lasts = bool(named.get("async_op", named.get("asyncOp", True)))
-    return Sent(tensors_in(given), tensors_in(received), lasts)
+    return Sent(list(tensors_in(given)), list(tensors_in(received)), lasts)
 
 
 def _is_root(func: Any, named: dict[str, Any]) -> bool:
