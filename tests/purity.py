@@ -23,6 +23,9 @@ FREESTANDING = {"inttypes.h", "limits.h", "stdarg.h", "stdatomic.h", "stdbool.h"
 
 PURE = {"base", "core"}
 
+# Folders outside of src with a CMakeLists.txt of their own.
+OUTSIDE = ("tools/support",)
+
 # Of a directory's files: the quoted headers they may include besides their own directory's, and the public ones.
 BORDERS = {
     "base": (set(), PUBLIC),
@@ -30,7 +33,8 @@ BORDERS = {
     "host": ({"outside.h", "base/*"}, PUBLIC),
     "transport": ({"outside.h", "base/*", "host/*"}, PUBLIC),
     "engine": (set(), {"layershard/layershard.h"}),
-    "cli": ({"engine/*"}, {"layershard/layershard.h"}),
+    "cli": ({"engine/*", "tools/support/*"}, {"layershard/layershard.h"}),
+    "tools/support": (set(), {"layershard/layershard.h"}),
 }
 
 # Bytes, text and the default allocator: all that base and core may use of the C library.
@@ -46,8 +50,12 @@ def names(path, *options):
     return {line.split()[0].split("@")[0] for line in output.splitlines() if len(line.split()) > 1}
 
 
+def folder_of(source, part):
+    return source / part if part in OUTSIDE else source / "src" / part
+
+
 def headers_of(source, part):
-    return {path.name for path in (source / "src" / part).glob("*.h")}
+    return {path.name for path in folder_of(source, part).glob("*.h")}
 
 
 def check_includes(source):
@@ -55,15 +63,15 @@ def check_includes(source):
     for part, (foreign, public) in BORDERS.items():
         allowed = own[part] | {name for name in foreign if "/" not in name}
         for pattern in foreign:
-            allowed |= own.get(pattern.split("/")[0], set()) if pattern.endswith("/*") else set()
-        files = sorted((source / "src" / part).glob("*.[ch]"))
+            allowed |= own.get(pattern.rpartition("/")[0], set()) if pattern.endswith("/*") else set()
+        files = sorted(folder_of(source, part).glob("*.[ch]"))
         if not files:
-            yield f"src/{part}: no files; is this the right directory?"
+            yield f"{folder_of(source, part)}: no files; is this the right directory?"
         for path in files:
             yield from check_file(path, path.relative_to(source), allowed, public, part in PURE)
     yield from check_unique(source)
-    yield from check_listed(source, "src")
-    yield from check_listed(source, "tests")
+    for top in ("src", "tests", *OUTSIDE):
+        yield from check_listed(source, top)
 
 
 def check_file(path, shown, quoted_allowed, public, pure):
@@ -83,7 +91,7 @@ def check_file(path, shown, quoted_allowed, public, pure):
 
 def check_unique(source):
     places = collections.defaultdict(list)
-    for top in ("include", "src", "tests", "examples"):
+    for top in ("include", "src", "tests", "examples", "tools", "bench"):
         for path in (source / top).rglob("*"):
             if path.suffix in (".c", ".h", ".cc"):
                 places[path.name].append(str(path.relative_to(source)))

@@ -4,6 +4,7 @@
  */
 #include "bench.h"
 #include "cli.h"
+#include "commands.h"
 
 #include <string.h>
 

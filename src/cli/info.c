@@ -11,6 +11,7 @@
 #include <pcre2.h>
 
 #include "cli.h"
+#include "commands.h"
 #include "engine.h"
 
 static const char help[] = "Usage: layershard info [-h | --help | --json]\n\n"

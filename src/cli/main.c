@@ -3,6 +3,7 @@
  * main.c - the layershard program: finds the command and hands over.
  */
 #include "cli.h"
+#include "commands.h"
 
 #include <fcntl.h>
 #include <string.h>

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "commands.h"
 #include "launcher.h"
 #include "run_report.h"
 #include "run_text.h"

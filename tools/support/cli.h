@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cli.h - what the commands of the layershard program share: exit codes, messages, reading of arguments, tables, JSON.
- * Knows: the public header and jansson. Does not know: what any command does.
+ * cli.h - what programs share: exit codes, messages, reading of arguments, tables, JSON.
+ * Knows: the public header and jansson. Does not know: what any program does.
  */
 #ifndef CLI_H
 #define CLI_H
@@ -31,13 +31,6 @@ enum cli_exit {
 	"  2  wrong command, option or environment\n"                                                                  \
 	"  3  inconclusive measurement (bench only)\n"                                                                 \
 	"  4  the model file is missing, unreadable, damaged or not supported\n"
-
-/* ---- Commands: argv[0] is the command's own name. They return a cli_exit. ---------------------------------------- */
-
-int command_run(int argc, char **argv);
-int command_info(int argc, char **argv);
-int command_bench(int argc, char **argv);
-int command_verify(int argc, char **argv);
 
 /* ---- Messages (cli_messages.c): all on stderr -------------------------------------------------------------------- */
 
