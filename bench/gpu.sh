@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # gpu.sh [-p PROGRAM] [-o DIRECTORY] [-n GPUS] [PART]... - every measurement of docs/performance.md that needs a GPU,
-# each saved as DIRECTORY/DATE-PART.json (default bench/results), and what bench/targets.py says of them. Without parts
-# all are run, the most telling first. Each is meant to take less than ten minutes, also on two GPUs, about as long as
+# each saved as DIRECTORY/DATE-PART.json (default bench/results), and what bench/results/targets.py says of them.
+# Without parts all are run, the most telling first. Each is meant to take less than ten minutes, also on two GPUs, about as long as
 # it says here; on one, two processes share it and copies are forced.
 #
 #   copies     5 min  512 and 16 tokens, where transfers dominate: beside rivals, graphs, a delayed rank
@@ -105,7 +105,7 @@ measure() {
 # model NAME SCRIPT OPTION...
 model() {
 	name=$1
-	script=$(dirname "$0")/$2
+	script=$(dirname "$0")/torch/$2
 	shift 2
 	save "$name" "${LAYERSHARD_PYTHON:-python3}" "$script" --devices 0,1 "$@"
 }
@@ -141,5 +141,5 @@ for part in "$@"; do
 	run_part "$part"
 done
 echo
-python3 "$(dirname "$0")/targets.py" "$directory" || true
+python3 "$(dirname "$0")/results/targets.py" "$directory" || true
 exit "$worst"

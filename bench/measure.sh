@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # measure.sh [PROGRAM [DIRECTORY]] - every measurement of docs/performance.md that needs no GPU, with what the targets
-# say of it; saved into DIRECTORY as well, one file each, for bench/readme_tables.py. About ten minutes. Ends with 0 when
-# all targets are met, 1 when one is missed, 3 when the machine was too restless to tell.
+# say of it; saved into DIRECTORY as well, one file each, for bench/results/readme_tables.py. About ten minutes. Ends
+# with 0 when all targets are met, 1 when one is missed, 3 when the machine was too restless to tell.
 # As root, `chrt -f 40 bench/measure.sh` keeps other work of the machine away from it.
 set -eu
 

@@ -4,7 +4,7 @@
  *
  *   {"command", "date" (UTC), "version", "machine": {"cpu", "cores", "kernel", "load"}, "gpus": [...], "result": {...}}
  *
- * bench/readme_tables.py makes tables from such files. Knows: jansson, the host's names. Does not know: what is
+ * bench/results/readme_tables.py makes tables from such files. Knows: jansson, the host's names. Does not know: what is
  * measured.
  */
 #ifndef BENCH_SAVE_H

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/readme_tables.py: tables come from saved results, and one that was edited by hand is found."""
+"""bench/results/readme_tables.py: tables come from saved results, and one that was edited by hand is found."""
 import json
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def document(tmp_path, what, content="", end="<!-- end of table -->\n"):
 
 
 def tables(*arguments):
-    command = [sys.executable, str(TREE / "bench" / "readme_tables.py"), *map(str, arguments)]
+    command = [sys.executable, str(TREE / "bench" / "results" / "readme_tables.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
 
 

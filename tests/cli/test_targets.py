@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/targets.py: what is met, missed, void and not measured, from made-up results and from those of this tree."""
+"""bench/results/targets.py: what is met, missed, void, not measured, by made-up results and this tree's."""
 import json
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def judge(tmp_path):
 
 
 def targets(*arguments):
-    command = [sys.executable, str(TREE / "bench" / "targets.py"), *map(str, arguments)]
+    command = [sys.executable, str(TREE / "bench" / "results" / "targets.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts of bench/ as processes that need not import anything: forks of the test's, which has imported it all.
+"""Scripts of bench/torch/ as processes that need not import anything: forks of the test's, which has imported it all.
 
 A run of such a script is three processes, each of which would import torch for seconds, on a busy machine for half a
 minute. Knows processes and torch_rounds.launch, by which the scripts start their ranks; nothing of what they do.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/e2e.py on processors, with shapes of a few KiB: every way there is is run and compared, or named with a reason;
+"""bench/torch/e2e.py on CPUs, with shapes of a few KiB: every way there is is run and compared, or named with a reason;
 what is said of ratios is what the samples hold."""
 
 import json
@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torch.distributed.fsdp._fully_shard", reason="this torch has no fully_shard")
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TREE / "bench"))
+sys.path.insert(0, str(TREE / "bench" / "torch"))
 
 import e2e  # noqa: E402
 import e2e_arms  # noqa: E402, F401
@@ -33,7 +33,8 @@ SMALL = "--devices cpu,cpu --shape 32,88,4,2 --layers 5 --passes 1 --warm-ms 0".
 
 
 def bench(folder, *options):
-    script = str(TREE / "bench" / "e2e.py")  # what it saves of its command does not depend on where ctest runs it
+    # Whole: what it saves of its command does not depend on where ctest runs it.
+    script = str(TREE / "bench" / "torch" / "e2e.py")
     return forked_scripts.run(e2e.main, [script, *SMALL, *options], folder, torch_rounds)
 
 
@@ -46,7 +47,7 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     done = bench(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     saved = json.loads((tmp_path / "e2e.json").read_text(encoding="utf-8"))
-    assert saved["command"].startswith("bench/e2e.py --devices cpu,cpu") and saved["versions"]["torch"]
+    assert saved["command"].startswith("bench/torch/e2e.py --devices cpu,cpu") and saved["versions"]["torch"]
     assert "NCCL_NVLS_ENABLE" in saved["result"]["config"]["environment"]
     (table,) = saved["result"]["tables"]
     equal = {row["arm"]: row["bits_equal"] for row in table["rows"]}
@@ -97,7 +98,7 @@ def test_an_arm_that_is_not_there(tmp_path):
 def test_a_rank_that_fails_ends_the_others():
     """The one test that starts the script as its users do."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    command = [sys.executable, "bench/e2e.py", *SMALL, "--tokens", "8", "--transport", "nonsense"]
+    command = [sys.executable, "bench/torch/e2e.py", *SMALL, "--tokens", "8", "--transport", "nonsense"]
     command += ["--arms", "layershard k=1"]
     done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=LONG_S)
     assert done.returncode != 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/wan.py on processors: the whole program at a tiny shape, and what its figures are made of."""
+"""bench/torch/wan.py on processors: the whole program at a tiny shape, and what its figures are made of."""
 
 import importlib.util
 import json
@@ -19,14 +19,14 @@ import torch_ranks as ranks
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-BENCH = pathlib.Path(__file__).resolve().parents[2] / "bench"
+BENCH = pathlib.Path(__file__).resolve().parents[2] / "bench" / "torch"
 TINY = ["--shape", "tiny", "--video", "64x32x9", "--text-tokens", "6", "--rounds", "2", "--warm-ms", "1"]
 TINY += ["--alltoall-rounds", "2", "--passes", "1"]
 BLOCKS = 8
 
 
 def load(name):
-    """A script of bench/ as a module; those beside it it finds as it does when it is run."""
+    """A script of bench/torch/ as a module; those beside it it finds as it does when it is run."""
     if str(BENCH) not in sys.path:
         sys.path.append(str(BENCH))
     if name not in sys.modules:
@@ -41,7 +41,7 @@ def wan(folder, *arguments):
 
     import layershard.diffusers  # noqa: F401 - imported here they are there in all forks
 
-    return forked_scripts.run(load("wan").main, ["bench/wan.py", *TINY, *arguments], folder, load("torch_rounds"))
+    return forked_scripts.run(load("wan").main, ["bench/torch/wan.py", *TINY, *arguments], folder, load("torch_rounds"))
 
 
 def saved(tmp_path, *arguments):

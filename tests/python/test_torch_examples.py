@@ -78,7 +78,7 @@ def test_generate(tmp_path):
 
 
 def test_overhead_is_measured():
-    text = run(sys.executable, "bench/python_overhead.py", "--blocks", "3")
+    text = run(sys.executable, "bench/torch/python_overhead.py", "--blocks", "3")
     assert text.count("0 allocations in 5 passes") == 6 and text.count("grad mode, scope") == 3
     assert "us each" in text
 
@@ -86,7 +86,7 @@ def test_overhead_is_measured():
 def test_generation_is_measured(tmp_path):
     """With a model so small the verdict is the clock's; what is the same is said by the bits."""
     random_llama(tmp_path)
-    command = [sys.executable, "bench/generation.py", "--model", str(tmp_path), "--rounds", "2", "--tokens", "3"]
+    command = [sys.executable, "bench/torch/generation.py", "--model", str(tmp_path), "--rounds", "2", "--tokens", "3"]
     environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=LONG_S)
     lines = done.stdout.splitlines()

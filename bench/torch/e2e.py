@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole prefill pass of a stack of a 70B Llama's shape, by layershard and by its rivals, in shuffled rounds.
 
-    PYTHONPATH=python LAYERSHARD_LIBRARY=build/liblayershard.so bench/e2e.py --save bench/results/e2e.json
-    ... bench/e2e.py --devices 0,0 --layers 4 --tokens 1024          # two ranks on one GPU, which copy inside it
-    ... bench/e2e.py --devices cpu,cpu --shape 256,704,8,2 --layers 4 --tokens 64 --rounds 5 --passes 1
-    ... bench/e2e.py --whole --layers 80                             # the whole model, one way after the other
+    PYTHONPATH=python LAYERSHARD_LIBRARY=build/liblayershard.so bench/torch/e2e.py --save bench/results/e2e.json
+    ... e2e.py --devices 0,0 --layers 4 --tokens 1024          # two ranks on one GPU, which copy inside it
+    ... e2e.py --devices cpu,cpu --shape 256,704,8,2 --layers 4 --tokens 64 --rounds 5 --passes 1
+    ... e2e.py --whole --layers 80                             # the whole model, one way after the other
 
 It starts its own ranks, or runs under torchrun. All linears of all layers are sharded. Every rank has a sequence of its
 own; a tensor-parallel pass computes those of all ranks. Ways that cannot be run here are named with the reason, and so

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to keep the blocks that bench/wan.py compares: their models, and the device memory that each takes.
+"""The ways to keep the blocks that wan.py compares: their models, and the device memory that each takes.
 
 Knows the models and what layershard and a driver say of memory; nothing of rounds.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench/wan.py prints for a person, and what it says of the targets."""
+"""What wan.py prints for a person, and what it says of the targets."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation from shared layers against private ones: SmolLM2 through transformers, token by token in turns.
 
-    PYTHONPATH=python LAYERSHARD_LIBRARY=build/liblayershard.so bench/generation.py [--ranks 2]
+    PYTHONPATH=python LAYERSHARD_LIBRARY=build/liblayershard.so bench/torch/generation.py [--ranks 2]
 
 One process has three copies of the model: two private ones, and one whose blocks it shares with the other ranks, whose
 pages it reads in place (transport shm). Every token is computed by all three, in an order that turns, on one thread;

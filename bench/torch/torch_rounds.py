@@ -26,6 +26,7 @@ import datetime
 import json
 import math
 import os
+import pathlib
 import platform
 import random
 import shlex
@@ -608,7 +609,7 @@ def save(path: str | None, meeting: Meeting, result: dict[str, Any]) -> None:
     gpus = [gpu for gpu in meeting.gather(_gpu(meeting)) if gpu]
     if path is None or meeting.rank != 0:
         return
-    script = os.path.relpath(sys.argv[0], os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+    script = os.path.relpath(sys.argv[0], pathlib.Path(__file__).resolve().parents[2])
     saved = {
         "command": shlex.join([script, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),

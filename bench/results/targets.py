@@ -22,7 +22,7 @@ import re
 import sys
 from typing import Any, Callable, Iterable, Iterator, Optional
 
-TREE = pathlib.Path(__file__).resolve().parents[1]
+TREE = pathlib.Path(__file__).resolve().parents[2]
 MIB = 2**20
 RIVALS = ("allgather", "allgather-ce", "peer-copy")
 BROADCAST_LEAST = {8192: 1.03, 1024: 1.4, 512: 2.0, 16: 2.0}

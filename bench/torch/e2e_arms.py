@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways of bench/e2e.py to hold and run the model: replicated, and shared by layershard; each eager, from a CUDA
+"""The ways of e2e.py to hold and run the model: replicated, and shared by layershard; each eager, from a CUDA
 graph and compiled. The rivals are in e2e_rivals.py.
 
 A way says what memory it needs before it takes any, and why it cannot be run where it cannot. Knows the model and

@@ -35,7 +35,7 @@ import re
 import sys
 from typing import Any, Optional
 
-TREE = pathlib.Path(__file__).resolve().parents[1]
+TREE = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "docs/performance.md")
 
 BEGIN = re.compile(r"<!-- table (?P<file>\S+)\n(?P<what>.*?)\n?-->\n", re.DOTALL)
@@ -229,7 +229,7 @@ def work_on(path: pathlib.Path, check: bool) -> bool:
         sys.stderr.writelines(
             difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(path), "its saved results", n=1)
         )
-        print(f"readme_tables.py: {path} is not what its saved results give: run bench/readme_tables.py",
+        print(f"readme_tables.py: {path} is not what its saved results give: run bench/results/readme_tables.py",
               file=sys.stderr)
         return False
     if before != after:

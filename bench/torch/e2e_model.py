@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of bench/e2e.py: a stack of a Llama's layers with random weights, whole or as one tensor-parallel rank's.
+"""The model of e2e.py: a stack of a Llama's layers with random weights, whole or as one tensor-parallel rank's.
 
 A weight's values depend on its name alone, so that every way to store the model has the same ones. Knows shapes and
 arithmetic; nothing of ranks that talk to each other, or of layershard.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/e2e.py --whole: a model that is too large to be replicated, by layershard and tensor-parallel, each in turn:
+"""e2e.py --whole: a model that is too large to be replicated, by layershard and tensor-parallel, each in turn:
 one is freed before the next is built, and the second time the order is swapped.
 
 Knows the two ways and what to print of them; nothing of how they work.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a hooked module costs over one with an empty hook, in microseconds; and what a pass allocates.
 
-    PYTHONPATH=python LAYERSHARD_LIBRARY=build/liblayershard.so bench/python_overhead.py [--device cuda]
+    PYTHONPATH=python LAYERSHARD_LIBRARY=build/liblayershard.so bench/torch/python_overhead.py [--device cuda]
 
 Two ranks share two layers, so that each rank has one window and it always holds what is needed: nothing is transferred,
 only calls are left. Two models of modules that do nothing take turns, one with layershard's hooks and one with empty

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rivals of bench/e2e.py: the original's broadcasts, copies of a peer's tensors, FSDP2, tensor parallelism.
+"""The rivals of e2e.py: the original's broadcasts, copies of a peer's tensors, FSDP2, tensor parallelism.
 
 Each is used as its makers would: the layer's tensors in one piece for broadcast and copy, streams of their own, the
 next layers fetched across passes, FSDP2 with several settings of its prefetch and with copy engines, tensor parallelism

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench/e2e.py should show, in one table, and whether it did. Knows names of arms and ratios; nothing of how they
+"""What e2e.py should show, in one table, and whether it did. Knows names of arms and ratios; nothing of how they
 came about."""
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wan2.2-A14B's transformer on ranks that split the tokens (Ulysses): its blocks replicated, by layershard, by FSDP2.
 
-    bench/wan.py --save wan.json                         # all GPUs, one rank each; else two ranks on one
-    bench/wan.py --devices 0,0 --layers 8 --rounds 9     # one GPU: bits, memory, the program; no NVLink
-    bench/wan.py --experts 2 --layers 8                  # both experts of Wan2.2, the second one takes over in the pass
-    bench/wan.py --shape tiny --video 64x32x9 --devices cpu,cpu --rounds 3 --warm-ms 1
+    bench/torch/wan.py --save wan.json                   # all GPUs, one rank each; else two ranks on one
+    ... wan.py --devices 0,0 --layers 8 --rounds 9       # one GPU: bits, memory, the program; no NVLink
+    ... wan.py --experts 2 --layers 8                    # both experts of Wan2.2, the second one takes over in the pass
+    ... wan.py --shape tiny --video 64x32x9 --devices cpu,cpu --rounds 3 --warm-ms 1
 
 A pass is the steps of a denoising, with diffusers' own model and context parallelism and with random weights. The ways
 run in shuffled rounds (torch_rounds.py), each with the same all-to-alls; what comes out is compared bit by bit. Then
