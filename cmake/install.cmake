@@ -7,8 +7,7 @@ install(TARGETS ${installed_libraries} EXPORT layershardTargets
 	RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
 	LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
 	ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(FILES include/layershard/layershard.h include/layershard/transport.h
-	DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/layershard)
+install(FILES ${public_headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/layershard)
 if(LAYERSHARD_BUILD_PROGRAM)
 	install(TARGETS layershard_program RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()

@@ -7,6 +7,8 @@
 #include "conformance.h"
 #include "patience.h"
 
+#include <layershard/plan.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>

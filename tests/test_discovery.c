@@ -4,6 +4,8 @@
  */
 #include "outside.h"
 
+#include <layershard/plan.h>
+
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>

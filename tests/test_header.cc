@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A public header alone, as C++11, and the shared library seen through it. Built once for each: TEST_HEADER is it.
+ * A public header alone, as C++11, and the shared library seen through them. Built once for each: TEST_HEADER is it.
  */
 #include TEST_HEADER
+
+#include <layershard/layershard.h>
+#include <layershard/plan.h>
 
 #include <cstdio>
 #include <cstring>

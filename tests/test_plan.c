@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <layershard/layershard.h>
+#include <layershard/plan.h>
 
 #include <cmocka.h>
 

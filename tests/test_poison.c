@@ -9,6 +9,9 @@
 #include <stdint.h>
 
 #include "defects_run.h"
+
+#include <layershard/plan.h>
+
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>

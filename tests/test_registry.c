@@ -8,6 +8,8 @@
 #include "patience.h"
 #include "transports.h"
 
+#include <layershard/plan.h>
+
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>

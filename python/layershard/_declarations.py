@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public header in ctypes' words: structures, enumerations, and one table of functions.
+"""The public headers in ctypes' words: structures, enumerations, and one table of functions.
 
-Knows nothing but include/layershard/layershard.h; tests/python/test_declarations.py holds the two together. A plain
-table, because generated bindings would need a generator wherever the package is built.
+Knows nothing but layershard.h and plan.h in include/layershard; tests/python/test_declarations.py holds both sides
+together. A plain table, because generated bindings would need a generator wherever the package is built.
 """
 from __future__ import annotations
 

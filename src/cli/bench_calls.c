@@ -9,6 +9,8 @@
 #include "bench_save.h"
 #include "cli.h"
 
+#include <layershard/plan.h>
+
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>

@@ -7,6 +7,8 @@
 #include "bench_save.h"
 #include "cli.h"
 
+#include <layershard/plan.h>
+
 #include <string.h>
 #include <unistd.h>
 

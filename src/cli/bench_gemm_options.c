@@ -5,6 +5,8 @@
 #include "bench_gemm.h"
 #include "cli.h"
 
+#include <layershard/plan.h>
+
 #include <string.h>
 
 #define COMMAND      "bench step --devices 0" /* of which --help tells of these options */

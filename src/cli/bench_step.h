@@ -15,6 +15,8 @@
 #include "bench.h"
 #include "bench_options.h"
 
+#include <layershard/plan.h>
+
 #define STEP_LIST_MOST   8u
 #define STEP_LINKS_MOST  (STEP_LIST_MOST + 1)
 #define STEP_SERIES_MOST 256u

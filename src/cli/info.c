@@ -14,6 +14,8 @@
 #include "commands.h"
 #include "engine.h"
 
+#include <layershard/plan.h>
+
 static const char help[] = "Usage: layershard info [-h | --help | --json]\n\n"
 			   "Shows version, build, transports (with the reason where one is missing) and\n"
 			   "every environment variable with its value.\n\n" CLI_EXIT_HELP;

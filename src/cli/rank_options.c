@@ -4,6 +4,8 @@
  */
 #include "rank_options.h"
 
+#include <layershard/plan.h>
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -5,6 +5,8 @@
  */
 #include "internal.h"
 
+#include <layershard/plan.h>
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -5,6 +5,8 @@
 #include "ring.h"
 #include "scheme.h"
 
+#include <layershard/plan.h>
+
 #include <stdlib.h>
 #include <string.h>
 

@@ -12,6 +12,8 @@
  */
 #include "outside.h"
 
+#include <layershard/plan.h>
+
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>

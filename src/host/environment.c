@@ -5,6 +5,8 @@
  */
 #include "outside.h"
 
+#include <layershard/plan.h>
+
 #include <stdlib.h>
 #include <string.h>
 

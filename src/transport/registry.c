@@ -15,6 +15,8 @@
 #include "transports.h"
 #include "verdict.h"
 
+#include <layershard/plan.h>
+
 #include <stdio.h>
 #include <string.h>
 

@@ -2,7 +2,7 @@
  *
  * A stranger's program in C++ against the installed CMake package: plans 80 layers over 8 ranks.
  */
-#include <layershard/layershard.h>
+#include <layershard/plan.h>
 
 #include <cstdint>
 #include <iostream>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ctypes table against the header: a C parser says what it declares, a compiled program what that amounts to."""
+"""The ctypes table against the headers: a C parser says what they declare, a compiled program what that amounts to."""
 import ctypes
 import os
 import pathlib
@@ -16,6 +16,7 @@ from pycparser import c_ast  # noqa: E402
 TREE = pathlib.Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 INCLUDE = ["-I", str(TREE / "include")]
+HEADERS = "#include <layershard/layershard.h>\n#include <layershard/plan.h>\n"
 
 INTEGERS = {
     "int": ctypes.c_int,
@@ -29,10 +30,10 @@ INTEGERS = {
 
 @pytest.fixture(scope="module")
 def header():
-    """What the header declares itself: functions, structures with members, enumerators; by name."""
+    """What the headers declare themselves: functions, structures with members, enumerators; by name."""
     source = subprocess.run(
         [COMPILER, "-E", "-P", "-D__attribute__(x)=", "-D__extension__=", *INCLUDE, "-x", "c", "-"],
-        input="#include <layershard/layershard.h>\n",
+        input=HEADERS,
         check=True,
         capture_output=True,
         text=True,
@@ -156,8 +157,7 @@ SIZED_BY_MACRO = {
     "lshard_plan_input": "LSHARD_PLAN_INPUT_INIT",
     "lshard_plan_result": "LSHARD_PLAN_RESULT_INIT",
 }
-PROBE = """
-#include <layershard/layershard.h>
+PROBE = HEADERS + """
 #include <stdio.h>
 static void hex(const char *name, const void *at, size_t n)
 {

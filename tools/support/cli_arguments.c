@@ -4,6 +4,8 @@
  */
 #include "cli.h"
 
+#include <layershard/plan.h>
+
 #include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
