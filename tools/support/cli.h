@@ -32,11 +32,40 @@ enum cli_exit {
 	"  3  inconclusive measurement (bench only)\n"                                                                 \
 	"  4  the model file is missing, unreadable, damaged or not supported\n"
 
+/* ---- Programs (cli_main.c, cli_commands.c) ------------------------------------------------------------------------ */
+
+/** Its name, as messages begin and help is asked for: each program defines it. */
+extern const char cli_program[];
+
+/** Run @p run, which returns a cli_exit, with standard descriptors that are open. Returns what main should. */
+int cli_main(int argc, char **argv, int (*run)(int argc, char **argv));
+/** "PROGRAM VERSION" on stdout. Returns a cli_exit. */
+int cli_print_version(void);
+
+struct cli_command {
+	const char *name;
+	int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns a cli_exit */
+	const char *summary;
+};
+
+struct cli_commands {
+	const char *about; /* lines */
+	const struct cli_command *commands;
+	size_t count;
+	const char *exit_help;
+};
+
+/** The command that argv[1] names; also help, --help and --version. Returns a cli_exit. */
+int cli_run_command(const struct cli_commands *program, int argc, char **argv);
+
 /* ---- Messages (cli_messages.c): all on stderr -------------------------------------------------------------------- */
 
-/** "layershard: TEXT" on a line of its own; an unfinished progress line is erased first. */
+/** "PROGRAM: TEXT" on a line of its own; an unfinished progress line is erased first. */
 void cli_message(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/** The message, then where help is found. Returns CLI_USAGE, so that a command can `return cli_usage(...)`. */
+/**
+ * The message, then where help is found: of @p command, or of the program (""). Returns CLI_USAGE, so that a command
+ * can `return cli_usage(...)`.
+ */
 int cli_usage(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /** Replaces the progress line; nothing unless stderr is a terminal. */
 void cli_progress(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -48,10 +48,10 @@ static void message(const char *format, va_list arguments)
 
 	cli_progress_erase();
 	if (vasprintf(&text, format, arguments) < 0) {
-		fputs("layershard: out of memory for a message\n", stderr);
+		fprintf(stderr, "%s: out of memory for a message\n", cli_program);
 		return;
 	}
-	fprintf(stderr, "layershard: %s\n", text); /* one write: other ranks may write to the same place */
+	fprintf(stderr, "%s: %s\n", cli_program, text); /* one write: other ranks may write to the same place */
 	free(text);
 }
 
@@ -71,7 +71,7 @@ int cli_usage(const char *command, const char *format, ...)
 	va_start(arguments, format);
 	message(format, arguments);
 	va_end(arguments);
-	fprintf(stderr, "See 'layershard %s%s--help'.\n", command, *command ? " " : "");
+	fprintf(stderr, "See '%s %s%s--help'.\n", cli_program, command, *command ? " " : "");
 	return CLI_USAGE;
 }
 
