@@ -13,6 +13,6 @@ mkdir -p "$directory"
 flags=$(pkg-config --cflags jansson libpcre2-8 openblas)
 # shellcheck disable=SC2086 # several flags
 "${CC:-cc}" -std=c11 -O2 -DNDEBUG -D_GNU_SOURCE -Iinclude -Isrc/base -Isrc/core -Isrc/host -Isrc/transport \
-	-Isrc/engine -Isrc/cli -Itools/support $flags -s -o "$directory/layershard" src/base/*.c src/core/*.c src/host/*.c src/transport/*.c \
-	src/engine/*.c src/cli/*.c tools/support/*.c -Wl,-Bstatic -ljansson -lpcre2-8 -lopenblas -Wl,-Bdynamic -lpthread -ldl -lm
+	-Iexamples/llama -Isrc/cli -Itools/support $flags -s -o "$directory/layershard" src/base/*.c src/core/*.c src/host/*.c src/transport/*.c \
+	examples/llama/*.c src/cli/*.c tools/support/*.c -Wl,-Bstatic -ljansson -lpcre2-8 -lopenblas -Wl,-Bdynamic -lpthread -ldl -lm
 "$directory/layershard" --version

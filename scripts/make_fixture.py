@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Make tests/fixtures/smollm2.json: what Hugging Face transformers makes of the test model.
+"""Make tests/examples/llama/fixtures/smollm2.json: what Hugging Face transformers makes of the test model.
 
 The fixture is committed; run this again only to add prompts. In a virtual environment of its own (about 6 GB):
 
     python3 -m venv fixture-venv
     fixture-venv/bin/pip install torch==2.13.0 transformers==5.23.0 gguf==0.19.0 accelerate==1.15.0
     export HF_HUB_OFFLINE=1
-    fixture-venv/bin/python scripts/make_fixture.py "$(scripts/fetch_model.sh)" tests/fixtures/smollm2.json
+    fixture-venv/bin/python scripts/make_fixture.py "$(scripts/fetch_model.sh)" \\
+        tests/examples/llama/fixtures/smollm2.json
 
 For each prompt: its token ids, 32 greedy token ids, the gap between the two largest logits at each of these steps, and
 the 50 largest logits after the prompt. Weights and arithmetic are float32. The vocabulary and the merges come from the

@@ -114,7 +114,7 @@ def real():
 @pytest.fixture(scope="session")
 def fixture_cases():
     """What the reference makes of the real model: see scripts/make_fixture.py."""
-    return json.loads((TREE / "tests" / "fixtures" / "smollm2.json").read_text())["cases"]
+    return json.loads((TREE / "tests" / "examples" / "llama" / "fixtures" / "smollm2.json").read_text())["cases"]
 
 
 def tokens_of(result):

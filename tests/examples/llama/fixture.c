@@ -19,7 +19,7 @@ int fixture_open(struct fixture *fixture, int argc, char **argv)
 			     fixture->model ? fixture->model : "not set");
 		return 77;
 	}
-	fixture->root = json_load_file(argc > 1 ? argv[1] : "tests/fixtures/smollm2.json", 0, &error);
+	fixture->root = json_load_file(argc > 1 ? argv[1] : "tests/examples/llama/fixtures/smollm2.json", 0, &error);
 	fixture->cases = json_object_get(fixture->root, "cases");
 	if (json_array_size(fixture->cases) == 0) {
 		(void)fprintf(stderr, "no cases in the fixture (first argument): %s\n", error.text);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fixture.h - what Hugging Face transformers makes of the real model: tests/fixtures/smollm2.json, by
+ * fixture.h - what Hugging Face transformers makes of the real model: fixtures/smollm2.json, by
  * scripts/make_fixture.py.
  */
 #ifndef FIXTURE_H
