@@ -69,6 +69,8 @@ def arguments() -> argparse.Namespace:
     add("--margin", type=float, default=0.5, help="per cent between control arms beyond which a table is void")
     add("--transport", help="of layershard; default auto, and copies where ranks would share in place")
     add("--scope", choices=("block", "linear"), default="block")
+    late = "of a pass, by which the last rank begins late where one does (default %(default)s)"
+    add("--late-percent", type=positive, default=50, help=late)
     add("--whole", action="store_true", help="layershard and TP one after the other, twice in swapped order")
     add("--save", metavar="FILE", help="the result as JSON, with machine, date, command and versions")
     options = parser.parse_args()
@@ -90,18 +92,23 @@ def all_ways(bench: Any) -> list[Any]:
     """The most telling first: they are opened while there is memory."""
     import e2e_arms as own
     import e2e_rivals as rivals
+    import e2e_uneven as uneven
 
     replicated, parallel = own.Replicated(bench), rivals.TensorParallel(bench)
+    sharded, broadcast = own.Layershard(bench, 1, 0, "layershard k=1"), rivals.Broadcast(bench, replicated)
     third = 1 / 3
     return [
         replicated,
-        own.Layershard(bench, 1, 0, "layershard k=1"),
+        sharded,
         parallel,
         rivals.TensorParallelSymmetric(bench, parallel),
         rivals.TensorParallelOverlapped(bench, parallel),
-        rivals.Broadcast(bench, replicated),
+        broadcast,
         rivals.PeerCopy(bench, replicated),
         rivals.Fsdp(bench),
+        uneven.LastLate(bench, sharded, replicated),
+        uneven.LastLate(bench, broadcast, replicated),
+        uneven.LastAlone(bench, sharded),
         own.TwoRegimes(bench),
         own.Layershard(bench, 1, third, "layershard k=1, a third resident"),
         own.Layershard(bench, 2, 0, "layershard k=2"),
@@ -155,7 +162,8 @@ class Ways:
                 continue
             self._bench.meeting.note(f"building {way.title}")
             trouble = self._open(way)
-            if trouble is None:
+            way.built = trouble is None
+            if way.built:
                 self.opened.append(way)
             self.not_run.update({name: trouble for name in names if trouble is not None})
 
@@ -244,6 +252,7 @@ def config_of(options: argparse.Namespace, bench: Any) -> dict[str, Any]:
         "margin_percent": options.margin,
         "transport": bench.transport,
         "scope": bench.scope,
+        "late_percent": bench.late_percent,
         "environment": {name: os.environ[name] for name in SWITCHES},
     }
 
@@ -277,7 +286,7 @@ def run_rank(options: argparse.Namespace, meeting: Meeting) -> int:
 
     dtype = options.dtype or ("bfloat16" if meeting.on_gpus else "float32")
     shape = Shape(options.layers, *options.shape, dtype=getattr(torch, dtype))
-    bench = Bench(meeting, shape, transport_of(options.transport, meeting), options.scope)
+    bench = Bench(meeting, shape, transport_of(options.transport, meeting), options.scope, options.late_percent)
     tokens = options.tokens
     if options.list:
         meeting.say("\n".join(name for way in all_ways(bench) for name in way.names()))

@@ -34,6 +34,7 @@ class Bench:
     shape: Shape
     transport: str = "auto"
     scope: str = "block"
+    late_percent: float = 50  # of a pass, by which the last rank is late where one is
     # Memory of all captured graphs: one replays at a time, and nothing lives from one to another.
     graph_memory: Any = None
 
@@ -75,6 +76,7 @@ class Way:
 
     title = ""
     suffixes: tuple[str, ...] = ("",)
+    built = False
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench

@@ -34,6 +34,8 @@ TARGETS = (
     Target(AT_BEST, ("TP?*",), 4096, 4096, 1 / 1.05),
     Target(AT_BEST, ("FSDP2*",), 4096, 4096, 1 / 1.10),
     Target(AT_BEST, ("broadcast",), 4096, 4096, 1 / 1.06),
+    Target(("layershard k=1, graph",), ("layershard k=1",), 16, math.inf, 1.02),
+    Target(("layershard k=1, last rank late",), ("layershard k=1",), 16, math.inf, 1.005),
     Target(("two regimes parallel", "two regimes parallel, graph"), ("TP?*",), 16, 16, 1.10),
     Target(("two regimes gathered",), ("replicated",), 4096, 4096, 1.03),
 )

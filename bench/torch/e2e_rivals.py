@@ -49,7 +49,7 @@ class Windowed(Way):
         raise NotImplementedError
 
     def open(self) -> None:
-        if not hasattr(self.replicated, "model"):
+        if not self.replicated.built:
             raise RuntimeError("it takes its layers from the replicated arm, which was not built")
         device = self.meeting.device
         self.windows = [
@@ -348,7 +348,7 @@ class _Borrowed(TensorParallel):
         raise NotImplementedError
 
     def open(self) -> None:
-        if not hasattr(self.plain, "model"):
+        if not self.plain.built:
             raise RuntimeError(f"it takes its weights from {self.plain.title}, which was not built")
         layers = []
         for source in self.plain.model.layers:

@@ -6,8 +6,9 @@ for the control arm, which comes first and last: what lies half way between the 
 sharding, and how far they are apart over all rounds says whether the run means anything. A sample is several passes in
 a row, so that what is fetched ahead for the next pass is neither free nor paid twice, and it follows warm passes of the
 same arm: a GPU at its power cap needs a while to find its clock. All ranks walk through the same arms in the same order
-and meet before each sample; the slowest rank counts. Outputs of the first and the last round are compared with the
-baseline's. This is what `layershard bench step --devices` does, for passes of torch.
+and meet before each sample; the slowest rank counts, of those whose times an arm counts. Outputs of the first and the
+last round are compared with the baseline's. Apart from the rounds: clocks and power, and how long the host takes to
+enqueue a pass.
 
     meeting = torch_rounds.join(devices)                       # ranks of torchrun, or of torch_rounds.launch
     rounds = torch_rounds.Rounds(meeting, passes=4, rounds=31, warm_ms=200)
@@ -276,6 +277,7 @@ class Arm:
     check     "bits": equal, or the run fails. "close": within `tolerance` of the baseline by the norm of the
               difference; whether they are equal is noted. "none": not looked at
     details   goes into the row as it is: prefetch, windows, residents, ...
+    counted   the ranks whose times are the arm's: others do something else, or nothing
     """
 
     name: str
@@ -286,6 +288,7 @@ class Arm:
     check: str = "bits"
     tolerance: float = 0.02
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    counted: slice = dataclasses.field(default_factory=lambda: slice(None))
 
 
 class WrongBits(Exception):
@@ -320,6 +323,7 @@ class Table:
         self.margin_percent = margin_percent
         self.times: dict[str, list[float]] = {arm.name: [] for arm in arms}
         self.again: list[float] = []
+        self.others: dict[str, list[float]] = {}  # of the slowest rank that an arm does not count
         self.metered: dict[str, dict[str, Any]] = {}
         self.equal: dict[str, bool] = {}
         self.not_run: dict[str, str] = {}
@@ -355,7 +359,9 @@ class Table:
         }
         row["ratio"] = dataclasses.asdict(ratio)
         row["bits_equal"] = self.equal.get(arm.name)
-        row.update(dict.fromkeys(("sm_mhz", "watts", "throttled")))
+        if arm.name in self.others:
+            row["others_ns"] = 1e9 * statistics.median(self.others[arm.name])
+        row.update(dict.fromkeys(("host_ns", "sm_mhz", "watts", "throttled")))
         row.update({} if again else self.metered.get(arm.name, {}))
         row.update(arm.details)
         row["rounds_ns"] = [round(1e9 * each) for each in times]
@@ -377,12 +383,14 @@ class Table:
 
     def as_text(self) -> str:
         """For a person."""
-        lines = [f"{'arm':<40}{'ms a pass':>11}{'ratio':>8}{'from':>8}{'to':>8}  {'SM MHz':>6}{'watts':>7}  bits"]
+        measured = "".join(f"{title:>8}" for title in ("host us", "SM MHz", "watts"))
+        lines = [f"{'arm':<40}{'ms a pass':>11}{'ratio':>8}{'from':>8}{'to':>8} {measured}  bits"]
         for row in self.rows():
             name = row["arm"] + (", again" if row["again"] else "")
             numbers = f"{row['pass_ns']['median'] / 1e6:>11.3f}" + "".join(f"{row['ratio'][part]:>8.3f}" for part in
                                                                          ("median", "low", "high"))
-            meter = "".join(f"{'-' if value is None else f'{value:.0f}':>7}" for value in (row["sm_mhz"], row["watts"]))
+            measured = (row["host_ns"] and row["host_ns"] / 1e3, row["sm_mhz"], row["watts"])
+            meter = "".join(f"{'-' if value is None else f'{value:.0f}':>8}" for value in measured)
             bits = {None: "-", True: "equal", False: "close"}[row["bits_equal"]]
             lines.append(f"{name:<40}{numbers} {meter}  {bits}")
         verdict = "" if self.conclusive else f": MORE THAN {self.margin_percent} %, THE TABLE IS VOID"
@@ -398,6 +406,7 @@ class Rounds:
     """Runs arms. All ranks make the same one and give it the same arms."""
 
     METER_S = 1.0
+    HOST_PASSES = 5
     MOST_WARM = 1000
 
     def __init__(
@@ -464,7 +473,7 @@ class Rounds:
         except Exception as error:  # of whatever library the arm uses
             trouble = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         trouble = self._meeting.agree(trouble)
-        self._pass_s[arm.name] = self._meeting.first(seconds)
+        self._pass_s[arm.name] = max(self._meeting.gather(seconds)[arm.counted])
         return trouble
 
     def _try_all(self, table: Table) -> list[Arm]:
@@ -481,7 +490,7 @@ class Rounds:
                 raise RuntimeError(f"{arm.name}, which everything is compared with, cannot be run: {trouble}")
             table.not_run[arm.name] = trouble
         for arm in good:
-            self._compare(table, arm, self._outputs[arm.name])
+            self._compare(table, arm, self._outputs.get(arm.name))
             if arm.name not in {arm.baseline or table.control for arm in good}:
                 self._outputs.pop(arm.name, None)
         return good
@@ -507,6 +516,9 @@ class Rounds:
         trouble = self._meeting.agree(trouble)
         if trouble is not None:
             raise WrongBits(trouble)
+        equal = [each for each in self._meeting.gather(table.equal.get(arm.name)) if each is not None]
+        if equal:
+            table.equal[arm.name] = all(equal)
 
     # ---- The rounds ----
 
@@ -521,11 +533,34 @@ class Rounds:
         for number in range(self._rounds):
             self._meeting.note(f"{what}round {number + 1} of {self._rounds}")
             draw.shuffle(others)
-            mine = [(arm.name, self._timed(table, arm, number)) for arm in [control, *others, control]]
-            slowest = [max(times) for times in zip(*self._meeting.gather([seconds for _, seconds in mine]))]
-            table.again.append(slowest.pop())
-            for (name, _), seconds in zip(mine, slowest):
-                table.times[name].append(seconds)
+            order = [control, *others, control]
+            everyones = list(zip(*self._meeting.gather([self._timed(table, arm, number) for arm in order])))
+            table.again.append(max(everyones.pop()))
+            for arm, times in zip(order, everyones):
+                table.times[arm.name].append(max(times[arm.counted]))
+                self._note_others(table, arm, times)
+
+    def _note_others(self, table: Table, arm: Arm, times: Sequence[float]) -> None:
+        counted = range(len(times))[arm.counted]
+        if len(counted) < len(times):
+            slowest = max(seconds for rank, seconds in enumerate(times) if rank not in counted)
+            table.others.setdefault(arm.name, []).append(slowest)
+
+    def _read_hosts(self, table: Table, arms: list[Arm]) -> None:
+        """How long the host takes for a pass that finds the device idle; of a processor, the pass itself."""
+        for arm in arms:
+            taken = []
+            self._meeting.meet()
+            arm.begin()
+            for _ in range(self.HOST_PASSES):
+                self._meeting.synchronize()
+                begin = time.perf_counter()
+                arm.run()
+                taken.append(time.perf_counter() - begin)
+            arm.rest()
+            self._meeting.synchronize()
+            host_s = max(self._meeting.gather(statistics.median(taken))[arm.counted])
+            table.metered[arm.name] = {"host_ns": 1e9 * host_s}
 
     def _read_meters(self, table: Table, arms: list[Arm]) -> None:
         """Apart from the rounds: what asks a driver every few milliseconds makes the program's launches wait for it."""
@@ -540,7 +575,7 @@ class Rounds:
                 self._seconds(arm, self._passes_in(arm, self.METER_S))
             arm.rest()
             self._meeting.synchronize()
-            table.metered[arm.name] = _mean_of(self._meeting.gather(reading))
+            table.metered[arm.name] |= _mean_of(self._meeting.gather(reading)[arm.counted])
 
     def run(self, arms: Sequence[Arm], what: str = "") -> Table:
         """@arms[0] is the control arm. An arm that raises when tried is left out, with its reason in the table; one
@@ -549,6 +584,7 @@ class Rounds:
         self._outputs.clear()
         good = self._try_all(table)
         self._run_rounds(table, good[0], good[1:], what)
+        self._read_hosts(table, good)
         if self._meter is not None and self._meeting.on_gpus:
             self._read_meters(table, good)
         self._outputs.clear()

@@ -8,6 +8,8 @@ import pathlib
 import random
 import subprocess
 import sys
+import time
+import types
 
 import forked_scripts
 import pytest
@@ -20,11 +22,13 @@ TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TREE / "bench" / "torch"))
 
 import e2e  # noqa: E402
-import e2e_arms  # noqa: E402, F401
+import e2e_arms  # noqa: E402
 import e2e_judge  # noqa: E402
 import e2e_rivals  # noqa: E402, F401
+import e2e_uneven  # noqa: E402
 import e2e_whole  # noqa: E402
 import torch_rounds  # noqa: E402
+from e2e_model import Shape  # noqa: E402
 from torch_rounds import Arm, Meeting, Rounds, Table  # noqa: E402
 
 torch.set_num_threads(1)  # a forked process cannot use the parent's OpenMP threads
@@ -43,7 +47,9 @@ def bench(folder, *options):
 
 def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     eager = "replicated;layershard k=?;layershard k=?, a third resident;*all resident;TP2*;broadcast;peer*;FSDP2*;two*"
-    options = ["--tokens", "8", "--rounds", "2", "--arms", eager, "--margin", "1000", "--save", tmp_path / "e2e.json"]
+    eager += ";*last rank*"
+    options = ["--tokens", "8", "--rounds", "2", "--arms", eager, "--margin", "1000", "--late-percent", "100"]
+    options += ["--save", tmp_path / "e2e.json"]
     done = bench(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     saved = json.loads((tmp_path / "e2e.json").read_text(encoding="utf-8"))
@@ -53,6 +59,7 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     equal = {row["arm"]: row["bits_equal"] for row in table["rows"]}
     same = ["replicated", "layershard k=1", "layershard k=2", "broadcast", "two regimes gathered"]
     same += [f"layershard k={k}, a third resident" for k in (1, 2)] + ["layershard all resident"]
+    same += [f"{way}, last rank late" for way in ("layershard k=1", "broadcast")] + ["layershard k=1, last rank alone"]
     same += [f"FSDP2 p={p}{across}" for p in (1, 2) for across in ("", " across passes")]
     assert [name for name in same if equal.get(name) is not True] == []
     assert {"TP2", "two regimes parallel"} <= equal.keys()
@@ -61,6 +68,8 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     assert reasons["TP2, graph"] == "there are no CUDA graphs on a processor"
     rows = {row["arm"]: row for row in table["rows"]}
     assert (rows["layershard k=2"]["windows"], rows["layershard k=1, a third resident"]["residents"]) == (2, 0)
+    assert rows["broadcast, last rank late"]["late_percent"] == 100
+    assert all(row["host_ns"] > 0 for row in table["rows"] if not row["again"])
 
 
 def test_the_whole_model_one_way_after_the_other(tmp_path):
@@ -105,6 +114,41 @@ def test_a_rank_that_fails_ends_the_others():
     assert "layershard k=1" in done.stderr and "nonsense" in done.stderr
 
 
+# ---- Ranks that do not do the same ----
+
+
+def called(kind, rank):
+    """What a rank of two runs in an uneven pass of a way whose pass is "pass", beside replicated layers 0 to 3."""
+    calls = []
+    bench = e2e_arms.Bench(Meeting(rank, 2, [torch.device("cpu")] * 2, None), Shape(4, 32, 88, 4, 2), late_percent=150)
+    arm = Arm("even", lambda: calls.append("pass"))
+    even = types.SimpleNamespace(title="even", built=True, arms=lambda tokens: [arm])
+    layers = [lambda x, number=number: calls.append(number) for number in range(4)]
+    replicated = types.SimpleNamespace(built=True, model=types.SimpleNamespace(layers=layers))
+    way = kind(bench, even, *([replicated] if kind is e2e_uneven.LastLate else []))
+    way.open()
+    (arm,) = way.arms(8)
+    assert arm.baseline == "even"
+    arm.run()
+    return calls
+
+
+def test_the_last_rank_computes_more_before_its_pass_the_others_do_not():
+    assert called(e2e_uneven.LastLate, 1) == [0, 1, 2, 3, 0, 1, "pass"]
+    assert called(e2e_uneven.LastLate, 0) == ["pass"]
+
+
+def test_the_last_rank_alone_makes_passes():
+    assert called(e2e_uneven.LastAlone, 1) == ["pass"]
+    assert called(e2e_uneven.LastAlone, 0) == []
+
+
+@pytest.mark.parametrize("transport", ["callback", "local:lockstep"])
+def test_in_step_no_rank_is_alone(transport):
+    bench = e2e_arms.Bench(Meeting(0, 2, [torch.device("cpu")] * 2, None), Shape(), transport)
+    assert transport in e2e_uneven.LastAlone(bench, types.SimpleNamespace(title="x")).refusal()
+
+
 # ---- Rounds and ratios ----
 
 
@@ -117,6 +161,15 @@ class Alone(Meeting):
 
     def gather(self, mine):
         return [mine]
+
+
+class WithASlowRank(Alone):
+    """A second rank that measures ten times as much."""
+
+    def gather(self, mine):
+        if isinstance(mine, list):
+            return [mine, [10 * each for each in mine]]
+        return [mine, 10 * mine if isinstance(mine, float) else mine]
 
 
 def rounds(**options):
@@ -142,6 +195,29 @@ def test_a_result_that_goes_wrong_later_is_seen():
 def test_results_that_could_not_differ_are_refused():
     with pytest.raises(torch_rounds.WrongBits, match="mostly zero"):
         rounds(rounds=2).run([Arm("zeros", lambda: torch.zeros(3))])
+
+
+def test_times_are_of_the_ranks_that_count():
+    right = Arm("right", lambda: torch.ones(3))
+    late = Arm("late", right.run, counted=slice(None, -1))
+    alone = Arm("alone", right.run, counted=slice(-1, None))
+    table = Rounds(WithASlowRank(), passes=1, warm_ms=0, rounds=3).run([right, late, alone])
+    rows = {row["arm"]: row for row in table.rows()}
+    times = {name: row["pass_ns"]["median"] for name, row in rows.items()}
+    assert rows["late"]["others_ns"] == pytest.approx(10 * times["late"])
+    assert rows["alone"]["others_ns"] == pytest.approx(times["alone"] / 10)
+    assert "others_ns" not in rows["right"]
+
+
+def test_how_long_the_host_takes_for_a_pass():
+    def slow():
+        time.sleep(0.01)
+        return torch.ones(3)
+
+    table = rounds(rounds=2).run([Arm("right", lambda: torch.ones(3)), Arm("slow", slow)])
+    first, again, row = table.rows()
+    assert row["host_ns"] >= 1e7 and first["host_ns"] > 0 and again["host_ns"] is None
+    assert "host us" in table.as_text()
 
 
 def test_an_arm_that_cannot_run_is_named():
@@ -193,6 +269,16 @@ def test_targets_are_judged(drift, slower, own_gpus, verdict):
     found = {row["what"]: row["verdict"] for row in e2e_judge.judge_tables({4096: table}, own_gpus)}
     assert found["layershard k=1 : replicated, 4096 tokens"] == verdict
     assert found["layershard k=1 : FSDP2*, 4096 tokens"] == "not run"
+
+
+@pytest.mark.parametrize("variant, limit", [("last rank late", 1.005), ("graph", 1.02)])
+@pytest.mark.parametrize("beyond, verdict", [(-0.001, "met"), (0.001, "MISSED")])
+def test_a_late_rank_and_graphs_are_judged_by_the_even_eager_pass(variant, limit, beyond, verdict):
+    table = table_of()
+    table.times["layershard k=1"] = [1.0, 2.0, 4.0]
+    table.times[f"layershard k=1, {variant}"] = [(limit + beyond) * each for each in (1.0, 2.0, 4.0)]
+    found = {row["what"]: row["verdict"] for row in e2e_judge.judge_tables({16: table}, True)}
+    assert found[f"layershard k=1, {variant} : layershard k=1, 16 tokens"] == verdict
 
 
 def test_memory_is_judged():
