@@ -13,6 +13,7 @@
 
 struct seat {
 	struct circle *circle;
+	lshard_callbacks callbacks;
 	int32_t rank;
 	bool gone;
 	bool stuck;
@@ -62,23 +63,6 @@ static void circle_free(struct circle *circle)
 	pthread_cond_destroy(&circle->changed);
 	pthread_mutex_destroy(&circle->lock);
 	free(circle);
-}
-
-struct seat *circle_join(const struct member *member)
-{
-	struct circle *mine = member->rank == 0 ? circle_new(member->size) : NULL;
-	struct circle **all = calloc((size_t)member->size, sizeof(struct circle *));
-	struct circle *circle;
-
-	if (!all)
-		abort();
-	if (member->bootstrap.allgather(member->bootstrap.user, &mine, all, sizeof(struct circle *)) != 0) {
-		free(all);
-		return NULL; /* a test that fails anyway */
-	}
-	circle = all[0];
-	free(all);
-	return &circle->seats[member->rank];
 }
 
 static void go(struct seat *seat)
@@ -224,9 +208,30 @@ static void circle_stop(void *user)
 		go(seat);
 }
 
-lshard_callbacks seat_callbacks(struct seat *seat)
+struct seat *circle_join(const struct member *member)
 {
-	return (lshard_callbacks){circle_broadcast, circle_allgather, circle_finish, circle_stop, seat, NULL, 1};
+	struct circle *mine = member->rank == 0 ? circle_new(member->size) : NULL;
+	struct circle **all = calloc((size_t)member->size, sizeof(struct circle *));
+	struct circle *circle;
+	struct seat *seat;
+
+	if (!all)
+		abort();
+	if (member->bootstrap.allgather(member->bootstrap.user, &mine, all, sizeof(struct circle *)) != 0) {
+		free(all);
+		return NULL; /* a test that fails anyway */
+	}
+	circle = all[0];
+	free(all);
+	seat = &circle->seats[member->rank];
+	seat->callbacks =
+		(lshard_callbacks){circle_broadcast, circle_allgather, circle_finish, circle_stop, seat, NULL, 1};
+	return seat;
+}
+
+const lshard_callbacks *seat_callbacks(const struct seat *seat)
+{
+	return &seat->callbacks;
 }
 
 void seat_fail_at(struct seat *seat, long calls)

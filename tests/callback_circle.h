@@ -9,6 +9,8 @@
 
 #include "threads.h"
 
+#include <layershard/callbacks.h>
+
 struct seat;
 
 /* Take this rank's seat; collective over the team. NULL when a rank has left. */
@@ -16,7 +18,7 @@ struct seat *circle_join(const struct member *member);
 /* The last to leave frees the circle. NULL is allowed. */
 void circle_leave(struct seat *seat);
 
-lshard_callbacks seat_callbacks(struct seat *seat);
+const lshard_callbacks *seat_callbacks(const struct seat *seat);
 
 /* From now on: the @p calls-th call of broadcast, allgather or finish (counted from 0) fails; -1: none. */
 void seat_fail_at(struct seat *seat, long calls);

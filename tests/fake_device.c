@@ -41,7 +41,8 @@ struct fake {
 	pthread_cond_t changed;
 	struct stream streams[FAKE_STREAMS];
 	struct seat *host_seat, *device_seat;
-	lshard_callbacks on_host, on_device; /* the circles' */
+	const lshard_callbacks *on_host, *on_device; /* the circles' */
+	lshard_callbacks callbacks;
 	lshard_device_callbacks device;
 	struct {
 		unsigned char *begin;
@@ -68,7 +69,7 @@ static void take_time(const struct stream *stream, size_t number, long slow_ms)
 
 static void collect(struct fake *fake, const struct work *work)
 {
-	const lshard_callbacks *calls = &fake->on_device;
+	const lshard_callbacks *calls = fake->on_device;
 	char text[256];
 	void *begun = NULL;
 	lshard_status status =
@@ -332,7 +333,7 @@ static lshard_status fake_broadcast(void *user, void *bytes, size_t count, int32
 
 	if (is_ours(fake, bytes))
 		return enqueue(fake, (struct work){.kind = BROADCAST, .to = bytes, .width = count, .root = root}, work);
-	return fake->on_host.broadcast(fake->on_host.user, bytes, count, root, work, error, error_bytes);
+	return fake->on_host->broadcast(fake->on_host->user, bytes, count, root, work, error, error_bytes);
 }
 
 static lshard_status fake_allgather(void *user, const void *send, void *receive, size_t count, void **work, char *error,
@@ -342,7 +343,7 @@ static lshard_status fake_allgather(void *user, const void *send, void *receive,
 
 	if (is_ours(fake, receive))
 		return enqueue(fake, (struct work){.kind = GATHER, .to = receive, .from = send, .width = count}, work);
-	return fake->on_host.allgather(fake->on_host.user, send, receive, count, work, error, error_bytes);
+	return fake->on_host->allgather(fake->on_host->user, send, receive, count, work, error, error_bytes);
 }
 
 static lshard_status fake_finish(void *user, void *work, uint32_t timeout_ms, char *error, size_t error_bytes)
@@ -350,20 +351,20 @@ static lshard_status fake_finish(void *user, void *work, uint32_t timeout_ms, ch
 	struct fake *fake = user;
 
 	return work == fake ? LSHARD_OK
-			    : fake->on_host.finish(fake->on_host.user, work, timeout_ms, error, error_bytes);
+			    : fake->on_host->finish(fake->on_host->user, work, timeout_ms, error, error_bytes);
 }
 
 static void fake_stop(void *user)
 {
 	struct fake *fake = user;
 
-	fake->on_host.stop(fake->on_host.user);
-	fake->on_device.stop(fake->on_device.user);
+	fake->on_host->stop(fake->on_host->user);
+	fake->on_device->stop(fake->on_device->user);
 }
 
-lshard_callbacks fake_callbacks(struct fake *fake)
+const lshard_callbacks *fake_callbacks(const struct fake *fake)
 {
-	return (lshard_callbacks){fake_broadcast, fake_allgather, fake_finish, fake_stop, fake, &fake->device, 1};
+	return &fake->callbacks;
 }
 
 /* ---- The test's calls ------------------------------------------------------------------------------------------ */
@@ -383,6 +384,8 @@ struct fake *fake_open(const struct member *member)
 	}
 	fake->on_host = seat_callbacks(fake->host_seat);
 	fake->on_device = seat_callbacks(fake->device_seat);
+	fake->callbacks =
+		(lshard_callbacks){fake_broadcast, fake_allgather, fake_finish, fake_stop, fake, &fake->device, 1};
 	fake->fail_at = fake->rest = -1;
 	fake->held = FAKE_STREAMS;
 	pthread_mutex_init(&fake->lock, NULL);
@@ -404,7 +407,7 @@ bool fake_close(struct fake *fake)
 
 	if (!fake)
 		return true;
-	fake->on_device.stop(fake->on_device.user);
+	fake->on_device->stop(fake->on_device->user);
 	pthread_mutex_lock(&fake->lock);
 	fake->ending = true;
 	pthread_cond_broadcast(&fake->changed);

@@ -21,7 +21,7 @@ struct fake *fake_open(const struct member *member);
  */
 bool fake_close(struct fake *fake);
 
-lshard_callbacks fake_callbacks(struct fake *fake);
+const lshard_callbacks *fake_callbacks(const struct fake *fake);
 /* Of the collectives on the host. */
 struct seat *fake_seat(struct fake *fake);
 void *fake_stream(struct fake *fake, int number);

@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 # What programs include; writers of transports include transport.h as well.
-PROGRAMS = {"layershard/layershard.h", "layershard/plan.h"}
+PROGRAMS = {"layershard/callbacks.h", "layershard/layershard.h", "layershard/plan.h"}
 PUBLIC = PROGRAMS | {"layershard/transport.h"}
 
 # Headers of C11 that need no operating system.

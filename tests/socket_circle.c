@@ -190,7 +190,7 @@ static bool answer_peer(struct socket_circle *circle, int listener)
 	return true;
 }
 
-bool socket_circle_join(struct socket_circle *circle, const struct member *member, lshard_callbacks *callbacks)
+bool socket_circle_join(struct socket_circle *circle, const struct member *member)
 {
 	const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	struct sockaddr_un address;
@@ -205,7 +205,7 @@ bool socket_circle_join(struct socket_circle *circle, const struct member *membe
 	for (int32_t peer = member->rank + 1; peer < CIRCLE_RANKS && joined; peer++)
 		joined = answer_peer(circle, listener);
 	close(listener);
-	*callbacks =
+	circle->callbacks =
 		(lshard_callbacks){circle_broadcast, circle_allgather, circle_finish, circle_stop, circle, NULL, 1};
 	return joined;
 }

@@ -9,6 +9,8 @@
 
 #include "threads.h"
 
+#include <layershard/callbacks.h>
+
 #include <stdatomic.h>
 
 #define CIRCLE_RANKS 3
@@ -16,6 +18,7 @@
 struct socket_circle {
 	int ends[CIRCLE_RANKS]; /* of the pairs with the others */
 	const struct member *member;
+	lshard_callbacks callbacks;
 	atomic_long die_at; /* the callback from now on at which this rank is killed; -1: none */
 
 	/* the collective in progress */
@@ -28,7 +31,7 @@ struct socket_circle {
 };
 
 /* Collective over the team, whose ranks are processes. False when a rank is not there. */
-bool socket_circle_join(struct socket_circle *circle, const struct member *member, lshard_callbacks *callbacks);
+bool socket_circle_join(struct socket_circle *circle, const struct member *member);
 /* This rank is killed now. */
 void socket_circle_die(struct socket_circle *circle);
 /* When nothing calls it any more. */

@@ -348,6 +348,7 @@ static bool open_with_log(struct rank *rank, const struct member *member, const 
 			  atomic_int *lines, int32_t roll_calls)
 {
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_callbacks callbacks;
 
 	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1, .seat = circle_join(member)};
 	options.rank = member->rank;
@@ -355,8 +356,9 @@ static bool open_with_log(struct rank *rank, const struct member *member, const 
 	options.transport = "callback";
 	options.timeout_ms = setting->timeout_ms;
 	options.bootstrap = member->bootstrap;
-	options.callbacks = seat_callbacks(rank->seat);
-	options.callbacks.roll_calls = roll_calls;
+	callbacks = *seat_callbacks(rank->seat);
+	callbacks.roll_calls = roll_calls;
+	options.callbacks = &callbacks;
 	options.log = count_line;
 	options.log_user = lines;
 	return lshard_group_create(&options, &rank->group) == LSHARD_OK && rank_series(rank);
@@ -976,6 +978,7 @@ static int without_body(const struct member *member)
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 	struct seat *seat = circle_join(member);
 	lshard_group *group = NULL;
+	lshard_callbacks callbacks;
 	char error[512] = "";
 	bool right = false;
 	lshard_status status;
@@ -985,11 +988,10 @@ static int without_body(const struct member *member)
 	options.transport = "callback";
 	options.timeout_ms = LONG_MS;
 	options.bootstrap = member->bootstrap;
-	options.callbacks = seat_callbacks(seat);
-	if (member->rank == 1 && lacking == 0)
-		options.callbacks = (lshard_callbacks)LSHARD_CALLBACKS_INIT;
+	callbacks = *seat_callbacks(seat);
+	options.callbacks = member->rank == 1 && lacking == 0 ? NULL : &callbacks;
 	if (member->rank == 1 && lacking == 1)
-		options.callbacks.broadcast = NULL;
+		callbacks.broadcast = NULL;
 	if (lacking == 2)
 		options.transport = "callback:fast";
 	options.error = error;

@@ -43,7 +43,7 @@ static void pause_ms(long ms)
 
 /* ---- A rank ---------------------------------------------------------------------------------------------------- */
 
-static lshard_status open_group(struct seer *seer, const struct member *member, lshard_callbacks callbacks,
+static lshard_status open_group(struct seer *seer, const struct member *member, const lshard_callbacks *callbacks,
 				uint32_t timeout_ms, char *error, size_t error_bytes)
 {
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
@@ -734,12 +734,12 @@ static int lacking_body(const struct member *member)
 
 	seer.fake = fake_open(member);
 	EXPECT(member, seer.fake, "a rank failed");
-	callbacks = fake_callbacks(seer.fake);
+	callbacks = *fake_callbacks(seer.fake);
 	device = *callbacks.device;
 	device.follow = NULL;
 	if (member->rank == 1)
 		callbacks.device = all ? NULL : &device;
-	status = open_group(&seer, member, callbacks, LONG_MS, error, sizeof error);
+	status = open_group(&seer, member, &callbacks, LONG_MS, error, sizeof error);
 	EXPECT(member, status == (all ? LSHARD_ERR_NOT_SUPPORTED : LSHARD_ERR_INVALID), "%s",
 	       lshard_status_name(status));
 	SAYS(member, error, "rank 1");

@@ -4,7 +4,7 @@
  */
 #include TEST_HEADER
 
-#include <layershard/layershard.h>
+#include <layershard/callbacks.h>
 #include <layershard/plan.h>
 
 #include <cstdio>

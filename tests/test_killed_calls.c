@@ -45,7 +45,8 @@ static bool open_group(struct rank *rank, const struct member *member, const str
 	options.timeout_ms = LONG_MS;
 	options.error = error;
 	options.error_bytes = sizeof error;
-	EXPECT(member, socket_circle_join(circle, member, &options.callbacks), "no circle");
+	EXPECT(member, socket_circle_join(circle, member), "no circle");
+	options.callbacks = &circle->callbacks;
 	EXPECT(member, lshard_group_create(&options, &rank->group) == LSHARD_OK, "%s", error);
 	return true;
 failed:

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define LSHARD_TRANSPORT_ABI 3
+#define LSHARD_TRANSPORT_ABI 4
 
 typedef enum lshard_capability {
 	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
@@ -68,7 +68,7 @@ typedef struct lshard_context {
 	void (*release)(const struct lshard_context *context, void *pointer);
 	void (*log)(const struct lshard_context *context, lshard_log_level level, const char *format, ...);
 	void *group;
-	lshard_callbacks callbacks; /* the caller's; all NULL: none */
+	const struct lshard_callbacks *callbacks; /* the caller's (layershard/callbacks.h); NULL: none */
 	/*
 	 * 1 in a child by fork of the process that opened the transport. Only close and store_close are called there.
 	 * They give back this process's memory, mappings and descriptors, and touch nothing else: no message, no

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public headers in ctypes' words: structures, enumerations, and one table of functions.
 
-Knows nothing but layershard.h and plan.h in include/layershard; tests/python/test_declarations.py holds both sides
-together. A plain table, because generated bindings would need a generator wherever the package is built.
+Knows nothing but callbacks.h, layershard.h and plan.h in include/layershard; tests/python/test_declarations.py holds
+both sides together. A plain table, because generated bindings would need a generator wherever the package is built.
 """
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class GroupOptions(Sized):
         ("log_level", c_int),
         ("error", c_void_p),
         ("error_bytes", c_size_t),
-        ("callbacks", Callbacks),
+        ("callbacks", POINTER(Callbacks)),
     ]
 
     def __init__(self, **members: Any) -> None:

@@ -227,10 +227,10 @@ class _Translation:
         self._try(stop, None, 0)
 
 
-def c_callbacks(collectives: Collectives | None, kept: Kept) -> c.Callbacks:
+def c_callbacks(collectives: Collectives | None, kept: Kept) -> c.Callbacks | None:
     """The C structure; it holds the functions, so it must live as long as the group."""
     if collectives is None:
-        return c.Callbacks()
+        return None
     failures = _Failures(kept)
     translation = _Translation(collectives, failures)
     device: Device | None = getattr(collectives, "device", None)

@@ -265,7 +265,7 @@ class Group:
             bootstrap=c.Bootstrap(allgather=c_allgather),
             log=c_log,
             log_level=choice("log_level", log_level, c.LOG_LEVEL),
-            callbacks=c_collectives,
+            callbacks=None if c_collectives is None else ctypes.pointer(c_collectives),
         )
         self.memory = memory
         self.device = device

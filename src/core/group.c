@@ -157,8 +157,11 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 				    .release = context_release,
 				    .log = context_log,
 				    .forked = context_forked,
-				    .group = group,
-				    .callbacks = options->callbacks};
+				    .group = group};
+	if (options->callbacks) {
+		group->callbacks = *options->callbacks;
+		context->callbacks = &group->callbacks;
+	}
 	status = find_rank(context, options, error);
 	if (status >= 0)
 		status = find_timeout(context, options, error);

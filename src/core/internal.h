@@ -11,6 +11,7 @@
 #include "scheme.h"
 #include "verdict.h"
 
+#include <layershard/callbacks.h>
 #include <stdatomic.h>
 
 /* What every collective call tells the others first, so that ranks in different calls are found out. */
@@ -42,6 +43,7 @@ struct lshard_group {
 	lshard_context context;         /* given to the transport */
 	struct lshard__process process; /* that created it */
 	lshard_allocator allocator;
+	lshard_callbacks callbacks; /* the caller's, if there are any */
 	lshard_log_function log;
 	void *log_user;
 	lshard_log_level log_level;

@@ -90,12 +90,12 @@ release:
 
 static lshard_status make_worker(const lshard_context *context, struct callback **made, lshard_error *error)
 {
-	const lshard_callbacks *calls = &context->callbacks;
+	const lshard_callbacks *calls = context->callbacks;
 	lshard_status status = LSHARD_OK;
 
 	if (context->options[0])
 		return lshard_fail(error, LSHARD_ERR_INVALID, "callback: there is no option '%s'", context->options);
-	if (!calls->broadcast || !calls->allgather || !calls->finish)
+	if (!calls || !calls->broadcast || !calls->allgather || !calls->finish)
 		return lshard_fail(error, LSHARD_ERR_INVALID,
 				   "callback: rank %d gives callbacks without broadcast, allgather or finish",
 				   (int)context->rank);

@@ -17,6 +17,7 @@
 #ifndef LAYERSHARD_CALLBACK_H
 #define LAYERSHARD_CALLBACK_H
 
+#include <layershard/callbacks.h>
 #include <layershard/transport.h>
 #include <pthread.h>
 #include <stdbool.h>

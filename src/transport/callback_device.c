@@ -33,7 +33,7 @@ static lshard_status record(const struct callback *callback, void **event, void 
 {
 	char text[384] = "";
 	const lshard_status status =
-		callback->device.record(callback->context.callbacks.user, event, stream, text, sizeof text);
+		callback->device.record(callback->context.callbacks->user, event, stream, text, sizeof text);
 
 	return status == LSHARD_OK ? status : failed(error, status, "record", text);
 }
@@ -42,7 +42,7 @@ static lshard_status follow(const struct callback *callback, void *stream, void 
 {
 	char text[384] = "";
 	const lshard_status status =
-		callback->device.follow(callback->context.callbacks.user, stream, event, text, sizeof text);
+		callback->device.follow(callback->context.callbacks->user, stream, event, text, sizeof text);
 
 	return status == LSHARD_OK ? status : failed(error, status, "follow", text);
 }
@@ -51,7 +51,7 @@ static lshard_status copy_rows(const struct callback *callback, void *to, uint64
 			       uint64_t from_pitch, uint64_t width, uint64_t rows, lshard_error *error)
 {
 	char text[384] = "";
-	const lshard_status status = callback->device.copy(callback->context.callbacks.user, to, to_pitch, from,
+	const lshard_status status = callback->device.copy(callback->context.callbacks->user, to, to_pitch, from,
 							   from_pitch, width, rows, text, sizeof text);
 
 	return status == LSHARD_OK ? status : failed(error, status, "copy", text);
@@ -60,7 +60,7 @@ static lshard_status copy_rows(const struct callback *callback, void *to, uint64
 void callback_drop_event(const struct callback *callback, void *event)
 {
 	if (event)
-		callback->device.drop(callback->context.callbacks.user, event);
+		callback->device.drop(callback->context.callbacks->user, event);
 }
 
 static bool is_set(struct callback *callback, const bool *flag)
@@ -95,7 +95,7 @@ static lshard_status await_event(struct callback *callback, void *event, uint64_
 	char text[384] = "";
 
 	for (;;) {
-		const lshard_status status = callback->device.query(context->callbacks.user, event, text, sizeof text);
+		const lshard_status status = callback->device.query(context->callbacks->user, event, text, sizeof text);
 
 		if (status == LSHARD_OK)
 			return status;
@@ -114,7 +114,7 @@ static lshard_status await_event(struct callback *callback, void *event, uint64_
 
 lshard_status callback_device_take(struct callback *callback, const lshard_context *context, lshard_error *error)
 {
-	const lshard_device_callbacks *calls = context->callbacks.device;
+	const lshard_device_callbacks *calls = context->callbacks->device;
 
 	if (!calls)
 		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
@@ -345,7 +345,7 @@ lshard_status callback_capture(lshard_store *base, void *stream, uint64_t *captu
 	struct callback *callback = callback_of(base->transport);
 
 	*capture = 0;
-	if (!callback->device.capturing(callback->context.callbacks.user, stream))
+	if (!callback->device.capturing(callback->context.callbacks->user, stream))
 		return LSHARD_OK;
 	return lshard_fail(&base->error, LSHARD_ERR_NOT_SUPPORTED,
 			   "the transport callback cannot be captured: the ranks agree on the host on each collective "

@@ -84,7 +84,7 @@ static bool take_own(const struct callback *callback, uint64_t bytes, void **blo
 	const lshard_context *context = &callback->context;
 
 	if (callback->on_device) {
-		*block = callback->device.allocate(context->callbacks.user, bytes, ALIGNMENT);
+		*block = callback->device.allocate(context->callbacks->user, bytes, ALIGNMENT);
 		*memory = *block;
 	} else {
 		*block = context->allocate(context, bytes + ALIGNMENT - 1);
@@ -96,7 +96,7 @@ static bool take_own(const struct callback *callback, uint64_t bytes, void **blo
 static void give_own(const struct callback *callback, void *block)
 {
 	if (callback->on_device && block && !callback->context.forked(&callback->context))
-		callback->device.release(callback->context.callbacks.user, block);
+		callback->device.release(callback->context.callbacks->user, block);
 	else if (block && !callback->on_device)
 		callback->context.release(&callback->context, block);
 }

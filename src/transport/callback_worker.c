@@ -139,7 +139,7 @@ static bool is_lost(struct callback *callback)
 /* Once. */
 static void stop_caller(struct callback *callback)
 {
-	const lshard_callbacks *calls = &callback->base.context->callbacks;
+	const lshard_callbacks *calls = callback->base.context->callbacks;
 
 	if (calls->stop && !callback->told && !is_lost(callback))
 		calls->stop(calls->user);
@@ -149,7 +149,7 @@ static void stop_caller(struct callback *callback)
 /* It must come to an end, or its memory can never be freed. */
 static lshard_status see_the_end(struct callback *callback, void *work)
 {
-	const lshard_callbacks *calls = &callback->base.context->callbacks;
+	const lshard_callbacks *calls = callback->base.context->callbacks;
 	const uint64_t deadline = callback_deadline(callback);
 	lshard_status status = LSHARD_IN_PROGRESS;
 	char text[384] = "";
@@ -165,7 +165,7 @@ static lshard_status see_the_end(struct callback *callback, void *work)
 static lshard_status see_through(struct callback *callback, lshard_status status, void *work, const char *what,
 				 char *text, size_t text_bytes)
 {
-	const lshard_callbacks *calls = &callback->base.context->callbacks;
+	const lshard_callbacks *calls = callback->base.context->callbacks;
 
 	if (status != LSHARD_OK)
 		return break_down(callback, status, what, text);
@@ -183,7 +183,7 @@ static lshard_status see_through(struct callback *callback, lshard_status status
 
 lshard_status callback_allgather(struct callback *callback, const void *send, void *receive, size_t bytes)
 {
-	const lshard_callbacks *calls = &callback->base.context->callbacks;
+	const lshard_callbacks *calls = callback->base.context->callbacks;
 	char text[384] = "";
 	void *work = NULL;
 	const lshard_status status = calls->allgather(calls->user, send, receive, bytes, &work, text, sizeof text);
@@ -193,7 +193,7 @@ lshard_status callback_allgather(struct callback *callback, const void *send, vo
 
 lshard_status callback_broadcast(struct callback *callback, void *bytes, size_t count, int32_t root)
 {
-	const lshard_callbacks *calls = &callback->base.context->callbacks;
+	const lshard_callbacks *calls = callback->base.context->callbacks;
 	char text[384] = "";
 	void *work = NULL;
 	const lshard_status status = calls->broadcast(calls->user, bytes, count, root, &work, text, sizeof text);
@@ -225,7 +225,7 @@ static uint64_t next_roll_call(const struct callback *callback)
 
 void callback_start_roll_calls(struct callback *callback)
 {
-	if (!callback->base.context->callbacks.roll_calls)
+	if (!callback->base.context->callbacks->roll_calls)
 		return;
 	pthread_mutex_lock(&callback->lock);
 	callback->roll_call_ns = next_roll_call(callback);

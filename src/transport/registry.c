@@ -15,6 +15,7 @@
 #include "transports.h"
 #include "verdict.h"
 
+#include <layershard/callbacks.h>
 #include <layershard/plan.h>
 
 #include <stdio.h>
@@ -148,8 +149,8 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 	memset(card, 0, sizeof *card);
 	card->size = stack->base->size;
 	card->memory = (int32_t)stack->base->memory;
-	card->callbacks = stack->base->callbacks.finish != NULL &&
-			  (card->memory == LSHARD_MEMORY_HOST || stack->base->callbacks.device != NULL);
+	card->callbacks = stack->base->callbacks != NULL &&
+			  (card->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
 	card->record.status = failed;
 	card->spec_hash = lshard__text_hash(spec);
 	snprintf(card->spec, sizeof card->spec, "%.*s", (int)sizeof card->spec - 1, spec);

@@ -16,7 +16,7 @@ from pycparser import c_ast  # noqa: E402
 TREE = pathlib.Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 INCLUDE = ["-I", str(TREE / "include")]
-HEADERS = "#include <layershard/layershard.h>\n#include <layershard/plan.h>\n"
+HEADERS = "#include <layershard/callbacks.h>\n#include <layershard/plan.h>\n"
 
 INTEGERS = {
     "int": ctypes.c_int,
@@ -80,6 +80,8 @@ class Comparison:
         return int(declared.dim.value) if isinstance(declared.dim, c_ast.Constant) else None
 
     def _same_name(self, declared, given):
+        if isinstance(declared, c_ast.Struct):
+            return given is c.STRUCTURES.get(declared.name)
         if not isinstance(declared, c_ast.IdentifierType):
             return False
         name = declared.names[-1]
