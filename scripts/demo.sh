@@ -1,18 +1,20 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# demo.sh PROGRAM - what layershard does, in under three minutes on two slow cores: a real model on four ranks that hold
-# its layers once, and transfers hidden behind compute over a link of limited speed. `make demo` builds the program and
+# demo.sh BUILD - what layershard does, in under three minutes on two slow cores: a real model on four ranks that hold
+# its layers once, and transfers hidden behind compute over a link of limited speed. `make demo` builds the programs and
 # fetches the model first. With an NVIDIA GPU it shows that too: pulls between two GPUs, or between two processes on
 # one, and real layers beside the copies. Ends with a status other than 0 when something failed; a machine too busy to
 # measure on is only told.
 set -eu
 
-program=${1:-build/layershard}
-if [ ! -x "$program" ]; then
-	echo "demo.sh: there is no program '$program'; run 'make' first, or give its path" >&2
-	exit 1
-fi
+build=${1:-build}
+for program in "$build/layershard-llama" "$build/layershard"; do
+	if [ ! -x "$program" ]; then
+		echo "demo.sh: there is no program '$program'; run 'make' first, or give the build's folder" >&2
+		exit 1
+	fi
+done
 
 bold='' plain=''
 if [ -t 1 ] && [ "${TERM:-dumb}" != dumb ]; then
@@ -26,15 +28,19 @@ part() { # part TITLE SENTENCE...
 	printf '\n'
 }
 
+bench() {
+	"$build/layershard" bench "$@"
+}
+
 # An inconclusive measurement (status 3) has said so itself.
 measure() {
 	status=0
-	"$program" bench step "$@" || status=$?
+	bench step "$@" || status=$?
 	[ "$status" -eq 0 ] || [ "$status" -eq 3 ] || exit "$status"
 }
 
 run_model() {
-	"$program" run --ranks 4 --max-tokens 24 --prompt "The capital of France is" \
+	"$build/layershard-llama" --ranks 4 --max-tokens 24 --prompt "The capital of France is" \
 		--prompt "Water boils when" --prompt "Once upon a time there was" --prompt "A prime number is" "$@"
 }
 
@@ -73,7 +79,7 @@ fi
 
 part "4. On the GPU: layers that the other rank stores" \
 	"Compare 'GB/s', a pull by lshard_reach and lshard_wait, with 'bare GB/s', the driver's copy of as many bytes."
-"$program" bench link --devices "$devices" --transport "$transport" --min-bytes 1M --factor 16
+bench link --devices "$devices" --transport "$transport" --min-bytes 1M --factor 16
 
 part "5. On the GPU: real layers compute while the next ones come" \
 	"Compare 'C overlapped' with 'A resident', everything in every rank's memory, and with 'B copies alone'."

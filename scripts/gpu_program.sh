@@ -2,17 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # gpu_program.sh [DIRECTORY] - build DIRECTORY/layershard (default build-gpu) so that it can be carried to a GPU machine
-# without this project's libraries: jansson, PCRE2 and OpenBLAS are inside it, and it needs glibc 2.34 or later and
-# nothing else. CUDA's libraries it loads there, when a command asks for them. Runs where the tree is built (make deps),
+# without this project's libraries: jansson is inside it, and it needs glibc 2.34 or later and nothing else. CUDA's libraries it loads there, when a command asks for them. Runs where the tree is built (make deps),
 # needs no CUDA; less than a minute. CC: the compiler.
 set -eu
 cd "$(dirname "$0")/.."
 directory=${1:-build-gpu}
 mkdir -p "$directory"
 
-flags=$(pkg-config --cflags jansson libpcre2-8 openblas)
+flags=$(pkg-config --cflags jansson)
 # shellcheck disable=SC2086 # several flags
 "${CC:-cc}" -std=c11 -O2 -DNDEBUG -D_GNU_SOURCE -Iinclude -Isrc/base -Isrc/core -Isrc/host -Isrc/transport \
-	-Iexamples/llama -Isrc/cli -Itools/support $flags -s -o "$directory/layershard" src/base/*.c src/core/*.c src/host/*.c src/transport/*.c \
-	examples/llama/*.c src/cli/*.c tools/support/*.c -Wl,-Bstatic -ljansson -lpcre2-8 -lopenblas -Wl,-Bdynamic -lpthread -ldl -lm
+	-Isrc/cli -Itools/support $flags -s -o "$directory/layershard" src/base/*.c src/core/*.c src/host/*.c \
+	src/transport/*.c src/cli/*.c tools/support/*.c -Wl,-Bstatic -ljansson -Wl,-Bdynamic -lpthread -ldl -lm
 "$directory/layershard" --version

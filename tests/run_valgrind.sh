@@ -32,6 +32,6 @@ for test in test_status test_verdict test_slotmap test_layout test_ring test_poi
 	check "$test" "$build/tests/$test"
 done
 for placement in owner striped; do
-	check "run, 2 ranks, $placement" "$build/layershard" run --model "$LAYERSHARD_TEST_MODEL_TINY" --ranks 2 \
+	check "layershard-llama, 2 ranks, $placement" "$build/layershard-llama" --model "$LAYERSHARD_TEST_MODEL_TINY" --ranks 2 \
 		--placement "$placement" --prompt a --prompt b --max-tokens 3 --json
 done

@@ -18,7 +18,7 @@ static int print_help(void)
 	       "  link   how fast a layer comes from another rank, by size, beside bare copies\n"
 	       "  step   passes over a synthetic stack of layers behind a link of limited speed:\n"
 	       "         transfers hidden behind compute, beside what the planner predicts\n\n"
-	       "'layershard bench calls --help', and so on, tells more.\n\n" CLI_EXIT_HELP);
+	       "'layershard bench calls --help', and so on, tells more.\n\n" CLI_EXIT_HELP CLI_EXIT_HELP_INCONCLUSIVE);
 	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }
 

@@ -228,7 +228,7 @@ static int print_help(void)
 	       "  --rounds R   samples of each row, at least %u (default %u)\n"
 	       "  --json       one JSON object instead of the table\n"
 	       "  --save FILE  also write it to FILE, with machine, date, command and version\n"
-	       "  -h, --help   this text\n\n" CLI_EXIT_HELP,
+	       "  -h, --help   this text\n\n" CLI_EXIT_HELP CLI_EXIT_HELP_INCONCLUSIVE,
 	       CALLS_LAYER_BYTES, ROUNDS_LEAST, ROUNDS_LEAST);
 	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }

@@ -108,7 +108,7 @@ static const char help_text[] = "Usage: layershard bench step --devices D[,D]...
 				"Environment: LAYERSHARD_CUBLAS_SO_PATH and LAYERSHARD_NCCL_SO_PATH name those\n"
 				"libraries where the loader does not find them. Without NVML clocks and power are\n"
 				"not told.\n"
-				"\n" CLI_EXIT_HELP;
+				"\n" CLI_EXIT_HELP CLI_EXIT_HELP_INCONCLUSIVE;
 /* clang-format on */
 
 static const char *const rival_names[GEMM_RIVALS] = {"broadcast", "allgather", "allgather-ce", "peer-copy"};

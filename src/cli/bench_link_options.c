@@ -84,7 +84,7 @@ static const char help_text[] = "Usage: layershard bench link --devices 0,1 [OPT
 				"  --save FILE           also write it to FILE, with machine, date, command and\n"
 				"                        versions\n"
 				"  -h, --help            this text\n"
-				"\n" CLI_EXIT_HELP;
+				"\n" CLI_EXIT_HELP CLI_EXIT_HELP_INCONCLUSIVE;
 /* clang-format on */
 
 static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)

@@ -5,9 +5,7 @@
 #ifndef COMMANDS_H
 #define COMMANDS_H
 
-int command_run(int argc, char **argv);
 int command_info(int argc, char **argv);
 int command_bench(int argc, char **argv);
-int command_verify(int argc, char **argv);
 
 #endif

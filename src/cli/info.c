@@ -2,17 +2,12 @@
  *
  * info.c - `layershard info`: what this build is, what it can do here, and what it reads from the environment.
  */
-#include <dlfcn.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include "cli.h"
 #include "commands.h"
-#include "engine.h"
 
 #include <layershard/plan.h>
 
@@ -55,26 +50,10 @@ static const char help[] = "Usage: layershard info [-h | --help | --json]\n\n"
 #define ASSERTIONS "assertions"
 #endif
 
-/* Any CBLAS will do; OpenBLAS is the one that can tell about itself. */
-static const char *blas_text(void)
-{
-	char *(*config)(void);
-	void *symbol = dlsym(RTLD_DEFAULT, "openblas_get_config");
-
-	if (!symbol)
-		return "a CBLAS that is not OpenBLAS";
-	memcpy(&config, &symbol, sizeof config); /* C has no cast from an object's to a function's address */
-	return config();
-}
-
 static json_t *json_of_build(void)
 {
-	char pcre2[64] = "unknown";
-
-	(void)pcre2_config(PCRE2_CONFIG_VERSION, pcre2);
-	return json_pack("{s:s,s:s,s:s,s:s,s:s}", "compiler", COMPILER, "flags",
-			 OPTIMIZED ", " ASSERTIONS ", " SANITIZER, "blas", blas_text(), "jansson",
-			 jansson_version_str(), "pcre2", pcre2);
+	return json_pack("{s:s,s:s,s:s}", "compiler", COMPILER, "flags", OPTIMIZED ", " ASSERTIONS ", " SANITIZER,
+			 "jansson", jansson_version_str());
 }
 
 /* ---- Transports -------------------------------------------------------------------------------------------------- */
@@ -117,7 +96,7 @@ static bool add_variable(json_t *array, const char *name, const char *value, con
 					       cli_json_text(default_value, strlen(default_value)), "help", text)) == 0;
 }
 
-/* What the program reads itself; the library and the engine know nothing of these. */
+/* What programs read themselves; the library knows nothing of these. */
 static bool add_own_variable(json_t *array, const char *name, const char *default_value, const char *text)
 {
 	const char *value = getenv(name);
@@ -129,29 +108,19 @@ static json_t *json_of_variables(void)
 {
 	json_t *array = json_array();
 	lshard_variable variable;
-	engine_error error;
-	char model[4096] = "";
 	bool added = array != NULL;
 
 	for (uint32_t i = 0; added && lshard_variable_info(i, &variable) == LSHARD_OK; i++)
 		added = add_variable(array, variable.name, variable.value, variable.default_value, variable.help);
-	if (engine_default_model(model, sizeof model, &error) < 0)
-		*model = '\0';
 	added = added &&
-		add_own_variable(array, "LAYERSHARD_MODEL", model, "model of run and verify without --model") &&
-		add_own_variable(array, "LAYERSHARD_CACHE", "", "folder of the model that 'make demo' fetches") &&
-		add_own_variable(array, "XDG_CACHE_HOME", "",
-				 "without LAYERSHARD_CACHE, that folder is 'layershard' in this one") &&
-		add_own_variable(array, "HOME", "", "without both, that folder is '.cache/layershard' in this one") &&
 		add_own_variable(array, "LAYERSHARD_LOG", "",
-				 "the library's log on stderr: error, warn, info or debug") &&
+				 "the library's log on stderr of this tree's programs: error, warn, info or debug") &&
 		add_own_variable(array, "LAYERSHARD_CUBLAS_SO_PATH", "",
 				 "cuBLAS for 'bench step --devices', where the loader does not find it") &&
 		add_own_variable(array, "LAYERSHARD_NCCL_SO_PATH", "",
 				 "NCCL for its --rivals, where the loader does not find it") &&
 		add_own_variable(array, "CUDA_VISIBLE_DEVICES", "",
-				 "the GPUs that NVIDIA's driver shows, which --devices counts; not set: all") &&
-		add_own_variable(array, "OPENBLAS_NUM_THREADS", "1", "threads per rank for the products");
+				 "the GPUs that NVIDIA's driver shows, which --devices counts; not set: all");
 	if (added)
 		return array;
 	json_decref(array);

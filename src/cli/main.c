@@ -5,21 +5,40 @@
 #include "cli.h"
 #include "commands.h"
 
+#include <string.h>
+
 const char cli_program[] = "layershard";
+
+/* What was a command once, and is a program of its own. */
+static const char *moved_to(const char *name)
+{
+	static const char *const moved[][2] = {{"run", "layershard-llama"}, {"verify", "layershard-llama --verify"}};
+
+	for (size_t i = 0; i < sizeof moved / sizeof *moved; i++) {
+		if (strcmp(name, moved[i][0]) == 0)
+			return moved[i][1];
+	}
+	return NULL;
+}
 
 static int run(int argc, char **argv)
 {
 	static const struct cli_command commands[] = {
-		{"run", command_run, "a language model on several ranks that hold its layers once"},
 		{"info", command_info, "version, build, transports and environment variables"},
 		{"bench", command_bench, "what calls and steps cost on this machine"},
-		{"verify", command_verify, "hash every layer as every rank sees it"},
 	};
 	static const struct cli_commands program = {
 		"n ranks run the same model on different data and store its layers once between\nthem.\n", commands,
-		sizeof commands / sizeof *commands, CLI_EXIT_HELP};
+		sizeof commands / sizeof *commands, CLI_EXIT_HELP CLI_EXIT_HELP_INCONCLUSIVE};
+	const char *name = argc > 2 && strcmp(argv[1], "help") == 0 ? argv[2] : argc > 1 ? argv[1] : "";
+	const char *moved = moved_to(name);
 
-	return cli_run_command(&program, argc, argv);
+	if (!moved)
+		return cli_run_command(&program, argc, argv);
+	cli_message("'%s' is no command any more: it is '%s', with the same options, built beside layershard in its "
+		    "source tree",
+		    name, moved);
+	return CLI_USAGE;
 }
 
 int main(int argc, char **argv)

@@ -2,7 +2,7 @@
 """`layershard bench`: options, exit codes, the shape of the results, and that wrong bits never pass.
 
 How long anything takes is not judged here, with one exception: a throttled link is never faster than its speed.
-The program is the one that LAYERSHARD_PROGRAM names.
+The program is build/layershard, or that of the folder that LAYERSHARD_TEST_BUILD names.
 """
 
 import json
@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from patience import LONG_S
 
-PROGRAM = os.environ.get("LAYERSHARD_PROGRAM", "build/layershard")
+PROGRAM = os.path.join(os.environ.get("LAYERSHARD_TEST_BUILD", "build"), "layershard")
 
 # A stack so small that all arms take a moment; --margin lets a busy machine pass.
 SMALL = ["--layers", "12", "--layer-bytes", "4K", "--compute-us", "200", "--passes", "1", "--margin", "100"]

@@ -14,7 +14,7 @@ import signal
 
 import pytest
 
-from conftest import children_of, wait_until
+from programs import children_of, wait_until
 
 SMALL = ["--layers", "7", "--dims", "32x64", "--tokens", "4", "--rounds", "3", "--passes", "2", "--warm-ms", "0.3"]
 MANY = ["--layers", "16", "--dims", "128x256", "--tokens", "64", "--rounds", "1000", "--warm-ms", "1"]

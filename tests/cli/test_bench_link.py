@@ -12,7 +12,7 @@ import re
 
 import pytest
 
-from conftest import children_of, wait_until
+from programs import children_of, wait_until
 
 SMALL = ["--min-bytes", "4K", "--max-bytes", "64K", "--factor", "16", "--iters", "3", "--warmup", "1"]
 SIZES = {4096, 65536}

@@ -7,7 +7,7 @@ import sys
 import pytest
 from patience import LONG_S
 
-from conftest import TREE
+from programs import TREE
 
 SAVED = {
     "command": "layershard bench link --devices 0,1 --save bench/results/saved.json",

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from conftest import TREE
+from programs import TREE
 
 RATIO = {"median": 1.02, "low": 1.01, "high": 1.03}
 OURS = 100  # ms of the overlapped way that rivals are compared with

@@ -20,7 +20,7 @@ enum cli_exit {
 	CLI_DONE = 0,
 	CLI_FAILED = 1,       /* something failed at run time; a rank that died included */
 	CLI_USAGE = 2,        /* wrong command, option or environment */
-	CLI_INCONCLUSIVE = 3, /* bench only: the machine drifted more than the margin */
+	CLI_INCONCLUSIVE = 3, /* measurements only: the machine drifted more than the margin */
 	CLI_BAD_MODEL = 4     /* the model file is missing, unreadable, damaged or of another kind */
 };
 
@@ -28,9 +28,9 @@ enum cli_exit {
 	"Exit status\n"                                                                                                \
 	"  0  done\n"                                                                                                  \
 	"  1  something failed at run time, or a rank died\n"                                                          \
-	"  2  wrong command, option or environment\n"                                                                  \
-	"  3  inconclusive measurement (bench only)\n"                                                                 \
-	"  4  the model file is missing, unreadable, damaged or not supported\n"
+	"  2  wrong command, option or environment\n"
+#define CLI_EXIT_HELP_INCONCLUSIVE "  3  inconclusive measurement\n"
+#define CLI_EXIT_HELP_BAD_MODEL	   "  4  the model file is missing, unreadable, damaged or not supported\n"
 
 /* ---- Programs (cli_main.c, cli_commands.c) ------------------------------------------------------------------------ */
 

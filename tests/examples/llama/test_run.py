@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`layershard run`: the same tokens whatever the sharding, memory and reads as promised, output as documented."""
+"""`layershard-llama`: the same tokens whatever the sharding, memory and reads as promised, output as documented."""
 import itertools
 import os
 import pathlib
@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from patience import LONG_S
 
-from conftest import (
+from programs import (
     clean_environment, cpu_ticks, make_model, shard_mappings, tokens_of, wait_until, wait_until_generating,
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ SHARDINGS = [
 @pytest.fixture(scope="module")
 def expected(program, tiny):
     """One rank that keeps everything, without the library's part in it."""
-    result = program.json("run", "--model", tiny, "--ranks", 1, "--replicated", "--max-tokens", 12, *PROMPT_OPTIONS)
+    result = program.json("--model", tiny, "--ranks", 1, "--replicated", "--max-tokens", 12, *PROMPT_OPTIONS)
     assert all(len(tokens) == 12 for tokens in tokens_of(result)), "the tiny model ended early"
     assert len(set(map(tuple, tokens_of(result)))) == len(PROMPTS)
     return result
@@ -54,7 +54,7 @@ def test_same_tokens_for_every_sharding(program, tiny, expected, mode, placement
     for _, _, prefetch, ranks, resident in [s for s in SHARDINGS if s[:2] == (mode, placement)]:
         options = ["--ranks", ranks, "--prefetch", prefetch, "--resident", resident, "--placement", placement]
         options += MODES[mode]
-        result = program.json("run", "--model", tiny, "--max-tokens", 12, *options, *PROMPT_OPTIONS)
+        result = program.json("--model", tiny, "--max-tokens", 12, *options, *PROMPT_OPTIONS)
         assert tokens_of(result) == tokens_of(expected), options
         assert [p["rank"] for p in result["prompts"]] == [j % ranks for j in range(len(PROMPTS))], options
 
@@ -66,18 +66,18 @@ def test_same_tokens_replicated_and_over_a_slow_link(program, tiny, expected):
         ["--ranks", 20],  # more than layers
         ["--ranks", 2, "--prefetch", 4294967295],
     ):
-        result = program.json("run", "--model", tiny, "--max-tokens", 12, *options, *PROMPT_OPTIONS)
+        result = program.json("--model", tiny, "--max-tokens", 12, *options, *PROMPT_OPTIONS)
         assert tokens_of(result) == tokens_of(expected), options
 
 
 def test_prompts_from_a_file_and_from_standard_input(program, tiny, expected, tmp_path):
     (tmp_path / "prompts").write_text("\n".join(PROMPTS[1:]) + "\n\n")
     result = program.json(
-        "run", "--model", tiny, "--max-tokens", 12, "--ranks", 2,
+        "--model", tiny, "--max-tokens", 12, "--ranks", 2,
         "--prompt", PROMPTS[0], "--prompts", tmp_path / "prompts",
     )
     assert tokens_of(result) == tokens_of(expected)
-    done = program.run("run", "--model", tiny, "--max-tokens", 3, "--prompts", "-", "--ranks", 2, input=b"only one\r\n")
+    done = program.run("--model", tiny, "--max-tokens", 3, "--prompts", "-", "--ranks", 2, input=b"only one\r\n")
     assert done.returncode == 0 and "only one" in done.stdout
     assert "[prompt 1" not in done.stdout and "\r" not in done.stdout
 
@@ -86,7 +86,7 @@ def test_prompts_from_a_file_and_from_standard_input(program, tiny, expected, tm
 
 
 def test_json_has_the_documented_keys(program, tiny, expected):
-    result = program.json("run", "--model", tiny, "--ranks", 3, "--max-tokens", 12, *PROMPT_OPTIONS)
+    result = program.json("--model", tiny, "--ranks", 3, "--max-tokens", 12, *PROMPT_OPTIONS)
     assert set(result) == {"ranks", "prompts", "model", "config"}
     assert set(result["model"]) == LAYER_KEYS
     assert [rank["rank"] for rank in result["ranks"]] == [0, 1, 2]
@@ -103,11 +103,11 @@ def test_json_has_the_documented_keys(program, tiny, expected):
 
 
 def test_what_was_asked_for_is_told_again(program, tiny):
-    config = program.json("run", "--model", tiny, "--prompt", "a")["config"]
+    config = program.json("--model", tiny, "--prompt", "a")["config"]
     assert (config["ranks"], config["max_tokens"], config["prefetch"], config["resident_bytes"]) == (4, 64, 1, 0)
     assert config["placement"] == "owner" and config["link_gbits"] is None and config["shm_copy"] is False
     options = ["--ranks", 2, "--prefetch", 3, "--resident", "300K", "--placement", "striped", "--max-tokens", 1]
-    config = program.json("run", "--model", tiny, *options, "--shm-copy", "--link-gbits", 4)["config"]
+    config = program.json("--model", tiny, *options, "--shm-copy", "--link-gbits", 4)["config"]
     assert (config["ranks"], config["max_tokens"], config["prefetch"]) == (2, 1, 3)
     assert config["resident_bytes"] == 300 * 1024
     assert config["placement"] == "striped" and config["link_gbits"] == 4 and config["shm_copy"] is True
@@ -116,7 +116,7 @@ def test_what_was_asked_for_is_told_again(program, tiny):
 
 def test_wrappers_stay_with_the_copying_transport(program, tiny, tmp_path):
     spec = f"trace={tmp_path}/x.json,shm"
-    result = program.json("run", "--model", tiny, "--ranks", 2, "--max-tokens", 1, "--transport", spec, "--shm-copy")
+    result = program.json("--model", tiny, "--ranks", 2, "--max-tokens", 1, "--transport", spec, "--shm-copy")
     assert result["config"]["transport"] == spec + ":copy"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.0.json", "x.1.json"]
 
@@ -124,7 +124,7 @@ def test_wrappers_stay_with_the_copying_transport(program, tiny, tmp_path):
 def test_a_slow_link_takes_its_time_and_ranks_wait_for_it(program, tiny):
     """One prompt, eight passes, and every pass brings what the rank does not store; one window may be full before."""
     options = ["--ranks", 2, "--prefetch", 0, "--max-tokens", 8, "--prompt", "a", "--shm-copy", "--link-gbits", 0.1]
-    result = program.json("run", "--model", tiny, *options)
+    result = program.json("--model", tiny, *options)
     rank, model = result["ranks"][0], result["model"]
     passes = len(result["prompts"][0]["tokens"])
     bytes_ = passes * (model["layers"] * model["layer_bytes"] - rank["share_bytes"]) - model["layer_bytes"]
@@ -132,7 +132,7 @@ def test_a_slow_link_takes_its_time_and_ranks_wait_for_it(program, tiny):
     assert rank["total_ns"] >= 0.95 * link_ns
     assert 0.5 * link_ns <= rank["wait_ns"] <= rank["total_ns"]
     assert rank["tokens_per_s"] == pytest.approx(passes * 1e9 / rank["total_ns"])
-    cells = table_of(program.run("run", "--model", tiny, *options).stdout)["0"]
+    cells = table_of(program.run("--model", tiny, *options).stdout)["0"]
     assert cells[6].endswith("%") and float(cells[6][:-1]) > 50, "waiting"
 
 
@@ -145,7 +145,7 @@ def table_of(output):
 @pytest.mark.parametrize("resident,share", [("0", 0), ("50%", 0.5), ("100%", 1)])
 def test_the_table_says_what_the_json_says(program, tiny, resident, share):
     """Stored, windows, residents and reads are the same in every run."""
-    options = ["run", "--model", tiny, "--ranks", 2, "--max-tokens", 2, "--shm-copy", "--resident", resident]
+    options = ["--model", tiny, "--ranks", 2, "--max-tokens", 2, "--shm-copy", "--resident", resident]
     result = program.json(*options)
     table = table_of(program.run(*options).stdout)
     whole = result["model"]["layers"] * result["model"]["layer_bytes"]
@@ -160,7 +160,7 @@ def test_the_table_says_what_the_json_says(program, tiny, resident, share):
     computed = table["replicated"]
     assert float(computed[0]) == pytest.approx(2 * whole / 2**20, abs=0.051)
     assert computed[1:4] == ["0.0", "0.0", "-"]
-    replicated = program.json(*options[:7], "--replicated")
+    replicated = program.json(*options[:6], "--replicated")
     assert float(computed[5]) == pytest.approx(sum(r["read_bytes"] for r in replicated["ranks"]) / 2**20, abs=0.051)
 
 
@@ -170,7 +170,7 @@ def test_a_rank_computes_with_one_thread_unless_told_otherwise(program, tiny, sa
     larger = make_model(tmp_path, "--layers", "4", "--hidden", "256", "--types", "F32")
     (tmp_path / "prompts").write_text("".join(f"prompt {j} is long enough for threads\n" for j in range(200)))
     process = program.start(
-        "run", "--model", larger, "--ranks", 2, "--prompts", tmp_path / "prompts", "--max-tokens", 200,
+        "--model", larger, "--ranks", 2, "--prompts", tmp_path / "prompts", "--max-tokens", 200,
         env={"OPENBLAS_NUM_THREADS": None},
     )  # fmt: skip
     children = wait_until_generating(process, 2)
@@ -196,7 +196,7 @@ def test_windows_are_as_many_as_promised(program, tiny):
     """At most k + 1, and no more than blocks of equal length need."""
     for ranks, prefetch in itertools.product((2, 3), (0, 1, 3, 29)):
         result = program.json(
-            "run", "--model", tiny, "--ranks", ranks, "--prefetch", prefetch,
+            "--model", tiny, "--ranks", ranks, "--prefetch", prefetch,
             "--shm-copy", "--max-tokens", 2, "--prompt", "a",
         )
         layers, layer_bytes = result["model"]["layers"], result["model"]["layer_bytes"]
@@ -207,15 +207,15 @@ def test_windows_are_as_many_as_promised(program, tiny):
 
 
 def test_threads_of_one_process_report_its_memory_once(program, tiny):
-    result = program.json("run", "--model", tiny, "--ranks", 3, "--transport", "local", "--max-tokens", 2)
+    result = program.json("--model", tiny, "--ranks", 3, "--transport", "local", "--max-tokens", 2)
     assert result["ranks"][0]["pss_bytes"] > 0 and result["ranks"][0]["private_bytes"] > 0
     assert all(rank["pss_bytes"] is None and rank["private_bytes"] is None for rank in result["ranks"][1:])
-    done = program.run("run", "--model", tiny, "--ranks", 3, "--transport", "local", "--max-tokens", 2)
+    done = program.run("--model", tiny, "--ranks", 3, "--transport", "local", "--max-tokens", 2)
     assert "threads of one process" in done.stdout
 
 
 def test_text_comes_in_order_and_the_table_adds_up(program, tiny):
-    done = program.run("run", "--model", tiny, "--ranks", 4, "--max-tokens", 5, *PROMPT_OPTIONS)
+    done = program.run("--model", tiny, "--ranks", 4, "--max-tokens", 5, *PROMPT_OPTIONS)
     assert done.returncode == 0 and done.stderr == "" and "\033" not in done.stdout
     places = [done.stdout.index(f"[prompt {j}, rank {j % 4}] {prompt}") for j, prompt in enumerate(PROMPTS)]
     assert places == sorted(places)
@@ -251,7 +251,7 @@ def read_terminal(program, arguments):
 def test_terminal_gets_progress_and_one_text_at_a_time(program, tiny):
     code, shown = read_terminal(
         program,
-        ["run", "--model", tiny, "--ranks", "2", "--max-tokens", "40", "--prompt", "first", "--prompt", "second"],
+        ["--model", tiny, "--ranks", "2", "--max-tokens", "40", "--prompt", "first", "--prompt", "second"],
     )
     assert code == 0
     assert "loading: " in shown and "\033[1mfirst" in shown
@@ -267,8 +267,8 @@ def test_terminal_gets_progress_and_one_text_at_a_time(program, tiny):
 
 def test_four_ranks_hold_the_layers_once(program, real):
     """What four ranks hold is one copy of the layers and four times the rest."""
-    one = program.json("run", "--model", real, "--ranks", 1, "--max-tokens", 4, "--prompt", "The capital of France is")
-    four = program.json("run", "--model", real, "--ranks", 4, "--max-tokens", 4, "--transport", "shm")
+    one = program.json("--model", real, "--ranks", 1, "--max-tokens", 4, "--prompt", "The capital of France is")
+    four = program.json("--model", real, "--ranks", 4, "--max-tokens", 4, "--transport", "shm")
     series = one["model"]["layers"] * one["model"]["layer_bytes"]
     rest = one["ranks"][0]["pss_bytes"] - series
     assert 0 < rest < series
@@ -290,14 +290,14 @@ def whole_pages(count):
 def test_shares_and_windows_are_named_mappings(program, tiny, tmp_path, options):
     (tmp_path / "prompts").write_text("".join(f"prompt {j}\n" for j in range(60)))
     process = program.start(
-        "run", "--model", tiny, "--ranks", 3, "--prompts", tmp_path / "prompts", "--max-tokens", 400, *options, "--json"
+        "--model", tiny, "--ranks", 3, "--prompts", tmp_path / "prompts", "--max-tokens", 400, *options, "--json"
     )
     children = wait_until_generating(process, 3)
     mappings = [shard_mappings(pid) for pid in children]
     assert process.poll() is None
     process.kill()
     program.finish(process)
-    result = program.json("run", "--model", tiny, "--ranks", 3, "--max-tokens", 2, *options)
+    result = program.json("--model", tiny, "--ranks", 3, "--max-tokens", 2, *options)
     for rank, found in zip(result["ranks"], mappings):
         own = {
             kind: sum(size for size, mode, name in found if kind in name and "w" in mode)
@@ -311,7 +311,7 @@ def test_shares_and_windows_are_named_mappings(program, tiny, tmp_path, options)
 
 def test_a_rank_reads_its_own_layers_and_what_is_not_sharded(program, real):
     """Reads are linear in the number of own layers: the slope is a layer in the file, the rest once on each rank."""
-    one, four = (program.json("run", "--model", real, "--ranks", ranks, "--max-tokens", 1) for ranks in (1, 4))
+    one, four = (program.json("--model", real, "--ranks", ranks, "--max-tokens", 1) for ranks in (1, 4))
     layers = one["model"]["layers"]
     everything = one["ranks"][0]["read_bytes"]
     assert everything == pytest.approx(os.path.getsize(real), rel=0.03)
@@ -331,7 +331,7 @@ def test_the_kernel_counts_the_same_reads(program, tiny, sanitized, tmp_path):
         pytest.skip("a sanitizer reads files of its own")
     larger = make_model(tmp_path, "--layers", "12", "--hidden", "256", "--types", "F32")
     (tmp_path / "prompts").write_text("".join(f"prompt {j}\n" for j in range(200)))
-    options = ["run", "--model", larger, "--ranks", 3, "--prompts", tmp_path / "prompts", "--max-tokens", 200, "--json"]
+    options = ["--model", larger, "--ranks", 3, "--prompts", tmp_path / "prompts", "--max-tokens", 200, "--json"]
     process = program.start(*options)
     children = wait_until_generating(process, 3)
     kernel = []
@@ -340,7 +340,7 @@ def test_the_kernel_counts_the_same_reads(program, tiny, sanitized, tmp_path):
         kernel.append(int(counted["rchar"]))
     process.kill()
     program.finish(process)
-    result = program.json("run", "--model", larger, "--ranks", 3, "--max-tokens", 1)
+    result = program.json("--model", larger, "--ranks", 3, "--max-tokens", 1)
     for counted, rank in zip(kernel, result["ranks"]):
         assert counted == pytest.approx(rank["read_bytes"], rel=0.02)
 
@@ -372,7 +372,7 @@ def agrees(tokens, case):
 def test_real_model_says_what_the_reference_says(program, real, fixture_cases, options):
     cases = fixture_cases if options == ["--ranks", 4, "--max-tokens", 32] else fixture_cases[:3]
     prompts = [word for case in cases for word in ("--prompt", case["prompt"])]
-    result = program.json("run", "--model", real, "--max-tokens", 16, *options, *prompts)
+    result = program.json("--model", real, "--max-tokens", 16, *options, *prompts)
     for case, prompt in zip(cases, result["prompts"]):
         assert prompt["prompt_tokens"] == case["prompt_tokens"], case["prompt"]
         assert prompt["tokens"] and agrees(prompt["tokens"], case), case["prompt"]
@@ -383,7 +383,7 @@ def test_real_model_says_what_the_reference_says(program, real, fixture_cases, o
 def test_a_model_may_ask_for_a_first_token_and_have_its_own_output(program, tiny, expected, tmp_path):
     """The same seed, so that nothing else differs."""
     first = program.json(
-        "run", "--model", make_model(tmp_path, "--bos"), "--ranks", 2, "--max-tokens", 12, *PROMPT_OPTIONS
+        "--model", make_model(tmp_path, "--bos"), "--ranks", 2, "--max-tokens", 12, *PROMPT_OPTIONS
     )  # fmt: skip
     assert [p["prompt_tokens"] for p in first["prompts"]] == [[1, *p["prompt_tokens"]] for p in expected["prompts"]]
     assert tokens_of(first) != tokens_of(expected)
@@ -395,11 +395,11 @@ def test_a_model_may_ask_for_a_first_token_and_have_its_own_output(program, tiny
     start = len(whole) - 64 * 4 - layers - vocabulary
     untied[1].write_bytes(whole[:start] + bytes(vocabulary) + whole[start + vocabulary :])
     options = ["--ranks", 2, "--max-tokens", 5, "--prompt", "a"]
-    used, zero = (program.json("run", "--model", model, *options) for model in untied)
+    used, zero = (program.json("--model", model, *options) for model in untied)
     assert tokens_of(used) != [[0] * 5]
     assert tokens_of(zero) == [[0] * 5], "all are equally good: the lowest"
 
 
 def test_without_a_model_option_the_variable_is_used(program, tiny, expected):
-    result = program.json("run", "--max-tokens", 12, "--ranks", 2, *PROMPT_OPTIONS, env={"LAYERSHARD_MODEL": tiny})
+    result = program.json("--max-tokens", 12, "--ranks", 2, *PROMPT_OPTIONS, env={"LAYERSHARD_MODEL": tiny})
     assert tokens_of(result) == tokens_of(expected)

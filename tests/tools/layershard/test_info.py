@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from conftest import TREE
+from programs import TREE
 
 
 def test_version_is_the_header_s(program):
@@ -15,21 +15,11 @@ def test_version_is_the_header_s(program):
     assert json.loads(program.run("info", "--json").stdout)["version"] == version
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["info"], ["bench"], ["verify"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["info"], ["bench"]], ids=str)
 def test_help_goes_to_standard_output(program, command):
     done = program.run(*command, "--help")
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("Usage: layershard")
     assert max(map(len, done.stdout.splitlines())) <= 120
-
-
-def test_every_option_of_run_is_in_its_help(program):
-    text = program.run("run", "--help").stdout
-    for option in (
-        "ranks", "model", "prompt", "prompts", "max-tokens", "prefetch", "placement", "resident", "transport",
-        "shm-copy", "link-gbits", "replicated", "json",
-    ):  # fmt: skip
-        assert f"--{option}" in text
-    assert all(f"  {code}  " in text for code in range(5)), "every exit status is documented"
 
 
 def test_transports_say_whether_they_can_be_used(program):
@@ -57,7 +47,7 @@ def test_variables_show_their_values(program):
     variables = {variable["name"]: variable for variable in info["variables"]}
     assert variables["LAYERSHARD_TIMEOUT_MS"]["value"] == "1234"
     assert variables["LAYERSHARD_TIMEOUT_MS"]["default"] == "30000"
-    for name in ("RANK", "SIZE", "JOB", "TRANSPORT", "LOG", "MODEL"):
+    for name in ("RANK", "SIZE", "JOB", "TRANSPORT", "LOG"):
         assert variables["LAYERSHARD_" + name]["help"], name
     text = program.run("info", env={"LAYERSHARD_TIMEOUT_MS": "1234"}).stdout
     assert "LAYERSHARD_TIMEOUT_MS=1234" in text and "(default: 30000)" in text
@@ -67,11 +57,10 @@ def test_every_variable_the_sources_read_is_listed(program):
     """A variable that nobody can look up is one that nobody can debug."""
     listed = {variable["name"] for variable in json.loads(program.run("info", "--json").stdout)["variables"]}
     read = set()
-    for path in (path for folder in ("src", "tools", "examples") for path in (TREE / folder).rglob("*.c")):
+    for path in (path for folder in ("src", "tools") for path in (TREE / folder).rglob("*.c")):
         read |= set(re.findall(r'getenv\("([A-Z_]+)"\)|"(?=LAYERSHARD_)([A-Z_]+)"', path.read_text()))
     read = {name for pair in read for name in pair if name} - {"TERM"}  # that one is not ours
     assert {"LAYERSHARD_CUBLAS_SO_PATH", "LAYERSHARD_NCCL_SO_PATH"} <= read
-    read |= {"HOME", "XDG_CACHE_HOME"}  # they decide which model is the default
     assert read and read <= listed
 
 
@@ -82,18 +71,10 @@ def test_values_that_are_not_utf_8_are_shown(program):
 
 
 @pytest.mark.parametrize(
-    "command", [["run"], ["verify"], ["info"], ["bench"], ["bench", "step"], ["bench", "calls"]], ids=" ".join
+    "command", [["info"], ["bench"], ["bench", "step"], ["bench", "calls"]], ids=" ".join
 )
 def test_short_help_and_unknown_short_options(program, command):
     assert program.run(*command, "-h").stdout == program.run(*command, "--help").stdout != ""
     if command != ["bench"]:
         done = program.run(*command, "-xy")
         assert done.returncode == 2 and "'-x' is no option" in done.stderr
-
-
-def test_log_lines_name_the_rank(program, tiny):
-    done = program.run("run", "--model", tiny, "--ranks", 2, "--max-tokens", 1, env={"LAYERSHARD_LOG": "info"})
-    assert done.returncode == 0
-    assert re.search(r"^\[layershard r0\] ", done.stderr, re.MULTILINE)
-    assert re.search(r"^\[layershard r1\] ", done.stderr, re.MULTILINE)
-    assert program.run("run", "--model", tiny, "--ranks", 2, "--max-tokens", 1).stderr == ""

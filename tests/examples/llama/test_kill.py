@@ -12,7 +12,7 @@ import termios
 import pytest
 from patience import LONG_S
 
-from conftest import children_of, wait_until, wait_until_generating
+from programs import children_of, wait_until, wait_until_generating
 
 RANKS = 4
 PROMPTS_PER_RANK = 10
@@ -29,7 +29,7 @@ def work(tmp_path_factory, sanitized):
 
 @pytest.fixture(scope="module")
 def expected(program, tiny, work):
-    return program.json("run", "--model", tiny, "--ranks", 1, "--replicated", *work)["prompts"]
+    return program.json("--model", tiny, "--ranks", 1, "--replicated", *work)["prompts"]
 
 
 def left_of(pids):
@@ -49,7 +49,7 @@ def left_of(pids):
     "mode", [[], ["--shm-copy"], ["--shm-copy", "--placement", "striped"]], ids=["shm", "shm-copy", "shm-copy-striped"]
 )
 def test_the_others_finish_when_a_rank_is_killed(program, tiny, work, expected, mode, victim):
-    process = program.start("run", "--model", tiny, "--ranks", RANKS, *mode, *work, "--json")
+    process = program.start("--model", tiny, "--ranks", RANKS, *mode, *work, "--json")
     children = wait_until_generating(process, RANKS)
     os.kill(children[victim], signal.SIGKILL)
     done = program.finish(process)
@@ -74,7 +74,7 @@ def test_the_others_finish_when_a_rank_is_killed(program, tiny, work, expected, 
 
 
 def test_the_table_names_the_rank_that_is_gone(program, tiny, work):
-    process = program.start("run", "--model", tiny, "--ranks", 2, *work)
+    process = program.start("--model", tiny, "--ranks", 2, *work)
     children = wait_until_generating(process, 2)
     os.kill(children[1], signal.SIGSEGV)
     done = program.finish(process)
@@ -87,7 +87,7 @@ def test_the_table_names_the_rank_that_is_gone(program, tiny, work):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name)
 @pytest.mark.parametrize("mode", [[], ["--shm-copy"]], ids=["shm", "shm-copy"])
 def test_ranks_end_with_the_program(program, tiny, work, mode, number):
-    process = program.start("run", "--model", tiny, "--ranks", RANKS, *mode, *work)
+    process = program.start("--model", tiny, "--ranks", RANKS, *mode, *work)
     children = wait_until_generating(process, RANKS)
     process.send_signal(number)
     done = program.finish(process)
@@ -116,7 +116,7 @@ def is_asleep(pid):
 
 
 def test_a_reader_that_does_not_read_holds_up_no_signal(program, tiny, work):
-    process = program.start("run", "--model", tiny, "--ranks", RANKS, *work)
+    process = program.start("--model", tiny, "--ranks", RANKS, *work)
     fcntl.fcntl(process.stdout, 1031, 4096)  # F_SETPIPE_SZ: little room
     children = wait_until_generating(process, RANKS)
     seen = []
@@ -135,7 +135,7 @@ def test_a_reader_that_does_not_read_holds_up_no_signal(program, tiny, work):
 
 
 def test_a_reader_that_leaves_ends_the_ranks(program, tiny, work):
-    process = program.start("run", "--model", tiny, "--ranks", RANKS, *work)
+    process = program.start("--model", tiny, "--ranks", RANKS, *work)
     children = wait_until_generating(process, RANKS)
     process.stdout.close()
     assert process.wait(LONG_S) == -signal.SIGPIPE
@@ -143,7 +143,7 @@ def test_a_reader_that_leaves_ends_the_ranks(program, tiny, work):
 
 
 def test_interrupting_threads_ends_the_program(program, tiny, work):
-    process = program.start("run", "--model", tiny, "--ranks", 2, "--transport", "local", *work)
+    process = program.start("--model", tiny, "--ranks", 2, "--transport", "local", *work)
     wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/task")) >= 3, "two ranks as threads")
     assert children_of(process.pid) == []
     process.send_signal(signal.SIGINT)
@@ -152,6 +152,6 @@ def test_interrupting_threads_ends_the_program(program, tiny, work):
 
 
 def test_nothing_is_left_after_an_ordinary_run(program, tiny):
-    process = program.start("run", "--model", tiny, "--ranks", 3, "--shm-copy", "--max-tokens", 2)
+    process = program.start("--model", tiny, "--ranks", 3, "--shm-copy", "--max-tokens", 2)
     assert program.finish(process).returncode == 0
     assert left_of([process.pid]) == []

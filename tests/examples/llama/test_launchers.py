@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 
-from conftest import clean_environment, cpu_ticks, make_model, shard_mappings, tokens_of, wait_until
+from programs import clean_environment, cpu_ticks, make_model, shard_mappings, tokens_of, wait_until
 from patience import LONG_MS, LONG_S, patience
 
 PROMPTS = [word for text in ("one", "two", "three", "four") for word in ("--prompt", text)]
@@ -49,7 +49,7 @@ def unique(tmp_path):
 
 
 def start(program, tiny, environment, *options):
-    return program.start("run", "--model", tiny, "--max-tokens", 6, *options, env={**DEADLINE, **environment})
+    return program.start("--model", tiny, "--max-tokens", 6, *options, env={**DEADLINE, **environment})
 
 
 def results_of(program, processes):
@@ -63,7 +63,7 @@ def results_of(program, processes):
 
 @pytest.mark.parametrize("launcher", [torchrun, open_mpi, slurm], ids=lambda launcher: launcher.__name__)
 def test_ranks_of_a_launcher_meet_without_a_name_of_the_users(program, tiny, unique, launcher):
-    alone = program.json("run", "--model", tiny, "--ranks", 1, "--max-tokens", 6, *PROMPTS)
+    alone = program.json("--model", tiny, "--ranks", 1, "--max-tokens", 6, *PROMPTS)
     processes = [start(program, tiny, launcher(rank, 2, unique), *PROMPTS, "--json") for rank in range(2)]
     for rank, result in enumerate(results_of(program, processes)):
         assert result["config"]["ranks"] == 2 and [each["rank"] for each in result["ranks"]] == [rank]
@@ -78,7 +78,7 @@ def test_two_jobs_at_once_do_not_meet(program, tiny, other_tiny):
         for number, model in enumerate((tiny, other_tiny))
     ]
     for model, processes in zip((tiny, other_tiny), jobs):
-        alone = program.json("run", "--model", model, "--ranks", 1, "--max-tokens", 6, *PROMPTS)
+        alone = program.json("--model", model, "--ranks", 1, "--max-tokens", 6, *PROMPTS)
         for rank, result in enumerate(results_of(program, processes)):
             assert tokens_of(result) == tokens_of(alone)[rank::2]
 
@@ -97,7 +97,7 @@ def test_a_restart_does_not_meet_the_attempt_before(program, tiny, unique):
 
 def test_a_launcher_that_names_no_job_is_told_of(program, tiny):
     for environment in ({"PMI_RANK": "0", "PMI_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}):
-        done = program.run("run", "--model", tiny, env=environment)
+        done = program.run("--model", tiny, env=environment)
         assert done.returncode == 2 and "LAYERSHARD_JOB" in done.stderr
 
 
@@ -105,7 +105,7 @@ def test_under_torchrun_itself(program, tiny):
     tool = pathlib.Path(program.path).parent / "venv" / "bin" / "torchrun"
     if not tool.exists():
         pytest.skip(f"no torchrun at {tool}: scripts/python_env.sh makes it")
-    command = [tool, "--nproc-per-node", "2", "--no-python", program.path, "run", "--model", tiny, "--max-tokens", "2"]
+    command = [tool, "--nproc-per-node", "2", "--no-python", program.path, "--model", tiny, "--max-tokens", "2"]
     done = subprocess.run(command, capture_output=True, env=clean_environment(DEADLINE), timeout=LONG_S)
     assert done.returncode == 0, done.stderr
     for j in range(4):
@@ -122,25 +122,25 @@ def unsupported(tiny, tmp_path):
     return model
 
 
-@pytest.mark.parametrize("command", ["run", "verify"])
+@pytest.mark.parametrize("mode", [[], ["--verify"]], ids=["prompts", "verify"])
 @pytest.mark.parametrize("launcher", [torchrun, open_mpi, slurm], ids=lambda launcher: launcher.__name__)
-def test_rank_0_says_for_all_why_a_model_is_refused(program, unsupported, unique, launcher, command):
+def test_rank_0_says_for_all_why_a_model_is_refused(program, unsupported, unique, launcher, mode):
     for rank in range(3):
-        done = program.run(command, "--model", unsupported, env=launcher(rank, 3, unique))
+        done = program.run(*mode, "--model", unsupported, env=launcher(rank, 3, unique))
         assert done.returncode == 4 and done.stdout == ""
         assert ("'llama3'" in done.stderr) == (rank == 0) == (done.stderr != ""), done.stderr
-    logged = program.run(command, "--model", unsupported, env={**launcher(1, 3, unique), "LAYERSHARD_LOG": "error"})
+    logged = program.run(*mode, "--model", unsupported, env={**launcher(1, 3, unique), "LAYERSHARD_LOG": "error"})
     assert logged.returncode == 4 and "'llama3'" in logged.stderr
 
 
 def test_ranks_of_no_launcher_say_each_why_a_model_is_refused(program, unsupported):
     """Each may have a terminal of its own."""
-    done = program.run("run", "--model", unsupported, env={"LAYERSHARD_RANK": "1", "LAYERSHARD_SIZE": "2"})
+    done = program.run("--model", unsupported, env={"LAYERSHARD_RANK": "1", "LAYERSHARD_SIZE": "2"})
     assert done.returncode == 4 and "'llama3'" in done.stderr
 
 
 def test_a_model_that_one_rank_cannot_read_is_told_by_it(program, tmp_path, unique):
-    done = program.run("run", "--model", tmp_path / "none.gguf", env=open_mpi(1, 2, unique))
+    done = program.run("--model", tmp_path / "none.gguf", env=open_mpi(1, 2, unique))
     assert done.returncode == 4 and "none.gguf" in done.stderr
 
 
@@ -150,7 +150,7 @@ def test_a_model_is_refused_once_under_mpirun_itself(program, unsupported):
         pytest.skip("no mpirun")
     done = subprocess.run(
         ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "sh", "-c",
-         '"$0" "$@"; echo "status $?"', program.path, "run", "--model", unsupported],
+         '"$0" "$@"; echo "status $?"', program.path, "--model", unsupported],
         capture_output=True, env=clean_environment(DEADLINE), timeout=LONG_S, text=True,
     )  # fmt: skip
     assert done.stdout == "status 4\n" * 3, (done.stdout, done.stderr)
@@ -192,7 +192,7 @@ def texts_of(shown):
 def test_ranks_of_a_launcher_print_each_text_whole(program, tiny, unique):
     """Tokens as they come would be a heap of both ranks' syllables."""
     prompts = [word for number in range(8) for word in ("--prompt", f"prompt number {number}")]
-    work = [program.path, "run", "--model", tiny, "--max-tokens", "60", *prompts]
+    work = [program.path, "--model", tiny, "--max-tokens", "60", *prompts]
     codes, streamed = shown_by([([*work, "--ranks", "2"], {})])
     assert codes == [0]
     codes, shown = shown_by([(work, torchrun(rank, 2, unique)) for rank in range(2)])
@@ -227,7 +227,7 @@ def test_memory_is_measured_while_all_ranks_are_there(program, tmp_path, sanitiz
 def late_and_done(program, tiny, job, *options):
     """Rank 0 with much to do, stopped while it does it, and a rank 1 that is done and whose deadline has passed."""
     work = [word for number in range(40) for word in ("--prompt", f"{number}")]
-    command = ["run", "--model", tiny, "--max-tokens", "400", *options]
+    command = ["--model", tiny, "--max-tokens", "400", *options]
     short = {"LAYERSHARD_TIMEOUT_MS": str(patience(5000))}
     late = program.start(*command, *work, env={**DEADLINE, **torchrun(0, 2, job)})
     done = program.start(*command, "--prompt", "a", env={**short, **torchrun(1, 2, job)})
@@ -236,7 +236,7 @@ def late_and_done(program, tiny, job, *options):
         before = cpu_ticks(late.pid)
         wait_until(lambda: cpu_ticks(late.pid) > before + 5, "rank 0 computes")
         late.send_signal(signal.SIGSTOP)
-        assert done.stderr.readline().startswith(b"layershard: rank 1 is done and waits for the other ranks")
+        assert done.stderr.readline().startswith(b"layershard-llama: rank 1 is done and waits for the other ranks")
         yield late, done
     finally:
         for process in (late, done):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong commands, options, models and companions: a message that names what is wrong, the documented exit status."""
+"""Wrong options, models and companions: a message that names what is wrong, the documented exit status."""
 import json
 import os
 import pathlib
@@ -10,26 +10,13 @@ import struct
 import subprocess
 
 import pytest
-from patience import LONG_S
 
-from conftest import clean_environment, cpu_ticks, shard_mappings, tokens_of, wait_until
+from programs import (
+    BAD_MODEL, FAILED, USAGE, cpu_ticks, refused, shard_mappings, takes_closed_descriptors,
+    tells_that_the_disk_is_full, tokens_of, wait_until,
+)  # fmt: skip
 
-FAILED, USAGE, BAD_MODEL = 1, 2, 4
-
-
-def refused(done, code, *words):
-    assert done.returncode == code, (done.args, done.stdout, done.stderr)
-    assert done.stderr.startswith("layershard: "), done.stderr
-    for word in words:
-        assert word in done.stderr, done.args
-
-
-# ---- Commands and options --------------------------------------------------------------------------------------------
-
-
-def test_unknown_commands_are_told_the_known_ones(program):
-    refused(program.run("serve"), USAGE, "'serve'", "run", "info", "bench", "verify", "--help")
-    refused(program.run(), USAGE, "run", "info", "bench", "verify")
+# ---- Options --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,15 +53,19 @@ def test_unknown_commands_are_told_the_known_ones(program):
         (["--ranks", "2", "-abc"], ["'-a'"]),
         (["--json=3"], ["'--json=3'", "no value"]),
         (["Hello"], ["'Hello'", "--prompt"]),
+        (["--verify", "--prompt", "a"], ["--verify", "prompts"]),
+        (["--verify", "--max-tokens", "3"], ["--verify", "--max-tokens"]),
+        (["--verify", "--replicated"], ["--verify", "--replicated"]),
+        (["--verify", "Hello"], ["'Hello'"]),
     ],
     ids=lambda value: " ".join(value),
 )
 def test_wrong_options_are_named(program, tiny, options, words):
-    refused(program.run("run", "--model", tiny, *options), USAGE, *words)
+    refused(program.run("--model", tiny, *options), USAGE, *words)
 
 
 def test_wrong_environment_is_named(program, tiny):
-    run = ["run", "--model", tiny]
+    run = ["--model", tiny]
     refused(program.run(*run, env={"LAYERSHARD_TRANSPORT": "pigeon"}), USAGE, "LAYERSHARD_TRANSPORT", "'pigeon'")
     refused(program.run(*run, env={"LAYERSHARD_LOG": "loud"}), USAGE, "LAYERSHARD_LOG", "'loud'", "debug")
     refused(program.run(*run, env={"LAYERSHARD_RANK": "1"}), USAGE, "LAYERSHARD_SIZE", "--ranks")
@@ -83,23 +74,23 @@ def test_wrong_environment_is_named(program, tiny):
 
 
 def test_one_failure_of_all_ranks_is_told_once(program, tiny):
-    done = program.run("verify", "--model", tiny, "--ranks", 3, "--transport", "throttle=abc,shm:copy")
+    done = program.run("--verify", "--model", tiny, "--ranks", 3, "--transport", "throttle=abc,shm:copy")
     refused(done, USAGE, "throttle")
     assert done.stderr.count("throttle: 'abc'") == 1 and "rank 1: rank 0" not in done.stderr
 
 
 def test_prompts_that_hold_nothing(program, tiny, tmp_path):
     (tmp_path / "empty").write_text("\n\n")
-    refused(program.run("run", "--model", tiny, "--prompts", tmp_path / "empty"), USAGE, str(tmp_path / "empty"))
+    refused(program.run("--model", tiny, "--prompts", tmp_path / "empty"), USAGE, str(tmp_path / "empty"))
     (tmp_path / "zero").write_bytes(b"a\0b\n")
-    done = program.run("run", "--model", tiny, "--prompts", tmp_path / "zero")
+    done = program.run("--model", tiny, "--prompts", tmp_path / "zero")
     refused(done, USAGE, str(tmp_path / "zero"), "zero byte")
 
 
 def test_one_bad_prompt_spares_the_others(program, tiny):
-    good = program.json("run", "--model", tiny, "--ranks", 2, "--max-tokens", 4, "--prompt", "a", "--prompt", "b")
+    good = program.json("--model", tiny, "--ranks", 2, "--max-tokens", 4, "--prompt", "a", "--prompt", "b")
     done = program.run(
-        "run", "--model", tiny, "--ranks", 2, "--max-tokens", 4,
+        "--model", tiny, "--ranks", 2, "--max-tokens", 4,
         "--prompt", "a", "--prompt", "x" * 5000, "--prompt", "b",
     )
     refused(done, FAILED, "prompt 1 was not finished", "context")
@@ -109,47 +100,28 @@ def test_one_bad_prompt_spares_the_others(program, tiny):
 
 def test_a_prompt_too_long_for_a_message_is_a_failure(program, tiny, tmp_path):
     (tmp_path / "prompts").write_text("z " * 2_200_000 + "\nshort\n")
-    done = program.run("run", "--model", tiny, "--ranks", 2, "--prompts", tmp_path / "prompts", "--max-tokens", 2)
+    done = program.run("--model", tiny, "--ranks", 2, "--prompts", tmp_path / "prompts", "--max-tokens", 2)
     refused(done, FAILED, "prompt 0 was not finished: 4400000 prompt tokens", "context of 512")
     assert "[prompt 1, rank 1] short" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "command", [["run", "--max-tokens", "1", "--model"], ["info"], ["--version"]], ids=lambda command: command[0]
-)
-def test_closed_descriptors(program, tiny, command):
-    """Nothing of the program's own may take their numbers; an output that nobody gets is a failure."""
-
-    def close(*descriptors):
-        arguments = command + [tiny] if command[0] == "run" else command
-        line = 'exec "$0" "$@" ' + " ".join(f"{descriptor}>&-" for descriptor in descriptors)
-        return subprocess.run(
-            ["sh", "-c", line, program.path, *arguments], capture_output=True, env=clean_environment(None), timeout=LONG_S
-        )
-
-    done = close(1)
-    assert done.returncode == FAILED and b"standard output is closed" in done.stderr
-    assert close(1, 2).returncode == FAILED and close(0, 1, 2).returncode == FAILED
-    for descriptors in ((0,), (2,), (0, 2)):
-        done = close(*descriptors)
-        assert done.returncode == 0 and done.stdout and done.stderr == b""
+def test_closed_descriptors(program, tiny):
+    takes_closed_descriptors(program, "--max-tokens", "1", "--model", tiny)
 
 
-@pytest.mark.parametrize("command", ["info", "info --json", "run", "run --json", "verify", "bench calls --json", "help"])
-def test_output_that_cannot_be_written(program, tiny, command):
-    words = command.split()
-    model = ["--model", tiny, "--ranks", "2"] if words[0] in ("run", "verify") else []
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [program.path, *words, *model], stdout=full, stderr=subprocess.PIPE, env=clean_environment(None),
-            timeout=LONG_S,
-        )  # fmt: skip
-    assert done.returncode == FAILED and b"could not be written: No space left on device" in done.stderr
+@pytest.mark.parametrize("options", [[], ["--json"], ["--verify"], ["--verify", "--json"]], ids=" ".join)
+def test_output_that_cannot_be_written(program, tiny, options):
+    tells_that_the_disk_is_full(program, *options, "--model", tiny, "--ranks", "2")
 
 
-@pytest.mark.parametrize("command", ["run", "verify"])
-def test_a_trace_that_cannot_be_written(program, tiny, command):
-    arguments = (command, "--model", tiny, "--ranks", 1, "--transport", "trace=/dev/full,local")
+@pytest.mark.parametrize("options", [["--help"], ["--version"]], ids=" ".join)
+def test_words_that_cannot_be_written(program, options):
+    tells_that_the_disk_is_full(program, *options)
+
+
+@pytest.mark.parametrize("mode", [[], ["--verify"]], ids=["prompts", "verify"])
+def test_a_trace_that_cannot_be_written(program, tiny, mode):
+    arguments = (*mode, "--model", tiny, "--ranks", 1, "--transport", "trace=/dev/full,local")
     done = program.run(*arguments)
     assert done.returncode == FAILED
     assert "trace: rank 0 could not write all of '/dev/full'" in done.stderr
@@ -169,7 +141,7 @@ def full_disk(tmp_path):
 
 def test_traces_on_a_full_disk(program, tiny, full_disk):
     spec = f"trace={full_disk}/run.json,shm"
-    done = program.run("run", "--model", tiny, "--ranks", 2, "--max-tokens", 1, "--transport", spec)
+    done = program.run("--model", tiny, "--ranks", 2, "--max-tokens", 1, "--transport", spec)
     assert done.returncode == FAILED
     assert "could not write all of" in done.stderr and "No space left on device" in done.stderr
 
@@ -178,18 +150,18 @@ def test_traces_on_a_full_disk(program, tiny, full_disk):
 
 
 def test_no_model_says_how_to_get_one(program, tmp_path):
-    done = program.run("run", env={"LAYERSHARD_CACHE": str(tmp_path)})
+    done = program.run(env={"LAYERSHARD_CACHE": str(tmp_path)})
     refused(done, BAD_MODEL, str(tmp_path), "make demo", "scripts/fetch_model.sh", "--model")
 
 
-@pytest.mark.parametrize("command", ["run", "verify"])
-def test_a_model_that_is_no_model(program, tmp_path, command):
-    refused(program.run(command, "--model", "/no/such.gguf"), BAD_MODEL, "/no/such.gguf", "No such file")
-    refused(program.run(command, "--model", tmp_path), BAD_MODEL, str(tmp_path))
+@pytest.mark.parametrize("mode", [[], ["--verify"]], ids=["prompts", "verify"])
+def test_a_model_that_is_no_model(program, tmp_path, mode):
+    refused(program.run(*mode, "--model", "/no/such.gguf"), BAD_MODEL, "/no/such.gguf", "No such file")
+    refused(program.run(*mode, "--model", tmp_path), BAD_MODEL, str(tmp_path))
     (tmp_path / "text").write_text("This is not a model.\n" * 1000)
-    refused(program.run(command, "--model", tmp_path / "text"), BAD_MODEL, str(tmp_path / "text"))
+    refused(program.run(*mode, "--model", tmp_path / "text"), BAD_MODEL, str(tmp_path / "text"))
     (tmp_path / "empty").touch()
-    refused(program.run(command, "--model", tmp_path / "empty"), BAD_MODEL, str(tmp_path / "empty"))
+    refused(program.run(*mode, "--model", tmp_path / "empty"), BAD_MODEL, str(tmp_path / "empty"))
 
 
 def test_a_model_cut_short_at_every_percent(program, tiny, tmp_path):
@@ -197,7 +169,7 @@ def test_a_model_cut_short_at_every_percent(program, tiny, tmp_path):
     cut = tmp_path / "cut.gguf"
     for percent in range(100):
         cut.write_bytes(whole[: len(whole) * percent // 100])
-        refused(program.run("run", "--model", cut, "--ranks", 2, "--max-tokens", 1), BAD_MODEL, str(cut))
+        refused(program.run("--model", cut, "--ranks", 2, "--max-tokens", 1), BAD_MODEL, str(cut))
 
 
 def test_another_architecture(program, tiny, tmp_path):
@@ -206,7 +178,7 @@ def test_another_architecture(program, tiny, tmp_path):
     whole = pathlib.Path(tiny).read_bytes()
     assert whole.count(llama) == 1
     changed.write_bytes(whole.replace(llama, b"\x05\0\0\0\0\0\0\0gemma"))
-    refused(program.run("run", "--model", changed), BAD_MODEL, str(changed), "'gemma'", "'llama'")
+    refused(program.run("--model", changed), BAD_MODEL, str(changed), "'gemma'", "'llama'")
 
 
 U16, U32, I32, F32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
@@ -266,12 +238,12 @@ UNSUPPORTED = {
 }
 
 
-@pytest.mark.parametrize("command", ["run", "verify"])
+@pytest.mark.parametrize("mode", [[], ["--verify"]], ids=["prompts", "verify"])
 @pytest.mark.parametrize("case", UNSUPPORTED)
-def test_models_of_another_kind_are_refused_once(program, tiny, tmp_path, case, command):
+def test_models_of_another_kind_are_refused_once(program, tiny, tmp_path, case, mode):
     keys, words = UNSUPPORTED[case]
     model = with_keys(tiny, tmp_path / "changed.gguf", *keys)
-    done = program.run(command, "--model", model, "--ranks", 3)
+    done = program.run(*mode, "--model", model, "--ranks", 3)
     refused(done, BAD_MODEL, str(model), *words)
     assert done.stderr.count("\n") == 1 and "rank" not in done.stderr.replace(str(model), ""), done.stderr
 
@@ -283,24 +255,24 @@ def test_other_tokenizers_are_refused_once(program, tiny, tmp_path, change):
     assert whole.count(old) == 1
     model = tmp_path / "changed.gguf"
     model.write_bytes(whole.replace(old, new))
-    for command in ("run", "verify"):
-        done = program.run(command, "--model", model, "--ranks", 3)
+    for mode in ([], ["--verify"]):
+        done = program.run(*mode, "--model", model, "--ranks", 3)
         refused(done, BAD_MODEL, str(model), "'tokenizer.ggml.", f"'{change[1]}'", f"'{change[0]}'")
         assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "verify"])
-def test_a_model_of_before_pre_tokenizers_is_another_one(program, tiny, tmp_path, command):
+@pytest.mark.parametrize("mode", [[], ["--verify"]], ids=["prompts", "verify"])
+def test_a_model_of_before_pre_tokenizers_is_another_one(program, tiny, tmp_path, mode):
     """Nothing is damaged in it, but llama.cpp would split text in another way than is supported here."""
     model = without_key(tiny, tmp_path / "changed.gguf", "tokenizer.ggml.pre")
-    done = program.run(command, "--model", model, "--ranks", 3)
+    done = program.run(*mode, "--model", model, "--ranks", 3)
     refused(done, BAD_MODEL, str(model), "'tokenizer.ggml.pre'", "missing", "'default'", "'smollm'", "convert it again")
     assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["tokenizer.ggml.model", "tokenizer.ggml.merges"])
 def test_models_without_a_tokenizer_are_refused_once(program, tiny, tmp_path, name):
-    done = program.run("run", "--model", without_key(tiny, tmp_path / "changed.gguf", name), "--ranks", 3)
+    done = program.run("--model", without_key(tiny, tmp_path / "changed.gguf", name), "--ranks", 3)
     refused(done, BAD_MODEL, f"'{name}'", "missing")
     assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
 
@@ -309,7 +281,7 @@ def test_a_damaged_vocabulary_is_refused_once(program, tiny, tmp_path):
     whole = pathlib.Path(tiny).read_bytes()
     model = tmp_path / "changed.gguf"
     model.write_bytes(whole.replace(text_of("th e"), text_of("thxe")))
-    done = program.run("run", "--model", model, "--ranks", 3)
+    done = program.run("--model", model, "--ranks", 3)
     refused(done, BAD_MODEL, str(model), "no space in merge")
     assert done.stderr.count("\n") == 1 and "rank" not in done.stderr
 
@@ -329,8 +301,8 @@ def test_a_damaged_vocabulary_is_refused_once(program, tiny, tmp_path):
 def test_keys_that_change_nothing_are_accepted(program, tiny, tmp_path, keys):
     work = ["--ranks", 1, "--max-tokens", 4, "--prompt", "a"]
     model = with_keys(tiny, tmp_path / "changed.gguf", *keys)
-    expected = program.json("run", "--model", tiny, *work)["prompts"]
-    assert program.json("run", "--model", model, *work)["prompts"] == expected
+    expected = program.json("--model", tiny, *work)["prompts"]
+    assert program.json("--model", model, *work)["prompts"] == expected
 
 
 def test_a_model_whose_numbers_are_none_is_a_failure(program, tiny, tmp_path):
@@ -338,7 +310,7 @@ def test_a_model_whose_numbers_are_none_is_a_failure(program, tiny, tmp_path):
     whole = pathlib.Path(tiny).read_bytes()
     model = tmp_path / "nan.gguf"
     model.write_bytes(whole[:-4] + struct.pack("<f", float("nan")))
-    done = program.run("run", "--model", model, "--ranks", 2, "--max-tokens", 3, "--prompt", "a", "--prompt", "bc d")
+    done = program.run("--model", model, "--ranks", 2, "--max-tokens", 3, "--prompt", "a", "--prompt", "bc d")
     refused(done, FAILED, "prompt 0 was not finished: after 1 tokens", "prompt 1 was not finished: after ", "finite")
     assert "after 1 tokens" not in done.stderr.split("prompt 1 ")[1]
 
@@ -347,7 +319,7 @@ def test_a_model_whose_numbers_are_none_is_a_failure(program, tiny, tmp_path):
 
 
 def test_verify_finds_a_flipped_bit(program, tiny):
-    done = program.run("verify", "--model", tiny, "--ranks", 3, "--transport", "faults=r1.wait@*=flip,shm:copy")
+    done = program.run("--verify", "--model", tiny, "--ranks", 3, "--transport", "faults=r1.wait@*=flip,shm:copy")
     refused(done, FAILED, "rank 1", "layer")
     assert re.search("^rank 0 .* ok$", done.stdout, re.MULTILINE)
     assert not re.search("^rank 1 .* ok$", done.stdout, re.MULTILINE)
@@ -356,7 +328,7 @@ def test_verify_finds_a_flipped_bit(program, tiny):
 def test_verify_finds_a_flipped_bit_of_a_read(program, tiny):
     """Residents and stripes come by reads."""
     done = program.run(
-        "verify", "--model", tiny, "--ranks", 2, "--resident", "100%", "--transport", "faults=r1.read@*=flip,shm:copy"
+        "--verify", "--model", tiny, "--ranks", 2, "--resident", "100%", "--transport", "faults=r1.read@*=flip,shm:copy"
     )
     refused(done, FAILED)
     assert not re.search("^rank 1 .* ok$", done.stdout, re.MULTILINE)
@@ -365,7 +337,7 @@ def test_verify_finds_a_flipped_bit_of_a_read(program, tiny):
 def test_a_rank_that_cannot_load_ends_the_run(program, tiny):
     for place in ("open", "store_open"):
         options = ["--ranks", 3, "--transport", f"faults=r1.{place}@1=fail,shm"]
-        done = program.run("run", "--model", tiny, *options, env={"LAYERSHARD_TIMEOUT_MS": "20000"})
+        done = program.run("--model", tiny, *options, env={"LAYERSHARD_TIMEOUT_MS": "20000"})
         refused(done, FAILED, "rank 1", "fault injected")
 
 
@@ -375,7 +347,7 @@ def test_a_rank_that_cannot_load_ends_the_run(program, tiny):
 def start_rank(program, rank, size, job, *options, **environment):
     variables = {"LAYERSHARD_RANK": rank, "LAYERSHARD_SIZE": size, "LAYERSHARD_JOB": job}
     variables.update({"LAYERSHARD_TIMEOUT_MS": 20000, **environment})
-    return program.start("run", *options, env={name: str(value) for name, value in variables.items()})
+    return program.start(*options, env={name: str(value) for name, value in variables.items()})
 
 
 @pytest.fixture
@@ -385,7 +357,7 @@ def job(tmp_path):
 
 def test_separate_ranks_work_together(program, tiny, job):
     prompts = [word for text in ("one", "two", "three", "four", "five") for word in ("--prompt", text)]
-    alone = program.json("run", "--model", tiny, "--ranks", 1, "--max-tokens", 6, *prompts)
+    alone = program.json("--model", tiny, "--ranks", 1, "--max-tokens", 6, *prompts)
     processes = [
         start_rank(program, rank, 3, job, "--model", tiny, "--max-tokens", 6, *prompts, "--json") for rank in range(3)
     ]
@@ -401,7 +373,7 @@ def test_separate_ranks_work_together(program, tiny, job):
 def test_ranks_option_is_above_the_environment(program, tiny):
     environment = {"LAYERSHARD_RANK": "5", "LAYERSHARD_SIZE": "9", "LAYERSHARD_JOB": "of somebody else"}
     environment.update({"RANK": "1", "WORLD_SIZE": "2"})
-    result = program.json("run", "--model", tiny, "--ranks", 2, "--max-tokens", 1, env=environment)
+    result = program.json("--model", tiny, "--ranks", 2, "--max-tokens", 1, env=environment)
     assert [rank["rank"] for rank in result["ranks"]] == [0, 1]
 
 
@@ -450,7 +422,7 @@ def test_a_copy_with_its_time_stamps_is_the_same_model(program, tiny, job, tmp_p
 def test_the_log_names_the_launcher(program, tiny, job):
     environment = {"WORLD_SIZE": "2", "LAYERSHARD_JOB": job, "LAYERSHARD_LOG": "info"}
     processes = [
-        program.start("run", "--model", tiny, "--max-tokens", 1, env={**environment, "RANK": str(rank)})
+        program.start("--model", tiny, "--max-tokens", 1, env={**environment, "RANK": str(rank)})
         for rank in range(2)
     ]
     for rank, process in enumerate(processes):
@@ -459,7 +431,7 @@ def test_the_log_names_the_launcher(program, tiny, job):
 
 
 def test_a_job_of_one_rank_is_one_rank(program, tiny):
-    result = program.json("run", "--model", tiny, "--max-tokens", 1, env={"RANK": "0", "WORLD_SIZE": "1"})
+    result = program.json("--model", tiny, "--max-tokens", 1, env={"RANK": "0", "WORLD_SIZE": "1"})
     assert result["config"]["ranks"] == 1 and [rank["rank"] for rank in result["ranks"]] == [0]
 
 
@@ -489,5 +461,5 @@ def test_a_separate_rank_goes_on_when_another_is_killed(program, tiny, job, tmp_
     program.finish(processes[1])
     done = program.finish(processes[0])
     assert done.returncode == 0, done.stderr
-    right = program.json("run", "--ranks", 1, *work[:-1])
+    right = program.json("--ranks", 1, *work[:-1])
     assert tokens_of(json.loads(done.stdout)) == tokens_of(right)[0::2]

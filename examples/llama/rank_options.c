@@ -18,36 +18,36 @@
 #define LINK_GBITS_LEAST 8e-9 /* a byte per second */
 #define LINK_GBITS_MOST  1e9
 
-static int take_transport(struct rank_options *options, const char *command, const char *text, const char *where)
+static int take_transport(struct rank_options *options, const char *text, const char *where)
 {
 	char why[256];
 
 	if (!cli_transport_is_usable(text, why, sizeof why))
-		return cli_usage(command, "%s is '%s'; %s ('layershard info' tells more)", where, text, why);
+		return cli_usage("", "%s is '%s'; %s ('layershard info' tells more)", where, text, why);
 	if (strlen(text) >= sizeof options->spec)
-		return cli_usage(command, "%s is too long (at most %zu characters)", where, sizeof options->spec - 1);
+		return cli_usage("", "%s is too long (at most %zu characters)", where, sizeof options->spec - 1);
 	options->transport = text;
 	return CLI_DONE;
 }
 
-int rank_options_take(struct rank_options *options, const char *command, int option, const char *argument)
+int rank_options_take(struct rank_options *options, int option, const char *argument)
 {
 	switch (option) {
 	case OPTION_RANKS:
 		options->ranks_given = true;
-		return cli_take_number(command, "ranks", argument, 1, RANKS_MOST, &options->ranks);
+		return cli_take_number("", "ranks", argument, 1, RANKS_MOST, &options->ranks);
 	case OPTION_PREFETCH:
-		return cli_take_number(command, "prefetch", argument, 0, UINT32_MAX, &options->prefetch);
+		return cli_take_number("", "prefetch", argument, 0, UINT32_MAX, &options->prefetch);
 	case OPTION_PLACEMENT:
 		if (!cli_parse_placement(argument, &options->placement))
-			return cli_usage(command, "--placement is '%s'; it may be owner or striped", argument);
+			return cli_usage("", "--placement is '%s'; it may be owner or striped", argument);
 		return CLI_DONE;
 	case OPTION_TRANSPORT:
-		return take_transport(options, command, argument, "--transport");
+		return take_transport(options, argument, "--transport");
 	case OPTION_LINK_GBITS:
 		if (!cli_parse_positive(argument, &options->link_gbits) || options->link_gbits < LINK_GBITS_LEAST ||
 		    options->link_gbits > LINK_GBITS_MOST)
-			return cli_usage(command, "--link-gbits is '%s'; it must be a number from %g to %g", argument,
+			return cli_usage("", "--link-gbits is '%s'; it must be a number from %g to %g", argument,
 					 LINK_GBITS_LEAST, LINK_GBITS_MOST);
 		return CLI_DONE;
 	case OPTION_MODEL:
@@ -60,14 +60,14 @@ int rank_options_take(struct rank_options *options, const char *command, int opt
 		options->shm_copy = true;
 		return CLI_DONE;
 	default:
-		return cli_usage(command, "unknown option");
+		return cli_usage("", "unknown option");
 	}
 }
 
 /* ---- The transport ----------------------------------------------------------------------------------------------- */
 
 /* `shm:copy` behind the wrappers that were given ("trace=run.json,shm"), the throttle next to it. */
-static int copying_transport(struct rank_options *options, const char *command)
+static int copying_transport(struct rank_options *options)
 {
 	const char *given = options->transport ? options->transport : "";
 	const char *comma = strrchr(given, ',');
@@ -78,27 +78,27 @@ static int copying_transport(struct rank_options *options, const char *command)
 
 	if (options->transport && ((!cli_transport_is(given, "auto") && !cli_transport_is(given, "shm")) ||
 				   (mode && strcmp(mode, ":copy") != 0)))
-		return cli_usage(command, "--shm-copy goes with --transport shm, not with '%s'", given);
+		return cli_usage("", "--shm-copy goes with --transport shm, not with '%s'", given);
 	if (options->link_gbits > 0)
 		(void)snprintf(throttle, sizeof throttle, "throttle=%.0f,", options->link_gbits * 1e9 / 8);
 	length = snprintf(options->spec, sizeof options->spec, "%.*s%sshm:copy", wrappers, given, throttle);
 	if (length >= (int)sizeof options->spec)
-		return cli_usage(command, "--transport is too long with --shm-copy (at most %zu characters together)",
+		return cli_usage("", "--transport is too long with --shm-copy (at most %zu characters together)",
 				 sizeof options->spec - 1);
 	return CLI_DONE;
 }
 
-static int find_transport(struct rank_options *options, const char *command)
+static int find_transport(struct rank_options *options)
 {
 	const char *variable = getenv("LAYERSHARD_TRANSPORT");
 
 	if (options->link_gbits > 0 && !options->shm_copy)
-		return cli_usage(command,
+		return cli_usage("",
 				 "--link-gbits needs --shm-copy: without it nothing is copied, so there is no link");
 	if (options->shm_copy)
-		return copying_transport(options, command);
+		return copying_transport(options);
 	if (!options->transport && variable && *variable &&
-	    take_transport(options, command, variable, "LAYERSHARD_TRANSPORT") != CLI_DONE)
+	    take_transport(options, variable, "LAYERSHARD_TRANSPORT") != CLI_DONE)
 		return CLI_USAGE;
 	(void)snprintf(options->spec, sizeof options->spec, "%s", options->transport ? options->transport : "auto");
 	return CLI_DONE;
@@ -120,7 +120,7 @@ static int name_job(struct rank_options *options)
 	return CLI_DONE;
 }
 
-static int find_ranks(struct rank_options *options, const char *command)
+static int find_ranks(struct rank_options *options)
 {
 	lshard_discovered found;
 	char error[256] = "";
@@ -129,7 +129,7 @@ static int find_ranks(struct rank_options *options, const char *command)
 	if (!options->ranks_given)
 		status = lshard_discover(&found, error, sizeof error);
 	if (status != LSHARD_OK && status != LSHARD_ERR_STATE)
-		return cli_usage(command, "%s; mend the environment, or start own ranks with --ranks", error);
+		return cli_usage("", "%s; mend the environment, or start own ranks with --ranks", error);
 	if (status == LSHARD_OK) {
 		options->one_of_job = true;
 		options->rank_0_tells = found.rank > 0 && strcmp(found.source, "LAYERSHARD_*") != 0;
@@ -220,27 +220,27 @@ static int resident_percent(struct rank_options *options, double percent)
 	return CLI_DONE;
 }
 
-static int find_residents(struct rank_options *options, const char *command)
+static int find_residents(struct rank_options *options)
 {
 	double percent;
 
 	if (!options->resident || cli_parse_bytes(options->resident, &options->resident_bytes))
 		return CLI_DONE;
 	if (!cli_parse_percent(options->resident, &percent))
-		return cli_usage(command, "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%)",
+		return cli_usage("", "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%)",
 				 options->resident);
 	return resident_percent(options, percent);
 }
 
-int rank_options_complete(struct rank_options *options, const char *command)
+int rank_options_complete(struct rank_options *options)
 {
-	int code = cli_log_open(&options->log, 0) ? find_transport(options, command) : CLI_USAGE;
+	int code = cli_log_open(&options->log, 0) ? find_transport(options) : CLI_USAGE;
 
 	if (code == CLI_DONE)
-		code = find_ranks(options, command);
+		code = find_ranks(options);
 	if (code == CLI_DONE)
 		code = find_model(options);
 	if (code == CLI_DONE)
-		code = find_residents(options, command);
+		code = find_residents(options);
 	return code;
 }

@@ -1,61 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * verify_command.c - `layershard verify`: every rank hashes every layer as it sees it.
+ * run_verify.c - every rank hashes every layer as it sees it. See run.h.
  */
+#include "run.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
-#include "commands.h"
 #include "launcher.h"
 #include "run_report.h"
-
-static const char help[] = "Usage: layershard verify [OPTION]...\n\n"
-			   "Loads the model sharded, then each rank hashes every layer as it sees it (its\n"
-			   "own bytes, a mapping, a window) and compares the hashes with those of the ranks\n"
-			   "that store the layers. The hash printed is of all layers: the same on every rank\n"
-			   "and for every way of sharding them.\n\n"
-			   "Options\n" RANK_OPTIONS_HELP "  --json               print one JSON object instead\n"
-			   "  -h, --help           this text\n\n" RANK_MODEL_HELP "\n" CLI_EXIT_HELP;
-
-enum { OPTION_JSON = 256 };
-
-static const struct option long_options[] = {
-	RANK_OPTIONS_LONG,
-	{"json", no_argument, NULL, OPTION_JSON},
-	{"help", no_argument, NULL, 'h'},
-	{NULL, 0, NULL, 0},
-};
-
-struct verify {
-	struct rank_options options;
-	bool json;
-	bool help;
-};
-
-static int take_options(struct verify *verify, int argc, char **argv)
-{
-	int code = CLI_DONE;
-	int option;
-
-	while (code == CLI_DONE && !verify->help &&
-	       (option = getopt_long(argc, argv, CLI_OPTSTRING, long_options, NULL)) != -1) {
-		if (option == '?' || option == ':')
-			code = cli_bad_option("verify", option, argv);
-		else if (option == OPTION_JSON)
-			verify->json = true;
-		else if (option == 'h')
-			verify->help = true;
-		else
-			code = rank_options_take(&verify->options, "verify", option, optarg);
-	}
-	if (code != CLI_DONE || verify->help)
-		return code;
-	if (optind < argc)
-		return cli_usage("verify", "'%s' is no option; the model is given by --model", argv[optind]);
-	return rank_options_complete(&verify->options, "verify");
-}
 
 static bool is_ok(const struct own_rank *own)
 {
@@ -111,16 +66,16 @@ static bool hashes_agree(const struct launcher *launcher)
 	return true;
 }
 
-static int launch(const struct verify *verify)
+int run_verify(const struct run *run)
 {
-	struct launcher launcher = {.options = &verify->options};
+	struct launcher launcher = {.options = &run->options};
 	int reported = CLI_DONE;
 	int code;
 
 	(void)launcher_run(&launcher);
 	code = launcher_code(&launcher);
 	if (launcher.rank_count > 0)
-		reported = verify->json ? print_json(&launcher) : print_text(&launcher);
+		reported = run->json ? print_json(&launcher) : print_text(&launcher);
 	if (code == CLI_DONE)
 		code = reported;
 	for (uint32_t i = 0; i < launcher.rank_count; i++) {
@@ -135,17 +90,4 @@ static int launch(const struct verify *verify)
 	}
 	launcher_free(&launcher);
 	return code;
-}
-
-int command_verify(int argc, char **argv)
-{
-	struct verify verify = {.options = RANK_OPTIONS_INIT};
-	const int code = take_options(&verify, argc, argv);
-
-	if (code != CLI_DONE)
-		return code;
-	if (!verify.help)
-		return launch(&verify);
-	fputs(help, stdout);
-	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }
