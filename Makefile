@@ -5,6 +5,7 @@
 #   make demo     install what is missing, build, fetch the model, show it at work
 #   make check    install what is missing, build, run the tests (Python packages: 5 GB in ~/.cache)
 #   make install  with PREFIX and DESTDIR as usual
+#   make lint     look through the sources: format, Python, shell scripts; make format mends what can be
 # The longer checks: check-long, after check; with clang in build directories of their own check-clang, check-asan and
 # check-tsan; check-valgrind; and check-mutants: small faults put into the sources, each of which one test must find.
 # On a machine with an NVIDIA GPU: check-gpu.
@@ -19,7 +20,7 @@ TEST_FLAGS ?=
 MUTANTS ?=
 
 MAKEFLAGS += --no-print-directory
-CONFIGURE = cmake -DLAYERSHARD_WERROR=ON -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS)
+CONFIGURE = cmake -DLAYERSHARD_WERROR=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS)
 COMPILE = cmake --build $(1) -j $(JOBS)
 
 .PHONY: all
@@ -86,6 +87,12 @@ check-gpu: gpu-deps
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_STRICT=1 tests/run_tests.sh $(BUILD) -L gpu --verbose $(TEST_FLAGS)
+
+.PHONY: format lint
+format:
+	scripts/lint.sh --fix $$(scripts/python_env.sh $(BUILD)/lint --lint)
+lint:
+	scripts/lint.sh $$(scripts/python_env.sh $(BUILD)/lint --lint)
 
 .PHONY: install
 install: all

@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# python_env.sh FOLDER [--torch] - a virtual environment with what the tests of the Python package need, found under
-# FOLDER; its interpreter is printed. Made once for all trees that need the same: it is kept outside the tree,
+# python_env.sh FOLDER [--torch | --lint] - a virtual environment with what the tests of the Python package need, found
+# under FOLDER; its interpreter is printed. Made once for all trees that need the same: it is kept outside the tree,
 #   $LAYERSHARD_CACHE, else $XDG_CACHE_HOME/layershard, else $HOME/.cache/layershard
 # under a name that follows from the versions it holds, and FOLDER is a link to it; FOLDER itself where there is no such
 # place. One that was interrupted is made again; who comes meanwhile waits. Old ones may be deleted: python-*.
-#   (always)  tests/python/requirements.txt: pytest, what checks the ctypes table and the types, what builds the wheel
-#   --torch   also requirements-torch.txt: PyTorch and the model libraries, some 5 GB, two minutes
+#   (neither)  tests/python/requirements.txt: pytest, what checks the ctypes table and the types, what builds the wheel
+#   --torch    also requirements-torch.txt: PyTorch and the model libraries, some 5 GB, two minutes
+#   --lint     requirements-lint.txt instead: what formats and looks through the sources
 # Packages come from PyPI, or from where pip is configured to look. LAYERSHARD_PYTHON names another python3 to use.
 set -eu
 
@@ -20,7 +21,8 @@ lists=$(cd "$(dirname "$0")/../tests/python" && pwd)
 case $#:${2:-} in
 1:) list=$lists/requirements.txt ;;
 2:--torch) list=$lists/requirements-torch.txt ;;
-*) echo "usage: python_env.sh FOLDER [--torch]" >&2; exit 2 ;;
+2:--lint) list=$lists/requirements-lint.txt ;;
+*) echo "usage: python_env.sh FOLDER [--torch | --lint]" >&2; exit 2 ;;
 esac
 folder=$1
 python=${LAYERSHARD_PYTHON:-/usr/bin/python3}

@@ -10,7 +10,7 @@ if ! nvidia-smi -L >/dev/null 2>&1 && [ ! -e /dev/nvidiactl ]; then
 	echo "skipped: this machine, or this container, shows no NVIDIA device"
 	exit 77
 fi
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer || true)
 if [ -z "$sanitizer" ]; then
 	echo "skipped: compute-sanitizer is neither in PATH nor in /usr/local/cuda/bin"
 	exit 77

@@ -46,6 +46,7 @@ compile minimal "$source/examples/minimal.c" "$(pkg-config --cflags --libs layer
 
 # The README's lines of C, with the one function that they leave to the reader.
 {
+	# shellcheck disable=SC2016 # no command to run
 	sed -n '/^```c$/,/^```$/p' "$source/README.md" | sed '/^```/d'
 	echo 'static int load(void *user, uint32_t layer, void *const *tensors)'
 	echo '{ return (void)user, (void)layer, *(char *)tensors[0] = 1, 0; }'
