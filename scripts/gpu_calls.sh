@@ -8,7 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build-gpu}
 mkdir -p "$BUILD"
-"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE -Iinclude -Isrc/base -Isrc/core -Isrc/host -Isrc/transport -Itests \
-	-Itests/stub_cuda -o "$BUILD/gpu_calls" tests/gpu_calls*.c tests/gpu_samples.c tests/gpu_rank.c tests/gpu_times.c \
-	tests/threads.c src/base/*.c src/core/*.c src/host/*.c src/transport/*.c -lpthread -ldl
+. scripts/gpu_sources.sh
+# shellcheck disable=SC2086 # several words each
+"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/stub_cuda \
+	-o "$BUILD/gpu_calls" tests/gpu_calls*.c tests/gpu_samples.c tests/gpu_rank.c tests/gpu_times.c \
+	tests/threads.c $library_sources -lpthread -ldl
 ${RUN:-} "$BUILD/gpu_calls" "$@"

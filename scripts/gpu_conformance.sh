@@ -15,9 +15,11 @@ if [ -d "$CMOCKA" ]; then
 	CMOCKA=$(cd "$CMOCKA" && pwd)
 	library=("-I$CMOCKA" "-L$CMOCKA" -l:libcmocka.so.0 "-Wl,-rpath,$CMOCKA")
 fi
-"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE -Iinclude -Isrc/base -Isrc/core -Isrc/host -Isrc/transport -Itests \
-	-Itests/stub_cuda -o "$BUILD/conformance" tests/conformance*.c tests/threads.c tests/callback_circle.c \
-	src/base/*.c src/core/*.c src/host/*.c src/transport/*.c "${library[@]}" -lpthread -ldl -lm
+. scripts/gpu_sources.sh
+# shellcheck disable=SC2086 # several words each
+"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/stub_cuda \
+	-o "$BUILD/conformance" tests/conformance*.c tests/threads.c tests/callback_circle.c \
+	$library_sources "${library[@]}" -lpthread -ldl -lm
 
 [ $# -gt 0 ] || set -- "cuda forks" "cuda:copy forks" "cuda:ipc forks" "cuda threads" "cuda:copy threads"
 failed=0

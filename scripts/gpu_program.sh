@@ -10,8 +10,9 @@ directory=${1:-build-gpu}
 mkdir -p "$directory"
 
 flags=$(pkg-config --cflags jansson)
-# shellcheck disable=SC2086 # several flags
-"${CC:-cc}" -std=c11 -O2 -DNDEBUG -D_GNU_SOURCE -Iinclude -Isrc/base -Isrc/core -Isrc/host -Isrc/transport \
-	-Isrc/cli -Itools/support $flags -s -o "$directory/layershard" src/base/*.c src/core/*.c src/host/*.c \
-	src/transport/*.c src/cli/*.c tools/support/*.c -Wl,-Bstatic -ljansson -Wl,-Bdynamic -lpthread -ldl -lm
+. scripts/gpu_sources.sh
+# shellcheck disable=SC2086 # several words each
+"${CC:-cc}" -std=c11 -O2 -DNDEBUG -D_GNU_SOURCE $library_includes -Isrc/cli -Itools/support $flags -s \
+	-o "$directory/layershard" $library_sources src/cli/*.c tools/support/*.c -Wl,-Bstatic -ljansson -Wl,-Bdynamic \
+	-lpthread -ldl -lm
 "$directory/layershard" --version

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hold the borders between the parts of the code that a compiler does not hold.
 
-    purity.py includes SOURCE_DIR            who includes whom; file names are unique; no file is left out of the build
+    purity.py includes SOURCE_DIR            who includes whom; no file is left out of the build
     purity.py base SOURCE_DIR OBJECT...      what the base's objects ask of the world: nothing
     purity.py core SOURCE_DIR OBJECT...      what the core's objects, given with the base's, ask of it: outside.h
     purity.py exports SOURCE_DIR SO ARCHIVE  both libraries show what the public headers declare, and nothing else
@@ -23,21 +23,23 @@ PUBLIC = PROGRAMS | {"layershard/transport.h"}
 FREESTANDING = {"inttypes.h", "limits.h", "stdarg.h", "stdatomic.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",
                 "stdlib.h", "string.h"}
 
-PURE = {"base", "core"}
+PURE = {"src/base", "src/core"}
 
-# Folders outside of src with a CMakeLists.txt of their own.
-OUTSIDE = ("examples/llama", "tools/support")
-
-# Of a directory's files: the quoted headers they may include besides their own directory's, and the public ones.
+# Of a folder: the folders whose headers it may include besides its own, and the public headers. "src/transport/*" is each
+# transport, and the wrappers: none of them sees another.
 BORDERS = {
-    "base": (set(), PUBLIC),
-    "core": ({"base/*"}, PUBLIC),
-    "host": ({"base/*"}, PUBLIC),
-    "transport": ({"base/*", "host/*"}, PUBLIC),
-    "cli": ({"tools/support/*"}, PROGRAMS),
-    "tools/support": (set(), PROGRAMS),
-    "examples/llama": ({"tools/support/*"}, PROGRAMS),
+    "src/base": ((), PUBLIC),
+    "src/core": (("src/base",), PUBLIC),
+    "src/host": (("src/base",), PUBLIC),
+    "src/transport": (("src/base", "src/host"), PUBLIC),
+    "src/transport/*": (("src/base", "src/host", "src/transport"), PUBLIC),
+    "src/cli": (("tools/support",), PROGRAMS),
+    "tools/support": ((), PROGRAMS),
+    "examples/llama": (("tools/support",), PROGRAMS),
 }
+
+# Where no folder is without a line in BORDERS.
+BORDERED = ("src", "tools", "examples/llama")
 
 # Bytes, text and the default allocator: all that base and core may use of the C library.
 LIBC = {"memchr", "memcmp", "memcpy", "memmove", "memset", "strchr", "strcmp", "strcpy", "strlen", "strncmp", "strnlen",
@@ -52,28 +54,32 @@ def names(path, *options):
     return {line.split()[0].split("@")[0] for line in output.splitlines() if len(line.split()) > 1}
 
 
-def folder_of(source, part):
-    return source / part if part in OUTSIDE else source / "src" / part
-
-
-def headers_of(source, part):
-    return {path.name for path in folder_of(source, part).glob("*.h")}
+def headers_of(folder):
+    return {path.name for path in folder.glob("*.h")}
 
 
 def check_includes(source):
-    own = {part: headers_of(source, part) for part in BORDERS}
-    for part, (foreign, public) in BORDERS.items():
-        allowed = own[part] | {name for name in foreign if "/" not in name}
-        for pattern in foreign:
-            allowed |= own.get(pattern.rpartition("/")[0], set()) if pattern.endswith("/*") else set()
-        files = sorted(folder_of(source, part).glob("*.[ch]"))
-        if not files:
-            yield f"{folder_of(source, part)}: no files; is this the right directory?"
-        for path in files:
-            yield from check_file(path, path.relative_to(source), allowed, public, part in PURE)
-    yield from check_unique(source)
-    for top in ("src", "tests", *OUTSIDE):
+    files = [path for top in BORDERED for path in (source / top).rglob("*.[ch]")]
+    folders = {str(path.parent.relative_to(source)) for path in files}
+    for missing in sorted({name for name in BORDERS if not name.endswith("*")} - folders):
+        yield f"{missing}: no files; is this the right directory?"
+    for folder in sorted(folders):
+        yield from check_folder(source, folder)
+    for top in (*BORDERED, "tests"):
         yield from check_listed(source, top)
+
+
+def check_folder(source, folder):
+    border = BORDERS.get(folder) or BORDERS.get(folder.rpartition("/")[0] + "/*")
+    if not border:
+        yield f"{folder}: no line of BORDERS says what it may include"
+        return
+    sees, public = border
+    visible = collections.Counter(name for each in (folder, *sees) for name in headers_of(source / each))
+    for name in sorted(name for name, count in visible.items() if count > 1):
+        yield f'{folder}: "{name}" is in more than one of the folders that it sees'
+    for path in sorted((source / folder).glob("*.[ch]")):
+        yield from check_file(path, path.relative_to(source), visible, public, folder in PURE)
 
 
 def check_file(path, shown, quoted_allowed, public, pure):
@@ -88,27 +94,18 @@ def check_file(path, shown, quoted_allowed, public, pure):
         elif quoted and header not in quoted_allowed:
             yield f'{shown}:{number}: "{header}" is not for this directory'
         elif not quoted and pure and header not in FREESTANDING | public:
-            yield f"{shown}:{number}: <{header}>: src/{shown.parts[1]} uses no operating system"
-
-
-def check_unique(source):
-    places = collections.defaultdict(list)
-    for top in ("include", "src", "tests", "examples", "tools", "bench"):
-        for path in (source / top).rglob("*"):
-            if path.suffix in (".c", ".h", ".cc"):
-                places[path.name].append(str(path.relative_to(source)))
-    places.pop("main.c", None)  # each program has one
-    for name, paths in sorted(places.items()):
-        if len(paths) > 1:
-            yield f"{name}: more than one file has this name: {', '.join(sorted(paths))}"
+            yield f"{shown}:{number}: <{header}>: {shown.parent} uses no operating system"
 
 
 def check_listed(source, top):
-    listed = (source / top / "CMakeLists.txt").read_text()
+    """By name in the nearest CMakeLists.txt above it; tests/consumer is projects of their own."""
     for path in sorted((source / top).rglob("*.c")):
-        name = str(path.relative_to(source / top))
-        if not name.startswith("consumer/") and not re.search(r"(?<![\w/])" + re.escape(name), listed):
-            yield f"{top}/{name}: not in {top}/CMakeLists.txt"
+        if (source / "tests/consumer") in path.parents:
+            continue
+        lists = next(each / "CMakeLists.txt" for each in path.parents if (each / "CMakeLists.txt").is_file())
+        name = re.escape(str(path.relative_to(lists.parent)))
+        if not re.search(r"(?<![\w/])" + name, lists.read_text()):
+            yield f"{path.relative_to(source)}: not in {lists.relative_to(source)}"
 
 
 def check_base(_, *objects):

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * transports.h - the tables of the transports and wrappers built into the library, one per file of this directory.
- * registry.c is the only file that uses them by name.
+ * transports.h - the tables of the transports and wrappers built into the library, one per folder and one per
+ * file of wrappers/. registry.c is the only file that uses them by name.
  */
 #ifndef LAYERSHARD_TRANSPORTS_H
 #define LAYERSHARD_TRANSPORTS_H
