@@ -89,7 +89,8 @@ def main():
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     with open(fixture, "w", encoding="utf-8") as file:
-        json.dump({"model": name, "sha256": digest, "eos": 2, "cases": cases}, file, ensure_ascii=True, indent=None)
+        made = {"schema": "layershard-fixture/1", "model": name, "sha256": digest, "eos": 2, "cases": cases}
+        json.dump(made, file, ensure_ascii=True, indent=None)
         file.write("\n")
 
 

@@ -466,6 +466,7 @@ static void a_trace_has_every_transfer(void **state)
 		if (!trace)
 			fail_msg("%s, line %d: %s", path, error.line, error.text);
 		assert_true(traced.transfers[rank] > 0);
+		assert_string_equal(json_string_value(json_object_get(trace, "schema")), "layershard-trace/1");
 		assert_int_equal(count_transfers(json_object_get(trace, "traceEvents"), rank), traced.transfers[rank]);
 		json_decref(trace);
 		assert_int_equal(unlink(path), 0);

@@ -113,7 +113,7 @@ json_t *run_report_config(const struct launcher *launcher)
 
 int run_report_json(const struct launcher *launcher)
 {
-	return cli_json_print(json_pack("{s:o,s:o,s:o,s:o}", "ranks", json_of_ranks(launcher), "prompts",
-					json_of_prompts(launcher), "model", run_report_model(launcher), "config",
-					run_report_config(launcher)));
+	return cli_json_print(json_pack("{s:s,s:o,s:o,s:o,s:o}", "schema", "layershard-llama/1", "ranks",
+					json_of_ranks(launcher), "prompts", json_of_prompts(launcher), "model",
+					run_report_model(launcher), "config", run_report_config(launcher)));
 }

@@ -52,8 +52,8 @@ static int print_json(const struct launcher *launcher)
 			ranks = NULL;
 		}
 	}
-	return cli_json_print(json_pack("{s:o,s:o,s:o}", "ranks", ranks, "model", run_report_model(launcher), "config",
-					run_report_config(launcher)));
+	return cli_json_print(json_pack("{s:s,s:o,s:o,s:o}", "schema", "layershard-llama-verify/1", "ranks", ranks,
+					"model", run_report_model(launcher), "config", run_report_config(launcher)));
 }
 
 /* The hash is of the same bytes everywhere; a rank that got another has not been told so by the library. */

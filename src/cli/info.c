@@ -196,8 +196,8 @@ static int print_text(json_t *root)
 
 static json_t *json_of_all(void)
 {
-	return json_pack("{s:s,s:o,s:o,s:o}", "version", lshard_version(), "build", json_of_build(), "transports",
-			 json_of_transports(), "variables", json_of_variables());
+	return json_pack("{s:s,s:s,s:o,s:o,s:o}", "schema", "layershard-info/1", "version", lshard_version(), "build",
+			 json_of_build(), "transports", json_of_transports(), "variables", json_of_variables());
 }
 
 enum { OPTION_JSON = 256 };

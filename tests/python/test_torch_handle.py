@@ -185,7 +185,9 @@ def test_trace_holds_every_call(tmp_path):
         compute(model, rank)  # not recorded
 
     ranks.run(2, work)
-    events = json.loads((tmp_path / "1.json").read_text())["traceEvents"]
+    trace = json.loads((tmp_path / "1.json").read_text())
+    assert trace["schema"] == "layershard-torch-trace/1"
+    events = trace["traceEvents"]
     assert [event["name"] for event in events if event["ph"] == "X"] == [
         f"{word} {layer}" for layer in range(5) for word in ("reach", "wait")
     ]

@@ -158,6 +158,11 @@ void cli_table_destroy(struct cli_table *table);
 
 /* ---- JSON (cli_json.c) ------------------------------------------------------------------------------------------- */
 
+/*
+ * What is printed or saved is one object, and its first key is "schema": "PROGRAM[-KIND]/NUMBER". New keys may come
+ * under the same number; a key that goes or changes its meaning makes the next one.
+ */
+
 /** Prints @p root on stdout, indented, keys in the order they were set, and drops the reference. NULL: no memory. */
 int cli_json_print(json_t *root);
 /** Any bytes as a JSON string; what is not UTF-8 becomes U+FFFD. */

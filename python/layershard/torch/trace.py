@@ -59,4 +59,4 @@ class Trace:
         self._before.clear()
         self._install_hooks()
         with open(self._path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": self._events}, file)
+            json.dump({"schema": "layershard-torch-trace/1", "traceEvents": self._events}, file)

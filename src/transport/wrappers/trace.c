@@ -164,7 +164,7 @@ static void write_head(struct trace *trace)
 	char name[32];
 
 	snprintf(name, sizeof name, "rank %d", (int)trace->wrapper.base.context->rank);
-	add_line(trace, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
+	add_line(trace, "{\"schema\":\"layershard-trace/1\",\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
 	add_name(trace, 0, "process_name", name);
 	add_name(trace, PROGRAM, "thread_name", "program");
 	add_name(trace, LINK, "thread_name", "link");

@@ -87,7 +87,8 @@ def test_prompts_from_a_file_and_from_standard_input(program, tiny, expected, tm
 
 def test_json_has_the_documented_keys(program, tiny, expected):
     result = program.json("--model", tiny, "--ranks", 3, "--max-tokens", 12, *PROMPT_OPTIONS)
-    assert set(result) == {"ranks", "prompts", "model", "config"}
+    assert list(result) == ["schema", "ranks", "prompts", "model", "config"]
+    assert result["schema"] == "layershard-llama/1"
     assert set(result["model"]) == LAYER_KEYS
     assert [rank["rank"] for rank in result["ranks"]] == [0, 1, 2]
     assert len({rank["pid"] for rank in result["ranks"]}) == 3

@@ -26,6 +26,7 @@ def test_every_rank_sees_the_same_bytes(program, tiny, reference, ranks, placeme
     result = program.json("--verify", "--model", tiny, "--ranks", ranks, "--placement", placement, *mode)
     assert [rank["rank"] for rank in result["ranks"]] == list(range(ranks))
     assert hashes_of(result) == {reference}
+    assert list(result) == ["schema", "ranks", "model", "config"] and result["schema"] == "layershard-llama-verify/1"
 
 
 def test_text_has_a_line_per_rank(program, tiny, reference):

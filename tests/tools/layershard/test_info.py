@@ -12,7 +12,8 @@ def test_version_is_the_header_s(program):
     header = (TREE / "include" / "layershard" / "layershard.h").read_text()
     version = ".".join(re.search(rf"LSHARD_VERSION_{part} (\d+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH"))
     assert program.run("--version").stdout == f"layershard {version}\n"
-    assert json.loads(program.run("info", "--json").stdout)["version"] == version
+    info = json.loads(program.run("info", "--json").stdout)
+    assert list(info)[0] == "schema" and info["schema"] == "layershard-info/1" and info["version"] == version
 
 
 @pytest.mark.parametrize("command", [[], ["info"], ["bench"]], ids=str)
