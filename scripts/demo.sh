@@ -3,9 +3,8 @@
 #
 # demo.sh BUILD - what layershard does, in under three minutes on two slow cores: a real model on four ranks that hold
 # its layers once, and transfers hidden behind compute over a link of limited speed. `make demo` builds the programs and
-# fetches the model first. With an NVIDIA GPU it shows that too: pulls between two GPUs, or between two processes on
-# one, and real layers beside the copies. Ends with a status other than 0 when something failed; a machine too busy to
-# measure on is only told.
+# fetches the model first. With an NVIDIA GPU it shows pulls too, between two GPUs, or between two processes on one.
+# Ends with a status other than 0 when something failed; a machine too busy to measure on is only told.
 set -eu
 
 build=${1:-build}
@@ -70,8 +69,6 @@ fi
 if [ "$gpus" -eq 0 ]; then
 	exit 0
 fi
-# shellcheck source=scripts/gpu_libraries.sh
-. "$(dirname "$0")/gpu_libraries.sh"
 devices=0,1 transport=cuda
 if [ "$gpus" -eq 1 ]; then
 	devices=0,0 transport=cuda:copy
@@ -80,12 +77,3 @@ fi
 part "4. On the GPU: layers that the other rank stores" \
 	"Compare 'GB/s', a pull by lshard_reach and lshard_wait, with 'bare GB/s', the driver's copy of as many bytes."
 bench link --devices "$devices" --transport "$transport" --min-bytes 1M --factor 16
-
-part "5. On the GPU: real layers compute while the next ones come" \
-	"Compare 'C overlapped' with 'A resident', everything in every rank's memory, and with 'B copies alone'."
-if [ -z "${LAYERSHARD_CUBLAS_SO_PATH:-}" ] && ! ldconfig -p 2>/dev/null | grep -q 'libcublas\.so\.1[23]' &&
-	! ls /usr/local/cuda/lib64/libcublas.so.1[23] >/dev/null 2>&1; then
-	echo "Left out: cuBLAS 12 or 13 is not found; LAYERSHARD_CUBLAS_SO_PATH can name its file."
-	exit 0
-fi
-measure --devices "$devices" --transport "$transport" --layers 8 --tokens 4096,512 --rounds 9 --warm-ms 50

@@ -4,7 +4,6 @@
  * reports. Knows: the planner. Does not know: how ranks run, how a result is printed.
  */
 #include "bench_step.h"
-#include "bench_gemm.h"
 #include "cli.h"
 
 #include <stdlib.h>
@@ -257,23 +256,12 @@ free_samples:
 	return result;
 }
 
-/* With devices the layers and their compute are real ones: other options, another bench. */
-static bool names_devices(int argc, char **argv)
-{
-	for (int i = 1; i < argc; i++)
-		if (strcmp(argv[i], "--devices") == 0 || strncmp(argv[i], "--devices=", strlen("--devices=")) == 0)
-			return true;
-	return false;
-}
-
 int bench_step(int argc, char **argv)
 {
 	struct step_bench *bench;
 	bool help;
 	int result;
 
-	if (names_devices(argc, argv))
-		return bench_gemm(argc, argv);
 	bench = calloc(1, sizeof *bench);
 	if (!bench) {
 		cli_message(COMMAND ": no memory");

@@ -56,10 +56,6 @@ static const struct option long_options[] = {{"layers", required_argument, NULL,
 
 /* clang-format off: one line of text per line */
 static const char help_text[] = "Usage: layershard bench step [OPTION]...\n"
-				"       layershard bench step --devices D[,D]... [OPTION]...\n"
-				"\n"
-				"With --devices: a stack of real layers on GPUs; 'bench step --devices 0 --help'\n"
-				"tells of its options. Without:\n"
 				"\n"
 				"Passes over a synthetic stack of layers whose bytes come over a link of limited\n"
 				"speed, beside what the planner predicts. Ranks are threads of this process; rank\n"

@@ -115,10 +115,6 @@ static json_t *json_of_variables(void)
 	added = added &&
 		add_own_variable(array, "LAYERSHARD_LOG", "",
 				 "the library's log on stderr of this tree's programs: error, warn, info or debug") &&
-		add_own_variable(array, "LAYERSHARD_CUBLAS_SO_PATH", "",
-				 "cuBLAS for 'bench step --devices', where the loader does not find it") &&
-		add_own_variable(array, "LAYERSHARD_NCCL_SO_PATH", "",
-				 "NCCL for its --rivals, where the loader does not find it") &&
 		add_own_variable(array, "CUDA_VISIBLE_DEVICES", "",
 				 "the GPUs that NVIDIA's driver shows, which --devices counts; not set: all");
 	if (added)

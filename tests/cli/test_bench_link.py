@@ -175,6 +175,14 @@ def test_a_killed_rank_ends_the_bench(program):
     assert done.stdout == ""
 
 
+def test_ranks_do_not_outlive_the_program(program):
+    process = program.start("bench", "link", "--max-bytes", "1M", "--rounds", "10000")
+    children = wait_until(lambda: len(found := children_of(process.pid)) == 2 and found, "two ranks")
+    process.kill()
+    program.finish(process)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children), "their end")
+
+
 # ---- Saving
 
 

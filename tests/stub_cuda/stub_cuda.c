@@ -279,14 +279,6 @@ cuda_result cuCtxPopCurrent_v2(cuda_context *context)
 	return stub_leave(CUDA_OK);
 }
 
-cuda_result cuCtxEnablePeerAccess(cuda_context peer, unsigned flags); /* for programs that look for it */
-
-cuda_result cuCtxEnablePeerAccess(cuda_context peer, unsigned flags)
-{
-	STUB_ENTER();
-	return stub_leave(flags || !peer || !stub_has_context() ? STUB_INVALID_VALUE : CUDA_OK);
-}
-
 cuda_result cuCtxGetStreamPriorityRange(int *least, int *greatest)
 {
 	STUB_ENTER();

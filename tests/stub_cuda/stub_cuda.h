@@ -61,10 +61,6 @@ struct stub_copy {
 	uint64_t bytes;
 };
 struct stub_copy stub_cuda_copy(unsigned ago);
-/* How much this process' streams were asked for so far; of the first @p before of it, the copies that are not done. For
- * work on streams. */
-uint64_t stub_cuda_asked(void);
-unsigned stub_cuda_unfinished_copies(uint64_t before);
 
 #define STUB_DECLARE(member, symbol, parameters) cuda_result symbol parameters;
 CUDA_FUNCTIONS(STUB_DECLARE)

@@ -35,7 +35,6 @@ struct operation {
 	void *argument;
 	struct CUgraph_st *graph;
 	unsigned char *done; /* LAUNCH: [nodes] halves done */
-	uint64_t number;     /* of all that streams were asked for */
 };
 
 struct CUgraph_st {
@@ -259,32 +258,6 @@ static void run_at_once(void)
 
 /* ---- enqueueing ---- */
 
-static uint64_t pushed;
-
-uint64_t stub_cuda_asked(void)
-{
-	return pushed;
-}
-
-static int copies(const struct operation *operation)
-{
-	int found = operation->kind == COPY;
-
-	for (size_t i = 0; operation->kind == LAUNCH && i < operation->graph->count; i++)
-		found |= operation->graph->nodes[i].kind == COPY;
-	return found;
-}
-
-unsigned stub_cuda_unfinished_copies(uint64_t before)
-{
-	unsigned count = 0;
-
-	for (const struct CUstream_st *stream = streams; stream; stream = stream->next)
-		for (uint64_t i = 0; i < stream->queued - stream->done; i++)
-			count += stream->queue[i].number < before && copies(&stream->queue[i]);
-	return count;
-}
-
 static void push(struct CUstream_st *stream, const struct operation *operation)
 {
 	const size_t length = (size_t)(stream->queued - stream->done);
@@ -307,7 +280,6 @@ static void push(struct CUstream_st *stream, const struct operation *operation)
 			abort();
 	}
 	stream->queue[length] = *operation;
-	stream->queue[length].number = pushed++;
 	stream->queued++;
 	run_at_once();
 }

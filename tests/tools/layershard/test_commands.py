@@ -6,7 +6,7 @@ import pytest
 
 from programs import USAGE, fits_80_columns, refused, takes_closed_descriptors, tells_that_the_disk_is_full, too_wide
 
-COMMANDS = ["info", "bench", "bench calls", "bench link", "bench step", "bench step --devices 0"]
+COMMANDS = ["info", "bench", "bench calls", "bench link", "bench step"]
 
 
 def test_help_alone_lists_the_commands(program):
