@@ -122,9 +122,9 @@ def read_settings(text: str) -> dict[str, str]:
         name, colon, value = line.partition(":")
         if not colon or name.strip() not in ("rows", "where", "columns"):
             raise Mistake(f"'{line}' is none of rows:, where:, columns:")
-        # A long list of columns may go on in a second line of the same name.
-        name = name.strip()
-        settings[name] = f"{settings[name]} | {value.strip()}" if name in settings else value.strip()
+        # A long list may go on in a second line of the same name.
+        name, separator = name.strip(), " | " if name.strip() == "columns" else ", "
+        settings[name] = f"{settings[name]}{separator}{value.strip()}" if name in settings else value.strip()
     for needed in ("rows", "columns"):
         if needed not in settings:
             raise Mistake(f"'{needed}:' is missing")

@@ -82,7 +82,13 @@ def test_a_figure_changed_by_hand_is_found(tmp_path, saved):
 
 
 @pytest.mark.parametrize(
-    "where, sizes", [("kind=a", ["64 KiB", "100"]), ("kind=a, last=false", ["100"]), ("kind!=a", ["256 MiB"])]
+    "where, sizes",
+    [
+        ("kind=a", ["64 KiB", "100"]),
+        ("kind=a, last=false", ["100"]),
+        ("kind=a\nwhere: last=false", ["100"]),
+        ("kind!=a", ["256 MiB"]),
+    ],
 )
 def test_rows_are_chosen(tmp_path, saved, where, sizes):
     page = document(tmp_path, f"{saved}\nrows: result.rows\nwhere: {where}\ncolumns: size=bytes:bytes")
