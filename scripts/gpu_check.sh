@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds tests/gpu_check.c with the compiler alone, for GPU machines without this project's build tools, and runs it:
+# Builds tests/transport/cuda/gpu_check.c with the compiler alone, for GPU machines without this project's build tools, and runs it:
 # scripts/gpu_check.sh [REPLAYS [BYTES OF A WEIGHT]]. BUILD: where to; CC: the compiler; RUN: what to run it under.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ BUILD=${BUILD:-build-gpu}
 mkdir -p "$BUILD"
 . scripts/gpu_sources.sh
 # shellcheck disable=SC2086 # several words each
-"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/stub_cuda \
-	-o "$BUILD/gpu_check" tests/gpu_check.c tests/gpu_rank.c tests/gpu_times.c tests/threads.c \
+"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/support \
+	-o "$BUILD/gpu_check" tests/transport/cuda/gpu_check.c tests/transport/cuda/gpu_rank.c tests/transport/cuda/gpu_times.c tests/support/threads.c \
 	$library_sources -lpthread -ldl
 ${RUN:-} "$BUILD/gpu_check" "$@"

@@ -178,7 +178,8 @@ class Copy:
     def _targets(self) -> dict[str, list[str]]:
         """What each test is made of: the files of the build directory in its command, each named like its target."""
         targets: dict[str, list[str]] = {}
-        for line in (self.build / "tests" / "CTestTestfile.cmake").read_text().splitlines():
+        files = sorted((self.build / "tests").rglob("CTestTestfile.cmake"))
+        for line in [line for file in files for line in file.read_text().splitlines()]:
             listed = re.match(r"add_test\((?:\[(=*)\[(?P<bracketed>.*?)\]\1\]|(?P<plain>\S+)) (?P<command>.*)\)$", line)
             if not listed:
                 continue
