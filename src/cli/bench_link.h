@@ -13,7 +13,6 @@
 
 #include "bench.h"
 #include "bench_ranks.h"
-#include "gpu_meter.h"
 
 #define LINK_RANKS_MOST      8u
 #define LINK_SIZES_MOST      24u
@@ -80,7 +79,6 @@ struct link_place {
 	char bus[32];
 	int driver_version;
 	char transport[128];
-	struct gpu_reading reading; /* over all rounds */
 };
 
 /* In memory that the ranks share. */
@@ -116,19 +114,19 @@ void link_rank_run(void *user, int32_t rank);
 
 /* ---- What bare copies go between (bench_link_bare.c) ---- */
 
-struct gpu;
+struct link_gpu;
 struct link_bare;
 
 /**
  * This rank's own memory to copy from, the others' as seen from here, and memory to copy to. Every rank calls it; on
  * failure the text is in bench->shared->ranks. @p gpu: NULL for host memory. NULL: failed.
  */
-struct link_bare *link_bare_open(struct link_bench *bench, int32_t rank, struct gpu *gpu, void *stream);
+struct link_bare *link_bare_open(struct link_bench *bench, int32_t rank, struct link_gpu *gpu, void *stream);
 void link_bare_close(struct link_bare *bare);
 /**
  * Enqueue (host memory: do) a bare copy of @p bytes from rank @p from, or LINK_ALL: equal parts of all others; from two
  * places in turn, as pulls bring two layers in turn: one place would be read from a cache. False: the text is in
- * gpu->error.
+ * gpu->error.text.
  */
 bool link_bare_copy(struct link_bare *bare, int32_t from, uint64_t bytes);
 /** Copy the whole block of @p from and compare every byte. False: the text is in bench->shared->ranks. */

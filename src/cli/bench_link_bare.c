@@ -2,10 +2,10 @@
  *
  * bench_link_bare.c - the memory between which `bench link` copies without the library: a block per rank that every
  * other rank reads, exported from one GPU to another or shared by processes, and a block to copy to.
- * Knows: gpu_share.h, local sockets. Does not know: series, rounds.
+ * Knows: bench_link_gpu.h, local sockets. Does not know: series, rounds.
  */
 #include "bench_link.h"
-#include "gpu_share.h"
+#include "bench_link_gpu.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -19,10 +19,10 @@
 struct link_bare {
 	struct link_bench *bench;
 	int32_t rank;
-	struct gpu *gpu; /* NULL: host memory */
-	gpu_stream stream;
-	struct gpu_share shares[LINK_RANKS_MOST]; /* the own one and the others', as this device sees them */
-	gpu_address to;
+	struct link_gpu *gpu; /* NULL: host memory */
+	cuda_stream stream;
+	struct link_gpu_share shares[LINK_RANKS_MOST]; /* the own one and the others', as this device sees them */
+	cuda_address to;
 	uint64_t turn;       /* counts copies */
 	unsigned char *host; /* host memory to copy to; GPUs: where bytes are made and checked */
 };
@@ -95,14 +95,14 @@ static bool open_others(struct link_bare *bare)
 	for (int32_t left = bare->bench->options.ranks - 1; left > 0; left--) {
 		int32_t from;
 		int descriptor = -1;
-		lshard_status status;
+		bool opened;
 
 		if (!take_descriptor(bare, &from, &descriptor))
 			return false;
-		status = gpu_share_open(bare->gpu, link_block_bytes(bare->bench), descriptor, &bare->shares[from]);
+		opened = link_gpu_share_open(bare->gpu, link_block_bytes(bare->bench), descriptor, &bare->shares[from]);
 		close(descriptor);
-		if (status != LSHARD_OK)
-			return fail(bare, bare->gpu->error);
+		if (!opened)
+			return fail(bare, bare->gpu->error.text);
 	}
 	return true;
 }
@@ -118,24 +118,24 @@ static uint32_t block_of(int32_t rank)
 static bool open_on_gpu(struct link_bare *bare)
 {
 	const uint64_t bytes = link_block_bytes(bare->bench);
-	struct gpu_share *own = &bare->shares[bare->rank];
+	struct link_gpu_share *own = &bare->shares[bare->rank];
 	int descriptor = -1;
 	bool good;
 
-	if (gpu_share_make(bare->gpu, bytes, own, &descriptor) != LSHARD_OK)
-		return fail(bare, bare->gpu->error);
+	if (!link_gpu_share_make(bare->gpu, bytes, own, &descriptor))
+		return fail(bare, bare->gpu->error.text);
 	good = post_to_all(bare, descriptor);
 	close(descriptor);
 	if (!good || !open_others(bare))
 		return false;
 	bench_fill(bare->host, bytes, block_of(bare->rank));
-	if (gpu_allocate(bare->gpu, bytes, &bare->to) != LSHARD_OK ||
-	    gpu_copy_now(bare->gpu, own->address, (gpu_address)(uintptr_t)bare->host, bytes, bare->stream) != LSHARD_OK)
-		return fail(bare, bare->gpu->error);
+	if (!link_gpu_allocate(bare->gpu, bytes, &bare->to) ||
+	    !link_gpu_copy_now(bare->gpu, own->address, (cuda_address)(uintptr_t)bare->host, bytes, bare->stream))
+		return fail(bare, bare->gpu->error.text);
 	return true;
 }
 
-struct link_bare *link_bare_open(struct link_bench *bench, int32_t rank, struct gpu *gpu, void *stream)
+struct link_bare *link_bare_open(struct link_bench *bench, int32_t rank, struct link_gpu *gpu, void *stream)
 {
 	struct link_bare *bare = calloc(1, sizeof *bare);
 	const uint64_t bytes = link_block_bytes(bench);
@@ -167,9 +167,9 @@ void link_bare_close(struct link_bare *bare)
 	if (!bare)
 		return;
 	if (bare->gpu) {
-		gpu_free(bare->gpu, bare->to);
+		link_gpu_free(bare->gpu, bare->to);
 		for (int32_t rank = 0; rank < bare->bench->options.ranks; rank++)
-			gpu_share_close(bare->gpu, &bare->shares[rank]);
+			link_gpu_share_close(bare->gpu, &bare->shares[rank]);
 	}
 	free(bare->host);
 	free(bare);
@@ -180,8 +180,8 @@ void link_bare_close(struct link_bare *bare)
 static bool copy_part(struct link_bare *bare, int32_t from, uint64_t from_offset, uint64_t to_offset, uint64_t bytes)
 {
 	if (bare->gpu)
-		return gpu_copy(bare->gpu, bare->to + to_offset, bare->shares[from].address + from_offset, bytes,
-				bare->stream) == LSHARD_OK;
+		return link_gpu_copy(bare->gpu, bare->to + to_offset, bare->shares[from].address + from_offset, bytes,
+				     bare->stream);
 	memcpy(bare->host + to_offset, bare->bench->sources[from] + from_offset, (size_t)bytes);
 	return true;
 }
@@ -208,10 +208,10 @@ bool link_bare_check(struct link_bare *bare, int32_t from)
 	const uint64_t bytes = link_block_bytes(bare->bench);
 
 	if (!copy_part(bare, from, 0, 0, bytes))
-		return fail(bare, bare->gpu->error);
+		return fail(bare, bare->gpu->error.text);
 	if (bare->gpu &&
-	    gpu_copy_now(bare->gpu, (gpu_address)(uintptr_t)bare->host, bare->to, bytes, bare->stream) != LSHARD_OK)
-		return fail(bare, bare->gpu->error);
+	    !link_gpu_copy_now(bare->gpu, (cuda_address)(uintptr_t)bare->host, bare->to, bytes, bare->stream))
+		return fail(bare, bare->gpu->error.text);
 	return bench_compare(bare->host, bytes, block_of(from)) ||
 	       fail(bare, "wrong bits: a bare copy is not what its source wrote");
 }

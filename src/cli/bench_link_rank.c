@@ -2,11 +2,11 @@
  *
  * bench_link_rank.c - one rank of `bench link`: opens its group, a series per size and placement and the memory of bare
  * copies, runs every arm it has a part in, and compares every byte at the end.
- * Knows: the public header, gpu.h. Does not know: what the samples come to.
+ * Knows: the public header, bench_link_gpu.h. Does not know: what the samples come to.
  */
 #include "bench_link.h"
+#include "bench_link_gpu.h"
 #include "cli.h"
-#include "gpu.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,11 +16,11 @@
 struct link_rank {
 	struct link_bench *bench;
 	int32_t rank;
-	struct gpu gpu;
-	struct gpu *used; /* &gpu, once open; NULL: host memory */
-	gpu_stream stream;
-	gpu_stream urgent; /* of bare copies, as the library's own copies are */
-	gpu_event begin, end;
+	struct link_gpu gpu;
+	struct link_gpu *used; /* &gpu, once open; NULL: host memory */
+	cuda_stream stream;
+	cuda_stream urgent; /* of bare copies, as the library's own copies are */
+	cuda_event begin, end;
 	unsigned char *staging; /* GPUs: a layer on the host */
 	struct cli_log log;
 	lshard_group *group;
@@ -28,7 +28,6 @@ struct link_rank {
 	uint32_t turn[LINK_SERIES_MOST];  /* which of the two layers comes next */
 	uint64_t moved[LINK_SERIES_MOST]; /* bytes of one pull from the others; 0: in place */
 	struct link_bare *bare;
-	struct gpu_meter *meter;
 };
 
 static bool fail(const struct link_rank *self, const char *text)
@@ -36,9 +35,9 @@ static bool fail(const struct link_rank *self, const char *text)
 	return bench_ranks_fail(&self->bench->shared->ranks, "rank %d: %s", (int)self->rank, text);
 }
 
-static bool gpu_good(const struct link_rank *self, lshard_status status)
+static bool gpu_good(const struct link_rank *self, bool good)
 {
-	return status == LSHARD_OK || fail(self, self->gpu.error);
+	return good || fail(self, self->gpu.error.text);
 }
 
 static bool series_good(const struct link_rank *self, uint32_t series, lshard_status status)
@@ -66,8 +65,8 @@ static int post_process(void *user, uint32_t layer, void *const *tensors)
 	if (!self->used)
 		return bench_post_process((void *)(uintptr_t)&load->bytes, layer, tensors);
 	bench_fill(self->staging, load->bytes, layer);
-	return gpu_copy_now(self->used, (gpu_address)(uintptr_t)tensors[0], (gpu_address)(uintptr_t)self->staging,
-			    load->bytes, self->stream) == LSHARD_OK
+	return link_gpu_copy_now(self->used, (cuda_address)(uintptr_t)tensors[0],
+				 (cuda_address)(uintptr_t)self->staging, load->bytes, self->stream)
 		       ? 0
 		       : -1;
 }
@@ -78,20 +77,19 @@ static bool open_gpu(struct link_rank *self)
 
 	if (!self->bench->options.has_devices)
 		return true;
-	if (!gpu_good(self, gpu_open(&self->gpu, (int)self->bench->options.devices[self->rank])))
+	if (!gpu_good(self, link_gpu_open(&self->gpu, (int)self->bench->options.devices[self->rank])))
 		return false;
 	self->used = &self->gpu;
 	snprintf(place->device, sizeof place->device, "%s", self->gpu.name);
 	snprintf(place->bus, sizeof place->bus, "%s", self->gpu.bus);
-	place->driver_version = self->gpu.driver_version;
-	self->meter = gpu_meter_open(&self->gpu);
+	place->driver_version = self->gpu.driver.version;
 	self->staging = malloc((size_t)link_biggest(self->bench));
 	if (!self->staging)
 		return fail(self, "no memory for a layer on the host");
-	return gpu_good(self, gpu_stream_open(self->used, false, &self->stream)) &&
-	       gpu_good(self, gpu_stream_open(self->used, true, &self->urgent)) &&
-	       gpu_good(self, gpu_event_open(self->used, &self->begin)) &&
-	       gpu_good(self, gpu_event_open(self->used, &self->end));
+	return gpu_good(self, link_gpu_stream_open(self->used, false, &self->stream)) &&
+	       gpu_good(self, link_gpu_stream_open(self->used, true, &self->urgent)) &&
+	       gpu_good(self, link_gpu_event_open(self->used, &self->begin)) &&
+	       gpu_good(self, link_gpu_event_open(self->used, &self->end));
 }
 
 static bool open_group(struct link_rank *self)
@@ -164,13 +162,12 @@ static void close_rank(struct link_rank *self)
 		lshard_series_destroy(self->series[index]);
 	if (cli_group_leave(self->group, error, sizeof error) < 0)
 		(void)fail(self, error);
-	gpu_meter_close(self->meter);
 	if (self->used) {
-		gpu_event_close(self->used, self->end);
-		gpu_event_close(self->used, self->begin);
-		gpu_stream_close(self->used, self->urgent);
-		gpu_stream_close(self->used, self->stream);
-		gpu_close(self->used);
+		link_gpu_event_close(self->used, self->end);
+		link_gpu_event_close(self->used, self->begin);
+		link_gpu_stream_close(self->used, self->urgent);
+		link_gpu_stream_close(self->used, self->stream);
+		link_gpu_close(self->used);
 	}
 	free(self->staging);
 }
@@ -221,7 +218,7 @@ static bool move_once(struct link_rank *self, const struct link_arm *arm)
 	const uint32_t from = arm->from == LINK_ALL ? 0 : (uint32_t)arm->from;
 
 	if (arm->kind == LINK_BARE)
-		return link_bare_copy(self->bare, arm->from, bare_bytes(self, arm)) || fail(self, self->gpu.error);
+		return link_bare_copy(self->bare, arm->from, bare_bytes(self, arm)) || fail(self, self->gpu.error.text);
 	return bring(self, series, from + (self->turn[series]++ % 2) * (uint32_t)self->bench->options.ranks);
 }
 
@@ -233,21 +230,21 @@ static bool move_often(struct link_rank *self, const struct link_arm *arm, uint3
 	return true;
 }
 
-static gpu_stream stream_of(const struct link_rank *self, const struct link_arm *arm)
+static cuda_stream stream_of(const struct link_rank *self, const struct link_arm *arm)
 {
 	return arm->kind == LINK_BARE ? self->urgent : self->stream;
 }
 
 static bool finish(struct link_rank *self, const struct link_arm *arm)
 {
-	return !self->used || gpu_good(self, gpu_stream_finish(self->used, stream_of(self, arm)));
+	return !self->used || gpu_good(self, link_gpu_stream_finish(self->used, stream_of(self, arm)));
 }
 
 /* One after the other: on a GPU by its own clock, between what comes before the first and after the last. */
 static bool time_row(struct link_rank *self, const struct link_arm *arm, double *each_ns)
 {
 	const uint32_t count = self->bench->options.iterations;
-	const gpu_stream stream = stream_of(self, arm);
+	const cuda_stream stream = stream_of(self, arm);
 	const uint64_t begin = bench_now_ns();
 	double elapsed;
 
@@ -257,10 +254,10 @@ static bool time_row(struct link_rank *self, const struct link_arm *arm, double 
 		*each_ns = (double)(bench_now_ns() - begin) / count;
 		return true;
 	}
-	if (!gpu_good(self, gpu_event_record(self->used, self->begin, stream)) || !move_often(self, arm, count) ||
-	    !gpu_good(self, gpu_event_record(self->used, self->end, stream)) ||
-	    !gpu_good(self, gpu_event_finish(self->used, self->end)) ||
-	    !gpu_good(self, gpu_event_elapsed(self->used, self->begin, self->end, &elapsed)))
+	if (!gpu_good(self, link_gpu_event_record(self->used, self->begin, stream)) || !move_often(self, arm, count) ||
+	    !gpu_good(self, link_gpu_event_record(self->used, self->end, stream)) ||
+	    !gpu_good(self, link_gpu_event_finish(self->used, self->end)) ||
+	    !gpu_good(self, link_gpu_event_elapsed(self->used, self->begin, self->end, &elapsed)))
 		return false;
 	*each_ns = elapsed / count;
 	return true;
@@ -332,7 +329,6 @@ static bool run_rounds(struct link_rank *self)
 
 	for (uint32_t i = 0; good && i < bench->arm_count; i++)
 		order[i] = i;
-	gpu_meter_begin(self->meter);
 	for (uint32_t round = 0; good && round < bench->options.rounds; round++) {
 		if (self->rank == 0)
 			cli_progress("bench link: round %u of %u", round + 1, bench->options.rounds);
@@ -340,7 +336,6 @@ static bool run_rounds(struct link_rank *self)
 		for (uint32_t i = 0; good && i < bench->arm_count; i++)
 			good = run_arm(self, order[i], round);
 	}
-	gpu_meter_end(self->meter, &self->bench->shared->places[self->rank].reading);
 	if (self->rank == 0)
 		cli_progress_erase();
 	free(order);
@@ -357,8 +352,8 @@ static bool check_layer(struct link_rank *self, uint32_t series, uint32_t layer,
 	    !series_good(self, series, lshard_series_address(self->series[series], layer, 0, &address)))
 		return false;
 	if (self->used) {
-		if (!gpu_good(self, gpu_copy_now(self->used, (gpu_address)(uintptr_t)self->staging,
-						 (gpu_address)(uintptr_t)address, bytes, self->stream)))
+		if (!gpu_good(self, link_gpu_copy_now(self->used, (cuda_address)(uintptr_t)self->staging,
+						      (cuda_address)(uintptr_t)address, bytes, self->stream)))
 			return false;
 		address = self->staging;
 	}

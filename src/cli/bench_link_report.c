@@ -162,13 +162,9 @@ static void print_places(const struct link_bench *bench)
 {
 	for (int32_t rank = 0; rank < bench->options.ranks && bench->options.has_devices; rank++) {
 		const struct link_place *place = &bench->shared->places[rank];
-		char reasons[128];
 
 		printf("  rank %d: GPU %u, %s, %s\n", (int)rank, bench->options.devices[rank], place->device,
 		       place->bus);
-		if (place->reading.samples)
-			printf("          SM clock %.0f MHz, %.0f W, throttled: %s\n", place->reading.sm_mhz,
-			       place->reading.watts, gpu_throttle_text(&place->reading, reasons, sizeof reasons));
 	}
 }
 
@@ -248,14 +244,10 @@ static json_t *gpus_json(const struct link_bench *bench)
 
 	for (int32_t rank = 0; rank < bench->options.ranks && bench->options.has_devices; rank++) {
 		const struct link_place *place = &bench->shared->places[rank];
-		char reasons[128];
 
-		json_array_append_new(
-			gpus, json_pack("{s:i, s:i, s:s, s:s, s:i, s:f, s:f, s:f, s:s}", "rank", (int)rank, "ordinal",
-					(int)bench->options.devices[rank], "name", place->device, "bus", place->bus,
-					"driver_version", place->driver_version, "sm_mhz", place->reading.sm_mhz,
-					"memory_mhz", place->reading.memory_mhz, "watts", place->reading.watts,
-					"throttled", gpu_throttle_text(&place->reading, reasons, sizeof reasons)));
+		json_array_append_new(gpus, json_pack("{s:i, s:i, s:s, s:s, s:i}", "rank", (int)rank, "ordinal",
+						      (int)bench->options.devices[rank], "name", place->device, "bus",
+						      place->bus, "driver_version", place->driver_version));
 	}
 	return gpus;
 }

@@ -2,7 +2,6 @@
 """`layershard bench link`: options, the shape of the results, and that wrong bits never pass; GPUs by the stub driver.
 
     LAYERSHARD_TEST_STUB_CUDA   the stub of NVIDIA's driver that the tests build; what needs it is skipped without
-    LAYERSHARD_TEST_STUB_NVML   the folder of a stub of NVIDIA's management library; likewise
 
 How long anything takes is not judged here.
 """
@@ -291,19 +290,3 @@ def test_the_gpus_table_names_them(program, stub):
     done = program.run("bench", "link", *SMALL, "--devices", "0,1", env=stub)
     assert done.returncode == 0
     assert "rank 1: GPU 1, Stub 1, 0000:01:00.0" in done.stdout
-
-
-@pytest.mark.parametrize("setting, watts", [({}, 654.321), ({"STUB_NVML_NO_POWER_NOW": "1"}, 500.0)])
-def test_clocks_and_power_are_told_where_they_are_known(program, stub, tmp_path, setting, watts):
-    folder = os.environ.get("LAYERSHARD_TEST_STUB_NVML")
-    if not folder:
-        pytest.skip("LAYERSHARD_TEST_STUB_NVML names no folder: ctest sets it")
-    path = tmp_path / "saved.json"
-    env = {**stub, **setting, "LD_LIBRARY_PATH": folder}
-    done = program.run("bench", "link", *SMALL, "--devices", "0,1", "--save", path, env=env)
-    assert done.returncode == 0, done.stderr
-    unknown, known = json.loads(path.read_text())["gpus"]
-    assert (unknown["sm_mhz"], unknown["watts"], unknown["throttled"]) == (-1, -1, "-")
-    assert (known["sm_mhz"], known["memory_mhz"], known["watts"]) == (1755, 2619, watts)
-    assert known["throttled"] == "power cap, thermal"
-    assert f"SM clock 1755 MHz, {watts:.0f} W, throttled: power cap, thermal" in done.stdout

@@ -81,7 +81,8 @@ static bool open_driver(struct device *device)
 {
 	lshard_error error = {""};
 
-	EXPECT(device->member, cuda_driver_open(&device->driver, &error) == LSHARD_OK, "%s", error.text);
+	EXPECT(device->member, cuda_driver_open(&device->driver, getenv(CUDA_LIBRARY_VARIABLE), &error) == LSHARD_OK,
+	       "%s", error.text);
 	EXPECT(device->member, cuda_driver_start(&device->driver, &device->devices, &error) == LSHARD_OK, "%s",
 	       error.text);
 	EXPECT(device->member, device->devices > 0, "the driver shows no device");

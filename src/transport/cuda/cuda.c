@@ -6,6 +6,7 @@
  * from each other's memory in place.
  */
 #include "cuda_transport.h"
+#include "outside.h"
 #include "sockets.h"
 #include "transports.h"
 
@@ -19,7 +20,7 @@ static int cuda_available(lshard_error *error)
 {
 	struct cuda_driver driver;
 
-	if (cuda_driver_open(&driver, error) != LSHARD_OK)
+	if (cuda_driver_open(&driver, lshard__variable(CUDA_LIBRARY_VARIABLE), error) != LSHARD_OK)
 		return 0;
 	cuda_driver_close(&driver);
 	return 1;

@@ -3,6 +3,7 @@
  * cuda_device.c - this rank's device: which one it is, what it can do, its primary context. Knows no other rank.
  */
 #include "cuda_transport.h"
+#include "outside.h"
 
 #include <string.h>
 
@@ -63,7 +64,7 @@ static cuda_result find_limits(struct cuda *cuda, const struct cuda_card *card)
 lshard_status cuda_device_open(struct cuda *cuda, struct cuda_card *card, lshard_error *error)
 {
 	const int ordinal = cuda->base.context->device;
-	lshard_status status = cuda_driver_open(&cuda->driver, error);
+	lshard_status status = cuda_driver_open(&cuda->driver, lshard__variable(CUDA_LIBRARY_VARIABLE), error);
 	cuda_result result;
 	int devices = 0;
 

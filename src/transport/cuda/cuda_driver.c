@@ -3,7 +3,6 @@
  * cuda_driver.c - see cuda_driver.h.
  */
 #include "cuda_driver.h"
-#include "outside.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -61,19 +60,20 @@ static lshard_status check_device_nodes(lshard_error *error)
 			   strerror(errno));
 }
 
-lshard_status cuda_driver_open(struct cuda_driver *driver, lshard_error *error)
+lshard_status cuda_driver_open(struct cuda_driver *driver, const char *path, lshard_error *error)
 {
-	const char *path = lshard__variable("LAYERSHARD_CUDA_SO_PATH");
+	const int named = path && *path;
 	lshard_status status;
 
+	path = named ? path : LIBRARY;
 	memset(driver, 0, sizeof *driver);
-	driver->library = dlopen(path ? path : LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+	driver->library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
 	if (!driver->library)
 		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "NVIDIA's driver cannot be loaded: %s", dlerror());
-	status = find_entries(driver, path ? path : LIBRARY, error);
+	status = find_entries(driver, path, error);
 	if (status == LSHARD_OK)
-		status = check_version(driver, path ? path : LIBRARY, error);
-	if (status == LSHARD_OK && !path)
+		status = check_version(driver, path, error);
+	if (status == LSHARD_OK && !named)
 		status = check_device_nodes(error);
 	if (status != LSHARD_OK)
 		cuda_driver_close(driver);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_driver.h - the few entry points of NVIDIA's driver that the cuda transport uses, loaded at run time.
+ * cuda_driver.h - the few entry points of NVIDIA's driver that the cuda transport uses, loaded at run time. `bench
+ * link` uses this table too.
  * Knows the driver's binary interface (CUDA 11.4 and later); knows no rank and no layer.
  *
  * The declarations are this project's own, so that it builds on machines without CUDA. The symbols' names carry their
@@ -34,6 +35,8 @@ enum {
 };
 
 enum { CUDA_OLDEST_DRIVER = 11040 };
+
+#define CUDA_LIBRARY_VARIABLE "LAYERSHARD_CUDA_SO_PATH" /* of the environment: the driver's library */
 
 enum {
 	CUDA_HAS_VIRTUAL_MEMORY = 102, /* device attributes */
@@ -171,10 +174,10 @@ struct cuda_driver {
 };
 
 /*
- * Load libcuda.so.1, or what LAYERSHARD_CUDA_SO_PATH names; does not touch a device. On failure the reason is in @p
- * error.
+ * Load the library at @p path (what LAYERSHARD_CUDA_SO_PATH names), or libcuda.so.1 where it is NULL or empty; does not
+ * touch a device. On failure the reason is in @p error.
  */
-lshard_status cuda_driver_open(struct cuda_driver *driver, lshard_error *error);
+lshard_status cuda_driver_open(struct cuda_driver *driver, const char *path, lshard_error *error);
 /* Initialise it and count the devices it shows. */
 lshard_status cuda_driver_start(struct cuda_driver *driver, int *devices, lshard_error *error);
 void cuda_driver_close(struct cuda_driver *driver);
