@@ -122,7 +122,7 @@ static int name_job(struct rank_options *options)
 
 static int find_ranks(struct rank_options *options)
 {
-	lshard_discovered found;
+	lshard_discovered found = LSHARD_DISCOVERED_INIT;
 	char error[256] = "";
 	lshard_status status = LSHARD_ERR_STATE;
 

@@ -33,6 +33,7 @@ extern "C" {
  * capturing  1 while the stream is recorded into a graph, in which nothing can be agreed on: calls are refused then.
  */
 typedef struct lshard_device_callbacks {
+	size_t struct_size;
 	void *stream;
 	void *(*allocate)(void *user, size_t bytes, size_t alignment);
 	void (*release)(void *user, void *pointer);
@@ -44,6 +45,11 @@ typedef struct lshard_device_callbacks {
 			      size_t rows, char *error, size_t error_bytes);
 	int (*capturing)(void *user, void *stream);
 } lshard_device_callbacks;
+
+#define LSHARD_DEVICE_CALLBACKS_INIT                                                                                   \
+	{                                                                                                              \
+		sizeof(lshard_device_callbacks), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL                  \
+	}
 
 /**
  * The caller's collectives, for the transport "callback": whatever broadcasts and all-gathers among the ranks can carry
@@ -82,6 +88,7 @@ typedef struct lshard_device_callbacks {
  * For layers in device memory there must be a @p device: see lshard_device_callbacks.
  */
 typedef struct lshard_callbacks {
+	size_t struct_size;
 	lshard_status (*broadcast)(void *user, void *bytes, size_t count, int32_t root, void **work, char *error,
 				   size_t error_bytes);
 	lshard_status (*allgather)(void *user, const void *send, void *receive, size_t count, void **work, char *error,
@@ -95,7 +102,7 @@ typedef struct lshard_callbacks {
 
 #define LSHARD_CALLBACKS_INIT                                                                                          \
 	{                                                                                                              \
-		NULL, NULL, NULL, NULL, NULL, NULL, 0                                                                  \
+		sizeof(lshard_callbacks), NULL, NULL, NULL, NULL, NULL, NULL, 0                                        \
 	}
 
 #ifdef __cplusplus

@@ -44,7 +44,11 @@
  *              there; the others may wait for it until their deadline.
  *   Memory     nothing is allocated between lshard_series_commit and lshard_series_destroy, but by updates.
  *   Streams    a stream is the device's own handle (a CUstream) as void *. Host memory has no streams: pass NULL.
- *   Units      _bytes, _ns, _ms. Strings given to a function are copied.
+ *   Units      _bytes, _ns, _ms. Strings and structs given to a function are copied.
+ *   Structs    begin with struct_size, which their INIT macro sets; for those in arrays the options say it. So a program
+ *              may be built with a header of another version than the library's, where names and meanings are the same:
+ *              later ones add members at the end. What the program's header lacks has its default. Where the program
+ *              sets what the library does not know, the call is INVALID; results that it does not know are 0.
  *
  * Beside this header: plan.h (planning, transports, variables, discovery: no group needed), callbacks.h (the caller's
  * own collectives and device) and transport.h, for writers of transports. What they do not declare is no part of the
@@ -111,12 +115,18 @@ LSHARD_API const char *lshard_version(void);
 
 /* ---- Caller's hooks -------------------------------------------------------------------------------------------- */
 
-/** Host memory for the library's own objects. allocate returns NULL when there is none; NULL members: malloc, free. */
+/** Host memory for the library's own objects. allocate returns NULL when there is none. */
 typedef struct lshard_allocator {
+	size_t struct_size;
 	void *(*allocate)(void *user, size_t bytes);
 	void (*release)(void *user, void *pointer);
 	void *user;
 } lshard_allocator;
+
+#define LSHARD_ALLOCATOR_INIT                                                                                          \
+	{                                                                                                              \
+		sizeof(lshard_allocator), NULL, NULL, NULL                                                             \
+	}
 
 typedef enum lshard_purpose { LSHARD_FOR_SHARE = 1, LSHARD_FOR_WINDOWS = 2 } lshard_purpose;
 
@@ -124,7 +134,7 @@ typedef enum lshard_purpose { LSHARD_FOR_SHARE = 1, LSHARD_FOR_WINDOWS = 2 } lsh
  * The caller's own memory for shares and windows, where the transport can use it (lshard_transport_info says so;
  * NOT_SUPPORTED otherwise). One call per purpose and series; the memory is given back when the series is destroyed
  * and, for shares, no other rank reads them any more: then, or by a later call that creates or destroys a series or the
- * group. NULL members: the transport's own memory. All ranks of a series have a source, or none (MISMATCH); striped
+ * group. All ranks of a series have a source, or none (MISMATCH); striped
  * layers are then copied whole.
  *
  * On a GPU windows may be any memory of the rank's device. A share must be what other processes can open: from
@@ -133,19 +143,31 @@ typedef enum lshard_purpose { LSHARD_FOR_SHARE = 1, LSHARD_FOR_WINDOWS = 2 } lsh
  * warning says so.
  */
 typedef struct lshard_memory_source {
+	size_t struct_size;
 	void *(*allocate)(void *user, lshard_purpose purpose, size_t bytes, size_t alignment);
 	void (*release)(void *user, lshard_purpose purpose, void *pointer);
 	void *user;
 } lshard_memory_source;
+
+#define LSHARD_MEMORY_SOURCE_INIT                                                                                      \
+	{                                                                                                              \
+		sizeof(lshard_memory_source), NULL, NULL, NULL                                                         \
+	}
 
 /**
  * The caller's all-gather, used only inside lshard_group_create: every rank gives @p bytes at @p send and gets those
  * of all ranks, in rank order, at @p receive. Returns 0, or anything else to make creation fail.
  */
 typedef struct lshard_bootstrap {
+	size_t struct_size;
 	int (*allgather)(void *user, const void *send, void *receive, size_t bytes);
 	void *user;
 } lshard_bootstrap;
+
+#define LSHARD_BOOTSTRAP_INIT                                                                                          \
+	{                                                                                                              \
+		sizeof(lshard_bootstrap), NULL, NULL                                                                   \
+	}
 
 typedef enum lshard_log_level {
 	LSHARD_LOG_ERROR = 0,
@@ -177,23 +199,23 @@ typedef struct lshard_group_options {
 	const struct lshard_transport_ops *custom_transport; /* one of the caller's own instead; outlives the group */
 	/* Under which separately started ranks meet. NULL: LAYERSHARD_JOB, else the launcher's (lshard_discovered). */
 	const char *job;
-	uint32_t timeout_ms;  /* longest wait each time; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
-	lshard_memory memory; /* where layers live */
-	int32_t device;       /* device ordinal; ignored for host memory */
-	lshard_bootstrap bootstrap;
-	lshard_allocator allocator;
-	lshard_log_function log; /* NULL: silent */
+	uint32_t timeout_ms;               /* longest wait each time; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
+	lshard_memory memory;              /* where layers live */
+	int32_t device;                    /* device ordinal; ignored for host memory */
+	const lshard_bootstrap *bootstrap; /* NULL: ranks meet by the job's name */
+	const lshard_allocator *allocator; /* NULL: malloc and free */
+	lshard_log_function log;           /* NULL: silent */
 	void *log_user;
 	lshard_log_level log_level; /* lines above it are not made; default INFO */
 	char *error;                /* where a failing lshard_group_create writes its text; may be NULL */
 	size_t error_bytes;
-	const struct lshard_callbacks *callbacks; /* for the transport "callback"; copied; NULL: none */
+	const struct lshard_callbacks *callbacks; /* for the transport "callback"; NULL: none */
 } lshard_group_options;
 
 #define LSHARD_GROUP_OPTIONS_INIT                                                                                      \
 	{                                                                                                              \
-		sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, {NULL, NULL},        \
-			{NULL, NULL, NULL}, NULL, NULL, LSHARD_LOG_INFO, NULL, 0, NULL                                 \
+		sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, NULL, NULL, NULL,    \
+			NULL, LSHARD_LOG_INFO, NULL, 0, NULL                                                           \
 	}
 
 /**
@@ -302,19 +324,21 @@ typedef struct lshard_series_options {
 	uint32_t first_layer; /* any; need not divide by anything */
 	uint32_t layer_count; /* 1..2^20 */
 	const lshard_tensor *tensors;
-	uint32_t tensor_count; /* 1..4096 */
-	uint32_t prefetch;     /* k; any; windows = at most min(k + 1, layers not stored here) */
+	size_t tensor_struct_size; /* from one to the next; set by LSHARD_SERIES_OPTIONS_INIT */
+	uint32_t tensor_count;     /* 1..4096 */
+	uint32_t prefetch;         /* k; any; windows = at most min(k + 1, layers not stored here) */
 	lshard_placement placement;
 	uint64_t resident_bytes; /* memory to spend on keeping further layers: 0 none, UINT64_MAX all */
-	lshard_memory_source memory_source;
+	const lshard_memory_source *memory_source;    /* NULL: the transport's own memory */
 	lshard_poison poison;                         /* the same on all ranks, or OFF on all */
 	const lshard_poison_pattern *poison_patterns; /* tensor_count of them; NULL: 0xff for all */
+	size_t poison_pattern_struct_size;            /* from one to the next; set by LSHARD_SERIES_OPTIONS_INIT */
 } lshard_series_options;
 
 #define LSHARD_SERIES_OPTIONS_INIT                                                                                     \
 	{                                                                                                              \
-		sizeof(lshard_series_options), NULL, 0, 0, NULL, 0, 1, LSHARD_OWNER, 0, {NULL, NULL, NULL},            \
-			LSHARD_POISON_OFF, NULL                                                                        \
+		sizeof(lshard_series_options), NULL, 0, 0, NULL, sizeof(lshard_tensor), 0, 1, LSHARD_OWNER, 0, NULL,   \
+			LSHARD_POISON_OFF, NULL, sizeof(lshard_poison_pattern)                                         \
 	}
 
 /**
@@ -356,10 +380,16 @@ LSHARD_API lshard_status lshard_series_address(lshard_series *series, uint32_t l
 LSHARD_API lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint32_t tensor, void **address);
 
 typedef struct lshard_range {
+	size_t struct_size;
 	uint64_t begin; /* byte (BYTES), row (ROWS) or byte in each row (COLUMNS) */
 	uint64_t end;
 	uint64_t row_bytes; /* bytes from one row of the stripe to the next; 0 for BYTES */
 } lshard_range;
+
+#define LSHARD_RANGE_INIT                                                                                              \
+	{                                                                                                              \
+		sizeof(lshard_range), 0, 0, 0                                                                          \
+	}
 
 /**
  * With STRIPED, this rank's own slice of a tensor with a stripe dimension, usable as a tensor-parallel shard. Its bytes

@@ -68,6 +68,7 @@ LSHARD_API lshard_status lshard_plan(const lshard_series_options *options, const
 /* ---- About this build ------------------------------------------------------------------------------------------ */
 
 typedef struct lshard_transport_information {
+	size_t struct_size;
 	const char *name;
 	const char *summary;
 	int available;        /* 1: can be used on this machine */
@@ -77,15 +78,26 @@ typedef struct lshard_transport_information {
 	lshard_memory memory; /* where its layers lie */
 } lshard_transport_information;
 
+#define LSHARD_TRANSPORT_INFORMATION_INIT                                                                              \
+	{                                                                                                              \
+		sizeof(lshard_transport_information), NULL, NULL, 0, "", 0, 0, LSHARD_MEMORY_HOST                      \
+	}
+
 /** Transport number @p index, in the order in which "auto" prefers them.  @return OK; RANGE past the last. */
 LSHARD_API lshard_status lshard_transport_info(uint32_t index, lshard_transport_information *information);
 
 typedef struct lshard_variable {
+	size_t struct_size;
 	const char *name;
 	const char *value; /* its default where unset; as set otherwise; "" if none */
 	const char *default_value;
 	const char *help;
 } lshard_variable;
+
+#define LSHARD_VARIABLE_INIT                                                                                           \
+	{                                                                                                              \
+		sizeof(lshard_variable), NULL, NULL, NULL, NULL                                                        \
+	}
 
 /** Environment variable number @p index that the library reads.  @return OK; RANGE past the last. */
 LSHARD_API lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable);
@@ -100,12 +112,18 @@ LSHARD_API lshard_status lshard_variable_info(uint32_t index, lshard_variable *v
  * are those found here: not for a part of what was started.
  */
 typedef struct lshard_discovered {
+	size_t struct_size;
 	int32_t rank;
 	int32_t size;
 	int32_t local_rank; /* -1: the source does not say */
 	const char *source;
 	char job[256]; /* "": the source gives none */
 } lshard_discovered;
+
+#define LSHARD_DISCOVERED_INIT                                                                                         \
+	{                                                                                                              \
+		sizeof(lshard_discovered), 0, 0, 0, NULL, ""                                                           \
+	}
 
 /**
  * @return OK; STATE when no source is set; MISMATCH when a source is incomplete or inconsistent in itself, with the

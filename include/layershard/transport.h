@@ -63,7 +63,7 @@ typedef struct lshard_context {
 	lshard_memory memory;
 	int32_t device;
 	const char *options;        /* what stood after the transport's name and ':' or '='; "" if nothing */
-	lshard_bootstrap bootstrap; /* during open() only; always there, also for one rank */
+	const lshard_bootstrap *bootstrap; /* during open() only; always there, also for one rank */
 	void *(*allocate)(const struct lshard_context *context, size_t bytes); /* zeroed; NULL when there is none */
 	void (*release)(const struct lshard_context *context, void *pointer);
 	void (*log)(const struct lshard_context *context, lshard_log_level level, const char *format, ...);
@@ -117,7 +117,7 @@ typedef struct lshard_store_plan {
 		*first_piece;    /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
 	const uint32_t *cell_of; /* [layers] where each layer comes, LSHARD_NO_CELL: nowhere; NULL: anywhere */
 	uint64_t alignment;      /* of the tensors in a layer: what memory_source is asked for */
-	lshard_memory_source memory_source;
+	const lshard_memory_source *memory_source; /* the caller's (CAP_CALLER_MEMORY); NULL: none */
 } lshard_store_plan;
 
 typedef struct lshard_store {

@@ -63,20 +63,28 @@ LOG = CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 POST_PROCESS = CFUNCTYPE(c_int, c_void_p, c_uint32, POINTER(c_void_p))
 
 
-class Allocator(ctypes.Structure):
-    _fields_ = [("allocate", ALLOCATE), ("release", RELEASE), ("user", c_void_p)]
+class Sized(ctypes.Structure):
+    """A structure whose first member is its size, so that a library may have a longer one."""
+
+    def __init__(self, **members: Any) -> None:
+        super().__init__(struct_size=ctypes.sizeof(self), **members)
 
 
-class MemorySource(ctypes.Structure):
-    _fields_ = [("allocate", ALLOCATE_FOR), ("release", RELEASE_FOR), ("user", c_void_p)]
+class Allocator(Sized):
+    _fields_ = [("struct_size", c_size_t), ("allocate", ALLOCATE), ("release", RELEASE), ("user", c_void_p)]
 
 
-class Bootstrap(ctypes.Structure):
-    _fields_ = [("allgather", ALLGATHER), ("user", c_void_p)]
+class MemorySource(Sized):
+    _fields_ = [("struct_size", c_size_t), ("allocate", ALLOCATE_FOR), ("release", RELEASE_FOR), ("user", c_void_p)]
 
 
-class DeviceCallbacks(ctypes.Structure):
+class Bootstrap(Sized):
+    _fields_ = [("struct_size", c_size_t), ("allgather", ALLGATHER), ("user", c_void_p)]
+
+
+class DeviceCallbacks(Sized):
     _fields_ = [
+        ("struct_size", c_size_t),
         ("stream", c_void_p),
         ("allocate", DEVICE_ALLOCATE),
         ("release", RELEASE),
@@ -89,8 +97,9 @@ class DeviceCallbacks(ctypes.Structure):
     ]
 
 
-class Callbacks(ctypes.Structure):
+class Callbacks(Sized):
     _fields_ = [
+        ("struct_size", c_size_t),
         ("broadcast", BROADCAST),
         ("allgather", ALLGATHER_START),
         ("finish", FINISH),
@@ -99,13 +108,6 @@ class Callbacks(ctypes.Structure):
         ("device", POINTER(DeviceCallbacks)),
         ("roll_calls", c_int32),
     ]
-
-
-class Sized(ctypes.Structure):
-    """A structure whose first member is its size, so that a library may have a longer one."""
-
-    def __init__(self, **members: Any) -> None:
-        super().__init__(struct_size=ctypes.sizeof(self), **members)
 
 
 class GroupOptions(Sized):
@@ -119,8 +121,8 @@ class GroupOptions(Sized):
         ("timeout_ms", c_uint32),
         ("memory", c_int),
         ("device", c_int32),
-        ("bootstrap", Bootstrap),
-        ("allocator", Allocator),
+        ("bootstrap", POINTER(Bootstrap)),
+        ("allocator", POINTER(Allocator)),
         ("log", LOG),
         ("log_user", c_void_p),
         ("log_level", c_int),
@@ -156,21 +158,27 @@ class SeriesOptions(Sized):
         ("first_layer", c_uint32),
         ("layer_count", c_uint32),
         ("tensors", POINTER(TensorDescription)),
+        ("tensor_struct_size", c_size_t),
         ("tensor_count", c_uint32),
         ("prefetch", c_uint32),
         ("placement", c_int),
         ("resident_bytes", c_uint64),
-        ("memory_source", MemorySource),
+        ("memory_source", POINTER(MemorySource)),
         ("poison", c_int),
         ("poison_patterns", POINTER(PoisonPattern)),
+        ("poison_pattern_struct_size", c_size_t),
     ]
 
     def __init__(self, **members: Any) -> None:
-        super().__init__(**{"prefetch": 1, **members})
+        sizes = {
+            "tensor_struct_size": ctypes.sizeof(TensorDescription),
+            "poison_pattern_struct_size": ctypes.sizeof(PoisonPattern),
+        }
+        super().__init__(**{"prefetch": 1, **sizes, **members})
 
 
-class Range(ctypes.Structure):
-    _fields_ = [("begin", c_uint64), ("end", c_uint64), ("row_bytes", c_uint64)]
+class Range(Sized):
+    _fields_ = [("struct_size", c_size_t), ("begin", c_uint64), ("end", c_uint64), ("row_bytes", c_uint64)]
 
 
 class StatsResult(Sized):
@@ -234,8 +242,9 @@ class PlanResult(Sized):
     ]
 
 
-class TransportDescription(ctypes.Structure):
+class TransportDescription(Sized):
     _fields_ = [
+        ("struct_size", c_size_t),
         ("name", c_char_p),
         ("summary", c_char_p),
         ("available", c_int),
@@ -245,13 +254,23 @@ class TransportDescription(ctypes.Structure):
         ("memory", c_int),
     ]
 
+    def __init__(self, **members: Any) -> None:
+        super().__init__(**{"memory": MEMORY["host"], **members})
 
-class VariableDescription(ctypes.Structure):
-    _fields_ = [("name", c_char_p), ("value", c_char_p), ("default_value", c_char_p), ("help", c_char_p)]
 
-
-class DiscoveredDescription(ctypes.Structure):
+class VariableDescription(Sized):
     _fields_ = [
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("value", c_char_p),
+        ("default_value", c_char_p),
+        ("help", c_char_p),
+    ]
+
+
+class DiscoveredDescription(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
         ("rank", c_int32),
         ("size", c_int32),
         ("local_rank", c_int32),

@@ -262,7 +262,7 @@ class Group:
             timeout_ms=0 if timeout_ms is None else unsigned("timeout_ms", timeout_ms, 32),
             memory=choice("memory", memory, c.MEMORY),
             device=device,
-            bootstrap=c.Bootstrap(allgather=c_allgather),
+            bootstrap=ctypes.pointer(c.Bootstrap(allgather=c_allgather)) if allgather else None,
             log=c_log,
             log_level=choice("log_level", log_level, c.LOG_LEVEL),
             callbacks=None if c_collectives is None else ctypes.pointer(c_collectives),

@@ -275,7 +275,7 @@ static int parse_options(int argc, char **argv, struct calls_bench *bench, bool 
 /* *missing: why shm cannot be had here; "" if it can. */
 static void look_for_shm(char *missing, size_t missing_bytes)
 {
-	lshard_transport_information information;
+	lshard_transport_information information = LSHARD_TRANSPORT_INFORMATION_INIT;
 
 	snprintf(missing, missing_bytes, "this build has no shm transport");
 	for (uint32_t index = 0; lshard_transport_info(index, &information) == LSHARD_OK; index++)

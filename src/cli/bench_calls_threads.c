@@ -47,13 +47,14 @@ static bool open_group(struct calls_threads *threads, struct calls_thread *self,
 {
 	struct bench_circle *all = &threads->circle[LARGEST];
 	char error[512] = "";
+	const lshard_bootstrap bootstrap = {sizeof bootstrap, bench_circle_allgather, &self->member[size]};
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 
 	self->member[size] = (struct bench_member){&threads->circle[size], rank};
 	options.rank = rank;
 	options.size = calls_sizes[size];
 	options.transport = "local";
-	options.bootstrap = (lshard_bootstrap){bench_circle_allgather, &self->member[size]};
+	options.bootstrap = &bootstrap;
 	options.error = error;
 	options.error_bytes = sizeof error;
 	if (lshard_group_create(&options, &self->group[size]) != LSHARD_OK)

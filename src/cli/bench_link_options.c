@@ -167,7 +167,7 @@ static int take_option(void *user, int option, const char *text)
 /* The transport exists and carries the memory that the ranks have. */
 static int check_transport(const struct link_options *options)
 {
-	lshard_transport_information found;
+	lshard_transport_information found = LSHARD_TRANSPORT_INFORMATION_INIT;
 	uint32_t index = 0;
 
 	while (lshard_transport_info(index, &found) == LSHARD_OK && !cli_transport_is(options->transport, found.name))

@@ -49,12 +49,13 @@ static bool fail_memory(struct step_rank *self)
 static bool open_group(struct step_rank *self, uint32_t link)
 {
 	char error[512] = "";
+	const lshard_bootstrap bootstrap = {sizeof bootstrap, bench_circle_allgather, &self->member};
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 
 	options.rank = self->member.rank;
 	options.size = self->bench->options.ranks;
 	options.transport = self->bench->links[link].spec;
-	options.bootstrap = (lshard_bootstrap){bench_circle_allgather, &self->member};
+	options.bootstrap = &bootstrap;
 	options.error = error;
 	options.error_bytes = sizeof error;
 	if (lshard_group_create(&options, &self->groups[link]) != LSHARD_OK)

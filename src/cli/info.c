@@ -69,7 +69,7 @@ static const char *memory_word(const lshard_transport_information *found)
 static json_t *json_of_transports(void)
 {
 	json_t *array = json_array();
-	lshard_transport_information found;
+	lshard_transport_information found = LSHARD_TRANSPORT_INFORMATION_INIT;
 
 	for (uint32_t i = 0; array && lshard_transport_info(i, &found) == LSHARD_OK; i++) {
 		json_t *item =
@@ -107,7 +107,7 @@ static bool add_own_variable(json_t *array, const char *name, const char *defaul
 static json_t *json_of_variables(void)
 {
 	json_t *array = json_array();
-	lshard_variable variable;
+	lshard_variable variable = LSHARD_VARIABLE_INIT;
 	bool added = array != NULL;
 
 	for (uint32_t i = 0; added && lshard_variable_info(i, &variable) == LSHARD_OK; i++)

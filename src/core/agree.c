@@ -45,7 +45,7 @@ static lshard_status agree_on_fields(lshard_group *group, const lshard_series_op
 				    .meeting = MEET_CREATE,
 				    .number = group->n_created,
 				    .values = {options->first_layer, options->layer_count, options->placement,
-					       options->tensor_count, !!options->memory_source.allocate,
+					       options->tensor_count, options->memory_source != NULL,
 					       options->poison != LSHARD_POISON_OFF, options->prefetch,
 					       options->resident_bytes}};
 	const int compared = group_collective(group) ? CARD_VALUES : FIELD_PREFETCH;
@@ -97,15 +97,15 @@ static void fill_page(struct tensor_page *page, const lshard_series_options *opt
 {
 	memset(page, 0, sizeof *page);
 	for (uint32_t index = 0; index < TENSORS_PER_PAGE && begin + index < options->tensor_count; index++) {
-		const lshard_tensor *tensor = &options->tensors[begin + index];
+		const lshard_tensor tensor = options_tensor(options, begin + index);
 		struct tensor_card *card = &page->tensors[index];
 
-		strcpy(card->name, tensor->name);
-		card->bytes = tensor->bytes;
-		card->alignment = tensor->alignment;
-		card->stripe = tensor->stripe;
-		card->rows = tensor->rows;
-		card->column_bytes = tensor->column_bytes;
+		strcpy(card->name, tensor.name);
+		card->bytes = tensor.bytes;
+		card->alignment = tensor.alignment;
+		card->stripe = tensor.stripe;
+		card->rows = tensor.rows;
+		card->column_bytes = tensor.column_bytes;
 	}
 }
 

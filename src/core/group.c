@@ -99,7 +99,7 @@ static int alone_allgather(void *user, const void *send, void *receive, size_t b
 
 static lshard_status find_rank(lshard_context *context, const lshard_group_options *options, lshard_error *error)
 {
-	lshard_discovered found;
+	lshard_discovered found = LSHARD_DISCOVERED_INIT;
 	lshard_status status;
 
 	context->rank = options->rank;
@@ -160,6 +160,10 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 				    .group = group};
 	if (options->callbacks) {
 		group->callbacks = *options->callbacks;
+		if (group->callbacks.device) {
+			group->device = *group->callbacks.device;
+			group->callbacks.device = &group->device;
+		}
 		context->callbacks = &group->callbacks;
 	}
 	status = find_rank(context, options, error);
@@ -195,25 +199,28 @@ static const char *find_job(const lshard_context *context, const lshard_group_op
 /* Opens the transport over whichever bootstrap there is; a rendezvous of ours is closed again. */
 static lshard_status connect_ranks(lshard_group *group, const lshard_group_options *options, lshard_error *error)
 {
+	static const lshard_bootstrap alone = {sizeof alone, alone_allgather, NULL};
 	lshard_context *context = &group->context;
-	lshard_discovered found;
+	lshard_bootstrap by_job;
+	lshard_discovered found = LSHARD_DISCOVERED_INIT;
 	const char *job = find_job(context, options, &found);
 	const char *spec = options->transport;
 	lshard__rendezvous *rendezvous = NULL;
 	lshard_status status;
 
-	context->bootstrap = options->bootstrap;
-	if (!context->bootstrap.allgather && context->size == 1)
-		context->bootstrap.allgather = alone_allgather;
-	if (!context->bootstrap.allgather && !job)
+	context->bootstrap = options->bootstrap ? options->bootstrap : context->size == 1 ? &alone : NULL;
+	if (context->bootstrap && !context->bootstrap->allgather)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "rank %d: a bootstrap needs an allgather", context->rank);
+	if (!context->bootstrap && !job)
 		return lshard_fail(error, LSHARD_ERR_INVALID,
 				   "rank %d of %d has no way to meet the others: give a bootstrap, a job name, or set "
 				   "LAYERSHARD_JOB",
 				   context->rank, context->size);
-	if (!context->bootstrap.allgather) {
-		status = lshard__rendezvous_open(context, job, &rendezvous, &context->bootstrap, error);
+	if (!context->bootstrap) {
+		status = lshard__rendezvous_open(context, job, &rendezvous, &by_job, error);
 		if (status < 0)
 			return status;
+		context->bootstrap = &by_job;
 	}
 	if (!spec && !options->custom_transport)
 		spec = lshard__variable("LAYERSHARD_TRANSPORT");
@@ -226,7 +233,7 @@ static lshard_status connect_ranks(lshard_group *group, const lshard_group_optio
 		*error = *lshard__rendezvous_error(rendezvous);
 	}
 	lshard__rendezvous_close(rendezvous);
-	context->bootstrap = (lshard_bootstrap){0};
+	context->bootstrap = NULL;
 	if (status >= 0)
 		group->transport = lshard__stack_top(group->stack);
 	return status;
@@ -245,19 +252,18 @@ static void group_free(lshard_group *group)
 
 static lshard_status allocate_group(const lshard_group_options *options, lshard_group **out)
 {
-	lshard_allocator allocator = options->allocator;
+	static const lshard_allocator libc = {sizeof libc, default_allocate, default_release, NULL};
+	const lshard_allocator *allocator = options->allocator ? options->allocator : &libc;
 	lshard_group *group;
 
-	if (!allocator.allocate != !allocator.release)
+	if (!allocator->allocate || !allocator->release)
 		return LSHARD_ERR_INVALID;
-	if (!allocator.allocate)
-		allocator = (lshard_allocator){default_allocate, default_release, NULL};
-	group = allocator.allocate(allocator.user, sizeof *group);
+	group = allocator->allocate(allocator->user, sizeof *group);
 	if (!group)
 		return LSHARD_ERR_NO_MEMORY;
 	memset(group, 0, sizeof *group);
 	lshard__process_open(&group->process);
-	group->allocator = allocator;
+	group->allocator = *allocator;
 	group->log = options->log;
 	group->log_user = options->log_user;
 	group->log_level = options->log_level;
@@ -292,21 +298,16 @@ static lshard_status create(const lshard_group_options *options, lshard_group **
 lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group)
 {
 	lshard_error error = {""};
-	lshard_group_options full = LSHARD_GROUP_OPTIONS_INIT;
+	struct group_options taken;
 	lshard_status status;
 
 	if (!options || !group)
 		return LSHARD_ERR_INVALID;
-	if (options->struct_size < offsetof(lshard_group_options, callbacks) || options->struct_size > sizeof full)
-		status = lshard_fail(&error, LSHARD_ERR_INVALID,
-				     "struct_size %zu is not %zu: use LSHARD_GROUP_OPTIONS_INIT", options->struct_size,
-				     sizeof full);
-	else {
-		memcpy(&full, options, options->struct_size); /* of an earlier header: what it lacks stays unset */
-		status = create(&full, group, &error);
-	}
-	if (status < 0 && options->error && options->error_bytes)
-		snprintf(options->error, options->error_bytes, "%s", error.text);
+	status = options_take_group(&taken, options, &error);
+	if (status >= 0)
+		status = create(&taken.given, group, &error);
+	if (status < 0 && taken.given.error && taken.given.error_bytes)
+		snprintf(taken.given.error, taken.given.error_bytes, "%s", error.text);
 	return status;
 }
 

@@ -6,12 +6,12 @@
 #ifndef LAYERSHARD_INTERNAL_H
 #define LAYERSHARD_INTERNAL_H
 
+#include "options.h"
 #include "outside.h"
 #include "ring.h"
 #include "scheme.h"
 #include "verdict.h"
 
-#include <layershard/callbacks.h>
 #include <stdatomic.h>
 
 /* What every collective call tells the others first, so that ranks in different calls are found out. */
@@ -44,6 +44,7 @@ struct lshard_group {
 	struct lshard__process process; /* that created it */
 	lshard_allocator allocator;
 	lshard_callbacks callbacks; /* the caller's, if there are any */
+	lshard_device_callbacks device;
 	lshard_log_function log;
 	void *log_user;
 	lshard_log_level log_level;
@@ -92,6 +93,7 @@ struct lshard_series {
 	enum series_state state;
 	struct scheme scheme;
 	lshard_store_plan store_plan;
+	lshard_memory_source memory_source; /* the caller's, if there is one */
 	lshard_store *store;
 	uint8_t **address; /* [N] first byte of each layer here */
 	struct ring ring;

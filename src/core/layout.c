@@ -55,21 +55,25 @@ static lshard_status check_stripe(const lshard_tensor *tensor, lshard_error *err
 
 static lshard_status check_tensor(const lshard_series_options *options, uint32_t index, lshard_error *error)
 {
-	const lshard_tensor *tensor = &options->tensors[index];
-	const lshard_status status = check_name("tensor", tensor->name, error);
+	lshard_status status = options_check_tensor(options, index, error);
+	lshard_tensor tensor;
 
 	if (status < 0)
 		return status;
+	tensor = options_tensor(options, index);
+	status = check_name("tensor", tensor.name, error);
+	if (status < 0)
+		return status;
 	for (uint32_t other = 0; other < index; other++)
-		if (strcmp(options->tensors[other].name, tensor->name) == 0)
-			return lshard_fail(error, LSHARD_ERR_INVALID, "two tensors are named '%s'", tensor->name);
-	if (tensor->bytes == 0 || tensor->bytes > MAX_LAYER_BYTES)
-		return lshard_fail(error, LSHARD_ERR_INVALID, "tensor '%s': %llu bytes is not in 1..2^44", tensor->name,
-				   (unsigned long long)tensor->bytes);
-	if (tensor->alignment > MAX_ALIGNMENT || (tensor->alignment & (tensor->alignment - 1)))
+		if (strcmp(options_tensor(options, other).name, tensor.name) == 0)
+			return lshard_fail(error, LSHARD_ERR_INVALID, "two tensors are named '%s'", tensor.name);
+	if (tensor.bytes == 0 || tensor.bytes > MAX_LAYER_BYTES)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "tensor '%s': %llu bytes is not in 1..2^44", tensor.name,
+				   (unsigned long long)tensor.bytes);
+	if (tensor.alignment > MAX_ALIGNMENT || (tensor.alignment & (tensor.alignment - 1)))
 		return lshard_fail(error, LSHARD_ERR_INVALID, "tensor '%s': alignment %u is no power of two up to %u",
-				   tensor->name, tensor->alignment, MAX_ALIGNMENT);
-	return check_stripe(tensor, error);
+				   tensor.name, tensor.alignment, MAX_ALIGNMENT);
+	return check_stripe(&tensor, error);
 }
 
 static lshard_status check_options(const lshard_series_options *options, lshard_error *error)
@@ -124,18 +128,21 @@ static bool can_be_granular(const struct layout *layout, const lshard_tensor *te
 static void describe_tensors(struct layout *layout, const lshard_series_options *options)
 {
 	for (uint32_t index = 0; index < options->tensor_count; index++) {
-		const lshard_tensor *from = &options->tensors[index];
+		const lshard_tensor from = options_tensor(options, index);
 		struct layout_tensor *tensor = &layout->tensors[index];
 
-		strcpy(tensor->name, from->name);
-		tensor->bytes = from->bytes;
-		tensor->stripe = from->stripe;
-		layout->alignment = larger(layout->alignment, larger(from->alignment, LAYOUT_ALIGNMENT));
-		tensor->rows = from->stripe == LSHARD_STRIPE_BYTES ? 0 : from->rows;
-		tensor->column_bytes = from->stripe == LSHARD_STRIPE_COLUMNS ? from->column_bytes : 0;
+		strcpy(tensor->name, from.name);
+		tensor->bytes = from.bytes;
+		tensor->stripe = from.stripe;
+		layout->alignment = larger(layout->alignment, larger(from.alignment, LAYOUT_ALIGNMENT));
+		tensor->rows = from.stripe == LSHARD_STRIPE_BYTES ? 0 : from.rows;
+		tensor->column_bytes = from.stripe == LSHARD_STRIPE_COLUMNS ? from.column_bytes : 0;
 	}
-	for (uint32_t index = 0; index < options->tensor_count && has_stripes(layout); index++)
-		layout->tensors[index].granular = can_be_granular(layout, &options->tensors[index]);
+	for (uint32_t index = 0; index < options->tensor_count && has_stripes(layout); index++) {
+		const lshard_tensor from = options_tensor(options, index);
+
+		layout->tensors[index].granular = can_be_granular(layout, &from);
+	}
 }
 
 /*
@@ -150,7 +157,7 @@ static uint64_t pack_tensors(struct layout *layout, const lshard_series_options 
 	for (uint32_t turn = 0; turn < 2 * options->tensor_count; turn++) {
 		const uint32_t index = turn % options->tensor_count;
 		struct layout_tensor *tensor = &layout->tensors[index];
-		const uint64_t own = larger(options->tensors[index].alignment,
+		const uint64_t own = larger(options_tensor(options, index).alignment,
 					    tensor->granular ? layout->granule : LAYOUT_ALIGNMENT);
 
 		if (tensor->granular != (turn < options->tensor_count))

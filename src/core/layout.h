@@ -6,7 +6,8 @@
 #ifndef LAYERSHARD_LAYOUT_H
 #define LAYERSHARD_LAYOUT_H
 
-#include <layershard/transport.h>
+#include "options.h"
+
 #include <stdbool.h>
 
 #define LAYOUT_ALIGNMENT 256u

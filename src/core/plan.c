@@ -177,30 +177,30 @@ static void describe(const struct scheme *scheme, lshard_plan_result *result)
 lshard_status lshard_plan(const lshard_series_options *options, const lshard_plan_input *input,
 			  lshard_plan_result *result)
 {
+	lshard_plan_input given = LSHARD_PLAN_INPUT_INIT;
 	lshard_plan_result made = LSHARD_PLAN_RESULT_INIT;
+	struct series_options taken;
 	struct scheme scheme;
 	lshard_status status;
 
-	if (!options || !input || !result || options->struct_size != sizeof *options ||
-	    input->struct_size != sizeof *input || result->struct_size != sizeof *result || input->size < 1 ||
-	    input->rank < 0 || input->rank >= input->size)
+	if (!options || !input || !result || options_take_series(&taken, options, NULL) < 0 ||
+	    lshard__sized_take(&given, sizeof given, input, "lshard_plan_input", NULL) < 0 || given.size < 1 ||
+	    given.rank < 0 || given.rank >= given.size)
 		return LSHARD_ERR_INVALID;
 
-	status = scheme_open(&scheme, options,
-			     &(struct scheme_link){.rank = input->rank,
-						   .size = input->size,
-						   .collective = input->collective != 0,
-						   .direct = input->direct & 1,
-						   .composes = input->direct & 2,
-						   .granule = input->granule_bytes},
+	status = scheme_open(&scheme, &taken.given,
+			     &(struct scheme_link){.rank = given.rank,
+						   .size = given.size,
+						   .collective = given.collective != 0,
+						   .direct = given.direct & 1,
+						   .composes = given.direct & 2,
+						   .granule = given.granule_bytes},
 			     &plan_memory, NULL);
 	if (status < 0)
 		return status;
 	describe(&scheme, &made);
-	if (input->compute_ns && input->link_bytes_per_s)
-		status = predict(&scheme, input, &made);
+	if (given.compute_ns && given.link_bytes_per_s)
+		status = predict(&scheme, &given, &made);
 	scheme_close(&scheme, &plan_memory);
-	if (status >= 0)
-		*result = made;
-	return status;
+	return status < 0 ? status : lshard__sized_give(result, &made, sizeof made, "lshard_plan_result", NULL);
 }

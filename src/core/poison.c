@@ -107,13 +107,20 @@ static lshard_status find_mode(const lshard_series_options *options, lshard_pois
 
 static lshard_status check_patterns(const lshard_series_options *options, lshard_error *error)
 {
-	for (uint32_t tensor = 0; options->poison_patterns && tensor < options->tensor_count; tensor++)
-		if (!options->poison_patterns[tensor].pattern != !options->poison_patterns[tensor].bytes)
+	for (uint32_t tensor = 0; options->poison_patterns && tensor < options->tensor_count; tensor++) {
+		const lshard_status status = options_check_pattern(options, tensor, error);
+		lshard_poison_pattern pattern;
+
+		if (status < 0)
+			return status;
+		pattern = options_pattern(options, tensor);
+		if (!pattern.pattern != !pattern.bytes)
 			return lshard_fail(
 				error, LSHARD_ERR_INVALID,
 				"series '%s': the poison of tensor number %u needs both pattern and bytes, or "
 				"NULL and 0",
 				options->name, tensor);
+	}
 	return LSHARD_OK;
 }
 
@@ -149,7 +156,7 @@ static void paint_tensor(uint8_t *buffer, uint64_t begin, uint64_t count, const 
 		buffer[at - begin] = pattern[(at - tensor->offset) % with->bytes];
 }
 
-static lshard_status paint(lshard_series *series, const lshard_poison_pattern *patterns, uint8_t *buffer, uint64_t room)
+static lshard_status paint(lshard_series *series, const lshard_series_options *options, uint8_t *buffer, uint64_t room)
 {
 	const struct layout *layout = &series->scheme.layout;
 	uint8_t *cell = address_of(series, poison_cell(series));
@@ -160,9 +167,12 @@ static lshard_status paint(lshard_series *series, const lshard_poison_pattern *p
 		const uint64_t count = left < room ? left : room;
 
 		memset(buffer, POISON_BYTE, count);
-		for (uint32_t tensor = 0; patterns && tensor < layout->n_tensors; tensor++)
-			if (patterns[tensor].bytes)
-				paint_tensor(buffer, begin, count, &layout->tensors[tensor], &patterns[tensor]);
+		for (uint32_t tensor = 0; tensor < layout->n_tensors; tensor++) {
+			const lshard_poison_pattern pattern = options_pattern(options, tensor);
+
+			if (pattern.bytes)
+				paint_tensor(buffer, begin, count, &layout->tensors[tensor], &pattern);
+		}
 		status = copy_now(series, cell + begin, buffer, count);
 	}
 	return status;
@@ -179,8 +189,8 @@ static bool may_paint_later(const lshard_series *series, const lshard_series_opt
 {
 	if (options->poison == LSHARD_POISON_ON || has_streams(series))
 		return false;
-	for (uint32_t tensor = 0; options->poison_patterns && tensor < options->tensor_count; tensor++)
-		if (options->poison_patterns[tensor].bytes)
+	for (uint32_t tensor = 0; tensor < options->tensor_count; tensor++)
+		if (options_pattern(options, tensor).bytes)
 			return false; /* they are the caller's, and here only now */
 	return true;
 }
@@ -200,7 +210,7 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 		return lshard_fail(&series->group->error, LSHARD_ERR_NO_MEMORY,
 				   SERIES_FORMAT ": no memory for a buffer of %llu bytes", SERIES_NAMES(series),
 				   (unsigned long long)room);
-	status = paint(series, options->poison_patterns, buffer, room);
+	status = paint(series, options, buffer, room);
 	group_release(series->group, buffer);
 	series->poison.painted = true;
 	series->poison.on = options->poison == LSHARD_POISON_ON;

@@ -195,7 +195,7 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 
 	*scheme = (struct scheme){
 		.link = *link, .prefetch = options->prefetch, .poison = options->poison != LSHARD_POISON_OFF};
-	if (options->memory_source.allocate) { /* the caller's memory cannot be mapped together */
+	if (options->memory_source) { /* the caller's memory cannot be mapped together */
 		scheme->link.composes = false;
 		scheme->link.direct &= options->placement == LSHARD_OWNER;
 	}

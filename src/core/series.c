@@ -84,6 +84,8 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 {
 	const struct scheme *scheme = &series->scheme;
 
+	if (options->memory_source)
+		series->memory_source = *options->memory_source;
 	series->store_plan = (lshard_store_plan){
 		.name = series->name,
 		.layers = scheme->layout.layers,
@@ -98,7 +100,7 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 		.first_piece = scheme->layout.first_piece,
 		.cell_of = scheme->cell_of,
 		.alignment = scheme->layout.alignment,
-		.memory_source = options->memory_source,
+		.memory_source = options->memory_source ? &series->memory_source : NULL,
 	};
 }
 
@@ -147,11 +149,11 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 					 .granule = ops->granule_bytes};
 	lshard_status status;
 
-	if (!options->memory_source.allocate != !options->memory_source.release)
+	if (options->memory_source && (!options->memory_source->allocate || !options->memory_source->release))
 		return lshard_fail(&group->error, LSHARD_ERR_INVALID,
 				   SERIES_FORMAT ": a memory source needs both allocate and release",
 				   SERIES_NAMES(series));
-	if (options->memory_source.allocate && !(ops->capabilities & LSHARD_CAP_CALLER_MEMORY))
+	if (options->memory_source && !(ops->capabilities & LSHARD_CAP_CALLER_MEMORY))
 		return lshard_fail(&group->error, LSHARD_ERR_NOT_SUPPORTED,
 				   SERIES_FORMAT ": transport %s takes no caller's memory", SERIES_NAMES(series),
 				   ops->name);
@@ -257,17 +259,21 @@ free_series:
 
 lshard_status lshard_series_create(lshard_group *group, const lshard_series_options *options, lshard_series **series)
 {
-	lshard_series_options meant;
+	struct series_options meant;
 	lshard_status status;
 	char who[32];
 
 	if (!group)
 		return LSHARD_ERR_INVALID;
-	if (!options || !series || options->struct_size != sizeof *options)
+	if (!options || !series)
 		return lshard_fail(&group->error, LSHARD_ERR_INVALID,
 				   "rank %d: lshard_series_create needs options (LSHARD_SERIES_OPTIONS_INIT) and a "
 				   "place for the series",
 				   group->context.rank);
+	status = options_take_series(&meant, options, &group->error);
+	if (status < 0)
+		return status;
+	options = &meant.given;
 	if (!options->name || !*options->name || strlen(options->name) > 63)
 		return lshard_fail(&group->error, LSHARD_ERR_INVALID,
 				   "rank %d: a series needs a name of 1..63 characters", group->context.rank);
@@ -277,9 +283,8 @@ lshard_status lshard_series_create(lshard_group *group, const lshard_series_opti
 	if (group_aborted(group))
 		return lshard_fail(&group->error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted",
 				   group->context.rank);
-	meant = *options;
-	status = poison_read_options(group, options, &meant.poison, &group->error);
-	status = create(group, &meant, status, series);
+	status = poison_read_options(group, options, &meant.given.poison, &group->error);
+	status = create(group, options, status, series);
 	if (status < 0)
 		group->context.log(&group->context, LSHARD_LOG_ERROR, "%s: %s", lshard_status_name(status),
 				   group->error.text);
@@ -341,14 +346,26 @@ lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint3
 	return LSHARD_OK;
 }
 
+static lshard_status give_stripe(lshard_series *series, void *begin, const lshard_range *found, void **address,
+				 lshard_range *range)
+{
+	const lshard_status status = lshard__sized_give(range, found, sizeof *found, "lshard_range", &series->error);
+
+	if (status >= 0)
+		*address = begin;
+	return status;
+}
+
 lshard_status lshard_series_stripe(lshard_series *series, uint32_t layer, uint32_t tensor, void **address,
 				   lshard_range *range)
 {
 	const struct layout *layout = &series->scheme.layout;
 	const struct layout_tensor *of;
+	lshard_range found = LSHARD_RANGE_INIT;
 	const lshard_piece *piece;
 	uint64_t inside, row_bytes;
 	uint32_t position = 0;
+	void *begin = NULL; /* as where there are fewer rows or columns than ranks */
 	const lshard_status status = check_tensor(series, layer, tensor, &position);
 
 	if (status < 0)
@@ -361,23 +378,21 @@ lshard_status lshard_series_stripe(lshard_series *series, uint32_t layer, uint32
 				   SERIES_NAMES(series), of->name);
 	row_bytes = of->bytes / of->rows;
 	if (layout->size == 1) { /* the stripe of a rank alone is everything */
-		*address = series->address[position] + of->offset;
-		*range = (lshard_range){0, of->stripe == LSHARD_STRIPE_ROWS ? of->rows : row_bytes, row_bytes};
-		return LSHARD_OK;
+		begin = series->address[position] + of->offset;
+		found.end = of->stripe == LSHARD_STRIPE_ROWS ? of->rows : row_bytes;
+		found.row_bytes = row_bytes;
+		return give_stripe(series, begin, &found, address, range);
 	}
 	piece = layout_stripe(layout, position, tensor, series->scheme.link.rank);
-	if (!piece) { /* fewer rows or columns than ranks */
-		*address = NULL;
-		*range = (lshard_range){0, 0, 0};
-		return LSHARD_OK;
-	}
+	if (!piece)
+		return give_stripe(series, begin, &found, address, range);
 	inside = piece->layer_offset - of->offset;
-	*address = (uint8_t *)series->group->transport->ops->share(series->store) + piece->share_offset;
-	if (of->stripe == LSHARD_STRIPE_ROWS)
-		*range = (lshard_range){inside / row_bytes, (inside + piece->width) / row_bytes, row_bytes};
-	else
-		*range = (lshard_range){inside, inside + piece->width, piece->share_pitch};
-	return LSHARD_OK;
+	begin = (uint8_t *)series->group->transport->ops->share(series->store) + piece->share_offset;
+	found = of->stripe == LSHARD_STRIPE_ROWS
+			? (lshard_range){sizeof found, inside / row_bytes, (inside + piece->width) / row_bytes,
+					 row_bytes}
+			: (lshard_range){sizeof found, inside, inside + piece->width, piece->share_pitch};
+	return give_stripe(series, begin, &found, address, range);
 }
 
 /* ---- Statistics ---- */
@@ -392,20 +407,20 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 	const struct scheme *scheme;
 	const struct counters *counters;
 	struct scheme_leads leads;
+	lshard_stats found;
 
-	if (!series || !stats || stats->struct_size != sizeof *stats)
+	if (!series || !stats)
 		return LSHARD_ERR_INVALID;
 	if (!group_is_ours(series->group))
 		return LSHARD_ERR_STATE;
 	scheme = &series->scheme;
 	counters = &series->counters;
 	scheme_leads(scheme, &leads);
-	*stats = (lshard_stats){
-		.struct_size = sizeof *stats,
+	found = (lshard_stats){
 		.layer_bytes = scheme->layout.layer_bytes,
 		.share_bytes = series->store_plan.share_bytes,
-		.window_bytes = (series->poison.painted ? scheme_moving_cells(scheme) : scheme->windows) *
-				scheme->cell_bytes,
+		.window_bytes =
+			(series->poison.painted ? scheme_moving_cells(scheme) : scheme->windows) * scheme->cell_bytes,
 		.resident_bytes = scheme->residents * scheme->cell_bytes,
 		.windows = scheme->windows,
 		.residents = scheme->residents,
@@ -422,8 +437,8 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		.max_blocked_ns = now(&counters->max_blocked_ns),
 		.link_busy_ns = now(&counters->link_busy_ns),
 	};
-	memcpy(stats->late, leads.named, sizeof stats->late);
-	return LSHARD_OK;
+	memcpy(found.late, leads.named, sizeof found.late);
+	return lshard__sized_give(stats, &found, sizeof found, "lshard_stats", NULL);
 }
 
 const char *lshard_series_error(const lshard_series *series)

@@ -11,6 +11,7 @@
  * which the same rank and size are there more than once.
  */
 #include "outside.h"
+#include "sized.h"
 
 #include <layershard/plan.h>
 
@@ -187,7 +188,7 @@ static lshard_status discover(lshard_discovered *found, lshard_error *error)
 
 lshard_status lshard_discover(lshard_discovered *found, char *error, size_t error_bytes)
 {
-	lshard_discovered result = {0};
+	lshard_discovered result = LSHARD_DISCOVERED_INIT;
 	lshard_error cause = {{0}};
 	lshard_status status;
 
@@ -196,8 +197,8 @@ lshard_status lshard_discover(lshard_discovered *found, char *error, size_t erro
 	else
 		status = discover(&result, &cause);
 	if (status == LSHARD_OK)
-		*found = result;
-	else if (error && error_bytes)
+		status = lshard__sized_give(found, &result, sizeof result, "lshard_discovered", &cause);
+	if (status < 0 && error && error_bytes)
 		snprintf(error, error_bytes, "%s", cause.text);
 	return status;
 }

@@ -4,6 +4,7 @@
  * A variable that is not in the table cannot be read: what `layershard info` lists is all there is.
  */
 #include "outside.h"
+#include "sized.h"
 
 #include <layershard/plan.h>
 
@@ -71,6 +72,7 @@ const char *lshard__variable(const char *name)
 
 lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable)
 {
+	lshard_variable found = LSHARD_VARIABLE_INIT;
 	const char *value;
 
 	if (index >= N_VARIABLES)
@@ -78,9 +80,9 @@ lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable)
 	if (!variable)
 		return LSHARD_ERR_INVALID;
 	value = set_value(variables[index].name);
-	variable->name = variables[index].name;
-	variable->value = value ? value : variables[index].default_value;
-	variable->default_value = variables[index].default_value;
-	variable->help = variables[index].help;
-	return LSHARD_OK;
+	found.name = variables[index].name;
+	found.value = value ? value : variables[index].default_value;
+	found.default_value = variables[index].default_value;
+	found.help = variables[index].help;
+	return lshard__sized_give(variable, &found, sizeof found, "lshard_variable", NULL);
 }

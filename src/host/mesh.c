@@ -285,7 +285,7 @@ static lshard_status check_cards(struct mesh *mesh, struct card *cards)
 /* Also called where this rank cannot connect: the others learn it by the card instead of waiting for it. */
 static lshard_status deal_cards(struct mesh *mesh, const struct card *mine, struct card *cards)
 {
-	const lshard_bootstrap *bootstrap = &mesh->context->bootstrap;
+	const lshard_bootstrap *bootstrap = mesh->context->bootstrap;
 	int failed = bootstrap->allgather(bootstrap->user, mine, cards, sizeof *mine);
 	lshard_status status;
 

@@ -666,7 +666,7 @@ lshard_status lshard__rendezvous_open(const lshard_context *context, const char 
 		return status;
 	}
 	*rendezvous = r;
-	*bootstrap = (lshard_bootstrap){allgather, r};
+	*bootstrap = (lshard_bootstrap){sizeof *bootstrap, allgather, r};
 	return LSHARD_OK;
 }
 

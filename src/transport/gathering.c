@@ -25,22 +25,6 @@ static struct gathering_frame *own_frame(const struct gathering *gathering)
 	return &gathering->frames[gathering->context->size];
 }
 
-lshard_status gathering_open(struct gathering *gathering, const lshard_context *context, lshard_error *error)
-{
-	*gathering = (struct gathering){.context = context};
-	gathering->frames = context->allocate(context, ((size_t)context->size + 1) * sizeof *gathering->frames);
-	if (gathering->frames)
-		return LSHARD_OK;
-	return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to gather what %d ranks say", (int)context->size);
-}
-
-void gathering_close(struct gathering *gathering)
-{
-	if (gathering->frames)
-		gathering->context->release(gathering->context, gathering->frames);
-	gathering->frames = NULL;
-}
-
 /* ---- One frame of each rank ------------------------------------------------------------------------------------ */
 
 static lshard_status end(struct gathering *gathering, lshard_status status, int32_t rank, const char *text)
@@ -70,7 +54,7 @@ static lshard_status judge(struct gathering *gathering)
 
 static lshard_status exchange(struct gathering *gathering)
 {
-	const lshard_bootstrap *bootstrap = &gathering->context->bootstrap;
+	const lshard_bootstrap *bootstrap = gathering->context->bootstrap;
 	const int failed = bootstrap->allgather(bootstrap->user, own_frame(gathering), gathering->frames,
 						sizeof *gathering->frames);
 
@@ -100,9 +84,20 @@ static int gather(void *user, const void *send, void *receive, size_t bytes)
 	return gathering->ended;
 }
 
-lshard_bootstrap gathering_bootstrap(struct gathering *gathering)
+lshard_status gathering_open(struct gathering *gathering, const lshard_context *context, lshard_error *error)
 {
-	return (lshard_bootstrap){gather, gathering};
+	*gathering = (struct gathering){.context = context, .bootstrap = {sizeof(lshard_bootstrap), gather, gathering}};
+	gathering->frames = context->allocate(context, ((size_t)context->size + 1) * sizeof *gathering->frames);
+	if (gathering->frames)
+		return LSHARD_OK;
+	return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to gather what %d ranks say", (int)context->size);
+}
+
+void gathering_close(struct gathering *gathering)
+{
+	if (gathering->frames)
+		gathering->context->release(gathering->context, gathering->frames);
+	gathering->frames = NULL;
 }
 
 /* What comes of another rank's end: that one tells more. */

@@ -14,6 +14,7 @@ struct gathering_frame;
 struct gathering {
 	const lshard_context *context;
 	struct gathering_frame *frames; /* [size], and this rank's own */
+	lshard_bootstrap bootstrap;     /* what a transport gets for its own all-gathers */
 	lshard_status ended;            /* a rank has failed, and all know: nothing is gathered any more */
 	lshard_error why;
 };
@@ -21,9 +22,6 @@ struct gathering {
 /* Local; NO_MEMORY with a text. @p context has the bootstrap, and lives as long. */
 lshard_status gathering_open(struct gathering *gathering, const lshard_context *context, lshard_error *error);
 void gathering_close(struct gathering *gathering);
-
-/* What a transport gets for its own all-gathers. */
-lshard_bootstrap gathering_bootstrap(struct gathering *gathering);
 
 /*
  * Collective, once all has been opened or could not be: OK if it was on all ranks; else this rank's own failure, or

@@ -10,6 +10,7 @@
 #include "greeting.h"
 #include "gathering.h"
 #include "host_identity.h"
+#include "sized.h"
 #include "stack_spec.h"
 #include "text_hash.h"
 #include "transports.h"
@@ -66,6 +67,7 @@ static int find_transport(const char *name)
 
 lshard_status lshard_transport_info(uint32_t index, lshard_transport_information *information)
 {
+	lshard_transport_information found = LSHARD_TRANSPORT_INFORMATION_INIT;
 	const lshard_transport_ops *ops;
 	lshard_error reason = {{0}};
 
@@ -74,17 +76,15 @@ lshard_status lshard_transport_info(uint32_t index, lshard_transport_information
 	if (!information)
 		return LSHARD_ERR_INVALID;
 	ops = transports[index].ops;
-	memset(information, 0, sizeof *information);
-	information->name = ops->name;
-	information->summary = ops->summary;
-	information->available = ops->available(&reason);
-	if (!information->available)
-		snprintf(information->reason, sizeof information->reason, "%.*s", (int)sizeof information->reason - 1,
-			 reason.text);
-	information->collective = !!(ops->capabilities & LSHARD_CAP_COLLECTIVE);
-	information->caller_memory = !!(ops->capabilities & LSHARD_CAP_CALLER_MEMORY);
-	information->memory = transports[index].memory;
-	return LSHARD_OK;
+	found.name = ops->name;
+	found.summary = ops->summary;
+	found.available = ops->available(&reason);
+	if (!found.available)
+		snprintf(found.reason, sizeof found.reason, "%.*s", (int)sizeof found.reason - 1, reason.text);
+	found.collective = !!(ops->capabilities & LSHARD_CAP_COLLECTIVE);
+	found.caller_memory = !!(ops->capabilities & LSHARD_CAP_CALLER_MEMORY);
+	found.memory = transports[index].memory;
+	return lshard__sized_give(information, &found, sizeof found, "lshard_transport_information", NULL);
 }
 
 /* ---- the card ---- */
@@ -395,7 +395,7 @@ static lshard_status greet(const lshard_context *base, lshard_error *error)
 	if (!greetings)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the greetings of %d ranks",
 				   (int)base->size);
-	failed = base->bootstrap.allgather(base->bootstrap.user, &mine, greetings, sizeof mine);
+	failed = base->bootstrap->allgather(base->bootstrap->user, &mine, greetings, sizeof mine);
 	status = failed ? lshard_fail(error, LSHARD_ERR_TRANSPORT, "the bootstrap's all-gather returned %d", failed)
 			: compare_greetings(greetings, base->size, error);
 	base->release(base, greetings);
@@ -432,7 +432,7 @@ static lshard_status agree(lshard__stack *stack, const char *text, lshard_status
 		return checked == LSHARD_OK ? status : checked;
 	}
 	fill_card(&cards[size], stack, text ? text : "", checked, error);
-	failed = base->bootstrap.allgather(base->bootstrap.user, &cards[size], cards, sizeof *cards);
+	failed = base->bootstrap->allgather(base->bootstrap->user, &cards[size], cards, sizeof *cards);
 	tame_cards(cards, base->size);
 	if (checked != LSHARD_OK)
 		status = checked; /* with its own text, whatever the others have */
@@ -452,7 +452,7 @@ static lshard_context *context_for(lshard__stack *stack, int i, const char *opti
 {
 	stack->contexts[i] = *stack->base;
 	stack->contexts[i].options = options;
-	stack->contexts[i].bootstrap = gathering_bootstrap(&stack->gathering);
+	stack->contexts[i].bootstrap = &stack->gathering.bootstrap;
 	return &stack->contexts[i];
 }
 

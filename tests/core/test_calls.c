@@ -80,7 +80,8 @@ static void release(void *user, lshard_purpose purpose, void *pointer)
 
 static void a_memory_source_gives_and_takes(void **state)
 {
-	static const lshard_memory_source halves[] = {{allocate, NULL, NULL}, {NULL, release, NULL}};
+	static const lshard_memory_source halves[] = {{sizeof *halves, allocate, NULL, NULL},
+						      {sizeof *halves, NULL, release, NULL}};
 	const struct setting setting = small_setting(3, 1);
 	lshard_group *group = create_alone("local");
 
@@ -89,7 +90,7 @@ static void a_memory_source_gives_and_takes(void **state)
 		lshard_series_options options = rank_series_options(&setting);
 		lshard_series *series = NULL;
 
-		options.memory_source = halves[i];
+		options.memory_source = &halves[i];
 		assert_int_equal(lshard_series_create(group, &options, &series), LSHARD_ERR_INVALID);
 		assert_non_null(strstr(lshard_group_error(group), "both allocate and release"));
 		assert_null(series);

@@ -78,7 +78,7 @@ struct fared {
 
 static bool tell(const struct member *member, lshard_status mine, struct fared *fared)
 {
-	EXPECT(member, member->bootstrap.allgather(member->bootstrap.user, &mine, fared->status, sizeof mine) == 0,
+	EXPECT(member, member->bootstrap->allgather(member->bootstrap->user, &mine, fared->status, sizeof mine) == 0,
 	       "a rank failed");
 	fared->ok = 0;
 	for (int i = 0; i < RANKS; i++)

@@ -135,6 +135,7 @@ static lshard_status create_series(const struct life *life, lshard_group *group,
 static lshard_status create_group(const struct member *member, struct rank *rank, lshard_group **group)
 {
 	const struct life *life = member->user;
+	const lshard_allocator allocator = {sizeof allocator, count_allocate, count_release, rank};
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 
 	options.rank = member->rank;
@@ -142,7 +143,7 @@ static lshard_status create_group(const struct member *member, struct rank *rank
 	options.transport = life->transport;
 	options.timeout_ms = LONG_MS;
 	options.bootstrap = member->bootstrap;
-	options.allocator = (lshard_allocator){count_allocate, count_release, rank};
+	options.allocator = &allocator;
 	options.error = rank->cause;
 	options.error_bytes = sizeof rank->cause;
 	return lshard_group_create(&options, group);

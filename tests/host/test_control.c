@@ -587,6 +587,7 @@ static int forge_page(enum forgery kind)
 static int takes_a_forgery(const struct member *member)
 {
 	const enum forgery *kind = member->user;
+	lshard_bootstrap bootstrap;
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	const uint64_t deadline = lshard__deadline_ns(LONG_MS);
 	lshard__rendezvous *rendezvous = NULL;
@@ -596,8 +597,9 @@ static int takes_a_forgery(const struct member *member)
 	int fds[2] = {-1, -1};
 	int forged = -1;
 
+	context.bootstrap = &bootstrap;
 	EXPECT(member,
-	       lshard__rendezvous_open(&context, member->job, &rendezvous, &context.bootstrap, &error) == LSHARD_OK &&
+	       lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK &&
 		       mesh_open(&mesh, &context, &error, deadline) == LSHARD_OK,
 	       "%s", error.text);
 	if (member->rank == 0) {

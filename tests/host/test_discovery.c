@@ -123,7 +123,7 @@ static const struct scene scenes[] = {
 
 static void unset_all(void)
 {
-	lshard_variable variable;
+	lshard_variable variable = LSHARD_VARIABLE_INIT;
 
 	for (uint32_t i = 0; lshard_variable_info(i, &variable) == LSHARD_OK; i++)
 		unsetenv(variable.name);
@@ -145,7 +145,7 @@ static void set_scene(const struct scene *scene)
 
 static int is_as_told(const struct scene *scene)
 {
-	lshard_discovered found = {-7, -7, -7, "untouched", "untouched"};
+	lshard_discovered found = {sizeof found, -7, -7, -7, "untouched", "untouched"};
 	char error[512] = "";
 	lshard_status status = lshard_discover(&found, error, sizeof error);
 	const char *said = status == LSHARD_OK ? found.source : error;
@@ -222,7 +222,7 @@ static void the_launchers_name_of_a_job_is_found(void **state)
 	(void)state;
 	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
 		struct scene scene = {.title = names[i].title};
-		lshard_discovered found;
+		lshard_discovered found = LSHARD_DISCOVERED_INIT;
 
 		memcpy(scene.set, names[i].set, sizeof scene.set);
 		set_scene(&scene);
@@ -236,7 +236,7 @@ static void the_launchers_name_of_a_job_is_found(void **state)
 static void a_name_that_does_not_fit_is_none(void **state)
 {
 	char long_name[300];
-	lshard_discovered found;
+	lshard_discovered found = LSHARD_DISCOVERED_INIT;
 
 	(void)state;
 	unset_all();
@@ -257,7 +257,7 @@ static void a_name_that_does_not_fit_is_none(void **state)
 
 static void a_short_buffer_gets_the_beginning(void **state)
 {
-	lshard_discovered found;
+	lshard_discovered found = LSHARD_DISCOVERED_INIT;
 	char error[8] = "";
 
 	(void)state;
@@ -270,7 +270,7 @@ static void a_short_buffer_gets_the_beginning(void **state)
 
 static void variables_show_value_and_default(void **state)
 {
-	lshard_variable variable;
+	lshard_variable variable = LSHARD_VARIABLE_INIT;
 	int seen = 0;
 
 	(void)state;

@@ -612,14 +612,15 @@ static void a_map_of_one_user_is_not_one_of_all(void **state)
 /* All the way to sockets between every two ranks. */
 static int connects(const struct member *member)
 {
+	lshard_bootstrap bootstrap;
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	lshard__rendezvous *rendezvous = NULL;
 	lshard_error error = {""};
 	struct mesh mesh = {.peers = NULL};
 	int fds[3] = {-1, -1, -1};
 
-	EXPECT(member,
-	       lshard__rendezvous_open(&context, member->job, &rendezvous, &context.bootstrap, &error) == LSHARD_OK,
+	context.bootstrap = &bootstrap;
+	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
 	       "%s", error.text);
 	EXPECT(member, mesh_open(&mesh, &context, &error, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%s", error.text);
 	EXPECT(member, mesh_swap(&mesh, 1, -1, fds, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%s", error.text);

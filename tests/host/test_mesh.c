@@ -32,6 +32,7 @@ struct rank {
 	const struct member *member;
 	lshard_context context;
 	lshard_bootstrap inner; /* what the context's own goes through to */
+	lshard_bootstrap spied;
 	lshard__rendezvous *rendezvous;
 	struct mesh mesh;
 	lshard_error error;
@@ -70,7 +71,8 @@ static lshard_status rank_open(struct rank *rank, const struct member *member, u
 	status = lshard__rendezvous_open(&rank->context, member->job, &rank->rendezvous, &rank->inner, &rank->error);
 	if (status != LSHARD_OK)
 		return status;
-	rank->context.bootstrap = allgather ? (lshard_bootstrap){allgather, rank} : rank->inner;
+	rank->spied = (lshard_bootstrap){sizeof rank->spied, allgather, rank};
+	rank->context.bootstrap = allgather ? &rank->spied : &rank->inner;
 	rank->context.timeout_ms = timeout_ms;
 	status = mesh_open(&rank->mesh, &rank->context, &rank->error, lshard__deadline_ns(timeout_ms));
 	rank->open = status == LSHARD_OK;
@@ -258,6 +260,7 @@ static void meets_a_stranger(uid_t user, const char *says)
 {
 	struct member second = {.rank = 1, .size = 2};
 	char address[32];
+	const lshard_bootstrap bootstrap = {sizeof bootstrap, dealt_falsely, address};
 	lshard_context context = context_for_member(&second, "", LONG_MS);
 	lshard_error error = {""};
 	struct mesh mesh;
@@ -267,7 +270,7 @@ static void meets_a_stranger(uid_t user, const char *says)
 	snprintf(address, sizeof address, "layershard/test/%d", (int)getpid());
 	child = stranger(address, user);
 	assert_true(child > 0);
-	context.bootstrap = (lshard_bootstrap){dealt_falsely, address};
+	context.bootstrap = &bootstrap;
 	status = mesh_open(&mesh, &context, &error, lshard__deadline_ns(LONG_MS));
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);

@@ -175,7 +175,7 @@ static int opens_badly(const struct member *member, int32_t rank, int32_t size, 
 {
 	lshard_context context = context_for_member(member, "", timeout_ms);
 	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap = {NULL, NULL};
+	lshard_bootstrap bootstrap = LSHARD_BOOTSTRAP_INIT;
 	lshard_error error = {""};
 	const char *says = rank ? expected->member_says : expected->root_says;
 	int before = count_fds();

@@ -217,15 +217,15 @@ struct seat *circle_join(const struct member *member)
 
 	if (!all)
 		abort();
-	if (member->bootstrap.allgather(member->bootstrap.user, &mine, all, sizeof(struct circle *)) != 0) {
+	if (member->bootstrap->allgather(member->bootstrap->user, &mine, all, sizeof(struct circle *)) != 0) {
 		free(all);
 		return NULL; /* a test that fails anyway */
 	}
 	circle = all[0];
 	free(all);
 	seat = &circle->seats[member->rank];
-	seat->callbacks =
-		(lshard_callbacks){circle_broadcast, circle_allgather, circle_finish, circle_stop, seat, NULL, 1};
+	seat->callbacks = (lshard_callbacks){
+		sizeof seat->callbacks, circle_broadcast, circle_allgather, circle_finish, circle_stop, seat, NULL, 1};
 	return seat;
 }
 

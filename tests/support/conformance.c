@@ -29,7 +29,7 @@ static bool describe_subject(const char *spec)
 {
 	const char *last = strrchr(spec, ',') ? strrchr(spec, ',') + 1 : spec;
 	size_t length = strcspn(last, ":");
-	lshard_transport_information information;
+	lshard_transport_information information = LSHARD_TRANSPORT_INFORMATION_INIT;
 
 	for (uint32_t index = 0; lshard_transport_info(index, &information) == LSHARD_OK; index++) {
 		if (strlen(information.name) != length || memcmp(information.name, last, length) != 0)

@@ -67,7 +67,7 @@ static int questions_are_refused(struct rank *rank)
 {
 	const uint32_t layer = rank->setting->first_layer;
 	lshard_stats stats = LSHARD_STATS_INIT;
-	lshard_range range;
+	lshard_range range = LSHARD_RANGE_INIT;
 	void *address;
 
 	REFUSED(rank, lshard_series_address(rank->series, layer, 0, &address));

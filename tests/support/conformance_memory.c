@@ -104,7 +104,7 @@ static bool stripe_is_right(struct rank *rank, uint32_t layer, uint32_t tensor)
 	uint64_t number = (uint64_t)rank->member->rank, size = (uint64_t)rank->member->size;
 	uint64_t begin = described->rows * number / size, end = described->rows * (number + 1) / size;
 	void *address = NULL;
-	lshard_range range;
+	lshard_range range = LSHARD_RANGE_INIT;
 	lshard_status status = lshard_series_stripe(rank->series, layer, tensor, &address, &range);
 
 	if (described->stripe == LSHARD_STRIPE_BYTES) {
@@ -270,6 +270,7 @@ static int purse_body(const struct member *member)
 	struct setting setting = {.prefetch = 1, .layers = 8};
 	struct rank rank;
 	struct purse purse = {.rank = &rank};
+	const lshard_memory_source source = {sizeof source, purse_allocate, purse_release, &purse};
 	lshard_stats stats = LSHARD_STATS_INIT;
 	lshard_series_options options;
 	lshard_status status;
@@ -277,7 +278,7 @@ static int purse_body(const struct member *member)
 
 	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
 	options = rank_series_options(&setting);
-	options.memory_source = (lshard_memory_source){purse_allocate, purse_release, &purse};
+	options.memory_source = &source;
 	if (!rank_group(&rank, member, &setting))
 		return 1;
 	status = lshard_series_create(rank.group, &options, &rank.series);

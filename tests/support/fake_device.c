@@ -384,15 +384,15 @@ struct fake *fake_open(const struct member *member)
 	}
 	fake->on_host = seat_callbacks(fake->host_seat);
 	fake->on_device = seat_callbacks(fake->device_seat);
-	fake->callbacks =
-		(lshard_callbacks){fake_broadcast, fake_allgather, fake_finish, fake_stop, fake, &fake->device, 1};
+	fake->callbacks = (lshard_callbacks){
+		sizeof fake->callbacks, fake_broadcast, fake_allgather, fake_finish, fake_stop, fake, &fake->device, 1};
 	fake->fail_at = fake->rest = -1;
 	fake->held = FAKE_STREAMS;
 	pthread_mutex_init(&fake->lock, NULL);
 	pthread_cond_init(&fake->changed, NULL);
-	fake->device =
-		(lshard_device_callbacks){&fake->streams[0], fake_allocate, fake_release, fake_record,   fake_follow,
-					  fake_query,        fake_drop,     fake_copy,    fake_capturing};
+	fake->device = (lshard_device_callbacks){sizeof fake->device, &fake->streams[0], fake_allocate, fake_release,
+						 fake_record,         fake_follow,       fake_query,    fake_drop,
+						 fake_copy,           fake_capturing};
 	for (int i = 0; i < FAKE_STREAMS; i++) {
 		fake->streams[i].fake = fake;
 		if (pthread_create(&fake->streams[i].thread, NULL, run_stream, &fake->streams[i]) != 0)

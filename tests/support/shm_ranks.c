@@ -13,14 +13,16 @@
 int shm_rank_open(struct shm_rank *rank, const struct member *member, const char *options, uint32_t timeout_ms)
 {
 	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
 	lshard_error error = {""};
 	lshard_status status = LSHARD_OK;
 
 	rank->context = context_for_member(member, options, timeout_ms);
 	rank->transport = NULL;
-	if (member->job)
-		status = lshard__rendezvous_open(&rank->context, member->job, &rendezvous, &rank->context.bootstrap,
-						 &error);
+	if (member->job) {
+		rank->context.bootstrap = &bootstrap;
+		status = lshard__rendezvous_open(&rank->context, member->job, &rendezvous, &bootstrap, &error);
+	}
 	if (status == LSHARD_OK)
 		status = lshard__shm.open(&rank->context, NULL, &rank->transport, &error);
 	lshard__rendezvous_close(rendezvous);

@@ -205,8 +205,14 @@ bool socket_circle_join(struct socket_circle *circle, const struct member *membe
 	for (int32_t peer = member->rank + 1; peer < CIRCLE_RANKS && joined; peer++)
 		joined = answer_peer(circle, listener);
 	close(listener);
-	circle->callbacks =
-		(lshard_callbacks){circle_broadcast, circle_allgather, circle_finish, circle_stop, circle, NULL, 1};
+	circle->callbacks = (lshard_callbacks){sizeof circle->callbacks,
+					       circle_broadcast,
+					       circle_allgather,
+					       circle_finish,
+					       circle_stop,
+					       circle,
+					       NULL,
+					       1};
 	return joined;
 }
 

@@ -31,6 +31,7 @@ struct team {
 
 struct launch {
 	struct member member;
+	lshard_bootstrap bootstrap;
 	member_body body;
 	int failed;
 };
@@ -144,7 +145,8 @@ int team_of_threads(int32_t size, member_body body, void *user)
 	for (int32_t rank = 0; rank < size; rank++) {
 		struct launch *launch = &launches[rank];
 
-		launch->member = (struct member){team, rank, size, {allgather, &launch->member}, NULL, user};
+		launch->bootstrap = (lshard_bootstrap){sizeof launch->bootstrap, allgather, &launch->member};
+		launch->member = (struct member){team, rank, size, &launch->bootstrap, NULL, user};
 		launch->body = body;
 		if (pthread_create(&threads[rank], NULL, thread_main, launch) != 0)
 			abort();
@@ -162,7 +164,7 @@ int team_of_threads(int32_t size, member_body body, void *user)
 
 static _Noreturn void process_main(struct team *team, int32_t rank, member_body body, void *user)
 {
-	struct member member = {team, rank, team->size, {NULL, NULL}, team->job, user};
+	struct member member = {team, rank, team->size, NULL, team->job, user};
 	int failed = body(&member) != 0;
 
 	member_leaves(&member);

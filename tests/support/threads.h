@@ -17,8 +17,8 @@ struct member {
 	struct team *team;
 	int32_t rank;
 	int32_t size;
-	lshard_bootstrap bootstrap; /* threads only; processes meet by the job's name */
-	const char *job;            /* processes only; NULL for threads */
+	const lshard_bootstrap *bootstrap; /* threads only; processes meet by the job's name: NULL */
+	const char *job;                   /* processes only; NULL for threads */
 	void *user;
 };
 

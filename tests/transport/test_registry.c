@@ -30,13 +30,16 @@ static lshard_status open_stack(const struct member *member, lshard_context *con
 {
 	const char *spec = wish->specs[0];
 	lshard__rendezvous *rendezvous = NULL;
+	lshard_bootstrap bootstrap;
 	lshard_status status = LSHARD_OK;
 
 	for (int i = 1; i <= member->rank && i < 3 && wish->specs[i]; i++)
 		spec = wish->specs[i];
 	*context = context_for_member(member, "", LONG_MS);
-	if (member->job)
-		status = lshard__rendezvous_open(context, member->job, &rendezvous, &context->bootstrap, error);
+	if (member->job) {
+		status = lshard__rendezvous_open(context, member->job, &rendezvous, &bootstrap, error);
+		context->bootstrap = &bootstrap;
+	}
 	if (status == LSHARD_OK)
 		status = lshard__stack_open(context, spec, wish->custom, stack, error);
 	lshard__rendezvous_close(rendezvous);
@@ -165,7 +168,7 @@ struct spoiled {
 static int gather_spoiled(void *user, const void *send, void *receive, size_t bytes)
 {
 	struct spoiled *spoiled = user;
-	const lshard_bootstrap *inner = &spoiled->member->bootstrap;
+	const lshard_bootstrap *inner = spoiled->member->bootstrap;
 	int failed = inner->allgather(inner->user, send, receive, bytes);
 
 	spoiled->spoil((unsigned char *)receive + bytes, bytes, spoiled->round++);
@@ -220,12 +223,13 @@ static int meets_another_build(const struct member *member)
 {
 	const struct other_build *build = member->user;
 	struct spoiled spoiled = {member, build->spoil, 0};
+	const lshard_bootstrap bootstrap = {sizeof bootstrap, gather_spoiled, &spoiled};
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	lshard__stack *stack = NULL;
 	lshard_error error = {""};
 	lshard_status status;
 
-	context.bootstrap = (lshard_bootstrap){gather_spoiled, &spoiled};
+	context.bootstrap = &bootstrap;
 	status = lshard__stack_open(&context, "local", NULL, &stack, &error);
 	EXPECT(member, status == build->status && !stack, "status %d: %s", (int)status, error.text);
 	for (int i = 0; i < 3; i++)
@@ -267,12 +271,13 @@ static void be_another_user(unsigned char *bytes, size_t count, int round)
 static int meets_another_user(const struct member *member)
 {
 	struct spoiled spoiled = {member, be_another_user, 0};
+	const lshard_bootstrap bootstrap = {sizeof bootstrap, gather_spoiled, &spoiled};
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	lshard__stack *stack = NULL;
 	lshard_error error = {""};
 	lshard_status status;
 
-	context.bootstrap = (lshard_bootstrap){gather_spoiled, &spoiled};
+	context.bootstrap = &bootstrap;
 	status = lshard__stack_open(&context, "shm", NULL, &stack, &error);
 	EXPECT(member, status == LSHARD_ERR_NOT_SUPPORTED, "status %d: %s", (int)status, error.text);
 	EXPECT(member, strstr(error.text, "ranks of one user, and ranks 0 and 1"), "%s", error.text);
@@ -351,7 +356,7 @@ static void tables_of_two_names_are_told(void **state)
 
 static void transports_are_listed(void **state)
 {
-	lshard_transport_information information;
+	lshard_transport_information information = LSHARD_TRANSPORT_INFORMATION_INIT;
 
 	(void)state;
 	assert_int_equal(lshard_transport_info(0, NULL), LSHARD_ERR_INVALID);

@@ -163,7 +163,7 @@ bool cli_transport_is_collective(const char *spec)
 {
 	static const char lockstep[] = "local:lockstep"; /* a mode, so lshard_transport_info does not tell of it */
 	const char *comma = strrchr(spec, ',');
-	lshard_transport_information information;
+	lshard_transport_information information = LSHARD_TRANSPORT_INFORMATION_INIT;
 
 	if (strcmp(comma ? comma + 1 : spec, lockstep) == 0)
 		return true;
@@ -176,7 +176,7 @@ bool cli_transport_is_collective(const char *spec)
 
 bool cli_transport_is_usable(const char *spec, char *why, size_t why_bytes)
 {
-	lshard_transport_information found;
+	lshard_transport_information found = LSHARD_TRANSPORT_INFORMATION_INIT;
 	size_t length;
 	size_t used = (size_t)snprintf(why, why_bytes, "for host memory this build has auto");
 	const char *transport = spec_transport(spec, &length);

@@ -128,7 +128,7 @@ static lshard_status meet(const lshard_context *context, lshard_error *error)
 	if (!all)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
 				   (int)context->rank);
-	failed = context->bootstrap.allgather(context->bootstrap.user, &here, all, sizeof here);
+	failed = context->bootstrap->allgather(context->bootstrap->user, &here, all, sizeof here);
 	context->release(context, all);
 	if (!failed)
 		return LSHARD_OK;

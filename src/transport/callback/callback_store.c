@@ -106,11 +106,11 @@ static bool take_memory(struct callback_store *store, lshard_purpose purpose, ui
 			unsigned char **memory)
 {
 	const struct callback *callback = callback_of(store->base.transport);
-	const lshard_memory_source *source = &store->base.plan->memory_source;
+	const lshard_memory_source *source = store->base.plan->memory_source;
 
 	if (bytes == 0)
 		return true;
-	if (!source->allocate)
+	if (!source)
 		return take_own(callback, bytes, block, memory);
 	*block = source->allocate(source->user, purpose, bytes, ALIGNMENT);
 	*memory = *block;
@@ -121,11 +121,11 @@ static bool take_memory(struct callback_store *store, lshard_purpose purpose, ui
 
 static void give_memory(struct callback_store *store, lshard_purpose purpose, void *block)
 {
-	const lshard_memory_source *source = &store->base.plan->memory_source;
+	const lshard_memory_source *source = store->base.plan->memory_source;
 
 	const lshard_context *context = store->base.transport->context;
 
-	if (!source->allocate)
+	if (!source)
 		give_own(callback_of(store->base.transport), block);
 	else if (block && !context->forked(context))
 		source->release(source->user, purpose, block);

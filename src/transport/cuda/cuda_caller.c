@@ -119,7 +119,7 @@ void cuda_loans_close(struct cuda *cuda)
 void cuda_caller_close(struct cuda_store *store, int settled)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const lshard_memory_source *source = &store->base.plan->memory_source;
+	const lshard_memory_source *source = store->base.plan->memory_source;
 	const int forked = cuda->base.context->forked(cuda->base.context);
 
 	for (int32_t rank = 0; store->holds && rank < cuda->base.context->size; rank++)
@@ -170,7 +170,7 @@ static lshard_status check_memory(struct cuda_store *store, const char *what, vo
 static lshard_status take(struct cuda_store *store, lshard_purpose purpose, uint64_t bytes, void **pointer)
 {
 	const lshard_store_plan *plan = store->base.plan;
-	const lshard_memory_source *source = &plan->memory_source;
+	const lshard_memory_source *source = plan->memory_source;
 	const char *what = purpose == LSHARD_FOR_SHARE ? "a share" : "windows";
 	lshard_status status;
 
@@ -206,7 +206,7 @@ static lshard_status new_loan(struct cuda_store *store, struct cuda_loan **made)
 				   "series '%s': no sockets to see who reads the caller's memory: %s", plan->name,
 				   lshard__reason(cause, 0).text);
 	}
-	loan->source = plan->memory_source;
+	loan->source = *plan->memory_source;
 	loan->readers = ends[0];
 	loan->offered = ends[1];
 	*made = loan;

@@ -173,7 +173,7 @@ static lshard_status make_own(struct opening *opening)
 {
 	lshard_status status;
 
-	if (opening->plan->memory_source.allocate) {
+	if (opening->plan->memory_source) {
 		status = make_from_caller(opening);
 	} else if (opening->cuda->virtual_memory) {
 		status = make_share(opening);
@@ -322,7 +322,7 @@ static lshard_status open_others(struct opening *opening, uint64_t round)
 	const uint32_t turns = most_turns(opening->store, opening->cuda->base.context->size);
 	lshard_status status = LSHARD_OK;
 
-	if (opening->plan->memory_source.allocate) {
+	if (opening->plan->memory_source) {
 		status = cuda_caller_share(opening->store, round << 32, opening->deadline);
 		return status == LSHARD_OK ? open_legacy(opening) : status;
 	}

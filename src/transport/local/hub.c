@@ -174,7 +174,7 @@ static lshard_status gather_failed(const lshard_context *context, lshard_error *
 lshard_status lshard__hub_join(const lshard_context *context, const char *tag, bool ready, struct lshard__hub **joined,
 			       lshard_error *error)
 {
-	const lshard_bootstrap *bootstrap = &context->bootstrap;
+	const lshard_bootstrap *bootstrap = context->bootstrap;
 	struct card *cards = context->allocate(context, ((size_t)context->size + 1) * sizeof *cards);
 	struct card *mine = cards ? cards + context->size : NULL;
 	struct lshard__hub *own = context->rank == 0 ? hub_new(context) : NULL;

@@ -40,7 +40,7 @@ static void *shared_memory(const lshard_memory_source *source, uint64_t bytes)
 {
 	void *memory = NULL;
 
-	if (source->allocate)
+	if (source)
 		memory = source->allocate(source->user, LSHARD_FOR_SHARE, bytes, ALIGNMENT);
 	else if (posix_memalign(&memory, ALIGNMENT, bytes) != 0)
 		memory = NULL;
@@ -58,13 +58,13 @@ static struct share *share_new(const lshard_store_plan *plan, unsigned users)
 	atomic_init(&share->users, users);
 	if (plan->share_bytes == 0)
 		return share;
-	share->memory = shared_memory(&plan->memory_source, plan->share_bytes);
+	share->memory = shared_memory(plan->memory_source, plan->share_bytes);
 	if (!share->memory) {
 		free(share);
 		return NULL;
 	}
-	if (plan->memory_source.allocate)
-		share->source = plan->memory_source;
+	if (plan->memory_source)
+		share->source = *plan->memory_source;
 	return share;
 }
 
@@ -72,14 +72,14 @@ static struct share *share_new(const lshard_store_plan *plan, unsigned users)
 static bool cells_open(struct local_store *store, const lshard_context *context)
 {
 	const lshard_store_plan *plan = store->base.plan;
-	const lshard_memory_source *source = &plan->memory_source;
+	const lshard_memory_source *source = plan->memory_source;
 	uint64_t bytes;
 
 	store->cell_pitch = round_up(plan->layer_bytes, ALIGNMENT);
 	bytes = store->cell_pitch * plan->cells;
 	if (bytes == 0)
 		return true;
-	if (source->allocate) {
+	if (source) {
 		store->cells_block = source->allocate(source->user, LSHARD_FOR_WINDOWS, bytes, ALIGNMENT);
 		store->cells = store->cells_block;
 		if (store->cells)
@@ -93,9 +93,9 @@ static bool cells_open(struct local_store *store, const lshard_context *context)
 
 static void cells_close(struct local_store *store, const lshard_context *context)
 {
-	const lshard_memory_source *source = &store->base.plan->memory_source;
+	const lshard_memory_source *source = store->base.plan->memory_source;
 
-	if (!source->allocate)
+	if (!source)
 		context->release(context, store->cells_block);
 	else if (store->cells_block && !context->forked(context))
 		source->release(source->user, LSHARD_FOR_WINDOWS, store->cells_block);

@@ -33,7 +33,7 @@ enum sim_policy { SIM_UNIFORM, SIM_COPIES_LATE, SIM_COPIES_EARLY, SIM_KERNELS_LA
 /* NULL when there is no memory. Destroy it after the groups in it. */
 struct sim_world *sim_world_create(int32_t ranks, uint64_t seed, enum sim_policy policy);
 void sim_world_destroy(struct sim_world *world);
-lshard_bootstrap sim_bootstrap(struct sim_world *world, int32_t rank);
+const lshard_bootstrap *sim_bootstrap(const struct sim_world *world, int32_t rank);
 
 /* Run @p call once per rank, each in a thread of its own, and wait for all. */
 void sim_collective(struct sim_world *world, void (*call)(void *user, int32_t rank), void *user);

@@ -144,10 +144,15 @@ static int allgather(void *user, const void *send, void *receive, size_t bytes)
 
 struct sim_rank *sim_rank_of(const lshard_context *context)
 {
-	return context->bootstrap.allgather == allgather ? context->bootstrap.user : gathering;
+	return context->bootstrap->allgather == allgather ? context->bootstrap->user : gathering;
 }
 
-lshard_bootstrap sim_bootstrap(struct sim_world *world, int32_t rank)
+void sim_bootstrap_open(struct sim_rank *rank)
 {
-	return (lshard_bootstrap){allgather, &world->ranks[rank]};
+	rank->bootstrap = (lshard_bootstrap){sizeof rank->bootstrap, allgather, rank};
+}
+
+const lshard_bootstrap *sim_bootstrap(const struct sim_world *world, int32_t rank)
+{
+	return &world->ranks[rank].bootstrap;
 }

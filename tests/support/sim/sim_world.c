@@ -85,6 +85,7 @@ struct sim_world *sim_world_create(int32_t ranks, uint64_t seed, enum sim_policy
 	for (int32_t r = 0; r < ranks; r++) {
 		world->ranks[r].world = world;
 		world->ranks[r].rank = r;
+		sim_bootstrap_open(&world->ranks[r]);
 		world->ranks[r].plain = sim_stream_create(world, r);
 		world->ranks[r].copy = sim_stream_create(world, r);
 		world->ranks[r].capture_copy = sim_stream_create(world, r);

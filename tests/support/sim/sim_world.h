@@ -97,6 +97,7 @@ struct sim_meeting {
 struct sim_rank {
 	struct sim_world *world;
 	int32_t rank;
+	lshard_bootstrap bootstrap;
 	bool gone;
 	bool aborted;
 	unsigned fail;
@@ -178,6 +179,7 @@ void sim_gather(const struct sim_store *store, uint32_t position, unsigned char 
 		uint64_t to_byte);
 
 /* sim_meet.c */
+void sim_bootstrap_open(struct sim_rank *rank);
 /* By the bootstrap in the context, or, where the library has put its own round it, by the one that was called last. */
 struct sim_rank *sim_rank_of(const lshard_context *context);
 lshard_status sim_meet(struct sim_rank *rank, struct sim_meeting *meeting, const void *send, void *receive,

@@ -86,15 +86,13 @@ lshard_status cuda_create_series_in(struct rank *rank, const lshard_memory_sourc
 	options.tensor_count = 1;
 	options.prefetch = rank->setting->prefetch;
 	options.placement = rank->setting->placement;
-	options.memory_source = *source;
+	options.memory_source = source;
 	return lshard_series_create(rank->group, &options, &rank->series);
 }
 
 lshard_status cuda_create_series(struct rank *rank)
 {
-	const lshard_memory_source none = {NULL, NULL, NULL};
-
-	return cuda_create_series_in(rank, &none);
+	return cuda_create_series_in(rank, NULL);
 }
 
 double cuda_now_s(void)

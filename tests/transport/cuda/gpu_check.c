@@ -62,7 +62,7 @@ static int looks_at_stripe(struct rank *rank, uint32_t layer, uint32_t tensor)
 	const uint64_t row_bytes = rank->bytes[tensor] / gpu_rows_of(rank, tensor);
 	cuda_address expected = rank->reference[layer - FIRST][tensor];
 	void *address = NULL;
-	lshard_range range;
+	lshard_range range = LSHARD_RANGE_INIT;
 	uint64_t width;
 	uint64_t rows;
 

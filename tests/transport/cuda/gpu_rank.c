@@ -244,6 +244,7 @@ static void take_back(void *user, lshard_purpose purpose, void *pointer)
 
 static int open_series(struct rank *rank)
 {
+	const lshard_memory_source source = {sizeof source, lend, take_back, rank};
 	lshard_series_options series = LSHARD_SERIES_OPTIONS_INIT;
 	lshard_tensor tensors[TENSORS] = {{"weight", rank->bytes[0], 0, rank->plan->stripe, 0, 0},
 					  {"scales", rank->bytes[1], 0, rank->plan->stripe, 0, 0}};
@@ -261,7 +262,7 @@ static int open_series(struct rank *rank)
 	series.placement = rank->plan->placement;
 	series.resident_bytes = rank->plan->resident_layers * (rank->bytes[0] + 2 * rank->bytes[1]);
 	if (rank->plan->lent)
-		series.memory_source = (lshard_memory_source){lend, take_back, rank};
+		series.memory_source = &source;
 	EXPECT(rank->member, lshard_series_create(rank->group, &series, &rank->all[rank->n_series]) == LSHARD_OK, "%s",
 	       lshard_group_error(rank->group));
 	rank->series = rank->all[rank->n_series++];

@@ -125,7 +125,7 @@ static struct rlimit forbid_descriptors(void)
 
 static lshard_status create(struct rank *rank, struct purse *purse)
 {
-	const lshard_memory_source source = {give, take_back, purse};
+	const lshard_memory_source source = {sizeof source, give, take_back, purse};
 
 	return purse ? cuda_create_series_in(rank, &source) : cuda_create_series(rank);
 }

@@ -183,7 +183,7 @@ static int check_stripe(struct truth *truth, uint32_t layer, uint32_t t)
 	struct rank *rank = &truth->rank;
 	const int by_rows = tensor->stripe == LSHARD_STRIPE_ROWS;
 	void *address = NULL;
-	lshard_range range = {0, 0, 0};
+	lshard_range range = LSHARD_RANGE_INIT;
 	uint64_t rows, width;
 
 	if (tensor->stripe == LSHARD_STRIPE_BYTES)
@@ -366,7 +366,7 @@ static void layers_are_right_in_as_little_memory_as_that(void **state)
 static int sees_its_own_stripe(const struct member *member)
 {
 	static struct truth truth;
-	lshard_range range = {0, 0, 0};
+	lshard_range range = LSHARD_RANGE_INIT;
 	void *stripe = NULL;
 	void *layer = NULL;
 	uint64_t copied, row_bytes;
