@@ -150,6 +150,7 @@ def origin(saved: dict) -> str:
     machine = saved.get("machine", {})
     where = ", ".join(gpus) if gpus else f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores"
     command = re.sub(r" --save ('[^']*'|\S)+", "", saved["command"])
+    command = re.sub(r"^bench/(\w+\.py)", r"bench/torch/\1", command)  # where they were when some were saved
     return f"`{command}`, {where}, {saved['date'][:10]}, version {saved['version']}:"
 
 
@@ -176,23 +177,21 @@ def make_table(file: str, what: str) -> list[str]:
     return lines
 
 
-STEP_COLUMNS = """\
-columns: tokens=tokens | way=arm | graph=graph | delayed=last_rank_delayed | k=prefetch | resident=resident
-columns: windows=windows | ms per pass=pass_ns.median/1e6:.3f | to resident=ratio.median:.3f | from=ratio.low:.3f
-columns: to=ratio.high:.3f | to bound=ratio_to_bound.median:.3f | to eager=ratio_to_eager.median:.3f
-columns: SM MHz=sm_mhz:.0f | watts=watts:.0f"""
+E2E_COLUMNS = """\
+columns: tokens=tokens | way=arm | ms per pass=pass_ns.median/1e6:.3f | to replicated=ratio.median:.3f
+columns: from=ratio.low:.3f | to=ratio.high:.3f | host us=host_ns/1e3:.0f | SM MHz=sm_mhz:.0f | watts=watts:.0f"""
 LINK_COLUMNS = """\
 columns: size=bytes:bytes | placement=placement | readers=to_count | us=pull.ns.median/1e3:.1f
 columns: GB/s=pull.gigabytes_per_s:.1f | bare us=bare.ns.median/1e3:.1f | bare GB/s=bare.gigabytes_per_s:.1f
 columns: of bare=share*100:.1f %"""
 NEW = {
-    "step": f"rows: result.tables.rows\nwhere: again=false\n{STEP_COLUMNS}",
+    "e2e": f"rows: result.tables.rows\nwhere: again=false\n{E2E_COLUMNS}",
     "link": f"rows: result.rows\nwhere: placement!=inside\n{LINK_COLUMNS}",
 }
 
 
 def new_table(path: pathlib.Path) -> str:
-    """What a document holds for the result of `bench step --devices` or `bench link`."""
+    """What a document holds for the result of e2e.py or `bench link`."""
     try:
         bench = json.loads(path.read_text())["result"]["bench"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -134,10 +134,11 @@ def test_a_table_without_an_end(tmp_path, saved):
 
 
 def test_a_new_table_for_a_saved_result_is_as_it_should_be(tmp_path):
-    saved = TREE / "bench" / "results" / "2026-11-23-h100-striped.json"
+    saved = TREE / "bench" / "results" / "2026-11-30-h200x2-e2e.json"
     page = tmp_path / "page.md"
     page.write_text(tables("--new", saved).stdout)
-    assert "overlapped" in page.read_text()
+    assert "layershard k=1" in page.read_text()
+    assert "`bench/torch/e2e.py --devices 0,1" in page.read_text()  # where it is, not where it was
     assert tables("--check", page).returncode == 0
     assert "bench/results" in tables("--new", saved).stdout.splitlines()[0]
     done = tables("--new", page)
