@@ -12,8 +12,15 @@
 
 const char cli_program[] = "layershard-llama";
 
-enum { OPTION_PROMPT = 256, OPTION_PROMPTS, OPTION_MAX_TOKENS, OPTION_REPLICATED, OPTION_VERIFY, OPTION_JSON,
-       OPTION_VERSION };
+enum {
+	OPTION_PROMPT = 256,
+	OPTION_PROMPTS,
+	OPTION_MAX_TOKENS,
+	OPTION_REPLICATED,
+	OPTION_VERIFY,
+	OPTION_JSON,
+	OPTION_VERSION
+};
 
 static const struct option long_options[] = {
 	RANK_OPTIONS_LONG,
@@ -106,9 +113,10 @@ static int complete_prompts(struct run *run)
 	code = rank_options_complete(&run->options);
 	if (code == CLI_DONE && !run->options.replicated && run->options.ranks > 1 &&
 	    cli_transport_is_collective(run->options.spec))
-		return cli_usage("", "transport '%s' needs all ranks in step, but prompts differ in length and so do "
-				     "their ranks' passes; --verify, and 'layershard bench step --all-compute', can "
-				     "use it",
+		return cli_usage("",
+				 "transport '%s' needs all ranks in step, but prompts differ in length and so do "
+				 "their ranks' passes; --verify, and 'layershard bench step --all-compute', can "
+				 "use it",
 				 run->options.spec);
 	return code;
 }

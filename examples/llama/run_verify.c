@@ -27,7 +27,8 @@ static int print_text(const struct launcher *launcher)
 		if (is_ok(own))
 			printf("rank %-*d  %016" PRIx64 "  ok\n", width, (int)own->task.rank, own->verified.hash);
 		else
-			printf("rank %-*d  %-16s  not verified\n", width, (int)own->task.rank, "-"); /* why is told on stderr */
+			printf("rank %-*d  %-16s  not verified\n", width, (int)own->task.rank,
+			       "-"); /* why is told on stderr */
 	}
 	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }

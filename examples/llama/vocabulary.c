@@ -218,7 +218,7 @@ static int compare_specials(const void *left, const void *right)
 static lshard_status sort_specials(struct loading *loading)
 {
 	struct vocabulary *const vocabulary = loading->vocabulary;
-	size_t(*const keys)[2] = calloc((size_t)vocabulary->special_count + 1, sizeof *keys);
+	size_t (*const keys)[2] = calloc((size_t)vocabulary->special_count + 1, sizeof *keys);
 	uint32_t i;
 
 	if (!keys)

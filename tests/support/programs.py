@@ -195,9 +195,8 @@ def takes_closed_descriptors(program, *arguments):
 
     def close(*descriptors):
         line = 'exec "$0" "$@" ' + " ".join(f"{descriptor}>&-" for descriptor in descriptors)
-        return subprocess.run(
-            ["sh", "-c", line, program.path, *arguments], capture_output=True, env=clean_environment(None), timeout=LONG_S
-        )
+        command = ["sh", "-c", line, program.path, *arguments]
+        return subprocess.run(command, capture_output=True, env=clean_environment(None), timeout=LONG_S)
 
     done = close(1)
     assert done.returncode == FAILED and b"standard output is closed" in done.stderr

@@ -30,7 +30,7 @@ enum cli_exit {
 	"  1  something failed at run time, or a rank died\n"                                                          \
 	"  2  wrong command, option or environment\n"
 #define CLI_EXIT_HELP_INCONCLUSIVE "  3  inconclusive measurement\n"
-#define CLI_EXIT_HELP_BAD_MODEL	   "  4  the model file is missing, unreadable, damaged or not supported\n"
+#define CLI_EXIT_HELP_BAD_MODEL    "  4  the model file is missing, unreadable, damaged or not supported\n"
 
 /* ---- Programs (cli_main.c, cli_commands.c) ------------------------------------------------------------------------ */
 

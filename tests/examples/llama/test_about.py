@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `layershard-llama` tells of itself: help, version, the library's log; lines that fit a terminal of 80 columns."""
+"""What `layershard-llama` tells of itself: help, version, the library's log; lines fit a terminal of 80 columns."""
 import re
 
 import pytest
