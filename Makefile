@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # A front to CMake; a fresh Debian or Ubuntu machine needs make and a shell, no more.
-#   make          build the libraries, build/layershard and build/layershard-llama
+#   make          build the libraries, and build/layershard, layershard-llama, layershard-bench
 #   make demo     install what is missing, build, fetch the model, show it at work
 #   make check    install what is missing, build, run the tests (Python packages: 5 GB in ~/.cache)
 #   make install  with PREFIX and DESTDIR as usual

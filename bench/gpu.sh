@@ -16,7 +16,7 @@
 # check-gpu, whose output, saved as DIRECTORY/*.log, targets.py reads too.
 set -eu
 
-program=build/layershard
+program=build/layershard-bench
 directory=bench/results
 gpus=
 while getopts p:o:n: option; do
@@ -86,7 +86,7 @@ save() {
 link() {
 	name=$1
 	shift
-	save "$name" "$program" bench link "$@"
+	save "$name" "$program" link "$@"
 }
 
 # model NAME SCRIPT OPTION...

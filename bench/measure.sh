@@ -7,7 +7,7 @@
 # As root, `chrt -f 40 bench/measure.sh` keeps other work of the machine away from it.
 set -eu
 
-program=${1:-build/layershard}
+program=${1:-build/layershard-bench}
 directory=${2:-}
 worst=0
 
@@ -16,8 +16,8 @@ measure() { # measure NAME BENCH OPTION...
 	shift
 	[ -z "$directory" ] || set -- "$@" --save "$directory/$name.json"
 	echo
-	echo "\$ layershard bench $*"
-	"$program" bench "$@" || status=$?
+	echo "\$ layershard-bench $*"
+	"$program" "$@" || status=$?
 	if [ "$status" -ne 0 ] && [ "$worst" -ne 1 ]; then
 		worst=$status
 	fi

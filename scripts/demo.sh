@@ -8,7 +8,7 @@
 set -eu
 
 build=${1:-build}
-for program in "$build/layershard-llama" "$build/layershard"; do
+for program in "$build/layershard-llama" "$build/layershard-bench"; do
 	if [ ! -x "$program" ]; then
 		echo "demo.sh: there is no program '$program'; run 'make' first, or give the build's folder" >&2
 		exit 1
@@ -27,14 +27,10 @@ part() { # part TITLE SENTENCE...
 	printf '\n'
 }
 
-bench() {
-	"$build/layershard" bench "$@"
-}
-
 # An inconclusive measurement (status 3) has said so itself.
 measure() {
 	status=0
-	bench step "$@" || status=$?
+	"$build/layershard-bench" step "$@" || status=$?
 	[ "$status" -eq 0 ] || [ "$status" -eq 3 ] || exit "$status"
 }
 
@@ -76,4 +72,4 @@ fi
 
 part "4. On the GPU: layers that the other rank stores" \
 	"Compare 'GB/s', a pull by lshard_reach and lshard_wait, with 'bare GB/s', the driver's copy of as many bytes."
-bench link --devices "$devices" --transport "$transport" --min-bytes 1M --factor 16
+"$build/layershard-bench" link --devices "$devices" --transport "$transport" --min-bytes 1M --factor 16

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# gpu_bench.sh PROGRAM - `layershard bench link` runs on a real GPU and finds all bits right: on two GPUs where there are
+# gpu_bench.sh PROGRAM - `layershard-bench link` runs on a real GPU and finds all bits right: on two GPUs where there are
 # two, else between two processes on one, by copies and in place. Small and few rounds: no figure of it is meant to be
 # read. What PyTorch measures there, test_bench_e2e_cuda.py runs.
 set -eu
@@ -17,7 +17,7 @@ pair='--devices 0,1'
 
 for ranks in "$pair" '--devices 0,0,0'; do
 	# shellcheck disable=SC2086 # several words
-	set -- bench link $ranks --placement owner,striped --readers 1 --min-bytes 64K --max-bytes 64M --factor 32
-	echo "\$ layershard $*"
+	set -- link $ranks --placement owner,striped --readers 1 --min-bytes 64K --max-bytes 64M --factor 32
+	echo "\$ layershard-bench $*"
 	"$program" "$@"
 done

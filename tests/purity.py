@@ -36,13 +36,14 @@ BORDERS = {
     "src/cli": (("tools/support",), PROGRAMS),
     "tools/support": ((), PROGRAMS),
     "examples/llama": (("tools/support",), PROGRAMS),
+    "bench/c": (("tools/support",), PROGRAMS),
 }
 
-# The one arrow past those lines: what `bench link` copies without the library, it asks of the same driver.
-ARROWS = {"src/cli/bench_link_gpu.h": {"cuda_driver.h"}}
+# The one arrow past those lines: what `layershard-bench link` copies without the library, it asks of the same driver.
+ARROWS = {"bench/c/bench_link_gpu.h": {"cuda_driver.h"}}
 
 # Where no folder is without a line in BORDERS.
-BORDERED = ("src", "tools", "examples/llama")
+BORDERED = ("src", "tools", "examples/llama", "bench/c")
 
 # Bytes, text and the default allocator: all that base and core may use of the C library.
 LIBC = {"memchr", "memcmp", "memcpy", "memmove", "memset", "strchr", "strcmp", "strcpy", "strlen", "strncmp", "strnlen",

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Make the tables of README.md and docs/performance.md from what `layershard bench ... --save FILE` has saved.
+"""Make the tables of README.md and docs/performance.md from what `layershard-bench ... --save FILE` has saved.
 
     readme_tables.py [--check] [MARKDOWN FILE]...
     readme_tables.py --new SAVED FILE...      print a table for each, to be put into a document and trimmed there
@@ -151,6 +151,7 @@ def origin(saved: dict) -> str:
     where = ", ".join(gpus) if gpus else f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores"
     command = re.sub(r" --save ('[^']*'|\S)+", "", saved["command"])
     command = re.sub(r"^bench/(\w+\.py)", r"bench/torch/\1", command)  # where they were when some were saved
+    command = re.sub(r"^layershard bench (?!step --devices)", "layershard-bench ", command)  # what it was called then
     return f"`{command}`, {where}, {saved['date'][:10]}, version {saved['version']}:"
 
 
@@ -191,7 +192,7 @@ NEW = {
 
 
 def new_table(path: pathlib.Path) -> str:
-    """What a document holds for the result of e2e.py or `bench link`."""
+    """What a document holds for the result of e2e.py or `layershard-bench link`."""
     try:
         bench = json.loads(path.read_text())["result"]["bench"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -5,7 +5,7 @@
     targets.py [--markdown] [FILE OR DIRECTORY]...      (default: bench/results)
 
 One line for every target and place it was measured in: the figure, its limit, "met" or "missed", and the file. Of
-`layershard bench link --save` the pulls are judged here; e2e.py and wan.py have judged their tables themselves, also
+`layershard-bench link --save` the pulls are judged here; e2e.py and wan.py have judged their tables themselves, also
 that one is "void" or "not judged"; of the log of a check on GPUs it is counted which ranks went on when another was
 killed. "not measured": no file has it, and which part of bench/gpu.sh measures it. Targets about a link between GPUs
 are not judged by processes that share one GPU.

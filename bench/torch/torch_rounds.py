@@ -638,7 +638,7 @@ def _gpu(meeting: Meeting) -> dict[str, Any] | None:
 
 
 def save(path: str | None, meeting: Meeting, result: dict[str, Any]) -> None:
-    """Write @result with the machine, the date, the command and the versions, as `layershard bench --save` does.
+    """Write @result with the machine, the date, the command and the versions, as `layershard-bench --save` does.
     Collective; without a path nothing is written."""
     import layershard._library
 

@@ -115,7 +115,7 @@ static int complete_prompts(struct run *run)
 	    cli_transport_is_collective(run->options.spec))
 		return cli_usage("",
 				 "transport '%s' needs all ranks in step, but prompts differ in length and so do "
-				 "their ranks' passes; --verify, and 'layershard bench step --all-compute', can "
+				 "their ranks' passes; --verify, and 'layershard-bench step --all-compute', can "
 				 "use it",
 				 run->options.spec);
 	return code;

@@ -6,6 +6,5 @@
 #define COMMANDS_H
 
 int command_info(int argc, char **argv);
-int command_bench(int argc, char **argv);
 
 #endif

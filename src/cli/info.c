@@ -116,7 +116,7 @@ static json_t *json_of_variables(void)
 		add_own_variable(array, "LAYERSHARD_LOG", "",
 				 "the library's log on stderr of this tree's programs: error, warn, info or debug") &&
 		add_own_variable(array, "CUDA_VISIBLE_DEVICES", "",
-				 "the GPUs that NVIDIA's driver shows, which --devices counts; not set: all");
+				 "the GPUs that NVIDIA's driver shows, by their numbers; not set: all");
 	if (added)
 		return array;
 	json_decref(array);

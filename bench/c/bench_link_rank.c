@@ -331,7 +331,7 @@ static bool run_rounds(struct link_rank *self)
 		order[i] = i;
 	for (uint32_t round = 0; good && round < bench->options.rounds; round++) {
 		if (self->rank == 0)
-			cli_progress("bench link: round %u of %u", round + 1, bench->options.rounds);
+			cli_progress("link: round %u of %u", round + 1, bench->options.rounds);
 		bench_shuffle(order, bench->arm_count, &random);
 		for (uint32_t i = 0; good && i < bench->arm_count; i++)
 			good = run_arm(self, order[i], round);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_step.c - `layershard bench step`: turns options into links, series, arms and cases, has them measured, and
+ * bench_step.c - `layershard-bench step`: turns options into links, series, arms and cases, has them measured, and
  * reports. Knows: the planner. Does not know: how ranks run, how a result is printed.
  */
 #include "bench_step.h"
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COMMAND       "bench step"
+#define COMMAND       "step"
 #define LOCKSTEP_SPEC "local:lockstep"
 
 /* ---- The planner --------------------------------------------------------------------------------------------- */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_calls.c - `layershard bench calls`: what reach and wait cost together when there is nothing to transfer.
+ * bench_calls.c - `layershard-bench calls`: what reach and wait cost together when there is nothing to transfer.
  *
  * All series are open at once; every round times each of them once, in a new order, on rank 0, while the other ranks
  * are idle. Every byte is compared before the first and after the last round.
@@ -109,7 +109,7 @@ static void measure(void *user)
 	if (!compare_rows(bench))
 		return;
 	for (uint32_t round = 0; round < bench->rounds; round++) {
-		cli_progress("bench calls: round %u of %u", round + 1, bench->rounds);
+		cli_progress("calls: round %u of %u", round + 1, bench->rounds);
 		if (!time_round(bench, order, round, &random))
 			break;
 	}
@@ -137,7 +137,7 @@ static bool print_table(const struct calls_bench *bench)
 	bool good;
 
 	if (!table) {
-		cli_message("bench calls: no memory for the table");
+		cli_message("calls: no memory for the table");
 		return false;
 	}
 	for (uint32_t index = 0; index < bench->row_count; index++) {
@@ -210,7 +210,7 @@ static int report(const struct calls_bench *bench, int argc, char **argv)
 		return CLI_FAILED;
 	if (worst_median(bench) <= bench->most_ns)
 		return CLI_DONE;
-	cli_message("bench calls: reach + wait took %.1f ns, more than %.0f ns", worst_median(bench), bench->most_ns);
+	cli_message("calls: reach + wait took %.1f ns, more than %.0f ns", worst_median(bench), bench->most_ns);
 	return CLI_FAILED;
 }
 
@@ -218,7 +218,7 @@ static int report(const struct calls_bench *bench, int argc, char **argv)
 
 static int print_help(void)
 {
-	printf("Usage: layershard bench calls [OPTION]...\n\n"
+	printf("Usage: layershard-bench calls [OPTION]...\n\n"
 	       "The cost of lshard_reach and lshard_wait together when there is nothing to\n"
 	       "transfer: the layer is kept by the rank, is held in its window, or is computed\n"
 	       "from where its source keeps it. For 8 to 8192 layers of %u bytes; 2, 8 and 64\n"
@@ -256,18 +256,18 @@ static int parse_options(int argc, char **argv, struct calls_bench *bench, bool 
 		else if (option == OPTION_SAVE)
 			bench->save = optarg;
 		else if (option == OPTION_MAX_NS && !cli_parse_positive(optarg, &bench->most_ns))
-			return cli_usage("bench calls", "--max-ns '%s': a number of nanoseconds above 0 is needed",
+			return cli_usage("calls", "--max-ns '%s': a number of nanoseconds above 0 is needed",
 					 optarg);
 		else if (option == OPTION_ROUNDS && !cli_parse_count(optarg, ROUNDS_LEAST, ROUNDS_MOST, &rounds))
-			return cli_usage("bench calls", "--rounds '%s': a whole number from %u to %u is needed", optarg,
+			return cli_usage("calls", "--rounds '%s': a whole number from %u to %u is needed", optarg,
 					 ROUNDS_LEAST, ROUNDS_MOST);
 		else if (option == '?' || option == ':')
-			return cli_bad_option("bench calls", option, argv);
+			return cli_bad_option("calls", option, argv);
 	}
 	if (optind < argc)
-		return cli_usage("bench calls", "'%s' is not expected here", argv[optind]);
+		return cli_usage("calls", "'%s' is not expected here", argv[optind]);
 	bench->rounds = (uint32_t)rounds;
-	if (bench->save && !bench_save_possible("bench calls", bench->save))
+	if (bench->save && !bench_save_possible("calls", bench->save))
 		return CLI_USAGE;
 	return CLI_DONE;
 }
@@ -325,7 +325,7 @@ int bench_calls(int argc, char **argv)
 		return print_help();
 	samples = calloc((size_t)ROWS_MOST * bench.rounds, sizeof *samples);
 	if (!samples) {
-		cli_message("bench calls: no memory for the samples");
+		cli_message("calls: no memory for the samples");
 		return CLI_FAILED;
 	}
 	for (uint32_t index = 0; index < ROWS_MOST; index++)
@@ -335,7 +335,7 @@ int bench_calls(int argc, char **argv)
 	if (good)
 		result = report(&bench, argc, argv);
 	else
-		cli_message("bench calls: %s", bench.failure);
+		cli_message("calls: %s", bench.failure);
 	free(samples);
 	return good ? result : CLI_FAILED;
 }

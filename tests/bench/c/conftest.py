@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures for the tests of src/cli."""
+"""Fixtures for the tests of bench/c."""
 import pathlib
 import sys
 
 import pytest
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "support"))
 pytest.register_assert_rewrite("programs")
 from programs import program_named, sanitized  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session")
 def program():
-    return program_named("layershard")
+    return program_named("layershard-bench")

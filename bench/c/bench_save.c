@@ -66,7 +66,7 @@ static json_t *command_json(int argc, char **argv)
 
 	if (!stream)
 		return NULL;
-	fputs("layershard bench", stream);
+	fputs("layershard-bench", stream);
 	for (int i = 0; i < argc; i++) {
 		fputc(' ', stream);
 		write_word(stream, argv[i]);
@@ -128,7 +128,7 @@ bool bench_save(const char *path, int argc, char **argv, json_t *gpus, json_t *r
 	bool good = false;
 
 	if (!root) {
-		cli_message("bench: no memory to save the result in '%s'", path);
+		cli_message("no memory to save the result in '%s'", path);
 		return false;
 	}
 	if (file) {
@@ -137,7 +137,7 @@ bool bench_save(const char *path, int argc, char **argv, json_t *gpus, json_t *r
 		good = fclose(file) == 0 && good;
 	}
 	if (!good)
-		cli_message("bench: the result could not be saved in '%s': %s", path, strerror(errno));
+		cli_message("the result could not be saved in '%s': %s", path, strerror(errno));
 	json_decref(root);
 	return good;
 }

@@ -14,7 +14,7 @@
 
 #include <jansson.h>
 
-/** False, after a message of @p command ("bench link"), where @p path cannot be written: told before measuring. */
+/** False, after a message of @p command ("link"), where @p path cannot be written: told before measuring. */
 bool bench_save_possible(const char *command, const char *path);
 /**
  * Writes @p result, which stays the caller's. @p argv: of the bench, argv[0] its name ("link"). @p gpus: a list of

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`layershard bench`: options, exit codes, the shape of the results, and that wrong bits never pass.
+"""`layershard-bench`: options, exit codes, the shape of the results, and that wrong bits never pass.
 
 How long anything takes is not judged here, with one exception: a throttled link is never faster than its speed.
-The program is build/layershard, or that of the folder that LAYERSHARD_TEST_BUILD names.
+The program is build/layershard-bench, or that of the folder that LAYERSHARD_TEST_BUILD names.
 """
 
 import json
@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from patience import LONG_S
 
-PROGRAM = os.path.join(os.environ.get("LAYERSHARD_TEST_BUILD", "build"), "layershard")
+PROGRAM = os.path.join(os.environ.get("LAYERSHARD_TEST_BUILD", "build"), "layershard-bench")
 
 # A stack so small that all arms take a moment; --margin lets a busy machine pass.
 SMALL = ["--layers", "12", "--layer-bytes", "4K", "--compute-us", "200", "--passes", "1", "--margin", "100"]
@@ -21,7 +21,7 @@ ONE_CASE = ["--ratio", "1.2", "--prefetch", "1"]
 
 def bench(*arguments):
     return subprocess.run(
-        [PROGRAM, "bench", *arguments], capture_output=True, text=True, timeout=LONG_S, check=False
+        [PROGRAM, *arguments], capture_output=True, text=True, timeout=LONG_S, check=False
     )
 
 
@@ -42,7 +42,7 @@ def is_spread(value):
 def test_help(arguments):
     done = bench(*arguments, "--help")
     assert done.returncode == 0
-    assert "Usage: layershard bench" in done.stdout
+    assert "Usage: layershard-bench" in done.stdout
     assert "Exit status" in done.stdout
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`layershard bench link`: options, the shape of the results, and that wrong bits never pass; GPUs by the stub driver.
+"""`layershard-bench link`: options, the shape of the results, and that wrong bits never pass; GPUs by the stub driver.
 
     LAYERSHARD_TEST_STUB_CUDA   the stub of NVIDIA's driver that the tests build; what needs it is skipped without
 
@@ -26,7 +26,7 @@ def stub():
 
 
 def link(program, *arguments, env=None):
-    result = program.json("bench", "link", *SMALL, *arguments, env=env)
+    result = program.json("link", *SMALL, *arguments, env=env)
     assert result["bench"] == "link"
     assert result["bits_checked"] is True
     return result
@@ -50,9 +50,9 @@ def check_figures(figures):
 
 
 def test_help(program):
-    done = program.run("bench", "link", "--help")
+    done = program.run("link", "--help")
     assert done.returncode == 0
-    assert "Usage: layershard bench link" in done.stdout
+    assert "Usage: layershard-bench link" in done.stdout
     assert "Exit status" in done.stdout
 
 
@@ -89,14 +89,14 @@ def test_help(program):
     ],
 )
 def test_wrong_arguments_are_named(program, arguments, names):
-    done = program.run("bench", "link", *arguments)
+    done = program.run("link", *arguments)
     assert done.returncode == 2
     assert names in done.stderr
     assert done.stdout == ""
 
 
 def test_a_driver_that_is_missing_is_told(program, tmp_path):
-    done = program.run("bench", "link", "--devices", "0,1", env={"LAYERSHARD_CUDA_SO_PATH": str(tmp_path / "none.so")})
+    done = program.run("link", "--devices", "0,1", env={"LAYERSHARD_CUDA_SO_PATH": str(tmp_path / "none.so")})
     assert done.returncode == 1
     assert "none.so" in done.stderr
 
@@ -149,7 +149,7 @@ def test_nothing_moves_where_ranks_share_memory(program):
 
 
 def test_table(program):
-    done = program.run("bench", "link", *SMALL, "--transport", "local", "--placement", "owner,striped")
+    done = program.run("link", *SMALL, "--transport", "local", "--placement", "owner,striped")
     assert done.returncode == 0
     for word in ("every byte compared", "bare GB/s", "others", "inside"):
         assert word in done.stdout
@@ -158,14 +158,14 @@ def test_table(program):
 
 @pytest.mark.parametrize("transport", ["faults=r0.wait@*=flip,local", "faults=r1.wait@*=flip,shm:copy"])
 def test_a_flipped_bit(program, transport):
-    done = program.run("bench", "link", *SMALL, "--transport", transport)
+    done = program.run("link", *SMALL, "--transport", transport)
     assert done.returncode == 1
     assert "wrong bits" in done.stderr
     assert done.stdout == ""
 
 
 def test_a_killed_rank_ends_the_bench(program):
-    process = program.start("bench", "link", "--max-bytes", "1M", "--rounds", "10000")
+    process = program.start("link", "--max-bytes", "1M", "--rounds", "10000")
     children = wait_until(lambda: len(found := children_of(process.pid)) == 2 and found, "two ranks")
     os.kill(children[1], 9)
     done = program.finish(process)
@@ -175,7 +175,7 @@ def test_a_killed_rank_ends_the_bench(program):
 
 
 def test_ranks_do_not_outlive_the_program(program):
-    process = program.start("bench", "link", "--max-bytes", "1M", "--rounds", "10000")
+    process = program.start("link", "--max-bytes", "1M", "--rounds", "10000")
     children = wait_until(lambda: len(found := children_of(process.pid)) == 2 and found, "two ranks")
     process.kill()
     program.finish(process)
@@ -190,7 +190,7 @@ def test_saved_results_say_where_they_come_from(program, tmp_path):
     printed = link(program, "--transport", "local", "--save", path)
     saved = json.loads(path.read_text())
     assert saved["result"] == printed
-    assert saved["command"].startswith("layershard bench link --min-bytes 4K")
+    assert saved["command"].startswith("layershard-bench link --min-bytes 4K")
     assert "'\\''" in saved["command"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", saved["date"])
     assert saved["version"] in program.run("--version").stdout
@@ -201,7 +201,7 @@ def test_saved_results_say_where_they_come_from(program, tmp_path):
 def test_a_file_that_exists_is_replaced(program, tmp_path):
     path = tmp_path / "saved.json"
     path.write_text("x" * 100000)
-    done = program.run("bench", "link", *SMALL, "--transport", "local", "--save", path)
+    done = program.run("link", *SMALL, "--transport", "local", "--save", path)
     assert done.returncode == 0
     assert "every byte compared" in done.stdout  # the table is printed as well
     assert json.loads(path.read_text())["result"]["bench"] == "link"
@@ -218,11 +218,11 @@ def test_a_file_that_exists_is_replaced(program, tmp_path):
 )
 def test_the_other_benches_save_too(program, tmp_path, bench):
     path = tmp_path / "saved.json"
-    done = program.run("bench", *bench, "--json", "--save", path)
+    done = program.run(*bench, "--json", "--save", path)
     assert done.returncode in (0, 3), done.stderr  # 3: the machine is busy
     saved = json.loads(path.read_text())
     assert saved["result"] == json.loads(done.stdout)
-    assert saved["command"].startswith(f"layershard bench {bench[0]} ")
+    assert saved["command"].startswith(f"layershard-bench {bench[0]} ")
 
 
 # ---- GPUs, by the stub
@@ -261,32 +261,32 @@ def test_large_striped_layers_move_although_each_has_its_own_address(program, st
 
 
 def test_a_gpu_that_is_not_there(program, stub):
-    done = program.run("bench", "link", *SMALL, "--devices", "0,99", env=stub)
+    done = program.run("link", *SMALL, "--devices", "0,99", env=stub)
     assert done.returncode == 1
     assert "99" in done.stderr
 
 
 def test_what_hides_gpus_is_named(program, stub):
-    done = program.run("bench", "link", *SMALL, "--devices", "0,99", env={**stub, "CUDA_VISIBLE_DEVICES": "0,1,2"})
+    done = program.run("link", *SMALL, "--devices", "0,99", env={**stub, "CUDA_VISIBLE_DEVICES": "0,1,2"})
     assert "counted from 0 (CUDA_VISIBLE_DEVICES=0,1,2)" in done.stderr
 
 
 def test_a_link_below_the_floor_is_shown(program, stub):
     slow = ["--devices", "0,1", "--transport", "cuda:floor=100000"]
-    done = program.run("bench", "link", *SMALL, *slow, env=stub)
+    done = program.run("link", *SMALL, *slow, env=stub)
     assert done.returncode == 0
     assert "slow: a pull goes at" in done.stdout
     assert "rank 0 (Stub 0" in done.stderr and "pulls from rank 1 (Stub 1" in done.stderr
-    assert "pulls from" not in program.run("bench", "link", *SMALL, "--devices", "0,1", env=stub).stderr
+    assert "pulls from" not in program.run("link", *SMALL, "--devices", "0,1", env=stub).stderr
 
 
 def test_a_mistake_in_the_transport_names_one_rank(program, stub):
-    done = program.run("bench", "link", *SMALL, "--devices", "0,1", "--transport", "cuda:nope", env=stub)
+    done = program.run("link", *SMALL, "--devices", "0,1", "--transport", "cuda:nope", env=stub)
     assert done.returncode == 1
     assert "cuda has no option 'nope'" in done.stderr and done.stderr.count("rank ") == 1, done.stderr
 
 
 def test_the_gpus_table_names_them(program, stub):
-    done = program.run("bench", "link", *SMALL, "--devices", "0,1", env=stub)
+    done = program.run("link", *SMALL, "--devices", "0,1", env=stub)
     assert done.returncode == 0
     assert "rank 1: GPU 1, Stub 1, 0000:01:00.0" in done.stdout

@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-#define COMMAND        "bench link"
+#define COMMAND        "link"
 #define ROUNDS_LEAST   9u
 #define BYTES_LEAST    4096u
 #define BYTES_MOST     (UINT64_C(16) << 30)
@@ -52,8 +52,8 @@ static const struct option long_options[] = {{"devices", required_argument, NULL
 					     {NULL, 0, NULL, 0}};
 
 /* clang-format off: one line of text per line */
-static const char help_text[] = "Usage: layershard bench link --devices 0,1 [OPTION]...\n"
-				"       layershard bench link [--transport SPEC] [OPTION]...\n"
+static const char help_text[] = "Usage: layershard-bench link --devices 0,1 [OPTION]...\n"
+				"       layershard-bench link [--transport SPEC] [OPTION]...\n"
 				"\n"
 				"How fast a layer comes from another rank, by size: lshard_reach and lshard_wait\n"
 				"with a transfer, beside a bare copy of as many bytes between the same ranks in\n"

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#define COMMAND      "bench step"
+#define COMMAND      "step"
 #define ROUNDS_LEAST 9u
 #define LAYERS_MOST  4096u
 
@@ -55,7 +55,7 @@ static const struct option long_options[] = {{"layers", required_argument, NULL,
 					     {NULL, 0, NULL, 0}};
 
 /* clang-format off: one line of text per line */
-static const char help_text[] = "Usage: layershard bench step [OPTION]...\n"
+static const char help_text[] = "Usage: layershard-bench step [OPTION]...\n"
 				"\n"
 				"Passes over a synthetic stack of layers whose bytes come over a link of limited\n"
 				"speed, beside what the planner predicts. Ranks are threads of this process; rank\n"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_link.c - `layershard bench link`: turns options into sizes, arms and rows, has the ranks measure them, and
+ * bench_link.c - `layershard-bench link`: turns options into sizes, arms and rows, has the ranks measure them, and
  * reports. Knows: processes and threads as ranks. Does not know: how a rank measures, how a result is printed.
  */
 #include "bench_link.h"
@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define COMMAND "bench link"
+#define COMMAND "link"
 
 /* ---- Sizes, arms, rows --------------------------------------------------------------------------------------- */
 

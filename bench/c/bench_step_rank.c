@@ -279,7 +279,7 @@ static bool run_rounds(struct step_rank *self)
 		order[i] = STEP_ARM_SHUFFLED + i;
 	for (uint32_t round = 0; round < bench->options.rounds; round++) {
 		if (self->member.rank == 0)
-			cli_progress("bench step: round %u of %u", round + 1, bench->options.rounds);
+			cli_progress("step: round %u of %u", round + 1, bench->options.rounds);
 		bench_shuffle(order, count, &random);
 		if (!run_arm(self, STEP_ARM_FIRST, round))
 			return false;

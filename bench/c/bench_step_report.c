@@ -10,7 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define COMMAND "bench step"
+#define COMMAND "step"
 
 static double ms(double ns)
 {

@@ -55,7 +55,7 @@ def test_a_table_is_made_and_then_left_alone(tmp_path, saved):
     assert tables("--check", page).returncode == 1
     assert tables(page).returncode == 0
     lines = page.read_text().splitlines()
-    assert "`layershard bench link --devices 0,1`, Some GPU, 2026-11-23, version 0.1.0:" in lines
+    assert "`layershard-bench link --devices 0,1`, Some GPU, 2026-11-23, version 0.1.0:" in lines  # as it is called now
     at = lines.index("| size | us | clock | last |")
     assert lines[at + 1 : at + 5] == [
         "| --- | --- | --- | --- |",

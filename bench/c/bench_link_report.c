@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COMMAND "bench link"
+#define COMMAND "link"
 
 /* Of one arm; of ranks that read at once the slowest counts. Nanoseconds. */
 struct arm_figures {

@@ -64,7 +64,7 @@ static bool close_rank(struct calls_pair *pair, int32_t rank)
 		lshard_series_destroy(pair->series[count]);
 	if (cli_group_leave(pair->group, error, sizeof error) >= 0)
 		return true;
-	cli_message("bench calls: rank %d: %s", (int)rank, error);
+	cli_message("calls: rank %d: %s", (int)rank, error);
 	return false;
 }
 
@@ -83,7 +83,7 @@ static void child_main(struct calls_pair *pair, pid_t parent)
 		while (read(pair->pipe, &nothing, 1) < 0 && errno == EINTR) {
 		} /* until rank 0 closes its end */
 	else
-		cli_message("bench calls: rank 1: %s", failure);
+		cli_message("calls: rank 1: %s", failure);
 	good = close_rank(pair, 1) && good;
 	close(pair->pipe);
 	_exit(good ? CLI_DONE : CLI_FAILED);

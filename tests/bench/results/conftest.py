@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the tests of bench/results find what tests of programs share."""
+import pathlib
+import sys
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "support"))
+import programs  # noqa: E402, F401
