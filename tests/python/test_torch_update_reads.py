@@ -365,8 +365,7 @@ def mixed_by_conditions(model):
 
 
 def compiling(rank, size):
-    import torch._dynamo
-
+    """In the first body the compiler is imported, where no other test has done so."""
     every_right_way(rank, size, BY[0], [by_conditions, by_whole_graphs])
     every_mix(rank, size, BY[0], [mixed_by_conditions])
     assert torch.compile(lambda a: a * 2, backend=lambda graph, _: graph.forward, fullgraph=True)(torch.ones(1)) == 2
@@ -493,6 +492,7 @@ def test_an_update_within_an_update_is_refused(is_caught):
 def test_nothing_followed_is_kept_alive():
     from layershard.torch.origins import Origins
 
+    finders = list(sys.meta_path)
     with Origins() as origins:
         source = torch.ones(3)
         origins.follow(source, "there")
@@ -506,7 +506,7 @@ def test_nothing_followed_is_kept_alive():
         del source, result, sparse
         new = torch.ones(3)
         assert origins.source_of(new) is None
-    assert address
+    assert address and sys.meta_path == finders
 
 
 def test_other_threads_are_not_followed_and_do_not_break():

@@ -6,8 +6,13 @@ Knows torch's compilers; nothing of series or windows.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,3 +72,46 @@ def _is_proxied() -> bool:
     """make_fx hands on tensors that write down what is done with them."""
     depth, kind = torch._C._len_torch_dispatch_stack(), torch._C._TorchDispatchModeKey.PROXY
     return depth > 0 and torch._C._get_dispatch_mode(kind) is not None
+
+
+class Eager:
+    """Inside, what torch.compile made, or makes, runs in eager mode. What must not be broken up would fail where it
+    meets a mode that sees operators. The compiler is not imported for that, which takes seconds, but may be inside."""
+
+    def __init__(self) -> None:
+        self._stance: contextlib.AbstractContextManager[None] | None = None
+        self._is_inside = False
+
+    def __enter__(self) -> None:
+        self._is_inside = True
+        if "torch._dynamo" in sys.modules:
+            self._set()
+        else:
+            sys.meta_path.insert(0, self)
+
+    def __exit__(self, *error: Any) -> None:
+        self._is_inside = False
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        if self._stance is not None:
+            self._stance.__exit__(*error)
+
+    def _set(self) -> None:
+        self._stance = torch.compiler.set_stance("force_eager")
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Asked wherever modules are looked for: sets the stance as soon as the compiler has been imported."""
+        if name != "torch._dynamo":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        loader: Any = spec and spec.loader
+        load = loader.exec_module
+
+        def load_and_set(module: ModuleType) -> None:
+            load(module)
+            if self._is_inside:  # another thread may have been at it for long
+                self._set()
+
+        loader.exec_module = load_and_set
+        return spec

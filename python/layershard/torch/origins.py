@@ -9,7 +9,6 @@ other threads and what does not go through torch. Nothing is kept alive.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 import weakref
@@ -21,6 +20,7 @@ from torch._compile import _disable_dynamo
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
+from .compiled import Eager
 from .containers import tensors_in
 from .layout import Layout
 from .sending import is_collective, sent_by
@@ -172,18 +172,17 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, _Known] = {}
         self._crowded = 1000  # where it is looked which storages are gone
         self._fresh: dict[int, int] = {}  # by address, the followed storage through which all was last written
-        self._eager: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        self._eager = Eager()
         self.sent: tuple[str, str] | None = None  # an operator that gave it to other ranks, and what
 
     def __enter__(self) -> Origins:
-        if "torch._dynamo" in sys.modules:  # else compiled code that must not be broken up fails where it meets a mode
-            self._eager = torch.compiler.set_stance("force_eager")
+        self._eager.__enter__()  # compiled code that must not be broken up fails where it meets a mode
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._eager.__exit__(None, None, None)
+        self._eager.__exit__(*error)
 
     def follow(self, tensor: torch.Tensor, source: str) -> None:
         """The whole storage of @tensor. Storages may share its memory: what is written by one name is not there by
