@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The caller's own collectives, and its device: what the transport "callback" brings layers with. A program gives them in
- * lshard_group_options.
+ * The caller's own collectives, and its device: what the transport "callback" brings layers with. A program gives them
+ * in lshard_group_options.
  */
 #ifndef LAYERSHARD_CALLBACKS_H
 #define LAYERSHARD_CALLBACKS_H

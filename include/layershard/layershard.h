@@ -45,10 +45,10 @@
  *   Memory     nothing is allocated between lshard_series_commit and lshard_series_destroy, but by updates.
  *   Streams    a stream is the device's own handle (a CUstream) as void *. Host memory has no streams: pass NULL.
  *   Units      _bytes, _ns, _ms. Strings and structs given to a function are copied.
- *   Structs    begin with struct_size, which their INIT macro sets; for those in arrays the options say it. So a program
- *              may be built with a header of another version than the library's, where names and meanings are the same:
- *              later ones add members at the end. What the program's header lacks has its default. Where the program
- *              sets what the library does not know, the call is INVALID; results that it does not know are 0.
+ *   Structs    begin with struct_size, which their INIT macro sets; for those in arrays the options say it. So a
+ *              program may be built with a header of another version than the library's: later ones add members at the
+ *              end. What the program's header lacks has its default. Where the program sets what the library does not
+ *              know, the call is INVALID; results that it does not know are 0.
  *
  * Beside this header: plan.h (planning, transports, variables, discovery: no group needed), callbacks.h (the caller's
  * own collectives and device) and transport.h, for writers of transports. What they do not declare is no part of the
@@ -226,6 +226,10 @@ typedef struct lshard_group_options {
  * of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the user only the
  * latter can be had (NOT_SUPPORTED): all users look alike there.
  *
+ * Threads of one process are ranks like others: each creates a group of its own, with its rank and by one job's name or
+ * a bootstrap among them, and "auto" takes "local". A child by fork of a rank is none (see Processes above); ranks that
+ * a program forks create their groups after the fork.
+ *
  * Scope: collective.  Blocks: until all ranks came, at most timeout_ms each time they meet; where a bootstrap is given,
  *        as long as that does.
  * State: on failure nothing is left behind on this rank.
@@ -300,13 +304,13 @@ typedef struct lshard_tensor {
  * in place (stored here, resident, on "shm", of ranks on the same device) have no windows: nothing is poisoned there.
  */
 typedef enum lshard_poison {
-	LSHARD_POISON_OFF = 0,   /* unless LAYERSHARD_POISON says more: "ready" or "1" */
+	LSHARD_POISON_OFF = 0, /* unless LAYERSHARD_POISON says more: "ready" or "1" */
 	/*
 	 * lshard_series_poison switches it on and off. In host memory, where no tensor has a pattern of its own, it
 	 * takes addresses only until it is switched on for the first time.
 	 */
 	LSHARD_POISON_READY = 1,
-	LSHARD_POISON_ON = 2     /* from creation on; lshard_series_poison switches it off and on */
+	LSHARD_POISON_ON = 2 /* from creation on; lshard_series_poison switches it off and on */
 } lshard_poison;
 
 /**
@@ -328,7 +332,12 @@ typedef struct lshard_series_options {
 	uint32_t tensor_count;     /* 1..4096 */
 	uint32_t prefetch;         /* k; any; windows = at most min(k + 1, layers not stored here) */
 	lshard_placement placement;
-	uint64_t resident_bytes; /* memory to spend on keeping further layers: 0 none, UINT64_MAX all */
+	/*
+	 * Memory to spend on keeping further layers: 0 none, UINT64_MAX all. Each costs what a window does: layer_bytes
+	 * of lshard_stats; with STRIPED less where this rank's own stripes are mapped in place. lshard_plan
+	 * (layershard/plan.h) tells how many a sum buys, and what is late without them.
+	 */
+	uint64_t resident_bytes;
 	const lshard_memory_source *memory_source;    /* NULL: the transport's own memory */
 	lshard_poison poison;                         /* the same on all ranks, or OFF on all */
 	const lshard_poison_pattern *poison_patterns; /* tensor_count of them; NULL: 0xff for all */
@@ -551,6 +560,10 @@ LSHARD_API lshard_status lshard_series_update_begin(lshard_series *series);
 
 /**
  * End an update: as commit, for the layers this rank is source of; generation + 1. The next pass reads the new bytes.
+ *
+ * With OWNER an update may write some layers only, or some tensors of a layer: the pointers lead to where the old bytes
+ * are, and what is not written keeps them. With STRIPED post_process writes every layer whole: nothing is there before.
+ *
  * Scope: collective over the living ranks.
  * @return as lshard_series_commit; on failure the series stays in update and update_end may be called again. After
  *         PEER_FAILED only destroy is left: the layers it names may be half written.

@@ -173,9 +173,69 @@ static void a_rank_that_only_keeps_stripes_is_missed(void **state)
 	assert_int_equal(team_of_processes(3, dying_keeper_body, NULL), 0);
 }
 
+/* ---- Some layers only ------------------------------------------------------------------------------------------ */
+
+#define SOME_LAYERS 5u
+#define SOME_BYTES  64u
+
+/* All layers where the generation is 0; later the even ones. */
+static int write_some(void *user, uint32_t layer, void *const *tensors)
+{
+	const int generation = *(const int *)user;
+
+	if (generation == 0 || layer % 2 == 0)
+		memset(tensors[0], (int)layer + 100 * generation, SOME_BYTES);
+	return 0;
+}
+
+static int some_body(const struct member *member)
+{
+	const lshard_tensor tensor = {"w", SOME_BYTES, 0, LSHARD_STRIPE_BYTES, 0, 0};
+	lshard_group_options group_options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+	struct rank rank = {.member = member};
+	bool right = false;
+	int generation = 0;
+
+	group_options.rank = member->rank;
+	group_options.size = member->size;
+	group_options.transport = "local";
+	group_options.bootstrap = member->bootstrap;
+	options.name = "some";
+	options.layer_count = SOME_LAYERS;
+	options.tensors = &tensor;
+	options.tensor_count = 1;
+	EXPECT(member, lshard_group_create(&group_options, &rank.group) == LSHARD_OK, "group");
+	EXPECT(member, lshard_series_create(rank.group, &options, &rank.series) == LSHARD_OK, "%s",
+	       lshard_group_error(rank.group));
+	OK_SERIES(&rank, lshard_series_commit(rank.series, write_some, &generation));
+	OK_SERIES(&rank, lshard_series_update_begin(rank.series));
+	generation = 1;
+	OK_SERIES(&rank, lshard_series_update_end(rank.series, write_some, &generation));
+	for (uint32_t layer = 0; layer < SOME_LAYERS; layer++) {
+		void *bytes = NULL;
+
+		OK_SERIES(&rank, lshard_reach(rank.series, layer, NULL));
+		OK_SERIES(&rank, lshard_wait(rank.series, layer, NULL));
+		OK_SERIES(&rank, lshard_series_address(rank.series, layer, 0, &bytes));
+		EXPECT(member, *(unsigned char *)bytes == layer + (layer % 2 == 0 ? 100 : 0), "layer %u is %u", layer,
+		       *(unsigned char *)bytes);
+	}
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void layers_that_an_update_does_not_write_keep_their_bytes(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_threads(2, some_body, NULL), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(layers_that_an_update_does_not_write_keep_their_bytes),
 		cmocka_unit_test(a_resident_that_does_not_come_fails_all),
 		cmocka_unit_test(stripes_are_taken_before_the_next_round),
 		cmocka_unit_test(a_source_that_dies_between_the_meetings_is_told),
