@@ -33,8 +33,8 @@ BORDERS = {
     "src/host": (("src/base",), PUBLIC),
     "src/transport": (("src/base", "src/host"), PUBLIC),
     "src/transport/*": (("src/base", "src/host", "src/transport"), PUBLIC),
-    "src/cli": (("tools/support",), PROGRAMS),
     "tools/support": ((), PROGRAMS),
+    "tools/layershard": (("tools/support",), PROGRAMS),
     "examples/llama": (("tools/support",), PROGRAMS),
     "bench/c": (("tools/support",), PROGRAMS),
 }
