@@ -141,6 +141,46 @@ def test_checkpointing(kind, pattern):
     ranks.run(2, work)
 
 
+class Aside(Within):
+    """Nothing that it returns has a gradient, and nothing outside of the checkpointed part saves anything."""
+
+    def forward(self, x):
+        self.kept = checkpoint(lambda x: self.inner(x) * self.extra, x, use_reentrant=False)
+        return self.kept.detach()
+
+
+def test_checkpointing_of_what_a_block_keeps_to_itself():
+    def work(rank, size):
+        model = nn.Module()
+        model.layers = nn.ModuleList(Aside(False) for _ in range(4))
+        sharding.shard(model, "*.inner.*", scope="block", transport="shm:copy")
+        model.layers[1](X)
+        refused(lambda: model.layers[1].kept.sum().backward())
+
+    ranks.run(2, work)
+
+
+def test_modules_in_a_block_have_no_hooks_where_no_graph_is_made():
+    def work(rank, size):
+        model = sharding.shard(adapted("after").requires_grad_(False), **BLOCKS, transport="shm:copy")
+        for _ in range(2):
+            assert torch.is_grad_enabled() and not model.layers[1](X).requires_grad
+        assert not any(module._forward_pre_hooks for module in (model.layers[1].up, model.layers[1].down))
+
+    ranks.run(2, work)
+
+
+def test_hooks_of_the_program_s_that_came_after_sharding():
+    """They read the weights as the module does."""
+
+    def work(rank, size):
+        model = sharding.shard(adapted("after"), **BLOCKS, transport="shm:copy")
+        model.layers[1].register_forward_hook(lambda block, args, y: y + (block.up.weight * block.extra.sum()).sum())
+        refused(lambda: model.layers[1](X))
+
+    ranks.run(2, work)
+
+
 class Keeping(torch.autograd.Function):
     """Keeps a weight as quantised layers' kernels do."""
 

@@ -15,8 +15,8 @@ Nothing is asked where grad mode is off. Knows autograd and memory; nothing of s
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -26,7 +26,14 @@ from .containers import tensors_in
 from .grouping import Place
 from .refusals import Refused
 
+HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+_Begun = tuple[int | None, Any]  # autograd's last node by then, None where it asks no hooks; and round which one
+
 _autograd: Any = torch._C._autograd
+_last_node = _autograd._get_sequence_nr  # a number that rises with each node of a graph that this thread makes
+_hooks_are_enabled, _top_hooks = _autograd._saved_tensors_hooks_is_enabled, _autograd._top_saved_tensors_default_hooks
+_push_hooks = _autograd._push_saved_tensors_default_hooks
+_pop_hooks = _autograd._pop_saved_tensors_default_hooks
 
 _WANTED = (
     "a gradient is wanted through {what}: a backward pass would read the weights again, when their window holds "
@@ -78,41 +85,58 @@ class Saving:
         self._names = {_memory_of(place.tensor): f"{place.name}, which is shared by layershard" for place in places}
         self._module = module
         self._inner = [owner for owner in dict.fromkeys(place.owner for place in places) if owner is not module]
-        self.inside: list[int] = []  # threads that run the module in grad mode
+        self.inside: dict[int, _Begun] = {}  # by the thread that runs the module in grad mode
+        self._own_pack = self._pack_before(_keep)
+        self._after: HookAfter | None = None
         self._handles: list[Any] = []
+        self._is_always_called = self._is_graph_made = False
 
     def _refuse(self, tensor: torch.Tensor) -> None:
         name = self._names.get(_memory_of(tensor))
         if name is not None:
             raise Refused(_WANTED.format(what=name))
 
-    # ---- Round a forward ----
-
-    def begin(self) -> None:
-        """Of several hooks autograd asks the innermost only: those of the program are asked by these."""
-        self._watch()
-        self.inside.append(threading.get_ident())
-        if not _autograd._saved_tensors_hooks_is_enabled():
-            return
-        keep, give = _autograd._top_saved_tensors_default_hooks(False) or (_keep, _give)
-
+    def _pack_before(self, keep: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
         def pack(tensor: torch.Tensor) -> Any:
             self._refuse(tensor)
             return keep(tensor)
 
-        _autograd._push_saved_tensors_default_hooks(pack, give)
+        return pack
 
-    def leave(self) -> None:
-        """Of what was not begun nothing is ended."""
-        if threading.get_ident() in self.inside:
-            self.inside.remove(threading.get_ident())
-            if _autograd._saved_tensors_hooks_is_enabled():
-                _autograd._pop_saved_tensors_default_hooks()
+    # ---- Round a forward ----
+
+    def begin(self) -> None:
+        """Of several hooks autograd asks the innermost only: those of the program are asked by these."""
+        if not self._is_always_called:
+            self._call_always()
+        thread, number = get_ident(), None
+        if _hooks_are_enabled():
+            theirs = _top_hooks(False)
+            if theirs is None:
+                _push_hooks(self._own_pack, _give)
+            else:
+                _push_hooks(self._pack_before(theirs[0]), theirs[1])
+            number = _last_node()
+        self.inside[thread] = number, self.inside.get(thread)
 
     def end(self, given: Any, output: Any) -> None:
-        """Before leave, with what the forward has returned."""
+        """Of what was not begun in this thread nothing is ended. @output: what the forward has returned; None also
+        where it has not. Nothing more is looked at where it made no part of a graph."""
+        begun = self.inside.pop(get_ident(), None)
+        if begun is None:
+            return
+        number, outer = begun
+        if outer is not None:
+            self.inside[get_ident()] = outer
+        if number is not None:
+            _pop_hooks()
+        if number != _last_node():
+            self._look(given, output, are_told=number is not None)
+
+    def _look(self, given: Any, output: Any, are_told: bool) -> None:
+        self._watch_again()
         results = [each for each in tensors_in(output) if each.requires_grad]
-        if not _autograd._saved_tensors_hooks_is_enabled():
+        if not are_told:
             refuse_results(self._module, results)
         self._refuse_kept(results, tensors_in(given))
 
@@ -134,21 +158,30 @@ class Saving:
 
     # ---- Hooks of modules ----
 
-    def _watch(self) -> None:
-        """From the first pass in grad mode on. A hook that is called after an exception, too, keeps dynamo from using
-        one graph for several blocks, so it is not there before."""
-        if not self._handles:
-            self._handles = [each.register_forward_pre_hook(self._refuse_again) for each in self._inner]
-            self._handles.append(self._module.register_forward_hook(self._leave, always_call=True))
+    def hang(self, after: HookAfter) -> None:
+        """The module's hook that calls end."""
+        self._after = after
+        self._handles.append(self._module.register_forward_hook(after, with_kwargs=True))
 
-    def _leave(self, *_args: Any) -> None:
-        if not compiler.is_compiling():
-            self.leave()
+    def _call_always(self) -> None:
+        """From the first pass in grad mode on, and after all hooks there are by then. A hook that is called after an
+        exception, too, keeps dynamo from using one graph for several blocks, so it is no such one before."""
+        self._is_always_called = True
+        if self._after is not None:
+            self._handles.pop().remove()
+            again = self._module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
+            self._handles.append(again)
+
+    def _watch_again(self) -> None:
+        """From the first graph on: without one there is no backward pass."""
+        if not self._is_graph_made:
+            self._is_graph_made = True
+            self._handles += [each.register_forward_pre_hook(self._refuse_again) for each in self._inner]
 
     def _refuse_again(self, module: nn.Module, args: Any) -> None:
         if compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             return
-        if torch.is_grad_enabled() and threading.get_ident() not in self.inside:
+        if torch.is_grad_enabled() and get_ident() not in self.inside:
             what = f"a {type(module).__name__} that a backward pass runs again by itself (checkpointing in its block)"
             raise Refused(_WANTED.format(what=what))
 

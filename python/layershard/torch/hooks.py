@@ -8,7 +8,7 @@ a hook only says when, never where. The hook after forward is for torch.compile,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +17,12 @@ from torch import compiler, nn
 from . import ops
 from .compiled import is_recording, refuse_tracing
 from .containers import tensors_in
-from .gradients import Saving, refuse_inputs, refuse_results
+from .gradients import HookAfter, Saving, refuse_inputs, refuse_results
 from .noticing import Watch
 from .ops import Step
 from .turns import Turn
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class Hooks(NamedTuple):
@@ -70,6 +69,7 @@ def arrival_hooks(
     calls, number, waits_too, changed = tuple(steps.eager), steps.number, bool(waits), steps.weights
     on_host, stream_of, is_grad_enabled = device.type == "cpu", ops.stream_of, torch.is_grad_enabled
     arrive, settle, leave, inside = ops.arrive, ops.settle, ops.leave, saving.inside
+    begin, end = saving.begin, saving.end
     here = threading.get_ident
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def arrival_hooks(
         for call, layer in calls:
             call(layer, stream)
         if wants_gradients:
-            saving.begin()
+            begin()
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if is_compiled() or (modes() and is_recorded()):
@@ -99,7 +99,7 @@ def arrival_hooks(
                 settle(token, results, changed, number)
                 leave(token, changed, number)
         elif inside:
-            saving.end((args, kwargs), output)
+            end((args, kwargs), output)
         elif is_grad_enabled() and not switch.off:  # what was before it has been compiled by itself
             refuse_results(module, tensors_in(output))
 
@@ -113,8 +113,9 @@ def runs_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def install(module: nn.Module, hooks: Hooks) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Round every other hook there is: those may read the weights."""
-    yield module.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
+def install(module: nn.Module, hooks: Hooks, saving: Saving) -> list[Any]:
+    """Round every other hook there is: those may read the weights. What is to be removed again."""
+    before = module.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
     if hooks.after is not None:
-        yield module.register_forward_hook(hooks.after, with_kwargs=True)
+        saving.hang(hooks.after)
+    return [before, saving]

@@ -185,7 +185,7 @@ class _Series:
             layer, weights = self.layers[index], [place.tensor for place in places]
             steps, saving = [(shared.series, index)], Saving(layer, places)
             hooks = arrival_hooks([], steps, self.device, Switch(), token, weights, saving, turn)
-            layer.forward = _waiting(layer, hooks, saving, layer.forward)
+            layer.forward = _waiting(layer, hooks, layer.forward)
 
     def reach(self, layer: nn.Module) -> None:
         if self.shared is None:
@@ -193,20 +193,17 @@ class _Series:
         self.shared.series.reach_fast(_index_of(layer), ops.stream_of(self.device))
 
 
-def _waiting(
-    layer: nn.Module, hooks: Hooks, saving: Saving, forward: Callable[..., Any]
-) -> Callable[..., Any]:
+def _waiting(layer: nn.Module, hooks: Hooks, forward: Callable[..., Any]) -> Callable[..., Any]:
     before, after = hooks
     assert after is not None
 
     def wait_and_forward(*args: Any, **kwargs: Any) -> Any:
         before(layer, args, kwargs)
+        output = None
         try:
             output = forward(*args, **kwargs)
-            after(layer, args, kwargs, output)
         finally:
-            if saving.inside:
-                saving.leave()
+            after(layer, args, kwargs, output)
         return output
 
     return wait_and_forward

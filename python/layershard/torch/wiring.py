@@ -112,8 +112,7 @@ class Wiring:
             hooks = arrival_hooks(
                 *steps, self._device, self.switch, self.token, weights, saving, self._turns[module], watch, name
             )
-            self._handles += install(module, hooks)
-            self._handles.append(saving)
+            self._handles += install(module, hooks, saving)
 
     def _record(self) -> None:
         for watch in self._watches.values():
