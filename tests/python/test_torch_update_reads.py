@@ -499,7 +499,7 @@ def test_nothing_followed_is_kept_alive():
         for _ in range(3000):
             result = source * 2
         assert origins.source_of(result[1:]) == "there"
-        assert len(origins._known) < 1100
+        assert len(origins._storages.known) < 1100
         sparse = result.to_sparse()
         assert origins.source_of(sparse) == "there"
         address = result.data_ptr()

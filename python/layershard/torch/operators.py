@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From which elements of its operands each element of an operator's results is made.
+
+Knows torch's operators; nothing of weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from .containers import tensors_in
+
+_OVERWRITES = frozenset(
+    ["copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_"]
+)
+_MOVES = frozenset(
+    """
+    cat stack index index_select index_copy index_fill index_put _unsafe_index _unsafe_index_put gather scatter take put
+    slice_scatter select_scatter diagonal_scatter masked_select masked_scatter embedding
+    repeat flip roll tril triu constant_pad_nd block_diag index_add scatter_add
+    _nested_tensor_from_tensor_list
+    """.split()
+)
+_SUMS = frozenset(
+    """
+    sum mean prod amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp cumsum cumprod
+    _softmax _log_softmax mm bmm addmm baddbmm addbmm mv addmv dot linear convolution native_layer_norm
+    """.split()
+)
+_PLACES = ("index", "indices", "mask")  # operands that say where elements are, by the schemas' names for them
+
+Kind = Literal["each", "moves", "sums", "other"]
+
+
+class Rule(NamedTuple):
+    """How an operator's results come from its operands.
+
+    kind        each: every element from the operands' elements in the same place, broadcast; moves: elements are put
+                elsewhere as they are; sums: by arithmetic that ends in NaN where an operand is NaN
+    passes      they are the operand's memory, or have nothing but its shape
+    written     position and name of the operands that are written
+    overwrites  these are not read
+    by_index    an operator for each index of its lists
+    """
+
+    kind: Kind
+    passes: bool = False
+    written: tuple[tuple[int, str], ...] = ()
+    overwrites: bool = False
+    by_index: bool = False
+
+
+@functools.cache
+def rule_of(func: Any) -> Rule:
+    schema = getattr(func, "_schema", None)  # of operators that take functions there is none
+    if schema is None:
+        return Rule("other")
+    name = schema.name.partition("::")[2]
+    by_index = name.startswith("_foreach_") or (name.startswith("_fused_") and not schema.returns)  # optimizers' steps
+    name = name.removeprefix("_foreach_")
+    writes = [(i, each) for i, each in enumerate(schema.arguments) if each.alias_info and each.alias_info.is_write]
+    is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns)
+    return Rule(
+        kind="each" if by_index else _kind(func, name),
+        passes=is_view or torch.Tag.inplace_view in func.tags or name.startswith("new_") or name.endswith("_like"),
+        written=tuple((index, each.name) for index, each in writes),
+        overwrites=name in _OVERWRITES or any(each.is_out for _, each in writes),
+        by_index=by_index,
+    )
+
+
+def _kind(func: Any, name: str) -> Kind:
+    plain = name.removesuffix("_") if func.namespace == "aten" else ""
+    if torch.Tag.pointwise in func.tags or plain in ("copy", "_to_copy", "clone"):
+        return "each"
+    if plain in _MOVES:
+        return "moves"
+    return "sums" if plain in _SUMS else "other"
+
+
+class Call(NamedTuple):
+    """Of an operator, with what it was given."""
+
+    func: Any
+    rule: Rule
+    args: Any
+    kwargs: Any
+
+    def written(self) -> list[torch.Tensor]:
+        found = [self.kwargs.get(name, self.args[i] if i < len(self.args) else None) for i, name in self.rule.written]
+        return list(tensors_in(found))
+
+    def read(self) -> Iterator[torch.Tensor]:
+        places = dict(self.rule.written) if self.rule.overwrites else {}
+        yield from tensors_in([each for i, each in enumerate(self.args) if i not in places])
+        yield from tensors_in([each for name, each in self.kwargs.items() if name not in places.values()])
+
+    def adds(self) -> bool:
+        """Whether an operator that moves elements adds them to what lies there."""
+        named = {each.name: value for each, value in zip(self.func._schema.arguments, self.args, strict=False)}
+        named |= self.kwargs
+        return bool(named.get("accumulate") or named.get("reduce")) or "_add" in self.func._schema.name
+
+    def run_on(self, instead: Callable[[torch.Tensor, bool], Any], zeros: bool) -> Any:
+        """The operator's results on other tensors: instead(operand, whether it says places). @zeros: and with 0 instead
+        of numbers that are elements."""
+        types = {each.name: str(each.type) for each in self.func._schema.arguments}
+
+        def put(name: str, value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return instead(value, name in _PLACES)
+            if isinstance(value, (list, tuple)):
+                return [put(name, each) for each in value]
+            return 0 if zeros and types[name] == "number" else value
+
+        args = [put(name, value) for name, value in zip(types, self.args, strict=False)]
+        return self.func(*args, **{name: put(name, value) for name, value in self.kwargs.items()})
+
+
+def each_index(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int, Any, Any]]:
+    """The operands of a list operator, one tensor of each list at a time."""
+
+    def at(value: Any, index: int) -> Any:
+        return value[index] if isinstance(value, (list, tuple)) and index < len(value) else value
+
+    for index in range(max((len(each) for each in args if isinstance(each, (list, tuple))), default=0)):
+        yield index, [at(each, index) for each in args], {name: at(each, index) for name, each in kwargs.items()}
