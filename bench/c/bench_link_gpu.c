@@ -111,8 +111,7 @@ bool link_gpu_stream_open(struct link_gpu *gpu, bool urgent, cuda_stream *stream
 	int least, greatest;
 
 	return is_good(gpu, gpu->driver.priorities(&least, &greatest), "cuCtxGetStreamPriorityRange") &&
-	       is_good(gpu,
-		       gpu->driver.stream_create(stream, CUDA_STREAM_NON_BLOCKING, urgent ? greatest : least),
+	       is_good(gpu, gpu->driver.stream_create(stream, CUDA_STREAM_NON_BLOCKING, urgent ? greatest : least),
 		       "cuStreamCreateWithPriority");
 }
 
@@ -158,8 +157,8 @@ bool link_gpu_event_finish(struct link_gpu *gpu, cuda_event event)
 
 	while ((result = gpu->driver.event_query(event)) == CUDA_NOT_READY)
 		if (bench_now_ns() > deadline_ns) {
-			lshard_fail(&gpu->error, LSHARD_ERR_TIMEOUT,
-				    "GPU %d: work on a stream has not ended for %d s", gpu->ordinal, (int)LONGEST_S);
+			lshard_fail(&gpu->error, LSHARD_ERR_TIMEOUT, "GPU %d: work on a stream has not ended for %d s",
+				    gpu->ordinal, (int)LONGEST_S);
 			return false;
 		}
 	return is_good(gpu, result, "cuEventQuery");

@@ -33,7 +33,7 @@ import json
 import pathlib
 import re
 import sys
-from typing import Any, Optional
+from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "docs/performance.md")
@@ -57,7 +57,7 @@ def value_at(value: Any, path: str) -> Any:
     return value
 
 
-def rows_at(value: Any, names: list[str], above: dict) -> Optional[list[dict]]:
+def rows_at(value: Any, names: list[str], above: dict) -> list[dict] | None:
     """The rows of a list, or of a list in each row of one: then they have the plain values of the row above too."""
     if isinstance(value, dict) and names:
         return rows_at(value.get(names[0]), names[1:], above)
@@ -238,7 +238,7 @@ def work_on(path: pathlib.Path, check: bool) -> bool:
     return True
 
 
-def main(arguments: Optional[list[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 when a table would change")
     parser.add_argument("--new", action="store_true", help="the files are saved results: print tables for them")

@@ -19,7 +19,8 @@ import json
 import pathlib
 import re
 import sys
-from typing import Any, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -158,7 +159,7 @@ def show(rows: list[Row], markdown: bool) -> None:
     print(f"\n{counts}")
 
 
-def main(arguments: Optional[list[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--markdown", action="store_true", help="a table for a document")
     parser.add_argument("results", nargs="*", metavar="FILE OR DIRECTORY")

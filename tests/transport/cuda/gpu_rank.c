@@ -65,8 +65,8 @@ int gpu_open(struct rank *rank)
 	cuda_module module;
 	int devices = 0;
 
-	EXPECT(rank->member, cuda_driver_open(&device->driver, getenv(CUDA_LIBRARY_VARIABLE), &error) == LSHARD_OK, "%s",
-	       error.text);
+	EXPECT(rank->member, cuda_driver_open(&device->driver, getenv(CUDA_LIBRARY_VARIABLE), &error) == LSHARD_OK,
+	       "%s", error.text);
 	EXPECT(rank->member, cuda_driver_start(&device->driver, &devices, &error) == LSHARD_OK, "%s", error.text);
 	EXPECT(rank->member, find_calls(device), "the driver lacks a function");
 	steer_stub(rank);
