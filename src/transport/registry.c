@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * registry.c - which transports there are, which one a group takes, and how it is opened with what stands in front.
- * The only file that names them. Knows hosts and processes; knows nothing of layers.
+ * Their names stand in transports.h. Knows hosts and processes; knows nothing of layers.
  *
  * Every rank deals one card through the bootstrap and reads all others', so all come to the same choice or the same
  * refusal. While it is opened, and once it is, they tell each other whether all have got that far (gathering.h).
@@ -24,28 +24,22 @@
 
 /* ---- what there is ---- */
 
-enum reach { SAME_PROCESS, SAME_HOST, ANYWHERE };
-
-/* In the order in which "auto" prefers them. */
+#define TRANSPORT(name, scope, memory) {&lshard__##name, scope, memory},
 static const struct {
 	const lshard_transport_ops *ops;
-	enum reach reach;
+	enum lshard__scope scope;
 	lshard_memory memory;
-} transports[] = {
-	{&lshard__local, SAME_PROCESS, LSHARD_MEMORY_HOST},
-	{&lshard__shm, SAME_HOST, LSHARD_MEMORY_HOST},
-	{&lshard__cuda, SAME_HOST, LSHARD_MEMORY_CUDA},
-	{&lshard__callback, ANYWHERE, LSHARD_MEMORY_HOST},
-};
+} transports[] = {LSHARD__TRANSPORTS(TRANSPORT)};
 
-static const lshard_transport_ops *const wrappers[] = {&lshard__trace, &lshard__throttle, &lshard__faults};
+#define WRAPPER(name) &lshard__##name,
+static const lshard_transport_ops *const wrappers[] = {LSHARD__WRAPPERS(WRAPPER)};
 
-#define N_TRANSPORTS ((int)(sizeof transports / sizeof transports[0]))
-#define N_WRAPPERS   (sizeof wrappers / sizeof wrappers[0])
+#define N_TRANSPORTS LSHARD__N_TRANSPORTS
+#define N_WRAPPERS   LSHARD__N_WRAPPERS
 
 static const lshard_transport_ops *find_wrapper(const char *name)
 {
-	for (size_t i = 0; i < N_WRAPPERS; i++)
+	for (int i = 0; i < N_WRAPPERS; i++)
 		if (!strcmp(wrappers[i]->name, name))
 			return wrappers[i];
 	return NULL;
@@ -100,14 +94,12 @@ struct card {
 	uint64_t spec_hash;
 	char custom[32];
 	char spec[96];
-	uint64_t available; /* bit i: transports[i] */
-	uint64_t callbacks; /* 1: the caller gave some */
+	uint64_t callbacks;              /* 1: the caller gave some */
+	uint8_t available[N_TRANSPORTS]; /* 1: transports[i] is */
 	char text[256];
-	char why[4][WHY_BYTES]; /* why transports[i] is not available */
+	char why[N_TRANSPORTS][WHY_BYTES]; /* why transports[i] is not available */
 	struct host_identity host;
 };
-
-_Static_assert(sizeof transports / sizeof transports[0] <= 4, "a card has room for the reasons of every transport");
 
 struct lshard__stack {
 	const lshard_context *base;
@@ -125,7 +117,7 @@ struct lshard__stack {
 /* The caller's collectives carry what the caller says they do. */
 static int carries(int i, int32_t memory)
 {
-	return transports[i].reach == ANYWHERE || (int32_t)transports[i].memory == memory;
+	return transports[i].scope == LSHARD__OF_CALLER || (int32_t)transports[i].memory == memory;
 }
 
 static void fill_available(struct card *card)
@@ -136,7 +128,7 @@ static void fill_available(struct card *card)
 		if (!carries(i, card->memory))
 			continue; /* no driver is loaded for nothing */
 		if (transports[i].ops->available(&reason))
-			card->available |= UINT64_C(1) << i;
+			card->available[i] = 1;
 		else
 			snprintf(card->why[i], WHY_BYTES, "%.*s", WHY_BYTES - 1, reason.text);
 	}
@@ -211,13 +203,13 @@ static int connects(int i, const struct card *cards, int32_t size, char *why, si
 		const struct host_identity *other = &cards[rank].host;
 
 		why[0] = 0;
-		if (!(cards[rank].available >> i & 1))
+		if (!cards[rank].available[i])
 			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank, cards[rank].why[i]);
-		else if (transports[i].reach == ANYWHERE) {
+		else if (transports[i].scope == LSHARD__OF_CALLER) {
 			if (!cards[rank].callbacks)
 				snprintf(why, bytes, "%s needs callbacks%s in the group options, and rank %d has none",
 					 name, cards[0].memory == LSHARD_MEMORY_HOST ? "" : " for a device", (int)rank);
-		} else if (transports[i].reach == SAME_PROCESS && !lshard__same_process(first, other))
+		} else if (transports[i].scope == LSHARD__SAME_PROCESS && !lshard__same_process(first, other))
 			snprintf(why, bytes, "%s connects threads of one process, and ranks 0 and %d are two processes",
 				 name, (int)rank);
 		else if (!lshard__same_host(first, other))
@@ -240,15 +232,16 @@ static const char *auto_reason(int i, int32_t size)
 {
 	if (size == 1)
 		return "auto: one rank";
-	if (transports[i].reach == ANYWHERE)
+	if (transports[i].scope == LSHARD__OF_CALLER)
 		return "auto: the caller's collectives";
-	return transports[i].reach == SAME_PROCESS ? "auto: threads of one process" : "auto: all ranks on one host";
+	return transports[i].scope == LSHARD__SAME_PROCESS ? "auto: threads of one process"
+							   : "auto: all ranks on one host";
 }
 
 static lshard_status choose_auto(lshard__stack *stack, const struct card *cards, lshard_error *error)
 {
 	int32_t size = stack->base->size;
-	char reasons[400] = "";
+	char reasons[100 * N_TRANSPORTS] = "";
 	char why[200];
 
 	for (int i = 0; i < N_TRANSPORTS; i++) {
@@ -289,7 +282,7 @@ static lshard_status choose(lshard__stack *stack, const struct card *cards, lsha
 
 static lshard_status check_name(const struct stack_spec *spec, lshard_error *error)
 {
-	char known[256] = "auto";
+	char known[32 * (1 + N_TRANSPORTS + N_WRAPPERS)] = "auto";
 
 	if (!spec->name || find_transport(spec->name) >= 0)
 		return LSHARD_OK;
@@ -299,7 +292,7 @@ static lshard_status check_name(const struct stack_spec *spec, lshard_error *err
 			       : LSHARD_OK;
 	for (int i = 0; i < N_TRANSPORTS; i++)
 		snprintf(known + strlen(known), sizeof known - strlen(known), ", %s", transports[i].ops->name);
-	for (size_t i = 0; i < N_WRAPPERS; i++)
+	for (int i = 0; i < N_WRAPPERS; i++)
 		snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s=", i ? ", " : "; in front of it ",
 			 wrappers[i]->name);
 	return lshard_fail(error, LSHARD_ERR_INVALID, "there is no transport '%s'; known are %s", spec->name, known);

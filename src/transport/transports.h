@@ -1,22 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * transports.h - the tables of the transports and wrappers built into the library, one per folder and one per
- * file of wrappers/. registry.c is the only file that uses them by name.
+ * transports.h - which transports and wrappers there are: one line each, in folders of these names and in wrappers/.
+ * What is sized by their number is sized from here. registry.c is the only file that goes through the lists.
  */
 #ifndef LAYERSHARD_TRANSPORTS_H
 #define LAYERSHARD_TRANSPORTS_H
 
 #include <layershard/transport.h>
 
-/* Transports: they move the bytes. */
-extern const lshard_transport_ops lshard__shm;      /* processes of a host: shared pages, or a copying thread */
-extern const lshard_transport_ops lshard__local;    /* threads of a process */
-extern const lshard_transport_ops lshard__cuda;     /* GPUs of a host, and processes on one GPU */
-extern const lshard_transport_ops lshard__callback; /* the caller's collectives */
+/* Which ranks a transport connects. */
+enum lshard__scope {
+	LSHARD__SAME_PROCESS,
+	LSHARD__SAME_HOST,
+	LSHARD__OF_CALLER, /* those that the caller's collectives do, in the memory that these carry; it needs them */
+};
 
-/* Wrappers: open() gets the transport they stand in front of. */
-extern const lshard_transport_ops lshard__throttle;
-extern const lshard_transport_ops lshard__trace;
-extern const lshard_transport_ops lshard__faults;
+/* X(name, scope, memory), in the order in which "auto" prefers them. Each has its table, lshard__NAME. */
+#define LSHARD__TRANSPORTS(X)                                                                                          \
+	X(local, LSHARD__SAME_PROCESS, LSHARD_MEMORY_HOST)                                                             \
+	X(shm, LSHARD__SAME_HOST, LSHARD_MEMORY_HOST)                                                                  \
+	X(cuda, LSHARD__SAME_HOST, LSHARD_MEMORY_CUDA)                                                                 \
+	X(callback, LSHARD__OF_CALLER, LSHARD_MEMORY_HOST)
+
+/* X(name). They move nothing: their open() gets the transport that they stand in front of. */
+#define LSHARD__WRAPPERS(X)                                                                                            \
+	X(trace)                                                                                                       \
+	X(throttle)                                                                                                    \
+	X(faults)
+
+#define LSHARD__TRANSPORT_TABLE(name, scope, memory) extern const lshard_transport_ops lshard__##name;
+#define LSHARD__WRAPPER_TABLE(name)                  extern const lshard_transport_ops lshard__##name;
+LSHARD__TRANSPORTS(LSHARD__TRANSPORT_TABLE)
+LSHARD__WRAPPERS(LSHARD__WRAPPER_TABLE)
+
+#define LSHARD__ONE_TRANSPORT(name, scope, memory) +1
+#define LSHARD__ONE_WRAPPER(name)                  +1
+enum {
+	LSHARD__N_TRANSPORTS = LSHARD__TRANSPORTS(LSHARD__ONE_TRANSPORT),
+	LSHARD__N_WRAPPERS = LSHARD__WRAPPERS(LSHARD__ONE_WRAPPER)
+};
 
 #endif

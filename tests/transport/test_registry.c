@@ -374,7 +374,7 @@ static void transports_are_listed(void **state)
 	assert_int_equal(lshard_transport_info(3, &information), LSHARD_OK);
 	assert_string_equal(information.name, "callback");
 	assert_true(information.available && information.collective);
-	assert_int_equal(lshard_transport_info(4, &information), LSHARD_ERR_RANGE);
+	assert_int_equal(lshard_transport_info(LSHARD__N_TRANSPORTS, &information), LSHARD_ERR_RANGE);
 }
 
 int main(void)
