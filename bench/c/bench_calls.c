@@ -187,10 +187,10 @@ static json_t *result_json(const struct calls_bench *bench)
 		json_decref(rows);
 		rows = NULL; /* makes root NULL, and that is told */
 	}
-	return json_pack("{s:s, s:i, s:f, s:f, s:b, s:b, s:s, s:o}", "bench", "calls", "rounds", (int)bench->rounds,
-			 "max_ns", bench->most_ns, "slowest_ns", worst_median(bench), "met",
-			 worst_median(bench) <= bench->most_ns, "bits_checked", 1, "no_shm", bench->no_shm, "rows",
-			 rows);
+	return json_pack("{s:s, s:s, s:i, s:f, s:f, s:b, s:b, s:s, s:o}", "schema", "layershard-bench-calls/1", "bench",
+			 "calls", "rounds", (int)bench->rounds, "max_ns", bench->most_ns, "slowest_ns",
+			 worst_median(bench), "met", worst_median(bench) <= bench->most_ns, "bits_checked", 1, "no_shm",
+			 bench->no_shm, "rows", rows);
 }
 
 static bool save(const struct calls_bench *bench, int argc, char **argv)
@@ -256,8 +256,7 @@ static int parse_options(int argc, char **argv, struct calls_bench *bench, bool 
 		else if (option == OPTION_SAVE)
 			bench->save = optarg;
 		else if (option == OPTION_MAX_NS && !cli_parse_positive(optarg, &bench->most_ns))
-			return cli_usage("calls", "--max-ns '%s': a number of nanoseconds above 0 is needed",
-					 optarg);
+			return cli_usage("calls", "--max-ns '%s': a number of nanoseconds above 0 is needed", optarg);
 		else if (option == OPTION_ROUNDS && !cli_parse_count(optarg, ROUNDS_LEAST, ROUNDS_MOST, &rounds))
 			return cli_usage("calls", "--rounds '%s': a whole number from %u to %u is needed", optarg,
 					 ROUNDS_LEAST, ROUNDS_MOST);

@@ -256,9 +256,10 @@ static json_t *result_json(const struct link_result *result)
 {
 	const struct link_options *options = &result->bench->options;
 
-	return json_pack("{s:s, s:i, s:s, s:i, s:i, s:i, s:b, s:o, s:o}", "bench", "link", "ranks", (int)options->ranks,
-			 "transport", result->bench->shared->places[0].transport, "iters", (int)options->iterations,
-			 "warmup", (int)options->warm_up, "rounds", (int)options->rounds, "bits_checked", 1, "gpus",
+	return json_pack("{s:s, s:s, s:i, s:s, s:i, s:i, s:i, s:b, s:o, s:o}", "schema", "layershard-bench-link/1",
+			 "bench", "link", "ranks", (int)options->ranks, "transport",
+			 result->bench->shared->places[0].transport, "iters", (int)options->iterations, "warmup",
+			 (int)options->warm_up, "rounds", (int)options->rounds, "bits_checked", 1, "gpus",
 			 gpus_json(result->bench), "rows", rows_json(result));
 }
 

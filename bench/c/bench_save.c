@@ -121,9 +121,9 @@ static json_t *date_json(void)
 
 bool bench_save(const char *path, int argc, char **argv, json_t *gpus, json_t *result)
 {
-	json_t *root = json_pack("{s:o, s:o, s:s, s:o, s:o, s:O}", "command", command_json(argc, argv), "date",
-				 date_json(), "version", lshard_version(), "machine", machine_json(), "gpus",
-				 gpus ? gpus : json_array(), "result", result);
+	json_t *root = json_pack("{s:s, s:o, s:o, s:s, s:o, s:o, s:O}", "schema", "layershard-bench/1", "command",
+				 command_json(argc, argv), "date", date_json(), "version", lshard_version(), "machine",
+				 machine_json(), "gpus", gpus ? gpus : json_array(), "result", result);
 	FILE *file = root ? fopen(path, "we") : NULL;
 	bool good = false;
 

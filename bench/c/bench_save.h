@@ -2,7 +2,8 @@
  *
  * bench_save.h - `--save FILE` of the benches: the JSON result under a head that says where it came from, one object:
  *
- *   {"command", "date" (UTC), "version", "machine": {"cpu", "cores", "kernel", "load"}, "gpus": [...], "result": {...}}
+ *   {"schema", "command", "date" (UTC), "version", "machine": {"cpu", "cores", "kernel", "load"}, "gpus": [...],
+ *    "result": {"schema", ...}}
  *
  * bench/results/readme_tables.py makes tables from such files. Knows: jansson, the host's names. Does not know: what is
  * measured.

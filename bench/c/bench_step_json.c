@@ -76,7 +76,8 @@ static json_t *config_json(const struct step_options *options)
 
 json_t *step_json(const struct step_result *result, bool conclusive)
 {
-	return json_pack("{s:s, s:s, s:o, s:b, s:f, s:b, s:o, s:o, s:o, s:o, s:o}", "bench", "step", "compute_model",
+	return json_pack("{s:s, s:s, s:s, s:o, s:b, s:f, s:b, s:o, s:o, s:o, s:o, s:o}", "schema",
+			 "layershard-bench-step/1", "bench", "step", "compute_model",
 			 "a fixed time passes by the clock", "config", config_json(&result->bench->options),
 			 "bits_checked", 1, "drift_percent", result->drift_percent, "conclusive", conclusive,
 			 "resident_first_ns", bench_spread_json(&result->first), "resident_last_ns",

@@ -37,6 +37,7 @@ from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "docs/performance.md")
+SCHEMA = "layershard-bench/1"  # files of before there was one have none, and are of this form
 
 BEGIN = re.compile(r"<!-- table (?P<file>\S+)\n(?P<what>.*?)\n?-->\n", re.DOTALL)
 END = "<!-- end of table -->"
@@ -161,6 +162,8 @@ def make_table(file: str, what: str) -> list[str]:
         saved = json.loads((TREE / file).read_text())
     except (OSError, ValueError) as error:
         raise Mistake(f"{file} cannot be read: {error}") from error
+    if saved.get("schema", SCHEMA) != SCHEMA:
+        raise Mistake(f"{file} is of schema '{saved['schema']}', and this script reads '{SCHEMA}'")
     for needed in ("command", "date", "version"):
         if needed not in saved:
             raise Mistake(f"{file} has no '{needed}': was it made by --save?")

@@ -24,6 +24,7 @@ from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 MIB = 2**20
+SCHEMA = "layershard-bench/1"  # files of before there was one have none, and are of this form
 PULL_BYTES, PULL_SHARE = 256 * MIB, 97  # a layer that large comes at so many per cent of a bare copy's speed
 PULLS, READERS = "one pull: share of a bare copy's speed", "two readers of one source, four ranks"
 MODELS, KILLED = "whole models by PyTorch", "a rank is killed"
@@ -113,6 +114,8 @@ def read(path: pathlib.Path) -> Saved:
         raise Mistake(f"it cannot be read: {error}") from error
     if not isinstance(saved, dict) or not isinstance(saved.get("result"), dict):
         raise Mistake("it has no 'result': was it made by --save?")
+    if saved.get("schema", SCHEMA) != SCHEMA:
+        raise Mistake(f"it is of schema '{saved['schema']}', and this script reads '{SCHEMA}'")
     return saved["result"]
 
 

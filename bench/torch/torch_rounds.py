@@ -647,6 +647,7 @@ def save(path: str | None, meeting: Meeting, result: dict[str, Any]) -> None:
         return
     script = os.path.relpath(sys.argv[0], pathlib.Path(__file__).resolve().parents[2])
     saved = {
+        "schema": "layershard-bench/1",
         "command": shlex.join([script, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "version": layershard._library.version(),

@@ -53,6 +53,7 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     done = bench(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     saved = json.loads((tmp_path / "e2e.json").read_text(encoding="utf-8"))
+    assert next(iter(saved)) == "schema" and saved["schema"] == "layershard-bench/1"
     assert saved["command"].startswith("bench/torch/e2e.py --devices cpu,cpu") and saved["versions"]["torch"]
     assert "NCCL_NVLS_ENABLE" in saved["result"]["config"]["environment"]
     (table,) = saved["result"]["tables"]

@@ -190,6 +190,8 @@ def test_saved_results_say_where_they_come_from(program, tmp_path):
     printed = link(program, "--transport", "local", "--save", path)
     saved = json.loads(path.read_text())
     assert saved["result"] == printed
+    assert next(iter(saved)) == next(iter(printed)) == "schema"
+    assert saved["schema"] == "layershard-bench/1" and printed["schema"] == "layershard-bench-link/1"
     assert saved["command"].startswith("layershard-bench link --min-bytes 4K")
     assert "'\\''" in saved["command"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", saved["date"])
@@ -222,6 +224,7 @@ def test_the_other_benches_save_too(program, tmp_path, bench):
     assert done.returncode in (0, 3), done.stderr  # 3: the machine is busy
     saved = json.loads(path.read_text())
     assert saved["result"] == json.loads(done.stdout)
+    assert saved["result"]["schema"] == f"layershard-bench-{bench[0]}/1"
     assert saved["command"].startswith(f"layershard-bench {bench[0]} ")
 
 

@@ -126,6 +126,16 @@ def test_mistakes_are_named(tmp_path, saved, what, names):
     assert page.read_text() == before
 
 
+def test_results_before_and_after_schemas_are_read_and_others_refused(tmp_path, saved):
+    page = document(tmp_path, f"{saved}\nrows: result.rows\n{COLUMNS}")
+    tables(page)
+    saved.write_text(json.dumps({"schema": "layershard-bench/1"} | SAVED))
+    assert tables("--check", page).returncode == 0
+    saved.write_text(json.dumps({"schema": "layershard-bench/2"} | SAVED))
+    done = tables("--check", page)
+    assert done.returncode == 2 and "'layershard-bench/2'" in done.stderr and "'layershard-bench/1'" in done.stderr
+
+
 def test_a_table_without_an_end(tmp_path, saved):
     page = document(tmp_path, f"{saved}\nrows: result.rows\n{COLUMNS}", end="")
     done = tables(page)

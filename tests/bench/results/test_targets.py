@@ -126,6 +126,15 @@ def test_unchecked_bits_are_a_mistake(tmp_path):
     assert done.returncode == 2 and "bits" in done.stderr
 
 
+def test_results_before_and_after_schemas_are_read_and_others_refused(tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"schema": "layershard-bench/1", "result": link()}))
+    assert targets(path).returncode == 0
+    path.write_text(json.dumps({"schema": "layershard-bench/2", "result": link()}))
+    done = targets(path)
+    assert done.returncode == 2 and "'layershard-bench/2'" in done.stderr
+
+
 def test_files_of_something_else_are_passed_over_or_named(judge, tmp_path):
     verdicts, status = judge(model={"bench": "step", "arms": []})
     assert {one for found in verdicts.values() for one in found} == {"not measured"}
