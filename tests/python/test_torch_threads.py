@@ -301,6 +301,25 @@ def test_a_block_reaches_what_another_thread_reads():
     ranks.run(2, work)
 
 
+def test_modules_that_threads_call_without_their_block():
+    """The window is held by the layer that was there last: the words are those of other refusals, not the library's."""
+
+    def work(rank, size):
+        x = ranks.inputs(rank)
+        model, want = ranks.stack(), compute(ranks.stack(), x)
+        h = model.embed(x).detach()
+        sharding.shard(model, **LINEARS, transport="shm:copy", prefetch=0)
+        early, late = model.layers[3 + rank], model.layers[1 - rank].up  # of the other rank
+        with threads() as pool:
+            for run in (late, torch.compile(late, backend="eager", fullgraph=True)):
+                pool.submit(compute, early, h).result(LONG_S)
+                with pytest.raises(sharding.Refused, match=r"layers\.\d\.up was called .*Call the block.*Lock"):
+                    compute(run, h)
+                assert torch.equal(compute(model, x), want)
+
+    ranks.run(2, work)
+
+
 def test_nothing_is_wrong_whenever_threads_change():
     """Also in a garbage collection, while stacks are read."""
 

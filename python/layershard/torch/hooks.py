@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import compiler, nn
 
+from ..errors import Busy
 from . import ops
 from .compiled import is_recording, refuse_tracing
 from .containers import tensors_in
 from .gradients import HookAfter, Saving, refuse_inputs, refuse_results
 from .noticing import Watch
 from .ops import Step
-from .turns import Turn
+from .turns import Turn, held
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
@@ -86,8 +87,11 @@ def arrival_hooks(
         if wants_gradients:
             refuse_inputs(module, args, kwargs)
         stream = 0 if on_host else stream_of(device)
-        for call, layer in calls:
-            call(layer, stream)
+        try:
+            for call, layer in calls:
+                call(layer, stream)
+        except Busy as error:
+            raise held(name) from error
         if wants_gradients:
             begin()
 

@@ -28,11 +28,12 @@ from contextlib import contextmanager
 
 import torch
 
+from ..errors import Busy
 from ..series import Series
 from .compiled import refuse_exporting
 from .noticing import Watch
 from .refusals import Refused, refuse_freezing
-from .turns import Turn
+from .turns import Turn, held
 
 Step = tuple[Series, int]  # a series and the library's number of one of its layers
 
@@ -138,8 +139,11 @@ def _arrive(token: torch.Tensor, weights: list[torch.Tensor], number: int) -> No
         steps.watch.look_compiled(0, 0)
     steps.refuse_copies(weights, _BACKEND)
     stream = stream_of(steps.device)
-    for call, layer in steps.calls:
-        call(layer, stream)
+    try:
+        for call, layer in steps.calls:
+            call(layer, stream)
+    except Busy as error:
+        raise held(steps.name) from error
 
 
 _observers: dict[int, Callable[[str, Sequence[torch.Tensor]], None]] = {}  # by the token's address

@@ -38,6 +38,11 @@ _BUSY = (
     "and sharded by itself. Thread '{early}' goes on unharmed"
 )
 
+_HELD = (
+    "{name} was called while another layer is in the window that it needs: by itself, without its block, whose call "
+    "makes room, or in two threads at once. Call the block, and let passes take turns (a threading.Lock round each) or "
+    "give each thread a model of its own, built and sharded by itself. Nothing was changed: passes go on unharmed"
+)
 
 _reads = threading.Lock()
 
@@ -64,6 +69,11 @@ def _name_of(ident: int) -> str:
 def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
     """Compilers make tensors anew of what they are given."""
     return other is not None and tensor.data_ptr() == other.data_ptr()
+
+
+def held(name: str) -> Refused:
+    """What the library calls busy, in words for who called the module."""
+    return Refused(_HELD.format(name=name or "a module"))
 
 
 class Uses(NamedTuple):
