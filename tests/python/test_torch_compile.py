@@ -251,6 +251,38 @@ def test_symbolic_trace_of_one_block_is_refused():
     ranks.run(2, work)
 
 
+def packaged(model, x):
+    """A package as another process would load it, made with as little work as can be."""
+    options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    path = torch._inductor.aoti_compile_and_package(torch.export.export(model, (x,)), inductor_configs=options)
+    return torch._inductor.aoti_load_package(path)
+
+
+def packed(rank, size, folder):
+    ranks.quick_inductor(folder)
+    model, x = ranks.stack(n_layers=3, width=5).requires_grad_(False), ranks.inputs(rank)
+    programs = {}
+    with torch.no_grad():
+        want = model(x)
+        if rank == 0:
+            programs["before"] = packaged(model, x)
+        sharding.shard(model, **BLOCKS, transport="shm:copy")
+        with pytest.raises(Exception, match="torch.export makes a program .*detach"):
+            packaged(model, x)
+        for _ in range(3):
+            assert all(torch.allclose(program(x), model(x), atol=1e-6) for program in programs.values())
+            assert torch.equal(model(x), want)
+        sharding.of(model).detach()
+        if rank == 0:
+            programs["after"] = packaged(model, x)
+    assert all(torch.allclose(program(x), want, atol=1e-6) for program in programs.values())
+    return len(programs)
+
+
+def test_packages_of_aot_inductor_are_right_or_refused(made):
+    assert ranks.run(2, packed, made) == [2, 0]
+
+
 def named_inputs(model, x):
     """By identity: what a graph is given."""
     names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}

@@ -180,7 +180,14 @@ def traced_before(rank, size, trace, caplog):
     return caplog.text
 
 
+def exported(model, x):
+    """A program that is no module until it is run, packed or saved."""
+    program = torch.export.export(model, (x,))
+    return lambda x: program.module()(x)
+
+
 TRACERS = {
+    "export": exported,
     "fx": lambda model, x: torch.fx.symbolic_trace(model),
     "jit": lambda model, x: torch.jit.trace(model, (x,)),
 }
