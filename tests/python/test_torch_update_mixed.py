@@ -85,6 +85,12 @@ def nested(values, layout):
         return (torch.nested.nested_tensor(list(values), layout=layout) * 2).unbind()
 
 
+def by_factors(values):
+    """Of low rank."""
+    first, sizes, second = torch.linalg.svd(torch.stack(values), full_matrices=False)
+    return first[..., :2] * sizes[:, None, :2] @ second[:, :2]
+
+
 def shifted(values):
     """Views of one vector that begin in one layer and end in the next."""
     vector = torch.cat([*values, values[0]]).view(-1)
@@ -104,7 +110,7 @@ def made_and_written_by_modes(values):
 
 
 APART = {
-    "factors": lambda values: torch.stack(values) * FACTORS.view(4, 1, 1),
+    "one factor for each": lambda values: torch.stack(values) * FACTORS.view(4, 1, 1),
     "largest of each": by_largest,
     "norms": lambda values: F.normalize(torch.stack(values, 1).transpose(0, 1), dim=-1),
     "deviations": by_deviation,
@@ -122,6 +128,11 @@ APART = {
     "index_add_": lambda values: torch.zeros(4, *values[0].shape).index_add_(0, torch.arange(4), torch.stack(values)),
     "gather": lambda values: torch.stack(values, 2).gather(1, BACKWARDS.expand(len(values[0]), -1, 4)).unbind(2),
     "triu": lambda values: torch.stack(values).triu() + torch.stack(values).softmax(2),
+    "sorted": lambda values: torch.stack(values).sort(2).values + torch.stack(values).topk(1, 2).values,
+    "ranked": lambda values: torch.stack(values).argsort(1) + torch.stack(values).max(1, True).indices,
+    "counted": lambda values: torch.stack(values) * (torch.stack(values) > 0.1).count_nonzero((1, 2)).view(4, 1, 1),
+    "transformed": lambda values: torch.fft.irfft2(torch.fft.rfft2(torch.stack(values)), s=values[0].shape),
+    "factors": by_factors,
     "bytes": by_bytes,
     "out": written_by_out,
     "nested": lambda values: nested(values, torch.strided),
@@ -142,6 +153,9 @@ MIXED = {
     "index_add_": lambda values: torch.stack(values).index_add_(0, torch.tensor([1, 2, 3, 0]), torch.stack(values)),
     "places": lambda values: [each[values[1].argmax(0)[:1].expand(len(each))] for each in values],
     "sorted": lambda values: torch.stack(values).sort(0).values,
+    "the median": lambda values: torch.stack(values) - torch.stack(values).median(),
+    "transformed": lambda values: torch.fft.fft(torch.stack(values), dim=0).real,
+    "factors": lambda values: by_factors(torch.stack(values, 1).unbind()).unbind(1),
     "counted": lambda values: [each * torch.count_nonzero(torch.stack(values)) for each in values],
     "compared": lambda values: [each * (each > values[1].mean()) for each in values],
     "bytes": lambda values: torch.cat(values, 1).view(torch.uint8).clone().view(torch.float32).roll(1).chunk(4, 1),

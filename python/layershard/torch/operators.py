@@ -27,20 +27,26 @@ _MOVES = frozenset(
 )
 _SUMS = frozenset(
     """
-    sum mean prod amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp cumsum cumprod
+    sum mean prod amax amin var std var_mean std_mean norm linalg_vector_norm logsumexp cumsum cumprod
     _softmax _log_softmax mm bmm addmm baddbmm addbmm mv addmv dot linear convolution native_layer_norm
     """.split()
 )
+_LINES = frozenset("sort topk kthvalue median mode max min argmax argmin any all count_nonzero".split())
+_LINES |= frozenset("cummax cummin _fft_r2c _fft_c2c _fft_c2r".split())
+_MATRICES = frozenset(
+    "_linalg_svd _linalg_eigh _linalg_det linalg_qr linalg_inv_ex linalg_cholesky_ex linalg_lu_factor_ex".split()
+)
 _PLACES = ("index", "indices", "mask")  # operands that say where elements are, by the schemas' names for them
 
-Kind = Literal["each", "moves", "sums", "other"]
+Kind = Literal["each", "moves", "sums", "lines", "matrices", "other"]
 
 
 class Rule(NamedTuple):
     """How an operator's results come from its operands.
 
     kind        each: every element from the operands' elements in the same place, broadcast; moves: elements are put
-                elsewhere as they are; sums: by arithmetic that ends in NaN where an operand is NaN
+                elsewhere as they are; sums: by arithmetic that ends in NaN where an operand is NaN; lines: from all of
+                the line along some dimensions in which it lies; matrices: from all of the matrix, of a batch
     passes      they are the operand's memory, or have nothing but its shape
     written     position and name of the operands that are written
     overwrites  these are not read
@@ -77,9 +83,8 @@ def _kind(func: Any, name: str) -> Kind:
     plain = name.removesuffix("_") if func.namespace == "aten" else ""
     if torch.Tag.pointwise in func.tags or plain in ("copy", "_to_copy", "clone"):
         return "each"
-    if plain in _MOVES:
-        return "moves"
-    return "sums" if plain in _SUMS else "other"
+    kinds: dict[Kind, frozenset[str]] = {"moves": _MOVES, "sums": _SUMS, "lines": _LINES, "matrices": _MATRICES}
+    return next((kind for kind, names in kinds.items() if plain in names), "other")
 
 
 class Call(NamedTuple):
@@ -99,11 +104,20 @@ class Call(NamedTuple):
         yield from tensors_in([each for i, each in enumerate(self.args) if i not in places])
         yield from tensors_in([each for name, each in self.kwargs.items() if name not in places.values()])
 
+    def _named(self) -> dict[str, Any]:
+        arguments = self.func._schema.arguments
+        given = {each.name: value for each, value in zip(arguments, self.args, strict=False)}
+        return {**{each.name: each.default_value for each in arguments}, **given, **self.kwargs}
+
     def adds(self) -> bool:
         """Whether an operator that moves elements adds them to what lies there."""
-        named = {each.name: value for each, value in zip(self.func._schema.arguments, self.args, strict=False)}
-        named |= self.kwargs
+        named = self._named()
         return bool(named.get("accumulate") or named.get("reduce")) or "_add" in self.func._schema.name
+
+    def dims(self) -> Any:
+        """Along which its lines lie; () for all."""
+        dims = self._named().get("dim")
+        return () if dims is None else dims
 
     def run_on(self, instead: Callable[[torch.Tensor, bool], Any], zeros: bool) -> Any:
         """The operator's results on other tensors: instead(operand, whether it says places). @zeros: and with 0 instead

@@ -4,8 +4,8 @@
 An update uses it to find own weights that were computed from scratch, which stands for other ranks' weights. Each of
 those has a number, and so has what comes from it. Operators that move elements are run on the numbers, too, and tell by
 themselves where each goes. Elementwise ones take the largest number in each place. Sums and products are run on ones,
-once with NaN and once with 0 instead of what is followed: what differs comes from it. Of any other operator everything
-comes from all that it reads.
+once with NaN and once with 0 instead of what is followed: what differs comes from it. What is sorted, ranked or
+transformed comes from its whole line, and of any other operator everything from all that it reads.
 
 The values themselves tell nothing: an operator that compares, sorts or counts may give the same for two of them by
 chance. So what is run on others is on a list, and of that only arithmetic by which NaN stays NaN.
@@ -37,6 +37,17 @@ def _largest(numbers: list[Numbers], target: torch.Tensor) -> Numbers:
     if one or not several:
         return one
     return functools.reduce(torch.maximum, several).expand(target.shape)
+
+
+def _lines(dims: Any, numbers: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """In each place of @target the largest of the line, whose dimensions have another size there, or are gone."""
+    return numbers.amax(dims, keepdim=target.dim() == numbers.dim()).expand(target.shape)
+
+
+def _matrices(numbers: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """In each place of @target the largest of its matrix: what there is for each of a batch begins with its shape."""
+    largest = numbers.amax((-2, -1))
+    return largest.view(*largest.shape, *[1] * (target.dim() - largest.dim())).expand(target.shape)
 
 
 class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -125,18 +136,22 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _found(
         self, call: Call, numbers: list[Numbers], written: list[torch.Tensor], targets: list[torch.Tensor]
     ) -> list[Numbers]:
-        moves = call.rule.kind == "moves"
-        if call.rule.kind == "sums":
+        """What each of @targets comes from."""
+        kind, moves = call.rule.kind, call.rule.kind == "moves"
+        if kind != "each" and not moves:
             numbers = [even(each) for each in numbers]
-        is_even = all(isinstance(each, int) for each in numbers) and (not moves or len(set(numbers)) == 1)
-        if is_even or call.rule.kind == "each":
+        several = [each for each in numbers if isinstance(each, torch.Tensor)]
+        if kind == "each" or (not several and (not moves or len(set(numbers)) == 1)):
             return [_largest(numbers, target) for target in targets]
-        if call.rule.kind == "sums" or (moves and call.adds()):
+        if kind == "sums" or (moves and call.adds()):
             return self._summed(call, any_of(numbers))
-        if not moves:
-            return [any_of(numbers)] * len(targets)
-        moved = call.run_on(functools.partial(self._moved, written), zeros=True)
-        return [flat(each) for each in tensors_in([moved])]
+        if moves:
+            moved = call.run_on(functools.partial(self._moved, written), zeros=True)
+            return [flat(each) for each in tensors_in([moved])]
+        if kind == "other" or len(numbers) > 1:
+            raise Unclear
+        along = functools.partial(_lines, call.dims()) if kind == "lines" else _matrices
+        return [along(several[0], target) for target in targets]
 
     def _moved(self, written: list[torch.Tensor], tensor: torch.Tensor, says_places: bool) -> torch.Tensor:
         """What an operator that moves elements is given instead of @tensor."""
