@@ -62,7 +62,7 @@ typedef struct lshard_context {
 	uint32_t timeout_ms;
 	lshard_memory memory;
 	int32_t device;
-	const char *options;        /* what stood after the transport's name and ':' or '='; "" if nothing */
+	const char *options;               /* what stood after the transport's name and ':' or '='; "" if nothing */
 	const lshard_bootstrap *bootstrap; /* during open() only; always there, also for one rank */
 	void *(*allocate)(const struct lshard_context *context, size_t bytes); /* zeroed; NULL when there is none */
 	void (*release)(const struct lshard_context *context, void *pointer);
@@ -160,7 +160,8 @@ typedef struct lshard_transport_ops {
 	 * in rank order (those of ranks that are gone are zero); alive[r] says who took part, the same on every rank.
 	 * Either it happens for all living ranks or, on TIMEOUT, for none: then alive[r] is 0 for the ranks that did
 	 * not come. A rank that dies while others wait ends their waiting for it at once. Blocks at most timeout_ms.
-	 * @p bytes <= LSHARD_EXCHANGE_BYTES, the same on every rank.
+	 * @p bytes <= LSHARD_EXCHANGE_BYTES, the same on every rank. lshard_channel_exchange does it among the processes
+	 * of a host.
 	 */
 	lshard_status (*exchange)(lshard_transport *transport, const void *send, void *receive, size_t bytes,
 				  uint8_t *alive);
@@ -273,6 +274,52 @@ typedef struct lshard_transport_ops {
 
 #define LSHARD_EXCHANGE_BYTES 1024
 #define LSHARD_NO_CELL        UINT32_MAX
+
+/* ---- A kit: what many transports need, and need not write ------------------------------------------------------ */
+
+/**
+ * Connects ranks that are processes of one host and one user, or threads of one: sockets between every two of them, by
+ * which a rank's end is seen at once, and a page that they share. The transports of this library for one host stand on
+ * it. One thread at a time, but for lshard_channel_abort. Statuses and texts are those that a transport's own functions
+ * are to return.
+ */
+typedef struct lshard_channel lshard_channel;
+
+/**
+ * For open(): collective, by the context's bootstrap. Texts of failures go to @p error, now and as long as the channel
+ * lives: give the transport's.
+ */
+LSHARD_API lshard_status lshard_channel_open(const lshard_context *context, lshard_error *error,
+					     lshard_channel **channel);
+/** For close(), also in a child by fork. NULL is allowed. */
+LSHARD_API void lshard_channel_close(lshard_channel *channel);
+/** For abort(). Any thread. */
+LSHARD_API void lshard_channel_abort(lshard_channel *channel);
+
+/** All that exchange() promises. */
+LSHARD_API lshard_status lshard_channel_exchange(lshard_channel *channel, const void *send, void *receive, size_t bytes,
+						 uint8_t *alive);
+
+/**
+ * For store_open(): all ranks go on, or all fail alike, with the text of the first one that failed or the names of
+ * those that are gone. @p what names what is opened, the same on all ranks. @p mine: how this rank fared; where it
+ * failed its text is in the channel's error.
+ */
+LSHARD_API lshard_status lshard_channel_agree(lshard_channel *channel, const char *what, lshard_status mine);
+
+/**
+ * The same, and then every rank gives a descriptor @p fd (-1: none) to all others: @p fds gets theirs in rank order, -1
+ * for none and for this rank. The caller closes them. On failure there are none.
+ */
+LSHARD_API lshard_status lshard_channel_swap(lshard_channel *channel, const char *what, lshard_status mine, int fd,
+					     int *fds);
+
+/**
+ * Put the layer at @p position together at @p layer, from memory that the processor reads: @p shares has the first byte
+ * of every rank's share, in rank order.
+ */
+LSHARD_API void lshard_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
+				  void *layer);
 
 #ifdef __cplusplus
 }

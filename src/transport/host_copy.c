@@ -23,3 +23,8 @@ void lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, c
 	for (uint32_t i = plan->first_piece[position]; i < plan->first_piece[position + 1]; i++)
 		lshard__host_copy_piece(&plan->pieces[i], shares[plan->pieces[i].rank], layer);
 }
+
+void lshard_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares, void *layer)
+{
+	lshard__host_copy_layer(plan, position, shares, layer);
+}
