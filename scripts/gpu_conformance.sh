@@ -17,8 +17,8 @@ if [ -d "$CMOCKA" ]; then
 fi
 . scripts/gpu_sources.sh
 # shellcheck disable=SC2086 # several words each
-"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/support \
-	-o "$BUILD/conformance" tests/support/conformance*.c tests/support/threads.c \
+"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests/conformance -Itests -Itests/support \
+	-o "$BUILD/conformance" tests/conformance/*.c tests/support/conformance_*.c tests/support/threads.c \
 	tests/support/callback_circle.c tests/support/fake_device.c $library_sources "${library[@]}" -lpthread -ldl -lm
 
 [ $# -gt 0 ] || set -- "cuda forks" "cuda:copy forks" "cuda:ipc forks" "cuda threads" "cuda:copy threads"

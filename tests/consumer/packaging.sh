@@ -57,6 +57,13 @@ else
 fi
 build unity "$source" -DCMAKE_UNITY_BUILD=ON -DLAYERSHARD_BUILD_PROGRAM=OFF
 
+# What writers of transports ask for comes with the rest then, and only then.
+DESTDIR=$work/unity.stage cmake --install "$work/unity" >/dev/null
+[ -z "$(find "$work/unity.stage" -name '*conformance*')" ] || fail "the conformance suite was installed unasked"
+build suite "$source" -DLAYERSHARD_BUILD_CONFORMANCE=ON -DLAYERSHARD_BUILD_PROGRAM=OFF
+DESTDIR=$work/suite.stage cmake --install "$work/suite" >/dev/null
+[ "$(find "$work/suite.stage" -name '*conformance*' -type f | wc -l)" = 3 ] || fail "no conformance suite was installed"
+
 parent() { # parent NAME OPTION...
 	name=$1
 	shift

@@ -9,6 +9,8 @@
 
 #include "fake_device.h"
 
+#include <layershard/transport.h>
+
 #define MAX_RANKS   7
 #define MAX_TENSORS 3
 #define MAX_LAYERS  64
@@ -16,7 +18,8 @@
 /* What is tested, and how ranks are made. */
 struct subject {
 	const char *spec;
-	const char *kind; /* "threads" or "forks" */
+	const lshard_transport_ops *custom; /* a transport of somebody else's, which is named in spec; NULL: none */
+	const char *kind;                   /* "threads" or "forks" */
 	bool collective;
 	bool caller_memory;
 	bool direct;    /* layers are read in place, on devices by ranks on the same one: no windows, no transfers */

@@ -202,7 +202,8 @@ bool rank_group(struct rank *rank, const struct member *member, const struct set
 		return false;
 	options.rank = member->rank;
 	options.size = member->size;
-	options.transport = setting->spec ? setting->spec : subject.spec;
+	options.custom_transport = subject.custom;
+	options.transport = setting->spec ? setting->spec : subject.custom ? NULL : subject.spec;
 	options.job = member->job;
 	options.timeout_ms = setting->timeout_ms ? setting->timeout_ms : LONG_MS;
 	options.bootstrap = member->bootstrap;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * conformance.c - `conformance SPEC threads|forks [NAME=NUMBER]...`: what every transport must do, tried through the
- * public interface.
+ * conformance.c - what every transport must do, tried through the public interface: which transport that is, and all
+ * tests of it. See layershard/transport_conformance.h. Arguments:
  *   configurations=N  of walks, where a group of ranks takes long to make
  *   only=PATTERN      run by hand: the tests whose names match
  *   neighbours=N      devices: the first N ranks are on the first device, the others each on one of their own
@@ -12,6 +12,7 @@
 #include "patience.h"
 
 #include <layershard/plan.h>
+#include <layershard/transport_conformance.h>
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -38,6 +39,7 @@ static bool describe_subject(const char *spec)
 			printf("skipped: %s: %s\n", information.name, information.reason);
 			exit(77);
 		}
+		subject.spec = spec;
 		subject.collective = information.collective || strstr(last, "lockstep") != NULL;
 		subject.caller_memory = information.caller_memory;
 		subject.callbacks = strcmp(last, "callback") == 0;
@@ -46,6 +48,23 @@ static bool describe_subject(const char *spec)
 		return true;
 	}
 	return false;
+}
+
+/* One of somebody else's says less. */
+static void describe_custom(const lshard_transport_ops *ops)
+{
+	lshard_error reason = {""};
+
+	if (ops->available && !ops->available(&reason)) {
+		printf("skipped: %s: %s\n", ops->name, reason.text);
+		exit(77);
+	}
+	subject.custom = ops;
+	subject.spec = ops->name;
+	subject.collective = ops->capabilities & LSHARD_CAP_COLLECTIVE;
+	subject.caller_memory = ops->capabilities & LSHARD_CAP_CALLER_MEMORY;
+	subject.direct = ops->capabilities & LSHARD_CAP_DIRECT;
+	subject.memory = ops->capabilities & LSHARD_CAP_STREAMS ? LSHARD_MEMORY_CUDA : LSHARD_MEMORY_HOST;
 }
 
 static bool take_number(const char *argument)
@@ -74,10 +93,10 @@ static bool take_number(const char *argument)
 
 static bool take_arguments(int count, char **arguments)
 {
-	if (count < 3 || (strcmp(arguments[2], "threads") != 0 && strcmp(arguments[2], "forks") != 0))
+	if (count < 1 || (strcmp(arguments[0], "threads") != 0 && strcmp(arguments[0], "forks") != 0))
 		return false;
-	subject = (struct subject){.spec = arguments[1], .kind = arguments[2], .configurations = 160};
-	for (int i = 3; i < count; i++)
+	subject = (struct subject){.kind = arguments[0], .configurations = 160};
+	for (int i = 1; i < count; i++)
 		if (strncmp(arguments[i], "only=", 5) == 0)
 			cmocka_set_test_filter(arguments[i] + 5);
 		else if (!take_number(arguments[i]))
@@ -85,8 +104,9 @@ static bool take_arguments(int count, char **arguments)
 	return true;
 }
 
-int main(int count, char **arguments)
+int lshard_conformance(const lshard_transport_ops *ops, int count, char **arguments)
 {
+	const int first = ops ? 1 : 2; /* of the arguments that both take */
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(walks_give_the_right_bytes),
 		cmocka_unit_test(rough_walks_give_the_right_bytes_or_a_status),
@@ -115,12 +135,16 @@ int main(int count, char **arguments)
 		cmocka_unit_test(poison_belongs_to_captured_passes),
 	};
 
-	if (!take_arguments(count, arguments)) {
-		fprintf(stderr, "usage: conformance SPEC threads|forks [configurations=N] [neighbours=N] [poison=1] "
-				"[late=SEED] [only=PATTERN]\n");
+	if (!take_arguments(count - first, arguments + first)) {
+		fprintf(stderr,
+			"usage: %s %sthreads|forks [configurations=N] [neighbours=N] [poison=1] [late=SEED] "
+			"[only=PATTERN]\n",
+			count > 0 ? arguments[0] : "conformance", ops ? "" : "SPEC ");
 		return 2;
 	}
-	if (!describe_subject(arguments[1])) {
+	if (ops)
+		describe_custom(ops);
+	else if (!describe_subject(arguments[1])) {
 		fprintf(stderr, "conformance: there is no transport '%s'\n", arguments[1]);
 		return 2;
 	}

@@ -248,7 +248,7 @@ static void draw_faults(struct rough *rough, uint32_t index, uint64_t *state)
 {
 	static const char *const calls[] = {"exchange", "fetch", "wait", "join", "drain", "read"};
 	static const char *const actions[] = {"fail", "timeout", "peer", "delay:70"};
-	const char *comma = strrchr(subject.spec, ',');
+	const char *comma = subject.custom ? NULL : strrchr(subject.spec, ',');
 	const int before = index % 2 && comma ? (int)(comma + 1 - subject.spec) : 0;
 	size_t used = (size_t)snprintf(rough->spec, sizeof rough->spec, "%.*sfaults=", before, subject.spec);
 
@@ -257,7 +257,8 @@ static void draw_faults(struct rough *rough, uint32_t index, uint64_t *state)
 					 (int)(random_next(state) % (uint64_t)rough->setting.size),
 					 calls[random_next(state) % 6], 2 + (int)(random_next(state) % 30),
 					 actions[random_next(state) % 4]);
-	snprintf(rough->spec + used, sizeof rough->spec - used, ",%s", subject.spec + before);
+	if (!subject.custom) /* which has no name in a specification */
+		snprintf(rough->spec + used, sizeof rough->spec - used, ",%s", subject.spec + before);
 	rough->setting.spec = rough->spec;
 }
 
@@ -275,7 +276,6 @@ static void draw_rough(struct rough *rough, uint32_t index)
 					  .timeout_ms = patience(DEADLINE_MS),
 					  .seed = random_next(&state)};
 	setting_tensors(&rough->setting, 2, LSHARD_STRIPE_BYTES);
-	rough->setting.spec = subject.spec;
 	if (index > 0)
 		draw_faults(rough, index, &state);
 }
@@ -298,7 +298,8 @@ void rough_walks_give_the_right_bytes_or_a_status(void **state)
 			draw_rough(rough, index);
 			failures = team_run(subject.kind, rough->setting.size, rough_body, rough);
 			if (failures && !rough->too_slow)
-				fail_msg("%s: %d of %d ranks failed", rough->setting.spec, failures,
+				fail_msg("%s: %d of %d ranks failed",
+					 rough->setting.spec ? rough->setting.spec : subject.spec, failures,
 					 (int)rough->setting.size);
 		}
 		assert_int_equal(failures, 0);
