@@ -103,9 +103,9 @@ def check_file(path, shown, quoted_allowed, public, pure):
 
 
 def check_listed(source, top):
-    """By name in the nearest CMakeLists.txt above it; tests/consumer is projects of their own."""
+    """By name in the nearest CMakeLists.txt above it; tests/consumer and tests/outside are projects of their own."""
     for path in sorted((source / top).rglob("*.c")):
-        if (source / "tests/consumer") in path.parents:
+        if {source / "tests/consumer", source / "tests/outside"} & set(path.parents):
             continue
         lists = next(each / "CMakeLists.txt" for each in path.parents if (each / "CMakeLists.txt").is_file())
         name = re.escape(str(path.relative_to(lists.parent)))
