@@ -218,7 +218,7 @@ static json_t *row_json(const struct link_bench *bench, const struct row_figures
 			  row->in_place, "bare", arm_json(&row->bare));
 
 	if (object && row->row->pull != LINK_NO_ARM &&
-	    (json_object_set_new(object, "pull", arm_json(&row->pull)) != 0 ||
+	    (json_object_set_new(object, "fetch", arm_json(&row->pull)) != 0 ||
 	     json_object_set_new(object, "share", row->in_place ? json_null() : json_real(row->share)) != 0)) {
 		json_decref(object);
 		return NULL;
@@ -256,7 +256,7 @@ static json_t *result_json(const struct link_result *result)
 {
 	const struct link_options *options = &result->bench->options;
 
-	return json_pack("{s:s, s:s, s:i, s:s, s:i, s:i, s:i, s:b, s:o, s:o}", "schema", "layershard-bench-link/1",
+	return json_pack("{s:s, s:s, s:i, s:s, s:i, s:i, s:i, s:b, s:o, s:o}", "schema", "layershard-bench-link/2",
 			 "bench", "link", "ranks", (int)options->ranks, "transport",
 			 result->bench->shared->places[0].transport, "iters", (int)options->iterations, "warmup",
 			 (int)options->warm_up, "rounds", (int)options->rounds, "bits_checked", 1, "gpus",

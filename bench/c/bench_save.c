@@ -121,7 +121,7 @@ static json_t *date_json(void)
 
 bool bench_save(const char *path, int argc, char **argv, json_t *gpus, json_t *result)
 {
-	json_t *root = json_pack("{s:s, s:o, s:o, s:s, s:o, s:o, s:O}", "schema", "layershard-bench/1", "command",
+	json_t *root = json_pack("{s:s, s:o, s:o, s:s, s:o, s:o, s:O}", "schema", "layershard-bench/2", "command",
 				 command_json(argc, argv), "date", date_json(), "version", lshard_version(), "machine",
 				 machine_json(), "gpus", gpus ? gpus : json_array(), "result", result);
 	FILE *file = root ? fopen(path, "we") : NULL;

@@ -55,7 +55,7 @@ static json_t *slow_json(const struct step_result *result)
 	for (unsigned way = 0; result->bench->options.slow_percent > 0 && way < STEP_SLOW_WAYS; way++) {
 		const struct slow_result *slow = &result->slow[way];
 
-		json_array_append_new(ways, json_pack("{s:s, s:o, s:o, s:o, s:o}", "way", slow->way, "rank_0_ns",
+		json_array_append_new(ways, json_pack("{s:s, s:o, s:o, s:o, s:o}", "variant", slow->way, "rank_0_ns",
 						      bench_spread_json(&slow->first_even), "rank_0_delayed_ns",
 						      bench_spread_json(&slow->first_delayed), "slow_rank_ns",
 						      bench_spread_json(&slow->last_even), "slow_rank_delayed_ns",
@@ -77,10 +77,10 @@ static json_t *config_json(const struct step_options *options)
 json_t *step_json(const struct step_result *result, bool conclusive)
 {
 	return json_pack("{s:s, s:s, s:s, s:o, s:b, s:f, s:b, s:o, s:o, s:o, s:o, s:o}", "schema",
-			 "layershard-bench-step/1", "bench", "step", "compute_model",
+			 "layershard-bench-step/2", "bench", "step", "compute_model",
 			 "a fixed time passes by the clock", "config", config_json(&result->bench->options),
 			 "bits_checked", 1, "drift_percent", result->drift_percent, "conclusive", conclusive,
-			 "resident_first_ns", bench_spread_json(&result->first), "resident_last_ns",
+			 "replicated_first_ns", bench_spread_json(&result->first), "replicated_last_ns",
 			 bench_spread_json(&result->last), "control_ns", bench_spread_json(&result->control), "cases",
 			 cases_json(result), "slow_rank", slow_json(result));
 }

@@ -74,7 +74,7 @@ static void judge_slow(struct step_result *result, double *scratch)
 	for (unsigned way = 0; way < STEP_SLOW_WAYS; way++) {
 		const struct step_slow *arms = &bench->slow[way];
 
-		result->slow[way].way = way == STEP_SLOW_PULLS ? "pulls" : "lockstep";
+		result->slow[way].way = way == STEP_SLOW_PULLS ? "one-sided" : "lockstep";
 		result->slow[way].first_even = elapsed_of(bench, arms->even, 0, scratch);
 		result->slow[way].last_even = elapsed_of(bench, arms->even, last, scratch);
 		result->slow[way].first_delayed = elapsed_of(bench, arms->delayed, 0, scratch);

@@ -10,7 +10,7 @@ A table stands between two comments; the first one says what it is made of:
     <!-- table bench/results/2026-11-23-h100-link.json
     rows: result.rows
     where: placement=owner, readers=false
-    columns: size=bytes:bytes | to=first_to | us=pull.ns.median/1e3:.1f | of bare=share*100:.1f %
+    columns: size=bytes:bytes | to=first_to | us=fetch.ns.median/1e3:.1f | of bare=share*100:.1f %
     -->
     ...
     <!-- end of table -->
@@ -19,7 +19,7 @@ The file's path is from the top of the tree. rows: where the list is in the file
 tables, each with the plain values of its table. where (optional): only the rows whose
 values are these, and NAME!=VALUE: are not these; columns: TITLE=PATH, then *NUMBER or /NUMBER, then :FORMAT and a unit
 behind it. FORMAT is Python's, or "bytes" (64 KiB). A value that a row lacks, or that is below 0 for want of a meter, is
-"-".
+"-". "variant", "mode" and "fetch" are also read where an older file calls them "arm", "way" and "pull".
 
 Without --check the files are rewritten; with it nothing is, and the status is 1 when a table differs from what its file
 gives. 2: a comment or a file is wrong.
@@ -37,7 +37,9 @@ from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "docs/performance.md")
-SCHEMA = "layershard-bench/1"  # files of before there was one have none, and are of this form
+SCHEMAS = ("layershard-bench/1", "layershard-bench/2")  # files of before there was one are as the first
+# What a key is called in documents and new files, and in files of the first schema.
+RENAMED = {"variant": "arm", "mode": "way", "fetch": "pull"}
 
 BEGIN = re.compile(r"<!-- table (?P<file>\S+)\n(?P<what>.*?)\n?-->\n", re.DOTALL)
 END = "<!-- end of table -->"
@@ -52,7 +54,10 @@ class Mistake(Exception):
 
 def value_at(value: Any, path: str) -> Any:
     for name in path.split("."):
-        if not isinstance(value, dict) or name not in value:
+        if not isinstance(value, dict):
+            return None
+        name = name if name in value else RENAMED.get(name)
+        if name not in value:
             return None
         value = value[name]
     return value
@@ -162,8 +167,9 @@ def make_table(file: str, what: str) -> list[str]:
         saved = json.loads((TREE / file).read_text())
     except (OSError, ValueError) as error:
         raise Mistake(f"{file} cannot be read: {error}") from error
-    if saved.get("schema", SCHEMA) != SCHEMA:
-        raise Mistake(f"{file} is of schema '{saved['schema']}', and this script reads '{SCHEMA}'")
+    if saved.get("schema", SCHEMAS[0]) not in SCHEMAS:
+        known = " and ".join(SCHEMAS)
+        raise Mistake(f"{file} is of schema '{saved['schema']}', and this script reads {known}")
     for needed in ("command", "date", "version"):
         if needed not in saved:
             raise Mistake(f"{file} has no '{needed}': was it made by --save?")
@@ -182,11 +188,11 @@ def make_table(file: str, what: str) -> list[str]:
 
 
 E2E_COLUMNS = """\
-columns: tokens=tokens | way=arm | ms per pass=pass_ns.median/1e6:.3f | to replicated=ratio.median:.3f
+columns: tokens=tokens | variant=variant | ms per pass=pass_ns.median/1e6:.3f | to replicated=ratio.median:.3f
 columns: from=ratio.low:.3f | to=ratio.high:.3f | host us=host_ns/1e3:.0f | SM MHz=sm_mhz:.0f | watts=watts:.0f"""
 LINK_COLUMNS = """\
-columns: size=bytes:bytes | placement=placement | readers=to_count | us=pull.ns.median/1e3:.1f
-columns: GB/s=pull.gigabytes_per_s:.1f | bare us=bare.ns.median/1e3:.1f | bare GB/s=bare.gigabytes_per_s:.1f
+columns: size=bytes:bytes | placement=placement | readers=to_count | us=fetch.ns.median/1e3:.1f
+columns: GB/s=fetch.gigabytes_per_s:.1f | bare us=bare.ns.median/1e3:.1f | bare GB/s=bare.gigabytes_per_s:.1f
 columns: of bare=share*100:.1f %"""
 NEW = {
     "e2e": f"rows: result.tables.rows\nwhere: again=false\n{E2E_COLUMNS}",

@@ -5,12 +5,12 @@
     targets.py [--markdown] [FILE OR DIRECTORY]...      (default: bench/results)
 
 One line for every target and place it was measured in: the figure, its limit, "met" or "missed", and the file. Of
-`layershard-bench link --save` the pulls are judged here; e2e.py and wan.py have judged their tables themselves, also
-that one is "void" or "not judged"; of the log of a check on GPUs it is counted which ranks went on when another was
-killed. "not measured": no file has it, and which part of bench/gpu.sh measures it. Targets about a link between GPUs
-are not judged by processes that share one GPU.
+`layershard-bench link --save` the fetches are evaluated here; e2e.py and wan.py have evaluated their tables themselves,
+also that one is "inconclusive" or "not evaluated"; of the log of a check on GPUs it is counted which ranks went on when
+another was killed. "not measured": no file has it, and "where" names the command that measures it. Processes that share
+one GPU say nothing of targets about a link between GPUs.
 
-Status 0: no target that was measured is missed; 1: one is; 2: a file is wrong.
+Status 0: no target that was measured is missed; 1: one is; 2: a file cannot be used.
 """
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 MIB = 2**20
-SCHEMA = "layershard-bench/1"  # files of before there was one have none, and are of this form
-PULL_BYTES, PULL_SHARE = 256 * MIB, 97  # a layer that large comes at so many per cent of a bare copy's speed
-PULLS, READERS = "one pull: share of a bare copy's speed", "two readers of one source, four ranks"
+SCHEMAS = ("layershard-bench/1", "layershard-bench/2")  # files of before there was one are as the first
+FETCH_BYTES, FETCH_PERCENT = 256 * MIB, 97  # a layer that large is fetched at so many per cent of a bare copy's speed
+FETCHES, READERS = "one fetch, to a bare copy's speed", "two readers of one source, four ranks"
 MODELS, KILLED = "whole models by PyTorch", "a rank is killed"
-PARTS = {PULLS: "bench/gpu.sh link", READERS: "bench/gpu.sh readers", MODELS: "bench/gpu.sh e2e-4096 whole wan",
+PARTS = {FETCHES: "bench/gpu.sh link", READERS: "bench/gpu.sh readers", MODELS: "bench/gpu.sh e2e-4096 whole wan",
          KILLED: "make check-gpu"}  # fmt: skip
 
 Row = tuple[str, ...]
@@ -41,43 +41,51 @@ class Mistake(Exception):
 
 # ---- What one saved result says ----
 
+RENAMED = {"fetch": "pull", "variant": "arm", "result": "verdict"}  # what files of the first schema call a key
+SAID_BEFORE = {"void": "inconclusive", "not judged": "not evaluated"}
+
+
+def said(row: Saved, key: str) -> Any:
+    return row[key] if key in row else row[RENAMED[key]]
+
 
 def link_rows(result: Saved, readers: bool) -> Iterator[dict]:
-    """Of pulls that move something between GPUs."""
+    """Of fetches that move something between GPUs."""
     if result.get("bench") != "link" or len({gpu.get("bus", "?") for gpu in result["gpus"]}) < 2:
         return
     if not result["bits_checked"]:
         raise Mistake("the bits were not checked")
     for row in result["rows"]:
-        if "pull" in row and not row["in_place"] and row["readers"] == readers:
+        if row.keys() & {"fetch", "pull"} and not row["in_place"] and row["readers"] == readers:
             yield row
 
 
-def pulls(result: Saved) -> Iterator[Row]:
+def fetches(result: Saved) -> Iterator[Row]:
     for row in link_rows(result, readers=False):
-        if row["placement"] == "owner" and row["bytes"] >= PULL_BYTES:
-            share = row["share"] * 100
+        if row["placement"] == "owner" and row["bytes"] >= FETCH_BYTES:
+            percent = row["share"] * 100
             where = f"{row['bytes'] // MIB} MiB, from {row['from']} to {row['first_to']}"
-            verdict = "met" if share >= PULL_SHARE else "missed"
-            yield (PULLS, where, f"{share:.4g} %", f"at least {PULL_SHARE} %", verdict)
+            found = "met" if percent >= FETCH_PERCENT else "missed"
+            yield (FETCHES, where, f"{percent:.4g} %", f"at least {FETCH_PERCENT} %", found)
 
 
 def readers(result: Saved) -> Iterator[Row]:
     for row in link_rows(result, readers=True):
         where = f"{row['bytes'] / MIB:g} MiB, {row['placement']}, {row['to_count']} readers"
-        yield (READERS, where, f"{row['pull']['gigabytes_per_s']:.4g} GB/s", "-", "shown")
+        yield (READERS, where, f"{said(row, 'fetch')['gigabytes_per_s']:.4g} GB/s", "-", "shown")
 
 
 def models(result: Saved) -> Iterator[Row]:
     """What e2e.py and wan.py have said."""
     told = result.get("targets", [])
     for row in told["rows"] if isinstance(told, dict) else told:
-        verdict = (row["verdict"] or "not judged").partition(":")[0].lower()
+        text = (said(row, "result") or "not evaluated").partition(":")[0].lower()
+        found = SAID_BEFORE.get(text, text)
         if "limit" in row:
-            yield (MODELS, row["what"], row["found"], row["limit"], verdict)
+            yield (MODELS, row["what"], row["found"], row["limit"], found)
         else:
-            where = f"{row['arm']}: {row['what']}"
-            yield (MODELS, where, f"{row['value']:.4g}", f"at most {row['target']}", verdict)
+            where = f"{said(row, 'variant')}: {row['what']}"
+            yield (MODELS, where, f"{row['value']:.4g}", f"at most {row['target']}", found)
 
 
 def kills(log: str) -> Iterator[Row]:
@@ -92,8 +100,8 @@ def kills(log: str) -> Iterator[Row]:
         for _, _, said, end in plans
         if end == "passed"
     )
-    verdict = "met" if good >= most else "missed"
-    yield (KILLED, "survivors whose passes are bit-exact", str(good), f"at least {most}", verdict)
+    found = "met" if good >= most else "missed"
+    yield (KILLED, "survivors whose passes are bit-exact", str(good), f"at least {most}", found)
 
 
 # ---- Reading and printing ----
@@ -114,8 +122,9 @@ def read(path: pathlib.Path) -> Saved:
         raise Mistake(f"it cannot be read: {error}") from error
     if not isinstance(saved, dict) or not isinstance(saved.get("result"), dict):
         raise Mistake("it has no 'result': was it made by --save?")
-    if saved.get("schema", SCHEMA) != SCHEMA:
-        raise Mistake(f"it is of schema '{saved['schema']}', and this script reads '{SCHEMA}'")
+    if saved.get("schema", SCHEMAS[0]) not in SCHEMAS:
+        known = " and ".join(SCHEMAS)
+        raise Mistake(f"it is of schema '{saved['schema']}', and this script reads {known}")
     return saved["result"]
 
 
@@ -126,7 +135,7 @@ def rows_of(path: pathlib.Path) -> Iterator[Row]:
         return
     result = read(path)
     try:
-        for find in (pulls, readers, models):
+        for find in (fetches, readers, models):
             yield from find(result)
     except (KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"it lacks what a result of this version has: {error}") from error
@@ -145,8 +154,8 @@ def all_rows(paths: list[pathlib.Path]) -> list[Row]:
     return sorted(rows, key=lambda row: list(PARTS).index(row[0]))
 
 
-VERDICTS = ("met", "missed", "void", "shown", "not judged", "not run", "not measured")
-HEADINGS = ("target", "where", "measured", "limit", "verdict", "file")
+RESULTS = ("met", "missed", "inconclusive", "shown", "not evaluated", "not run", "not measured")
+HEADINGS = ("target", "where", "measured", "limit", "result", "file")
 
 
 def show(rows: list[Row], markdown: bool) -> None:
@@ -157,8 +166,8 @@ def show(rows: list[Row], markdown: bool) -> None:
         widths = [max(len(row[i]) for row in [HEADINGS, *rows]) for i in range(len(HEADINGS))]
         for row in [HEADINGS, *rows]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    verdicts = [row[4] for row in rows]
-    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in VERDICTS)
+    found = [row[4] for row in rows]
+    counts = ", ".join(f"{found.count(kind)} {kind}" for kind in RESULTS)
     print(f"\n{counts}")
 
 

@@ -204,7 +204,7 @@ class StackWay(Way):
         ]
         return [
             Arm(self.title + suffix, run, rest=self.prepare, baseline="replicated" + suffix, check=check,
-                details=details | {"way": suffix.removeprefix(", ") or "eager"})
+                details=details | {"mode": suffix.removeprefix(", ") or "eager"})
             for suffix, run, check in runs
             if self.refusal_of(suffix) is None
         ]
@@ -272,7 +272,7 @@ class Layershard(StackWay):
         self.handle = layershard.torch.of(self.model)
         series = list(self.handle.stats().values())
         self.memory = {
-            "arm": self.title,
+            "variant": self.title,
             "windows": max(each.windows for each in series),
             "residents": max(each.residents for each in series),
             "layers_bytes": self.shape.bytes,

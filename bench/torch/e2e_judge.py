@@ -43,9 +43,9 @@ MEMORY_OFF = 0.02  # of (1/n + windows) of the layers
 WHOLE_FREE_BYTES = 60e9  # of each GPU, with 80 layers of 70B on two
 
 WHOLE_BYTES = 136e9  # of those layers
-NOT_WHOLE = "not judged: it is about 80 layers of 70B"
-NO_GPUS = "not judged: each rank needs a GPU of its own"
-VOID = "void: the control arm drifted"
+NOT_WHOLE = "not evaluated: it is about 80 layers of 70B"
+NO_GPUS = "not evaluated: each rank needs a GPU of its own"
+VOID = "inconclusive: the control variant drifted"
 
 
 def _fastest(table: Table, patterns: Sequence[str]) -> str | None:
@@ -54,7 +54,7 @@ def _fastest(table: Table, patterns: Sequence[str]) -> str | None:
 
 
 def _row(what: str, limit: str, found: str, verdict: str, **more: Any) -> dict[str, Any]:
-    return {"what": what, "limit": limit, "found": found, "verdict": verdict} | more
+    return {"what": what, "limit": limit, "found": found, "result": verdict} | more
 
 
 def _verdict(good: bool, conclusive: bool, own_gpus: bool) -> str:
@@ -87,7 +87,7 @@ def judge_memory(memories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Counted by the driver on each rank's device; the rank that is most off counts."""
     rows = []
     for each in memories:
-        what = f"{each['arm']}: memory of the device to (1/n + {each['windows']} windows) of the layers"
+        what = f"{each['variant']}: memory of the device to (1/n + {each['windows']} windows) of the layers"
         if each["driver_bytes"] is None:
             rows.append(_row(what, f"{1 + MEMORY_OFF:.2f}", "-", "not run"))
             continue
@@ -100,5 +100,5 @@ def judge_memory(memories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def as_text(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"{'target':<74}{'at most':>8}  {'found':<26}"]
-    lines += [f"{row['what']:<74}{row['limit']:>8}  {row['found']:<26}  {row['verdict']}" for row in rows]
+    lines += [f"{row['what']:<74}{row['limit']:>8}  {row['found']:<26}  {row['result']}" for row in rows]
     return "\n".join(lines)

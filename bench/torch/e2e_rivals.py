@@ -117,7 +117,7 @@ class Windowed(Way):
 
     def arms(self, tokens: int) -> list[Arm]:
         x = self.input(tokens)
-        details = {"way": "eager", "prefetch": 1, "windows": WINDOWS}
+        details = {"mode": "eager", "prefetch": 1, "windows": WINDOWS}
         return [Arm(self.title, lambda: self.run(x), rest=self.rest, details=details)]
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class Fsdp(Way):
                     begin=lambda ahead=ahead, across=across: self._set(ahead, across),
                     rest=self._rest if across else lambda: None,
                     check="close",  # what is gathered is elsewhere in each pass: cuBLAS may choose by alignment
-                    details={"way": "eager", "prefetch": ahead},
+                    details={"mode": "eager", "prefetch": ahead},
                 )
             )
         return made
@@ -315,7 +315,7 @@ class TensorParallel(Way):
         runs += [(", graph", captured)] if self.meeting.on_gpus else []
         return [
             Arm(self.title + suffix, lambda run=run: run()[mine], check="close", tolerance=tolerance_of(self.shape),
-                baseline="replicated" + suffix, details={"way": suffix.removeprefix(", ") or "eager"})
+                baseline="replicated" + suffix, details={"mode": suffix.removeprefix(", ") or "eager"})
             for suffix, run in runs
         ]
 
@@ -437,5 +437,5 @@ class TensorParallelOverlapped(_Borrowed):
         x = self.input(tokens)
         return [
             Arm(self.title, lambda: self.model(x), check="close", tolerance=tolerance_of(self.shape),
-                details={"way": "eager"})
+                details={"mode": "eager"})
         ]

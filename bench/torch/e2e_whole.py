@@ -43,7 +43,7 @@ class Stage:
             trouble = f"no memory: it would need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         trouble = meeting.agree(trouble)
         if trouble is not None:
-            return [{"arm": self.way.title, "not_run": trouble}]
+            return [{"variant": self.way.title, "not_run": trouble}]
         self.way.open()
         weights_free = self._least_free()
         rows = [self._row(count, weights_free) for count in tokens]
@@ -72,7 +72,7 @@ class Stage:
             self._bench.meeting.meet()
             with_activations = min(self._bench.meeting.gather(torch.cuda.mem_get_info(self._bench.meeting.device)[0]))
         return {
-            "arm": arm.name,
+            "variant": arm.name,
             "tokens": tokens,
             "tokens_per_second_per_gpu": tokens / seconds,
             "pass_ns": {"median": 1e9 * seconds, "min": 1e9 * min(times), "max": 1e9 * max(times)},
@@ -85,14 +85,14 @@ class Stage:
 
 def _text(row: dict[str, Any]) -> str:
     if "not_run" in row:
-        return f"not run: {row['arm']}: {row['not_run']}"
+        return f"not run: {row['variant']}: {row['not_run']}"
     free = ", ".join(
         f"{row[key] / 1e9:.1f} GB free {when}"
         for key, when in (("free_bytes", "beside weights"), ("free_bytes_with_activations", "with activations"))
         if row[key] is not None
     )
     speed = f"{row['tokens_per_second_per_gpu']:.0f} tokens/s a GPU, {row['pass_ns']['median'] / 1e6:.2f} ms a pass"
-    return f"{row['arm']:<20}{row['tokens']:>7} tokens: {speed}{', ' + free if free else ''}"
+    return f"{row['variant']:<20}{row['tokens']:>7} tokens: {speed}{', ' + free if free else ''}"
 
 
 def _differences(stages: list[Stage], tolerance: float) -> list[str]:
@@ -108,7 +108,7 @@ def _differences(stages: list[Stage], tolerance: float) -> list[str]:
 
 
 def _judge(rows: list[dict[str, Any]], own_gpus: bool, model_bytes: int) -> list[dict[str, Any]]:
-    mine = [row for row in rows if row["arm"].startswith("layershard") and "not_run" not in row]
+    mine = [row for row in rows if row["variant"].startswith("layershard") and "not_run" not in row]
     found = []
     if mine and mine[0]["free_bytes"] is not None:
         least = min(row["free_bytes_with_activations"] for row in mine)
@@ -118,7 +118,7 @@ def _judge(rows: list[dict[str, Any]], own_gpus: bool, model_bytes: int) -> list
             "what": "free memory of each GPU, layershard, with activations (at least)",
             "limit": f"{e2e_judge.WHOLE_FREE_BYTES / 1e9:.0f} GB",
             "found": f"{least / 1e9:.1f} GB",
-            "verdict": verdict if own_gpus else e2e_judge.NO_GPUS,
+            "result": verdict if own_gpus else e2e_judge.NO_GPUS,
         })
     return found
 

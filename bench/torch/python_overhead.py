@@ -6,7 +6,7 @@
 
 Two ranks share two layers, so that each rank has one window and it always holds what is needed: nothing is transferred,
 only calls are left. Two models of modules that do nothing take turns, one with layershard's hooks and one with empty
-hooks of the same kind; the least of many blocks of calls counts. The target is 5 us per hooked module, in inference mode
+hooks of the same kind; the least of many blocks of calls counts. The target is 5 us a hooked module, in inference mode
 and in grad mode, where autograd is watched for shared weights that it would save; no graph is made.
 """
 

@@ -351,7 +351,7 @@ class Table:
     def _row(self, arm: Arm, times: Sequence[float], again: bool) -> dict[str, Any]:
         baseline = arm.baseline or self.control
         ratio = ratio_of([mine / its for mine, its in zip(times, self.rounds_of(baseline))])
-        row: dict[str, Any] = {"arm": arm.name, "again": again, "baseline": baseline}
+        row: dict[str, Any] = {"variant": arm.name, "again": again, "baseline": baseline}
         row["pass_ns"] = {
             "median": 1e9 * statistics.median(times),
             "min": 1e9 * min(times),
@@ -378,7 +378,7 @@ class Table:
             "drift_percent": self.drift_percent,
             "conclusive": self.conclusive,
             "rows": self.rows(),
-            "not_run": [{"arm": name, "reason": why} for name, why in self.not_run.items()],
+            "not_run": [{"variant": name, "reason": why} for name, why in self.not_run.items()],
         }
 
     def as_text(self) -> str:
@@ -386,7 +386,7 @@ class Table:
         measured = "".join(f"{title:>8}" for title in ("host us", "SM MHz", "watts"))
         lines = [f"{'arm':<40}{'ms a pass':>11}{'ratio':>8}{'from':>8}{'to':>8} {measured}  bits"]
         for row in self.rows():
-            name = row["arm"] + (", again" if row["again"] else "")
+            name = row["variant"] + (", again" if row["again"] else "")
             numbers = f"{row['pass_ns']['median'] / 1e6:>11.3f}" + "".join(f"{row['ratio'][part]:>8.3f}" for part in
                                                                          ("median", "low", "high"))
             measured = (row["host_ns"] and row["host_ns"] / 1e3, row["sm_mhz"], row["watts"])
@@ -647,7 +647,7 @@ def save(path: str | None, meeting: Meeting, result: dict[str, Any]) -> None:
         return
     script = os.path.relpath(sys.argv[0], pathlib.Path(__file__).resolve().parents[2])
     saved = {
-        "schema": "layershard-bench/1",
+        "schema": "layershard-bench/2",
         "command": shlex.join([script, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "version": layershard._library.version(),

@@ -68,7 +68,7 @@ def first_passes(meeting: torch_rounds.Meeting, way: wan_ways.Way, run: Callable
     trouble = meeting.agree(trouble)
     if trouble is not None:
         return trouble
-    way.memory["pulled_bytes"] = max(meeting.gather(way.pulled_bytes - pulled))
+    way.memory["fetched_bytes"] = max(meeting.gather(way.pulled_bytes - pulled))
     if meeting.on_gpus:
         way.memory["pass_bytes"] = max(meeting.gather(torch.cuda.max_memory_allocated() - before))
     way.rest()
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> int:
     table = rounds.run(arms)
     table.not_run.update(not_built)
     meeting.say(f"{table.as_text()}\n\n{wan_report.memory_text(ways)}\n")
-    found = wan_report.judge(meeting, table, ways)
+    found = wan_report.evaluate(meeting, table, ways)
     result = {
         "shape": options.shape,
         "layers": builder.layers,
@@ -132,7 +132,7 @@ def measure(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> int:
         "ranks": meeting.size,
         "all_to_all": wan_alltoall.TEXTS[carrier],
         "tables": [table.as_json(tokens=tokens)],
-        "memory": {"rows": [{"arm": way.name} | way.memory for way in ways]},
+        "memory": {"rows": [{"variant": way.name} | way.memory for way in ways]},
         "targets": {"rows": found},
     }
     # Once now: what comes next may fail, and the table took the time.
@@ -141,14 +141,14 @@ def measure(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> int:
     stand = wan_times.in_passes(meeting, alltoalls, [arm for arm in arms if arm.name in ran], options.alltoall_rounds)
     result["all_to_alls"] = {"rows": stand}
     meeting.say(wan_report.alltoall_text(stand, "all-to-alls in passes of"))
-    result["all_to_alls_beside_pulls"] = {"rows": []}
+    result["all_to_alls_beside_fetches"] = {"rows": []}
     if meeting.on_gpus:
         shared = [way for way in ways if way.handles and way.name in ran]
         by_themselves = wan_times.Beside(meeting, alltoalls, wan_model.width_of(builder.shape), tokens)
-        result["all_to_alls_beside_pulls"]["rows"] = beside = by_themselves.run(shared, options.alltoall_rounds)
+        result["all_to_alls_beside_fetches"]["rows"] = beside = by_themselves.run(shared, options.alltoall_rounds)
         meeting.say(wan_report.alltoall_text(beside, "back to back, beside pulls of"))
     alltoalls.remove()
-    meeting.say(f"\n{wan_report.verdict_text(found, meeting)}")
+    meeting.say(f"\n{wan_report.targets_text(found, meeting)}")
     torch_rounds.save(options.save, meeting, result)
     return 0 if table.conclusive else 3
 

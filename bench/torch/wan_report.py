@@ -26,13 +26,13 @@ def memory_text(ways: Sequence[Way]) -> str:
         lines.append(
             f"{way.name:<28}{memory['blocks_bytes'] / 1e9:>13.2f}{memory['wanted_bytes'] / 1e9:>9.2f}"
             f"{numbers[0]:>9}{numbers[1]:>8}{numbers[2]:>10}{'-' if peak is None else f'{peak / 1e9:.2f}':>11}"
-            f"{memory['pulled_bytes'] / 1e9:>8.2f}"
+            f"{memory['fetched_bytes'] / 1e9:>8.2f}"
         )
     lines.append("without what is outside the blocks; in a pass: by torch's allocator, above what was there before")
     lines += [
         f"{way.name}: NOTHING IS PULLED, its windows hold all blocks of others: take more --layers"
         for way in ways
-        if way.memory["windows"] and not way.memory["pulled_bytes"]
+        if way.memory["windows"] and not way.memory["fetched_bytes"]
     ]
     return "\n".join(lines)
 
@@ -41,44 +41,40 @@ def alltoall_text(rows: Sequence[dict[str, Any]], title: str) -> str:
     lines = [f"{title:<40}{'us a call':>11}{'p90':>9}{'ms a pass':>11}{'with waiting':>14}"]
     for row in rows:
         own = row["own_ns"]
-        line = f"{row['arm']:<40}{own['median'] / 1e3:>11.1f}{own['p90'] / 1e3:>9.1f}{own['pass'] / 1e6:>11.3f}"
+        line = f"{row['variant']:<40}{own['median'] / 1e3:>11.1f}{own['p90'] / 1e3:>9.1f}{own['pass'] / 1e6:>11.3f}"
         line += f"{row['with_waiting_ns']['pass'] / 1e6:>14.3f}"
         if "gigabytes_per_s" in row:
             line += f"  {row['gigabytes_per_s']:.0f} GB/s"
-            line += "  (pulls ended before)" if row["pulls_lasted"] is False else ""
+            line += "  (pulls ended before)" if row["fetches_lasted"] is False else ""
         lines.append(line)
     return "\n".join(lines)
 
 
-def judge(meeting: torch_rounds.Meeting, table: torch_rounds.Table, ways: Sequence[Way]) -> list[dict[str, Any]]:
-    """The targets. They are about GPUs that each have a rank, and about a table that is not void."""
+def evaluate(meeting: torch_rounds.Meeting, table: torch_rounds.Table, ways: Sequence[Way]) -> list[dict[str, Any]]:
+    """The targets. They are about GPUs that each have a rank, and about a table that is conclusive."""
     found = []
     of_a_gpu_each = meeting.on_gpus and not meeting.shares_device
     for way in (way for way in ways if way.kind == "layershard"):
         ratio = table.ratio(way.name, CONTROL)
         if ratio is not None:
-            verdict = ("met" if ratio.median <= TARGET else "MISSED") if of_a_gpu_each and table.conclusive else None
-            found.append(
-                {"arm": way.name, "what": "to replicated", "target": TARGET, "value": ratio.median, "verdict": verdict}
-            )
+            row = _row(way, "to replicated", TARGET, ratio.median)
+            found.append(row if of_a_gpu_each and table.conclusive else row | {"result": None})
         off = way.memory.get("off_wanted")
         if off is not None:
-            verdict = "met" if off <= MEMORY_TARGET else "MISSED"
-            found.append(
-                {
-                    "arm": way.name,
-                    "what": "memory above 1/n and windows",
-                    "target": MEMORY_TARGET,
-                    "value": off,
-                    "verdict": verdict,
-                }
-            )
+            found.append(_row(way, "memory above 1/n and windows", MEMORY_TARGET, off))
     return found
 
 
-def verdict_text(found: Sequence[dict[str, Any]], meeting: torch_rounds.Meeting) -> str:
-    why = "void" if meeting.on_gpus and not meeting.shares_device else "not judged: it is about a GPU for each rank"
+def _row(way: Way, what: str, target: float, value: float) -> dict[str, Any]:
+    result = "met" if value <= target else "MISSED"
+    return {"variant": way.name, "what": what, "target": target, "value": value, "result": result}
+
+
+def targets_text(found: Sequence[dict[str, Any]], meeting: torch_rounds.Meeting) -> str:
+    own_gpus = meeting.on_gpus and not meeting.shares_device
+    why = "inconclusive" if own_gpus else "not evaluated: it is about a GPU for each rank"
     return "\n".join(
-        f"{each['arm']}: {each['what']} {each['value']:.3f}, target at most {each['target']}: {each['verdict'] or why}"
+        f"{each['variant']}: {each['what']} {each['value']:.3f}, target at most {each['target']}: "
+        f"{each['result'] or why}"
         for each in found
     )

@@ -29,7 +29,7 @@ def alltoall_row(name: str, samples: Sequence[Sequence[Sequence[float]]]) -> dic
     owns, longests = zip(*(of_calls(ranks) for ranks in samples))
     flat = sorted(itertools.chain(*owns))
     return {
-        "arm": name,
+        "variant": name,
         "calls": len(owns[0]),
         "own_ns": {
             "median": 1e9 * statistics.median(flat),
@@ -129,5 +129,5 @@ class Beside:
     def _row(self, name: str, samples: Sequence[Any], lasted: bool) -> dict[str, Any]:
         row = alltoall_row(name, samples)
         row["gigabytes_per_s"] = self.sent_bytes / row["own_ns"]["median"]
-        row["pulls_lasted"] = None if name == "nothing" else lasted
+        row["fetches_lasted"] = None if name == "nothing" else lasted
         return row

@@ -53,21 +53,21 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     done = bench(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     saved = json.loads((tmp_path / "e2e.json").read_text(encoding="utf-8"))
-    assert next(iter(saved)) == "schema" and saved["schema"] == "layershard-bench/1"
+    assert next(iter(saved)) == "schema" and saved["schema"] == "layershard-bench/2"
     assert saved["command"].startswith("bench/torch/e2e.py --devices cpu,cpu") and saved["versions"]["torch"]
     assert "NCCL_NVLS_ENABLE" in saved["result"]["config"]["environment"]
     (table,) = saved["result"]["tables"]
-    equal = {row["arm"]: row["bits_equal"] for row in table["rows"]}
+    equal = {row["variant"]: row["bits_equal"] for row in table["rows"]}
     same = ["replicated", "layershard k=1", "layershard k=2", "broadcast", "two regimes gathered"]
     same += [f"layershard k={k}, a third resident" for k in (1, 2)] + ["layershard all resident"]
     same += [f"{way}, last rank late" for way in ("layershard k=1", "broadcast")] + ["layershard k=1, last rank alone"]
     same += [f"FSDP2 p={p}{across}" for p in (1, 2) for across in ("", " across passes")]
     assert [name for name in same if equal.get(name) is not True] == []
     assert {"TP2", "two regimes parallel"} <= equal.keys()
-    reasons = {each["arm"]: each["reason"] for each in table["not_run"]}
+    reasons = {each["variant"]: each["reason"] for each in table["not_run"]}
     assert reasons["peer copy"] == "there is no CUDA IPC on a processor"
     assert reasons["TP2, graph"] == "there are no CUDA graphs on a processor"
-    rows = {row["arm"]: row for row in table["rows"]}
+    rows = {row["variant"]: row for row in table["rows"]}
     assert (rows["layershard k=2"]["windows"], rows["layershard k=1, a third resident"]["residents"]) == (2, 0)
     assert rows["broadcast, last rank late"]["late_percent"] == 100
     assert all(row["host_ns"] > 0 for row in table["rows"] if not row["again"])
@@ -77,7 +77,7 @@ def test_the_whole_model_one_way_after_the_other(tmp_path):
     done = bench(tmp_path, "--whole", "--tokens", "8", "--save", tmp_path / "whole.json")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))["result"]["rows"]
-    assert [row["arm"] for row in rows] == ["layershard k=1", "TP2", "TP2", "layershard k=1"]
+    assert [row["variant"] for row in rows] == ["layershard k=1", "TP2", "TP2", "layershard k=1"]
     assert all(row["tokens_per_second_per_gpu"] > 0 for row in rows)
 
 
@@ -203,7 +203,7 @@ def test_times_are_of_the_ranks_that_count():
     late = Arm("late", right.run, counted=slice(None, -1))
     alone = Arm("alone", right.run, counted=slice(-1, None))
     table = Rounds(WithASlowRank(), passes=1, warm_ms=0, rounds=3).run([right, late, alone])
-    rows = {row["arm"]: row for row in table.rows()}
+    rows = {row["variant"]: row for row in table.rows()}
     times = {name: row["pass_ns"]["median"] for name, row in rows.items()}
     assert rows["late"]["others_ns"] == pytest.approx(10 * times["late"])
     assert rows["alone"]["others_ns"] == pytest.approx(times["alone"] / 10)
@@ -227,7 +227,7 @@ def test_an_arm_that_cannot_run_is_named():
 
     table = rounds(rounds=2).run([Arm("right", lambda: torch.ones(3)), Arm("broken", broken)])
     assert table.not_run == {"broken": "RuntimeError: no such thing"}
-    assert [row["arm"] for row in table.rows()] == ["right", "right"]
+    assert [row["variant"] for row in table.rows()] == ["right", "right"]
 
 
 def test_interval_holds_the_median_of_what_is_drawn():
@@ -267,7 +267,7 @@ def test_targets_are_judged(drift, slower, own_gpus, verdict):
     table = table_of(drift)
     table.times["layershard k=1"] = [slower * each for each in (1.0, 2.0, 4.0)]
     table.times["layershard k=2"] = [3 * each for each in (1.0, 2.0, 4.0)]
-    found = {row["what"]: row["verdict"] for row in e2e_judge.judge_tables({4096: table}, own_gpus)}
+    found = {row["what"]: row["result"] for row in e2e_judge.judge_tables({4096: table}, own_gpus)}
     assert found["layershard k=1 : replicated, 4096 tokens"] == verdict
     assert found["layershard k=1 : FSDP2*, 4096 tokens"] == "not run"
 
@@ -278,18 +278,18 @@ def test_a_late_rank_and_graphs_are_judged_by_the_even_eager_pass(variant, limit
     table = table_of()
     table.times["layershard k=1"] = [1.0, 2.0, 4.0]
     table.times[f"layershard k=1, {variant}"] = [(limit + beyond) * each for each in (1.0, 2.0, 4.0)]
-    found = {row["what"]: row["verdict"] for row in e2e_judge.judge_tables({16: table}, True)}
+    found = {row["what"]: row["result"] for row in e2e_judge.judge_tables({16: table}, True)}
     assert found[f"layershard k=1, {variant} : layershard k=1, 16 tokens"] == verdict
 
 
 def test_memory_is_judged():
-    memory = {"arm": "layershard k=1", "windows": 2, "layers_bytes": 300, "expected_bytes": 100}
-    verdicts = [e2e_judge.judge_memory([memory | {"driver_bytes": each}])[0]["verdict"] for each in (102, 103, 0, None)]
+    memory = {"variant": "layershard k=1", "windows": 2, "layers_bytes": 300, "expected_bytes": 100}
+    verdicts = [e2e_judge.judge_memory([memory | {"driver_bytes": each}])[0]["result"] for each in (102, 103, 0, None)]
     assert verdicts == ["met", "MISSED", "MISSED", "not run"]
 
 
 @pytest.mark.parametrize("model_bytes, verdict", [(137e9, "met"), (6.8e9, e2e_judge.NOT_WHOLE)])
 def test_free_memory_beside_a_smaller_model_says_nothing(model_bytes, verdict):
-    row = {"arm": "layershard k=1", "free_bytes": 70e9, "free_bytes_with_activations": 65e9}
+    row = {"variant": "layershard k=1", "free_bytes": 70e9, "free_bytes_with_activations": 65e9}
     (found,) = e2e_whole._judge([row], True, model_bytes)
-    assert found["verdict"] == verdict
+    assert found["result"] == verdict

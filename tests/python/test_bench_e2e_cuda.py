@@ -28,11 +28,11 @@ def test_passes_from_graphs_and_of_uneven_ranks(tmp_path):
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=LONG_S)
     assert done.returncode == 0, done.stdout + done.stderr
     (table,) = json.loads(path.read_text(encoding="utf-8"))["result"]["tables"]
-    rows = {row["arm"]: row for row in table["rows"] if not row["again"]}
+    rows = {row["variant"]: row for row in table["rows"] if not row["again"]}
     assert rows["layershard k=1, graph"]["bits_equal"]
     # One launch and what prepares it, against those of each operator and each call.
     assert rows["layershard k=1, graph"]["host_ns"] < rows["layershard k=1"]["host_ns"]
     if GPUS > 1:
         assert [name for name in UNEVEN if not rows[name]["bits_equal"]] == []
     else:
-        assert {each["arm"] for each in table["not_run"]} >= set(UNEVEN)
+        assert {each["variant"] for each in table["not_run"]} >= set(UNEVEN)

@@ -56,30 +56,30 @@ def saved(tmp_path, *arguments):
 
 def test_all_ways_compute_the_same(tmp_path):
     result, text = saved(tmp_path, "--devices", "cpu,cpu", "--control", "--fsdp-prefetch", "1")
-    rows = {row["arm"]: row for row in result["tables"][0]["rows"] if not row["again"]}
+    rows = {row["variant"]: row for row in result["tables"][0]["rows"] if not row["again"]}
     assert list(rows) == ["replicated", "layershard", "layershard, all resident", "FSDP2, prefetch 1"]
     assert all(row["bits_equal"] for name, row in rows.items() if not name.startswith("FSDP2"))
-    memory = {row["arm"]: row for row in result["memory"]["rows"]}
+    memory = {row["variant"]: row for row in result["memory"]["rows"]}
     assert [memory[name]["windows"] for name in rows] == [0, 2, 0, 0]
     assert memory["FSDP2, prefetch 1"]["wanted_bytes"] * 2 == memory["replicated"]["wanted_bytes"]
     whole = memory["replicated"]["wanted_bytes"]
     assert memory["layershard"]["wanted_bytes"] == whole * (BLOCKS / 2 + 2) / BLOCKS
     assert memory["layershard, all resident"]["wanted_bytes"] == whole > 0
     # what the other rank has, in every pass
-    assert whole / 2 <= memory["layershard"]["pulled_bytes"] < 0.6 * whole
-    assert [memory[name]["pulled_bytes"] for name in rows if name != "layershard"] == [0, 0, 0]
-    assert {row["arm"]: row["calls"] for row in result["all_to_alls"]["rows"]} == dict.fromkeys(rows, 4 * BLOCKS)
-    assert all(target["verdict"] is None for target in result["targets"]["rows"])
-    assert "all-to-alls by gloo" in text and "not judged" in text
+    assert whole / 2 <= memory["layershard"]["fetched_bytes"] < 0.6 * whole
+    assert [memory[name]["fetched_bytes"] for name in rows if name != "layershard"] == [0, 0, 0]
+    assert {row["variant"]: row["calls"] for row in result["all_to_alls"]["rows"]} == dict.fromkeys(rows, 4 * BLOCKS)
+    assert all(target["result"] is None for target in result["targets"]["rows"])
+    assert "all-to-alls by gloo" in text and "not evaluated" in text
 
 
 def test_second_expert_takes_over(tmp_path):
     result, _ = saved(tmp_path, "--devices", "cpu,cpu", "--experts", "2", "--fsdp-prefetch", "")
-    rows = {row["arm"]: row for row in result["tables"][0]["rows"]}
+    rows = {row["variant"]: row for row in result["tables"][0]["rows"]}
     assert rows["layershard"]["bits_equal"]
     assert result["steps"] == 2
     assert {row["calls"] for row in result["all_to_alls"]["rows"]} == {2 * 4 * BLOCKS}
-    memory = {row["arm"]: row for row in result["memory"]["rows"]}
+    memory = {row["variant"]: row for row in result["memory"]["rows"]}
     assert memory["layershard"]["windows"] == 4
 
 
@@ -90,7 +90,7 @@ def test_windows_that_hold_everything_are_pointed_at(tmp_path):
 
 def test_a_way_that_cannot_be_built_is_named_and_the_rest_runs(tmp_path):
     result, text = saved(tmp_path, "--devices", "cpu,cpu", "--pace", "20", "--fsdp-prefetch", "")
-    assert [each["arm"] for each in result["tables"][0]["not_run"]] == ["layershard, 20 GB/s"]
+    assert [each["variant"] for each in result["tables"][0]["not_run"]] == ["layershard, 20 GB/s"]
     assert "shm has no option" in text
 
 
@@ -240,10 +240,10 @@ def test_verdict(sharded, again, place, verdict):
     table.times = {"replicated": [1.0] * 3, "layershard": [sharded] * 3}
     table.again = [again] * 3
     way = load("wan_ways").Way("layershard", "layershard", memory={"off_wanted": 0.03})
-    speed, memory = report.judge(place, table, [way])
-    assert speed["verdict"] == verdict
-    assert memory["verdict"] == "MISSED"
-    assert (verdict or "not judged" if not place.on_gpus else verdict or "") in report.verdict_text([speed], place)
+    speed, memory = report.evaluate(place, table, [way])
+    assert speed["result"] == verdict
+    assert memory["result"] == "MISSED"
+    assert (verdict or "not evaluated" if not place.on_gpus else verdict or "") in report.targets_text([speed], place)
 
 
 def test_a_pace_is_an_option_of_the_transport():

@@ -120,7 +120,7 @@ def test_step_has_every_case_and_arm():
     assert result["bits_checked"] is True
     assert result["config"]["layers"] == 12
     assert result["slow_rank"] == []
-    for arm in ("resident_first_ns", "resident_last_ns", "control_ns"):
+    for arm in ("replicated_first_ns", "replicated_last_ns", "control_ns"):
         assert is_spread(result[arm])
     cases = result["cases"]
     assert {(case["ratio"], case["prefetch"], case["resident"]) for case in cases} == {
@@ -135,8 +135,8 @@ def test_step_has_every_case_and_arm():
 
 def test_step_shares_follow_from_the_times():
     result = result_of("step", *SMALL, "--ratio", "1.2,0.6", "--prefetch", "1")
-    step = result["resident_first_ns"]["median"]
-    drift = abs(result["resident_last_ns"]["median"] / step - 1) * 100
+    step = result["replicated_first_ns"]["median"]
+    drift = abs(result["replicated_last_ns"]["median"] / step - 1) * 100
     assert result["drift_percent"] == pytest.approx(drift, abs=1e-6)
     for case in result["cases"]:
         exposed = case["overlapped_ns"]["median"] - step
@@ -212,8 +212,8 @@ def test_step_with_a_slow_rank():
     """The delay is a lower bound: in lockstep nobody is faster than the slow rank."""
     result = result_of("step", *SMALL, *ONE_CASE, "--slow-rank-percent", "500")
     delay = 5 * 12 * 200e3
-    ways = {way["way"]: way for way in result["slow_rank"]}
-    assert set(ways) == {"pulls", "lockstep"}
+    ways = {way["variant"]: way for way in result["slow_rank"]}
+    assert set(ways) == {"one-sided", "lockstep"}
     for way in ways.values():
         assert way["slow_rank_delayed_ns"]["min"] >= delay
     assert ways["lockstep"]["rank_0_delayed_ns"]["median"] >= 0.5 * delay

@@ -111,14 +111,14 @@ def test_every_pair_and_size(program, transport):
     assert ends(rows) == {(size, a, b) for size in SIZES for a in range(3) for b in range(3) if a != b}
     for row in rows:
         assert row["in_place"] is False
-        assert row["pull"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"]
-        check_figures(row["pull"])
+        assert row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"]
+        check_figures(row["fetch"])
         check_figures(row["bare"])
         assert row["share"] > 0
     inside = pulls(result, "inside")
     assert ends(inside) == {(size, rank, rank) for size in SIZES for rank in range(3)}
     for row in inside:
-        assert "pull" not in row
+        assert "fetch" not in row
         check_figures(row["bare"])
 
 
@@ -127,7 +127,7 @@ def test_striped_layers_come_from_all_others(program):
     rows = pulls(link(program, "--transport", "local", "--placement", "owner,striped"), "striped")
     assert ends(rows) == {(size, -1, rank) for size in SIZES for rank in range(2)}
     for row in rows:
-        assert row["pull"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"] // 2
+        assert row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"] // 2
 
 
 @pytest.mark.parametrize("transport", ["local", "shm:copy"])
@@ -138,13 +138,13 @@ def test_readers_of_one_source(program, transport):
         assert ends(rows) == {(size, source, 1) for size in SIZES}
         assert all(row["to_count"] == 2 for row in rows)
     for row in pulls(result, "owner", readers=True):
-        assert row["pull"]["moved_bytes"] == 2 * row["bytes"]
+        assert row["fetch"]["moved_bytes"] == 2 * row["bytes"]
         assert row["bare"]["moved_bytes"] == 2 * row["bytes"]
 
 
 def test_nothing_moves_where_ranks_share_memory(program):
     rows = pulls(link(program, "--transport", "shm"))
-    assert rows and all(row["in_place"] is True and row["pull"]["moved_bytes"] == 0 for row in rows)
+    assert rows and all(row["in_place"] is True and row["fetch"]["moved_bytes"] == 0 for row in rows)
     assert all(row["share"] is None for row in rows)  # of a copy's speed: there was no copy
 
 
@@ -191,7 +191,7 @@ def test_saved_results_say_where_they_come_from(program, tmp_path):
     saved = json.loads(path.read_text())
     assert saved["result"] == printed
     assert next(iter(saved)) == next(iter(printed)) == "schema"
-    assert saved["schema"] == "layershard-bench/1" and printed["schema"] == "layershard-bench-link/1"
+    assert saved["schema"] == "layershard-bench/2" and printed["schema"] == "layershard-bench-link/2"
     assert saved["command"].startswith("layershard-bench link --min-bytes 4K")
     assert "'\\''" in saved["command"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", saved["date"])
@@ -224,7 +224,8 @@ def test_the_other_benches_save_too(program, tmp_path, bench):
     assert done.returncode in (0, 3), done.stderr  # 3: the machine is busy
     saved = json.loads(path.read_text())
     assert saved["result"] == json.loads(done.stdout)
-    assert saved["result"]["schema"] == f"layershard-bench-{bench[0]}/1"
+    number = {"calls": 1, "link": 2, "step": 2}[bench[0]]
+    assert saved["result"]["schema"] == f"layershard-bench-{bench[0]}/{number}"
     assert saved["command"].startswith(f"layershard-bench {bench[0]} ")
 
 
@@ -236,7 +237,7 @@ def test_gpus_pull(program, stub, tmp_path):
     result = link(program, "--devices", "0,1", "--save", path, env=stub)
     for row in pulls(result):
         assert row["in_place"] is False
-        assert row["pull"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"]
+        assert row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"]
     assert [gpu["name"] for gpu in json.loads(path.read_text())["gpus"]] == ["Stub 0", "Stub 1"]
     assert result["transport"].startswith("cuda")
 
@@ -252,14 +253,14 @@ def test_striped_layers_and_readers_on_gpus(program, stub):
     """A stripe is whole granules of 2 MiB: what is copied beside it is as much."""
     result = link(program, "--devices", "0,1,2", "--placement", "owner,striped", "--readers", "2", env=stub)
     for row in pulls(result, "striped") + pulls(result, "striped", readers=True):
-        assert row["in_place"] or row["pull"]["moved_bytes"] == row["bare"]["moved_bytes"]
+        assert row["in_place"] or row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"]
     assert len(pulls(result, "owner", readers=True)) == len(SIZES)
 
 
 def test_large_striped_layers_move_although_each_has_its_own_address(program, stub):
     sizes = ["--min-bytes", "8M", "--max-bytes", "8M"]
     rows = pulls(link(program, "--devices", "0,1", "--placement", "striped", *sizes, env=stub), "striped")
-    assert [row["pull"]["moved_bytes"] for row in rows] == [4 << 20, 4 << 20]
+    assert [row["fetch"]["moved_bytes"] for row in rows] == [4 << 20, 4 << 20]
     assert not any(row["in_place"] for row in rows)
 
 

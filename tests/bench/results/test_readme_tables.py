@@ -22,8 +22,8 @@ SAVED = {
             {"bytes": 100, "kind": "a", "last": False, "mhz": 1700.0},
         ],
         "tables": [
-            {"tokens": 512, "rows": [{"arm": "resident", "ratio": 1.0}, {"arm": "overlapped", "ratio": 1.05}]},
-            {"tokens": 16, "rows": [{"arm": "overlapped", "ratio": 2.5}]},
+            {"tokens": 512, "rows": [{"variant": "control", "ratio": 1.0}, {"variant": "overlapped", "ratio": 1.05}]},
+            {"tokens": 16, "rows": [{"variant": "overlapped", "ratio": 2.5}]},
         ],
     },
 }
@@ -97,8 +97,12 @@ def test_rows_are_chosen(tmp_path, saved, where, sizes):
     assert found == ["size", "---", *sizes]
 
 
-def test_rows_of_several_tables_become_one(tmp_path, saved):
-    what = f"{saved}\nrows: result.tables.rows\nwhere: arm=overlapped\ncolumns: tokens=tokens | ratio=ratio:.2f x"
+@pytest.mark.parametrize(
+    "key, name", [("variant", "variant"), ("arm", "variant"), ("arm", "arm")], ids=["new", "old file", "old caption"]
+)
+def test_rows_of_several_tables_become_one(tmp_path, saved, key, name):
+    saved.write_text(saved.read_text().replace('"variant"', f'"{key}"'))
+    what = f"{saved}\nrows: result.tables.rows\nwhere: {name}=overlapped\ncolumns: tokens=tokens | ratio=ratio:.2f x"
     page = document(tmp_path, what)
     assert tables(page).returncode == 0
     found = [line for line in page.read_text().splitlines() if line.startswith("| ")]
@@ -129,11 +133,13 @@ def test_mistakes_are_named(tmp_path, saved, what, names):
 def test_results_before_and_after_schemas_are_read_and_others_refused(tmp_path, saved):
     page = document(tmp_path, f"{saved}\nrows: result.rows\n{COLUMNS}")
     tables(page)
-    saved.write_text(json.dumps({"schema": "layershard-bench/1"} | SAVED))
-    assert tables("--check", page).returncode == 0
-    saved.write_text(json.dumps({"schema": "layershard-bench/2"} | SAVED))
+    for schema in ("layershard-bench/1", "layershard-bench/2"):
+        saved.write_text(json.dumps({"schema": schema} | SAVED))
+        assert tables("--check", page).returncode == 0
+    saved.write_text(json.dumps({"schema": "layershard-bench/3"} | SAVED))
     done = tables("--check", page)
-    assert done.returncode == 2 and "'layershard-bench/2'" in done.stderr and "'layershard-bench/1'" in done.stderr
+    assert done.returncode == 2 and "'layershard-bench/3'" in done.stderr
+    assert "layershard-bench/1 and layershard-bench/2" in done.stderr
 
 
 def test_a_table_without_an_end(tmp_path, saved):

@@ -8,7 +8,7 @@ import pytest
 
 from programs import TREE
 
-PULLS = "one pull: share of a bare copy's speed"
+FETCHES = "one fetch, to a bare copy's speed"
 READERS = "two readers of one source, four ranks"
 MODELS = "whole models by PyTorch"
 KILLED = "a rank is killed"
@@ -20,23 +20,23 @@ LOG = """cuda:copy, OWNER, 3 ranks, k = 1, 1 replays, rank 1 is killed
 
 def link(share=0.98, buses=("a", "b"), **fields):
     row = {"bytes": 2**28, "placement": "owner", "readers": False, "in_place": False, "from": 1, "first_to": 0,
-           "to_count": 1, "share": share, "pull": {"gigabytes_per_s": 390.0}}  # fmt: skip
+           "to_count": 1, "share": share, "fetch": {"gigabytes_per_s": 390.0}}  # fmt: skip
     return {"bench": "link", "bits_checked": True, "gpus": [{"bus": bus} for bus in buses], "rows": [row | fields]}
 
 
-def e2e(verdict):
+def e2e(result):
     row = {"what": "layershard k=1 : replicated, 4096 tokens", "limit": "1.025", "found": "1.020 (1.010 to 1.030)"}
-    return {"bench": "e2e", "tables": [], "targets": [row | {"verdict": verdict}]}
+    return {"bench": "e2e", "tables": [], "targets": [row | {"result": result}]}
 
 
-def wan(verdict):
-    row = {"arm": "layershard", "what": "to replicated", "target": 1.02, "value": 1.003, "verdict": verdict}
+def wan(result):
+    row = {"variant": "layershard", "what": "to replicated", "target": 1.02, "value": 1.003, "result": result}
     return {"tables": [], "targets": {"rows": [row]}}
 
 
 @pytest.fixture
-def judge(tmp_path):
-    """Verdicts by target, and the exit status, of results given by name."""
+def evaluate(tmp_path):
+    """What is said of each target, and the exit status, of results given by name."""
 
     def run(**results):
         for name, result in results.items():
@@ -45,10 +45,10 @@ def judge(tmp_path):
         done = targets("--markdown", tmp_path)
         assert done.stderr == ""
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
-        verdicts = {}
+        found = {}
         for cells in filter(lambda cells: len(cells) == 6, rows):
-            verdicts.setdefault(cells[0], []).append(cells[4])
-        return verdicts, done.returncode
+            found.setdefault(cells[0], []).append(cells[4])
+        return found, done.returncode
 
     return run
 
@@ -58,16 +58,16 @@ def targets(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_what_is_met(judge):
-    verdicts, status = judge(link=link(), e2e=e2e("met"), wan=wan("met"), killed=LOG + "passed\n")
-    assert verdicts == {PULLS: ["met"], READERS: ["not measured"], MODELS: ["met", "met"], KILLED: ["met"]}
+def test_what_is_met(evaluate):
+    found, status = evaluate(link=link(), e2e=e2e("met"), wan=wan("met"), killed=LOG + "passed\n")
+    assert found == {FETCHES: ["met"], READERS: ["not measured"], MODELS: ["met", "met"], KILLED: ["met"]}
     assert status == 0
 
 
 @pytest.mark.parametrize(
     "target, result",
     [
-        (PULLS, link(share=0.96)),
+        (FETCHES, link(share=0.96)),
         (MODELS, e2e("MISSED")),
         (MODELS, wan("MISSED")),
         (KILLED, LOG + "passed\n" + LOG + "FAILED\n"),
@@ -75,43 +75,70 @@ def test_what_is_met(judge):
         (KILLED, LOG),
     ],
 )
-def test_what_is_missed(judge, target, result):
-    verdicts, status = judge(one=result)
-    assert verdicts[target] == ["missed"]
+def test_what_is_missed(evaluate, target, result):
+    found, status = evaluate(one=result)
+    assert found[target] == ["missed"]
     assert status == 1
 
 
 @pytest.mark.parametrize(
-    "result, verdict",
+    "result, said",
     [
-        (e2e("void: the control arm drifted"), "void"),
-        (e2e("not judged: each rank needs a GPU of its own"), "not judged"),
+        (e2e("inconclusive: the control variant drifted"), "inconclusive"),
+        (e2e("not evaluated: each rank needs a GPU of its own"), "not evaluated"),
         (e2e("not run"), "not run"),
-        (wan(None), "not judged"),
+        (wan(None), "not evaluated"),
     ],
 )
-def test_what_a_program_does_not_judge_is_not_missed(judge, result, verdict):
-    verdicts, status = judge(one=result)
-    assert verdicts[MODELS] == [verdict]
+def test_what_a_program_does_not_evaluate_is_not_missed(evaluate, result, said):
+    found, status = evaluate(one=result)
+    assert found[MODELS] == [said]
     assert status == 0
 
 
-def test_survivors_of_plans_that_passed_are_counted(judge):
+def as_before(value):
+    """As a result was saved before its keys said variant, result and fetch."""
+    before = {"variant": "arm", "result": "verdict", "fetch": "pull"}
+    if isinstance(value, list):
+        return [as_before(each) for each in value]
+    if isinstance(value, dict):
+        return {before.get(name, name): as_before(each) for name, each in value.items()}
+    return value
+
+
+@pytest.mark.parametrize(
+    "target, result, said",
+    [
+        (FETCHES, link(), "met"),
+        (READERS, link(readers=True, to_count=2), "shown"),
+        (MODELS, e2e("MISSED"), "missed"),
+        (MODELS, e2e("void: the control arm drifted"), "inconclusive"),
+        (MODELS, e2e("not judged: each rank needs a GPU of its own"), "not evaluated"),
+        (MODELS, wan("met"), "met"),
+        (MODELS, wan(None), "not evaluated"),
+    ],
+)
+def test_results_of_the_first_schema_are_read(evaluate, target, result, said):
+    found, _ = evaluate(one=as_before(result))
+    assert found[target] == [said]
+
+
+def test_survivors_of_plans_that_passed_are_counted(evaluate):
     log = LOG + "passed\n" + LOG.replace("\n", "\n7: ")[:-3] + "7: passed\n"
-    verdicts, status = judge(one=log)
-    assert verdicts[KILLED] == ["met"]
+    found, status = evaluate(one=log)
+    assert found[KILLED] == ["met"]
     assert status == 0
 
 
-def test_readers_are_shown(judge):
-    verdicts, _ = judge(one=link(readers=True, to_count=2))
-    assert (verdicts[READERS], verdicts[PULLS]) == (["shown"], ["not measured"])
+def test_readers_are_shown(evaluate):
+    found, _ = evaluate(one=link(readers=True, to_count=2))
+    assert (found[READERS], found[FETCHES]) == (["shown"], ["not measured"])
 
 
 @pytest.mark.parametrize("fields", [{"buses": ("a", "a")}, {"in_place": True}, {"bytes": 2**27}])
-def test_what_says_nothing_of_a_link(judge, fields):
-    verdicts, status = judge(one=link(share=0.5, **fields))
-    assert (verdicts[PULLS], status) == (["not measured"], 0)
+def test_what_says_nothing_of_a_link(evaluate, fields):
+    found, status = evaluate(one=link(share=0.5, **fields))
+    assert (found[FETCHES], status) == (["not measured"], 0)
 
 
 def test_what_is_missing_is_named_with_the_part_that_measures_it(tmp_path):
@@ -128,16 +155,17 @@ def test_unchecked_bits_are_a_mistake(tmp_path):
 
 def test_results_before_and_after_schemas_are_read_and_others_refused(tmp_path):
     path = tmp_path / "one.json"
-    path.write_text(json.dumps({"schema": "layershard-bench/1", "result": link()}))
-    assert targets(path).returncode == 0
-    path.write_text(json.dumps({"schema": "layershard-bench/2", "result": link()}))
+    for schema, result in (("layershard-bench/1", as_before(link())), ("layershard-bench/2", link())):
+        path.write_text(json.dumps({"schema": schema, "result": result}))
+        assert targets(path).returncode == 0
+    path.write_text(json.dumps({"schema": "layershard-bench/3", "result": link()}))
     done = targets(path)
-    assert done.returncode == 2 and "'layershard-bench/2'" in done.stderr
+    assert done.returncode == 2 and "'layershard-bench/3'" in done.stderr
 
 
-def test_files_of_something_else_are_passed_over_or_named(judge, tmp_path):
-    verdicts, status = judge(model={"bench": "step", "arms": []})
-    assert {one for found in verdicts.values() for one in found} == {"not measured"}
+def test_files_of_something_else_are_passed_over_or_named(evaluate, tmp_path):
+    found, status = evaluate(model={"bench": "step", "arms": []})
+    assert {each for said in found.values() for each in said} == {"not measured"}
     assert status == 0
     (tmp_path / "broken.json").write_text("{")
     done = targets(tmp_path)
@@ -148,4 +176,4 @@ def test_files_of_something_else_are_passed_over_or_named(judge, tmp_path):
 def test_the_results_of_this_tree_are_read():
     done = targets()
     assert done.returncode in (0, 1) and not done.stderr, done.stdout + done.stderr
-    assert all(target in done.stdout for target in (PULLS, MODELS, KILLED))
+    assert all(target in done.stdout for target in (FETCHES, MODELS, KILLED))
