@@ -88,3 +88,21 @@ lshard_status unison_agree(struct unison *unison, const char *what, struct uniso
 	*unison->error = cause;
 	return status;
 }
+
+lshard_status unison_open(struct unison *unison, struct unison_opening *opening)
+{
+	uint64_t round = 0;
+	lshard_status status;
+
+	opening->report.step = 1;
+	status = unison_agree(unison, opening->what, &opening->report, opening->make(opening), &round,
+			      opening->deadline);
+	if (status != LSHARD_OK)
+		return status;
+	status = opening->take(opening, round);
+	/* The time is up for one rank only: give it some to say so, or the others would wait for it. */
+	if (status == LSHARD_ERR_TIMEOUT)
+		opening->deadline += 1000000000u;
+	opening->report.step = 2;
+	return unison_agree(unison, opening->what, &opening->report, status, NULL, opening->deadline);
+}

@@ -40,4 +40,16 @@ void unison_free(struct unison *unison, const lshard_context *context);
 lshard_status unison_agree(struct unison *unison, const char *what, struct unison_report *mine, lshard_status status,
 			   uint64_t *round, uint64_t deadline);
 
+/* Something that takes two steps; the first member of a struct that knows more. */
+struct unison_opening {
+	const char *what;
+	uint64_t deadline;
+	struct unison_report report;                                           /* as unison_agree's @p mine */
+	lshard_status (*make)(struct unison_opening *opening);                 /* what this rank gives */
+	lshard_status (*take)(struct unison_opening *opening, uint64_t round); /* what the others give */
+};
+
+/* Make and take, each on all ranks or none. A failed step leaves its text in the transport's error. */
+lshard_status unison_open(struct unison *unison, struct unison_opening *opening);
+
 #endif

@@ -19,13 +19,12 @@
 
 /* While a store is opened. */
 struct opening {
+	struct unison_opening together;
 	struct cuda *cuda;
 	struct cuda_store *store;
 	const lshard_store_plan *plan;
 	lshard_error *error;
-	struct unison_report report;
 	int *fds; /* [size] of one round */
-	uint64_t deadline;
 };
 
 lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes)
@@ -154,7 +153,7 @@ static lshard_status make_legacy(struct opening *opening)
 	if (status == LSHARD_OK && plan->share_bytes)
 		status = refused(opening, opening->cuda->driver.ipc_export(&place.handle, share->address),
 				 "legacy handle for a share", plan->share_bytes);
-	memcpy(opening->report.body, &place, sizeof place);
+	memcpy(opening->together.report.body, &place, sizeof place);
 	if (status == LSHARD_OK)
 		status = allocate(opening, "windows", plan->cells * plan->layer_bytes, &opening->store->windows);
 	return status;
@@ -165,14 +164,18 @@ static lshard_status make_from_caller(struct opening *opening)
 	struct cuda_place place = {.offset = 0};
 	const lshard_status status = cuda_caller_make(opening->store, &place);
 
-	memcpy(opening->report.body, &place, sizeof place);
+	memcpy(opening->together.report.body, &place, sizeof place);
 	return status;
 }
 
-static lshard_status make_own(struct opening *opening)
+static lshard_status make_own(struct unison_opening *together)
 {
+	struct opening *opening = (struct opening *)together;
 	lshard_status status;
 
+	if (!opening->store || !opening->fds)
+		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for its tables",
+				   opening->plan->name);
 	if (opening->plan->memory_source) {
 		status = make_from_caller(opening);
 	} else if (opening->cuda->virtual_memory) {
@@ -218,7 +221,7 @@ static lshard_status open_block(struct opening *opening, struct cuda_block *bloc
 	struct cuda *cuda = opening->cuda;
 	lshard_status status;
 
-	opening->report.record.echo = fd < 0;
+	opening->together.report.record.echo = fd < 0;
 	if (fd < 0)
 		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
 				   "series '%s': rank %d shares nothing instead of %llu bytes", opening->plan->name,
@@ -254,7 +257,7 @@ static lshard_status swap_blocks(struct opening *opening, uint64_t tag, uint32_t
 
 	if (status == LSHARD_OK)
 		status = export_block(opening, mine, &fd);
-	swapped = mesh_swap(&opening->cuda->mesh, tag, fd, opening->fds, opening->deadline);
+	swapped = mesh_swap(&opening->cuda->mesh, tag, fd, opening->fds, opening->together.deadline);
 	if (fd >= 0)
 		close(fd);
 	if (swapped != LSHARD_OK)
@@ -323,7 +326,7 @@ static lshard_status open_others(struct opening *opening, uint64_t round)
 	lshard_status status = LSHARD_OK;
 
 	if (opening->plan->memory_source) {
-		status = cuda_caller_share(opening->store, round << 32, opening->deadline);
+		status = cuda_caller_share(opening->store, round << 32, opening->together.deadline);
 		return status == LSHARD_OK ? open_legacy(opening) : status;
 	}
 	if (!opening->cuda->virtual_memory)
@@ -336,31 +339,12 @@ static lshard_status open_others(struct opening *opening, uint64_t round)
 	return status == LSHARD_OK ? cuda_layers_map(opening->store) : status;
 }
 
-static lshard_status agree(struct opening *opening, int step, lshard_status status, uint64_t *round)
+static lshard_status take_others(struct unison_opening *together, uint64_t round)
 {
-	opening->report.step = step;
-	return unison_agree(&opening->cuda->unison, opening->plan->name, &opening->report, status, round,
-			    opening->deadline);
-}
+	struct opening *opening = (struct opening *)together;
+	const lshard_status status = open_others(opening, round);
 
-static lshard_status open_together(struct opening *opening)
-{
-	uint64_t round = 0;
-	lshard_status status = opening->store && opening->fds
-				       ? make_own(opening)
-				       : lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY,
-						     "series '%s': no memory for its tables", opening->plan->name);
-
-	status = agree(opening, 1, status, &round);
-	if (status != LSHARD_OK)
-		return status;
-	status = open_others(opening, round);
-	if (status == LSHARD_OK)
-		status = cuda_pulls_open(opening->store, opening->error);
-	/* The time is up for one rank only: give it some to say so, or the others would wait for it. */
-	if (status == LSHARD_ERR_TIMEOUT)
-		opening->deadline += 1000000000u;
-	return agree(opening, 2, status, NULL);
+	return status == LSHARD_OK ? cuda_pulls_open(opening->store, opening->error) : status;
 }
 
 static struct cuda_store *allocate_store(struct cuda *cuda, const lshard_store_plan *plan)
@@ -399,15 +383,18 @@ lshard_status cuda_store_open(lshard_transport *transport, const lshard_store_pl
 	struct cuda *cuda = (struct cuda *)transport;
 	const lshard_context *context = transport->context;
 	const struct cuda_scope scope = cuda_enter(cuda);
-	struct opening opening = {.cuda = cuda,
+	struct opening opening = {.together = {.what = plan->name,
+					       .deadline = lshard__deadline_ns(context->timeout_ms),
+					       .make = make_own,
+					       .take = take_others},
+				  .cuda = cuda,
 				  .plan = plan,
-				  .error = &transport->error,
-				  .deadline = lshard__deadline_ns(context->timeout_ms)};
+				  .error = &transport->error};
 	lshard_status status;
 
 	opening.store = allocate_store(cuda, plan);
 	opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
-	status = open_together(&opening);
+	status = unison_open(&cuda->unison, &opening.together);
 	if (opening.fds)
 		context->release(context, opening.fds);
 	if (opening.store)

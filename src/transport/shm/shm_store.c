@@ -25,12 +25,12 @@
 
 /* While a store is opened. */
 struct opening {
+	struct unison_opening together;
 	struct shm *shm;
 	struct shm_store *store;
 	const lshard_store_plan *plan;
 	lshard_error *error;
 	int *fds; /* [size] shares to be mapped, this rank's own among them */
-	uint64_t deadline;
 };
 
 static size_t page_bytes(void)
@@ -119,22 +119,19 @@ static lshard_status make_requests(struct opening *opening)
 	return shm_copier_start(&opening->shm->copier, opening->error);
 }
 
-static lshard_status make_own(struct opening *opening)
+static lshard_status make_own(struct unison_opening *together)
 {
-	lshard_status status = make_share(opening);
+	struct opening *opening = (struct opening *)together;
+	lshard_status status = opening->store && opening->fds
+				       ? make_share(opening)
+				       : lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY,
+						     "series '%s': no memory for its tables", opening->plan->name);
 
 	if (status == LSHARD_OK)
 		status = make_cells(opening);
 	if (status == LSHARD_OK)
 		status = make_requests(opening);
 	return status;
-}
-
-static lshard_status agree(struct opening *opening, int step, lshard_status status, uint64_t *round)
-{
-	struct unison_report report = {.step = step};
-
-	return unison_agree(&opening->shm->unison, opening->plan->name, &report, status, round, opening->deadline);
 }
 
 /* ---- the others' shares ---- */
@@ -271,11 +268,12 @@ static lshard_status place_layers(struct opening *opening)
 
 /* ---- opening ---- */
 
-static lshard_status get_shares(struct opening *opening, uint64_t round)
+static lshard_status get_shares(struct unison_opening *together, uint64_t round)
 {
+	struct opening *opening = (struct opening *)together;
 	const lshard_context *context = opening->shm->base.context;
 	int own = opening->fds[context->rank];
-	lshard_status status = mesh_swap(&opening->shm->mesh, round, own, opening->fds, opening->deadline);
+	lshard_status status = mesh_swap(&opening->shm->mesh, round, own, opening->fds, together->deadline);
 
 	opening->fds[context->rank] = own; /* the swap has none of this rank */
 	if (status == LSHARD_OK)
@@ -283,20 +281,6 @@ static lshard_status get_shares(struct opening *opening, uint64_t round)
 	if (status == LSHARD_OK && opening->plan->direct)
 		status = place_layers(opening);
 	return status;
-}
-
-static lshard_status open_together(struct opening *opening)
-{
-	uint64_t round = 0;
-	lshard_status status = agree(opening, 1, make_own(opening), &round);
-
-	if (status != LSHARD_OK)
-		return status;
-	status = get_shares(opening, round);
-	/* The time is up for one rank only: give it some to say so, or the others would wait for it. */
-	if (status == LSHARD_ERR_TIMEOUT)
-		opening->deadline += 1000000000u;
-	return agree(opening, 2, status, NULL);
 }
 
 static struct shm_store *allocate_store(struct shm *shm, const lshard_store_plan *plan)
@@ -328,20 +312,20 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 {
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
-	struct opening opening = {shm, NULL, plan, &transport->error, NULL, 0};
-	lshard_status status = LSHARD_ERR_NO_MEMORY;
+	struct opening opening = {.together = {.what = plan->name,
+					       .deadline = lshard__deadline_ns(context->timeout_ms),
+					       .make = make_own,
+					       .take = get_shares},
+				  .shm = shm,
+				  .plan = plan,
+				  .error = &transport->error};
+	lshard_status status;
 
-	opening.deadline = lshard__deadline_ns(context->timeout_ms);
 	opening.store = allocate_store(shm, plan);
 	opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
 	for (int32_t rank = 0; opening.fds && rank < context->size; rank++)
 		opening.fds[rank] = -1;
-	if (opening.store && opening.fds) {
-		status = open_together(&opening);
-	} else {
-		(void)lshard_fail(&transport->error, status, "series '%s': no memory for its tables", plan->name);
-		status = agree(&opening, 1, status, NULL);
-	}
+	status = unison_open(&shm->unison, &opening.together);
 	if (opening.fds) {
 		close_fds(opening.fds, context->size);
 		context->release(context, opening.fds);
