@@ -24,6 +24,7 @@ from torch import compiler, nn
 
 from .containers import tensors_in
 from .grouping import Place
+from .memory import address_of
 from .refusals import Refused
 
 HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
@@ -43,13 +44,6 @@ _WRITTEN = (
     "one of the tensors needed for a gradient was modified in place after it had been saved: {shape}, at version "
     "{now}, expected {then}"
 )
-
-
-def _memory_of(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # of a subclass that has none, or of a tracer
-        return 0
 
 
 def _keep(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -82,7 +76,7 @@ class Saving:
     """Of one module that computes from @places. begin and end stand round its forward, where grad mode is on."""
 
     def __init__(self, module: nn.Module, places: Sequence[Place]) -> None:
-        self._names = {_memory_of(place.tensor): f"{place.name}, which is shared by layershard" for place in places}
+        self._names = {address_of(place.tensor): f"{place.name}, which is shared by layershard" for place in places}
         self._module = module
         self._inner = [owner for owner in dict.fromkeys(place.owner for place in places) if owner is not module]
         self.inside: dict[int, _Begun] = {}  # by the thread that runs the module in grad mode
@@ -92,9 +86,9 @@ class Saving:
         self._is_always_called = self._is_graph_made = False
 
     def _refuse(self, tensor: torch.Tensor) -> None:
-        name = self._names.get(_memory_of(tensor))
-        if name is not None:
-            raise Refused(_WANTED.format(what=name))
+        address = address_of(tensor)
+        if address and address in self._names:
+            raise Refused(_WANTED.format(what=self._names[address]))
 
     def _pack_before(self, keep: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
         def pack(tensor: torch.Tensor) -> Any:

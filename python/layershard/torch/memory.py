@@ -47,6 +47,14 @@ def apart(tensor: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def address_of(tensor: torch.Tensor) -> int:
+    """Of its storage; 0 where it has none, or an empty one."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # of a subclass that has none, or of a tracer
+        return 0
+
+
 def give_back() -> None:
     """Let the C library return to the system what has been freed: it keeps large parts of it otherwise."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

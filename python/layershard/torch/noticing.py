@@ -8,7 +8,6 @@ tensor that was made in inference mode.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 import weakref
@@ -18,14 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 from torch.nn.utils import stateless
 
 from .grouping import Place
 from .refusals import Guarded
+from .registrations import told_of_registrations
 
 _LENDING = stateless._functional_call.__code__  # torch.func.functional_call's and the older one's
 _MOST = 12  # tensors to look at each time a module runs: what a look costs is part of the hook
@@ -64,6 +60,7 @@ class _Hung(NamedTuple):
 _watched: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.WeakKeyDictionary()
 
 
+@told_of_registrations
 def _on_registration(module: nn.Module, *_registered: Any) -> None:
     """What parametrizes, prunes or normalises a weight hangs something on its module."""
     if type(module).__hash__ is None:
@@ -85,17 +82,10 @@ def _of_none() -> None:
     pass
 
 
-@functools.cache
-def _notice_registrations() -> None:
-    register_module_module_registration_hook(_on_registration)
-    register_module_parameter_registration_hook(_on_registration)
-
-
 class Watch:
     """The shared tensors that one module computes from. Of many, some are looked at in each pass, in turn."""
 
     def __init__(self, places: Sequence[Place]) -> None:
-        _notice_registrations()
         self._places = list(places)
         self._counting = True
         _watched.update((place.owner, weakref.ref(self)) for place in places)

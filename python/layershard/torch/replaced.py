@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from .packed import is_packed
 from .refusals import Guarded
+from .registrations import told_of_registrations
 
 _waiting: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # and their names
 
 
-def _on_registration(parent: nn.Module, name: str, new: nn.Module | None) -> None:
-    if not _waiting or new is None or name not in parent._modules:
+@told_of_registrations
+def _on_registration(parent: nn.Module, name: str, new: Any) -> None:
+    if not _waiting or not isinstance(new, nn.Module) or name not in parent._modules:
         return
     old = parent._modules[name]
     if old is None:
@@ -40,9 +42,6 @@ def _refuse(old: nn.Module, new: nn.Module) -> None:
         f"window, and it is the {type(old).__name__} that waits for them. Replace it before sharding, or detach() "
         f"first; with scope='block' it is the block that waits, and modules in it may be replaced"
     )
-
-
-register_module_module_registration_hook(_on_registration)
 
 
 class Waiting:

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import nn
 from torch.distributed import is_available
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from .refusals import Guarded
+from .registrations import told_of_registrations
 
 _KEYS = "_layershard_shared"  # of a module that holds shared tensors: their names in it
 _ASKED_BY_TENSOR_PARALLEL = "_distribute_module_applied"
@@ -40,14 +40,12 @@ def _leave_to_us(parallel: DistributedDataParallel, module: nn.Module) -> None:
     parallel.parameters_to_ignore.update(_names_in(module))
 
 
-def _on_registration(parent: nn.Module, _name: str, child: nn.Module | None) -> None:
+@told_of_registrations
+def _on_registration(parent: nn.Module, _name: str, child: Any) -> None:
     """DistributedDataParallel hangs what it is given before it sends anything."""
-    if child is not None and isinstance(parent, DistributedDataParallel):
+    if isinstance(parent, DistributedDataParallel) and isinstance(child, nn.Module):
         _parallel.add(parent)
         _leave_to_us(parent, child)
-
-
-register_module_module_registration_hook(_on_registration)
 
 
 class _Applied(dict[Any, Any]):

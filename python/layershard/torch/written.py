@@ -17,6 +17,7 @@ from torch import nn
 
 from .grouping import Place
 from .layout import Layout
+from .memory import address_of
 from .refusals import Refused
 
 _FROM_SCRATCH = (
@@ -35,10 +36,6 @@ _SENT = (
 )
 
 SourceOf = Callable[[torch.Tensor], str | None]
-
-
-def _memory_of(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 class Hung:
@@ -77,7 +74,7 @@ class Hung:
 def collect(hung: Sequence[Hung], source_of: SourceOf) -> None:
     """Bring into each own target what lies under its name. Nothing is copied if anything is refused: @source_of tells
     of values which weight of another rank they were computed from."""
-    memory = {_memory_of(each.target): each.place.name for each in hung}
+    memory = {address_of(each.target): each.place.name for each in hung}
     storages = {each.target.untyped_storage()._cdata: each.place.name for each in hung}
     moved = []
     for each in hung:
@@ -87,14 +84,14 @@ def collect(hung: Sequence[Hung], source_of: SourceOf) -> None:
             raise Refused(_FROM_SCRATCH.format(name=each.place.name, source=source))
         if now.data_ptr() == each.target.data_ptr() and now.stride() == each.target.stride():
             continue  # written in place, or not at all
-        other = storages.get(now.untyped_storage()._cdata, memory.get(_memory_of(now)))
-        if other is not None and _memory_of(now) != _memory_of(each.target):
+        other = storages.get(now.untyped_storage()._cdata, memory.get(address_of(now)))
+        if other is not None and address_of(now) != address_of(each.target):
             raise Refused(f"{each.place.name} is now memory of {other}, which is not the same on all ranks: clone it")
         moved.append((each, now))
     with torch.no_grad():
         for each, now in moved:
             if each.own:
-                each.target.copy_(now.clone() if _memory_of(now) == _memory_of(each.target) else now)
+                each.target.copy_(now.clone() if address_of(now) == address_of(each.target) else now)
 
 
 def refuse_sent(sent: tuple[str, str] | None) -> None:

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules and parameters that are hung on modules, anywhere in this process: torch tells of them here, for good, and
+here those are told who want to know. One that raises refuses what is hung."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+Told = Callable[[nn.Module, str, Any], None]  # on which module, its name there, the module, parameter or None
+_told: list[Told] = []
+
+
+def _tell(parent: nn.Module, name: str, new: Any) -> None:
+    for each in _told:
+        each(parent, name, new)
+
+
+register_module_module_registration_hook(_tell)
+register_module_parameter_registration_hook(_tell)
+
+
+def told_of_registrations(function: Told) -> Told:
+    _told.append(function)
+    return function
