@@ -64,6 +64,18 @@ build suite "$source" -DLAYERSHARD_BUILD_CONFORMANCE=ON -DLAYERSHARD_BUILD_PROGR
 DESTDIR=$work/suite.stage cmake --install "$work/suite" >/dev/null
 [ "$(find "$work/suite.stage" -name '*conformance*' -type f | wc -l)" = 3 ] || fail "no conformance suite was installed"
 
+# The program that is installed needs jansson alone, and no other program is installed.
+mkdir "$work/modules"
+cp "$(pkg-config --variable=pcfiledir jansson)/jansson.pc" "$work/modules"
+export PKG_CONFIG_LIBDIR="$work/modules"
+! cmake -B "$work/whole" -S "$source" >"$work/log" 2>&1 || fail "layershard-llama is configured without its libraries"
+grep -q "LAYERSHARD_BUILD_EXAMPLES=OFF" "$work/log" || fail "nobody says how to leave out what cannot be built"
+build program "$source" -DLAYERSHARD_BUILD_EXAMPLES=OFF
+unset PKG_CONFIG_LIBDIR
+DESTDIR=$work/program.stage cmake --install "$work/program" >/dev/null
+[ "$(ls "$work/program.stage/usr/local/bin")" = layershard ] || fail "there is no program installed, or more than one"
+"$work/program.stage/usr/local/bin/layershard" info >/dev/null || fail "the installed program fails"
+
 parent() { # parent NAME OPTION...
 	name=$1
 	shift
