@@ -3,6 +3,7 @@
  * bench_ranks.c - see bench_ranks.h.
  */
 #include "bench_ranks.h"
+#include "workers.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -13,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -100,8 +100,7 @@ bool bench_ranks_meet(struct bench_ranks *ranks, int32_t rank)
 /* Does not return. What the parent has not printed yet is not printed here. */
 static void be_rank(void (*body)(void *user, int32_t rank), void *user, int32_t rank, pid_t parent)
 {
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (getppid() == parent)
+	if (process_dies_with(parent))
 		body(user, rank);
 	_exit(0);
 }

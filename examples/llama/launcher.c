@@ -1,150 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * launcher.c - see launcher.h.
- * Knows: processes, threads, signals, the messages of the ranks. Does not know: the library, what is printed of it all.
+ * Knows: the messages of the ranks. Does not know: the library, how ranks are started, what is printed of it all.
  */
 #include "launcher.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #define END_TIMEOUT_MS 10000 /* from the order to end until a rank is gone; releasing memory takes no longer */
 
-/* ---- Signals ----------------------------------------------------------------------------------------------------- */
-
-static const int ending_signals[LAUNCHER_SIGNALS] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
-
-/* A signal has no argument to carry it. Set while there are ranks to end. */
-static struct launcher *volatile signalled;
-
-static void block_signals(sigset_t *before)
-{
-	sigset_t signals;
-
-	(void)sigemptyset(&signals);
-	for (size_t i = 0; i < LAUNCHER_SIGNALS; i++)
-		(void)sigaddset(&signals, ending_signals[i]);
-	(void)pthread_sigmask(SIG_BLOCK, &signals, before);
-}
-
-/*
- * Ends this process as the signal would have, once its processes are ended and reaped; threads end with it. A
- * handler, not a part of the loop: the loop may be held up by a reader of stdout who does not read.
- */
-static void obey_signal(int number)
-{
-	const struct launcher *launcher = signalled;
-
-	for (uint32_t i = 0; launcher && !launcher->options->threads && i < launcher->rank_count; i++) {
-		const struct own_rank *own = &launcher->ranks[i];
-
-		if (own->started && !own->gone && kill(own->pid, SIGKILL) == 0)
-			(void)waitpid(own->pid, NULL, 0);
-	}
-	(void)signal(number, SIG_DFL);
-	(void)raise(number); /* comes when this handler returns */
-}
-
-/* What is ignored (nohup) stays ignored. */
-static void watch_signals(struct launcher *launcher)
-{
-	struct sigaction action;
-
-	memset(&action, 0, sizeof action);
-	action.sa_handler = obey_signal;
-	signalled = launcher;
-	for (size_t i = 0; i < LAUNCHER_SIGNALS; i++) {
-		(void)sigaction(ending_signals[i], NULL, &launcher->old_actions[i]);
-		if (launcher->old_actions[i].sa_handler != SIG_IGN)
-			(void)sigaction(ending_signals[i], &action, NULL);
-	}
-}
-
-static void unwatch_signals(const struct launcher *launcher)
-{
-	for (size_t i = 0; i < LAUNCHER_SIGNALS; i++)
-		(void)sigaction(ending_signals[i], &launcher->old_actions[i], NULL);
-	signalled = NULL;
-}
-
 /* ---- Starting ---------------------------------------------------------------------------------------------------- */
 
-/* The ends of the ranks before it are open in a forked rank too; left open, they would hide the end of those ranks. */
-static void close_inherited(const struct launcher *launcher)
+static void work(void *user, uint32_t index, int socket)
 {
-	for (uint32_t i = 0; i < launcher->rank_count; i++) {
-		if (launcher->ranks[i].socket >= 0)
-			(void)close(launcher->ranks[i].socket);
-	}
-}
+	const struct launcher *launcher = user;
+	struct rank_task *task = &launcher->ranks[index].task;
 
-static _Noreturn void rank_process(const struct launcher *launcher, const struct rank_task *task, pid_t parent)
-{
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != parent)
-		_exit(CLI_FAILED); /* the parent has ended before it could be asked for */
-	unwatch_signals(launcher);
-	(void)pthread_sigmask(SIG_SETMASK, &launcher->old_signals, NULL);
-	close_inherited(launcher);
+	task->socket = socket;
 	rank_work(task);
-	(void)close(task->socket);
-	exit(CLI_DONE); /* not _exit: leak checkers and profilers report at exit */
-}
-
-static void *rank_thread(void *argument)
-{
-	const struct rank_task *task = argument;
-
-	rank_work(task);
-	(void)close(task->socket);
-	return NULL;
-}
-
-static int start_process(struct launcher *launcher, struct own_rank *own)
-{
-	const pid_t parent = getpid();
-
-	own->pid = fork();
-	if (own->pid < 0)
-		return errno;
-	if (own->pid == 0)
-		rank_process(launcher, &own->task, parent);
-	(void)close(own->task.socket);
-	return 0;
-}
-
-static int start_thread(struct own_rank *own)
-{
-	own->pid = getpid();
-	return pthread_create(&own->thread, NULL, rank_thread, &own->task);
-}
-
-static bool start_rank(struct launcher *launcher, struct own_rank *own)
-{
-	int sockets[2];
-	int error;
-
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0) {
-		(void)snprintf(own->error, sizeof own->error, "rank %d could not be started: no socket: %s",
-			       own->task.rank, strerror(errno));
-		return false;
-	}
-	own->socket = sockets[0];
-	own->task.socket = sockets[1];
-	error = launcher->options->threads ? start_thread(own) : start_process(launcher, own);
-	own->started = error == 0;
-	if (own->started)
-		return true;
-	(void)snprintf(own->error, sizeof own->error, "rank %d could not be started: %s", own->task.rank,
-		       strerror(error));
-	(void)close(sockets[1]);
-	return false;
 }
 
 static bool prepare(struct launcher *launcher)
@@ -154,7 +32,8 @@ static bool prepare(struct launcher *launcher)
 	launcher->rank_count = 0;
 	launcher->ranks = calloc(options->own_ranks, sizeof *launcher->ranks);
 	launcher->polled = calloc(options->own_ranks, sizeof *launcher->polled);
-	if (!launcher->ranks || !launcher->polled) {
+	if (!launcher->ranks || !launcher->polled ||
+	    !workers_create(&launcher->workers, options->own_ranks, options->threads)) {
 		cli_message("out of memory");
 		return false;
 	}
@@ -162,7 +41,7 @@ static bool prepare(struct launcher *launcher)
 	for (uint32_t i = 0; i < options->own_ranks; i++) {
 		struct own_rank *own = &launcher->ranks[i];
 
-		own->socket = -1;
+		own->worker = &launcher->workers.items[i];
 		own->task = (struct rank_task){options,
 					       launcher->prompts,
 					       launcher->max_tokens,
@@ -173,18 +52,16 @@ static bool prepare(struct launcher *launcher)
 	return true;
 }
 
-/* Signals wait until every rank that is started is noted down. */
 static bool start_all(struct launcher *launcher)
 {
-	bool started = true;
+	char why[256] = "";
+	const uint32_t started = workers_start(&launcher->workers, work, launcher, why, sizeof why);
+	struct own_rank *own = &launcher->ranks[started];
 
-	(void)fflush(NULL); /* or each forked rank would print it again */
-	block_signals(&launcher->old_signals);
-	watch_signals(launcher);
-	for (uint32_t i = 0; started && i < launcher->rank_count; i++)
-		started = start_rank(launcher, &launcher->ranks[i]);
-	(void)pthread_sigmask(SIG_SETMASK, &launcher->old_signals, NULL);
-	return started;
+	if (started == launcher->rank_count)
+		return true;
+	(void)snprintf(own->error, sizeof own->error, "rank %d could not be started: %s", own->task.rank, why);
+	return false;
 }
 
 /* ---- Ending ------------------------------------------------------------------------------------------------------ */
@@ -195,11 +72,11 @@ static void describe_end(struct own_rank *own, int status)
 		return; /* it has said why itself */
 	if (WIFSIGNALED(status))
 		(void)snprintf(own->error, sizeof own->error, "rank %d (process %ld) was ended by signal %d (%s)",
-			       own->task.rank, (long)own->pid, WTERMSIG(status), strsignal(WTERMSIG(status)));
+			       own->task.rank, (long)own->worker->pid, WTERMSIG(status), strsignal(WTERMSIG(status)));
 	else if (own->phase != RANK_REPORTED || WEXITSTATUS(status) != 0)
 		(void)snprintf(own->error, sizeof own->error,
 			       "rank %d (process %ld) ended too early, with exit status %d", own->task.rank,
-			       (long)own->pid, WEXITSTATUS(status));
+			       (long)own->worker->pid, WEXITSTATUS(status));
 }
 
 static void fail_prompts(struct launcher *launcher, const struct own_rank *own)
@@ -219,36 +96,9 @@ static void fail_prompts(struct launcher *launcher, const struct own_rank *own)
 /* The rank has closed its end, or is to be no more. */
 static void end_rank(struct launcher *launcher, struct own_rank *own)
 {
-	int status = 0;
-	sigset_t before;
-
-	block_signals(&before); /* a process id that is reaped may soon be somebody else's */
-	if (launcher->options->threads)
-		(void)pthread_join(own->thread, NULL);
-	else
-		(void)waitpid(own->pid, &status, 0);
-	own->gone = true;
-	(void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-	(void)close(own->socket);
-	own->socket = -1;
-	describe_end(own, status);
+	describe_end(own, worker_end(own->worker));
 	if (*own->error)
 		fail_prompts(launcher, own);
-}
-
-/* Threads are not killed: they see the end of their stream. */
-static void kill_all(struct launcher *launcher)
-{
-	for (uint32_t i = 0; i < launcher->rank_count; i++) {
-		struct own_rank *own = &launcher->ranks[i];
-
-		if (!own->started || own->gone)
-			continue;
-		if (launcher->options->threads)
-			(void)shutdown(own->socket, SHUT_RDWR);
-		else
-			(void)kill(own->pid, SIGKILL);
-	}
 }
 
 /* ---- Listening --------------------------------------------------------------------------------------------------- */
@@ -341,7 +191,7 @@ static bool take_message(struct launcher *launcher, struct own_rank *own, const 
 static void listen_to(struct launcher *launcher, struct own_rank *own)
 {
 	struct rank_message message;
-	enum rank_inbox_result result = rank_inbox_receive(&own->inbox, own->socket);
+	enum rank_inbox_result result = rank_inbox_receive(&own->inbox, own->worker->socket);
 
 	if (result == RANK_INBOX_CLOSED)
 		end_rank(launcher, own);
@@ -355,7 +205,7 @@ static void listen_to(struct launcher *launcher, struct own_rank *own)
 		return;
 	(void)snprintf(own->error, sizeof own->error,
 		       "rank %d sent what is no message of this program, or memory ran out", own->task.rank);
-	(void)(launcher->options->threads ? shutdown(own->socket, SHUT_RDWR) : kill(own->pid, SIGKILL));
+	worker_stop(own->worker);
 }
 
 /* ---- The loop ---------------------------------------------------------------------------------------------------- */
@@ -364,7 +214,7 @@ static void listen_to(struct launcher *launcher, struct own_rank *own)
 static bool all_at_least(const struct launcher *launcher, enum rank_phase phase)
 {
 	for (uint32_t i = 0; i < launcher->rank_count; i++) {
-		if (!launcher->ranks[i].gone && launcher->ranks[i].phase < phase)
+		if (!launcher->ranks[i].worker->gone && launcher->ranks[i].phase < phase)
 			return false;
 	}
 	return true;
@@ -375,8 +225,8 @@ static void order_all(struct launcher *launcher, enum rank_order order)
 	const char byte = (char)order;
 
 	for (uint32_t i = 0; i < launcher->rank_count; i++) {
-		if (!launcher->ranks[i].gone)
-			(void)send(launcher->ranks[i].socket, &byte, 1,
+		if (!launcher->ranks[i].worker->gone)
+			(void)send(launcher->ranks[i].worker->socket, &byte, 1,
 				   MSG_NOSIGNAL | MSG_DONTWAIT); /* gone: seen later */
 	}
 }
@@ -397,7 +247,7 @@ static void order_next(struct launcher *launcher)
 static bool all_gone(const struct launcher *launcher)
 {
 	for (uint32_t i = 0; i < launcher->rank_count; i++) {
-		if (launcher->ranks[i].started && !launcher->ranks[i].gone)
+		if (launcher->ranks[i].worker->started && !launcher->ranks[i].worker->gone)
 			return false;
 	}
 	return true;
@@ -410,7 +260,7 @@ static bool listen_once(struct launcher *launcher)
 	int ready;
 
 	for (uint32_t i = 0; i < launcher->rank_count; i++)
-		polled[i] = (struct pollfd){launcher->ranks[i].socket, POLLIN, 0};
+		polled[i] = (struct pollfd){launcher->ranks[i].worker->socket, POLLIN, 0};
 	ready = poll(polled, launcher->rank_count, launcher->end_ordered ? END_TIMEOUT_MS : -1);
 	if (ready < 0)
 		return errno == EINTR;
@@ -426,15 +276,16 @@ static bool listen_once(struct launcher *launcher)
 /* After a failed start, or of ranks that do not end; nothing to do in a run that went well. */
 static void end_all(struct launcher *launcher, const char *reason)
 {
-	kill_all(launcher);
+	for (uint32_t i = 0; i < launcher->rank_count; i++)
+		worker_stop(launcher->ranks[i].worker);
 	for (uint32_t i = 0; i < launcher->rank_count; i++) {
 		struct own_rank *own = &launcher->ranks[i];
 
-		if (own->gone)
+		if (own->worker->gone)
 			continue;
 		if (!*own->error)
 			(void)snprintf(own->error, sizeof own->error, "rank %d %s", own->task.rank, reason);
-		if (own->started)
+		if (own->worker->started)
 			end_rank(launcher, own);
 		else
 			fail_prompts(launcher, own);
@@ -470,7 +321,7 @@ bool launcher_run(struct launcher *launcher)
 		listen_to_all(launcher);
 	else
 		end_all(launcher, "was stopped, as not all ranks could be started");
-	unwatch_signals(launcher);
+	workers_unwatch(&launcher->workers);
 	return all_went_well(launcher);
 }
 
@@ -501,11 +352,9 @@ int launcher_code(const struct launcher *launcher)
 
 void launcher_free(struct launcher *launcher)
 {
-	for (uint32_t i = 0; i < launcher->rank_count; i++) {
-		if (launcher->ranks[i].socket >= 0)
-			(void)close(launcher->ranks[i].socket);
+	for (uint32_t i = 0; i < launcher->rank_count; i++)
 		rank_inbox_free(&launcher->ranks[i].inbox);
-	}
+	workers_free(&launcher->workers);
 	free(launcher->polled);
 	free(launcher->ranks);
 }

@@ -5,8 +5,6 @@
 #ifndef LAUNCHER_H
 #define LAUNCHER_H
 
-#include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -15,17 +13,14 @@
 #include "rank_messages.h"
 #include "rank_options.h"
 #include "rank_work.h"
+#include "workers.h"
 
 enum rank_phase { RANK_LOADING, RANK_WORKING, RANK_WAITING, RANK_REPORTED };
 
 /* One rank that this process has started. */
 struct own_rank {
 	struct rank_task task;
-	pid_t pid; /* this process's own for a thread */
-	pthread_t thread;
-	bool started;
-	bool gone;
-	int socket; /* our end; -1: none */
+	struct worker *worker;
 	struct rank_inbox inbox;
 	enum rank_phase phase;
 	struct rank_ready ready;
@@ -36,8 +31,6 @@ struct own_rank {
 	char error[768];     /* "": none */
 	char no_memory[256]; /* why its memory is not known; "": it is, or it is another's part to say */
 };
-
-#define LAUNCHER_SIGNALS 4 /* that end a program */
 
 struct pollfd;
 
@@ -53,8 +46,7 @@ struct launcher {
 	uint32_t rank_count;
 	char transport[128]; /* in use, and why */
 	/* own */
-	sigset_t old_signals;
-	struct sigaction old_actions[LAUNCHER_SIGNALS];
+	struct workers workers;
 	struct pollfd *polled; /* a place for each rank */
 	bool measure_ordered;
 	bool end_ordered;
