@@ -114,6 +114,11 @@ class Call(NamedTuple):
         named = self._named()
         return bool(named.get("accumulate") or named.get("reduce")) or "_add" in self.func._schema.name
 
+    def picks(self) -> torch.Tensor | None:
+        """What says for each element of the result which one it is."""
+        is_one = self.func._schema.name in ("aten::gather", "aten::take")
+        return self._named()["index"] if is_one else None
+
     def dims(self) -> Any:
         """Along which its lines lie; () for all."""
         dims = self._named().get("dim")

@@ -146,20 +146,25 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind == "sums" or (moves and call.adds()):
             return self._summed(call, any_of(numbers))
         if moves:
-            moved = call.run_on(functools.partial(self._moved, written), zeros=True)
-            return [flat(each) for each in tensors_in([moved])]
+            return self._moved(call, written, targets)
         if kind == "other" or len(numbers) > 1:
             raise Unclear
         along = functools.partial(_lines, call.dims()) if kind == "lines" else _matrices
         return [along(several[0], target) for target in targets]
 
-    def _moved(self, written: list[torch.Tensor], tensor: torch.Tensor, says_places: bool) -> torch.Tensor:
-        """What an operator that moves elements is given instead of @tensor."""
-        if says_places:
-            return self._clean(tensor)
-        if any(tensor is each for each in written):
-            return self._storages.room(tensor)
-        return torch.as_tensor(self._storages.of(tensor), dtype=torch.int32, device=tensor.device).expand(tensor.shape)
+    def _moved(self, call: Call, written: list[torch.Tensor], targets: list[torch.Tensor]) -> list[Numbers]:
+        picks = call.picks()
+
+        def numbered(tensor: torch.Tensor, says_places: bool) -> torch.Tensor:
+            if says_places:
+                return tensor if tensor is picks else self._clean(tensor)
+            if any(tensor is each for each in written):
+                return self._storages.room(tensor)
+            numbers = torch.as_tensor(self._storages.of(tensor), dtype=torch.int32, device=tensor.device)
+            return numbers.expand(tensor.shape)
+
+        moved: list[Numbers] = [flat(each) for each in tensors_in([call.run_on(numbered, zeros=True)])]
+        return moved if picks is None else [_largest([*moved, self._storages.of(picks)], targets[0])]
 
     def _summed(self, call: Call, number: int) -> list[Numbers]:
         def filled(fill: float, tensor: torch.Tensor, says_places: bool) -> torch.Tensor:
