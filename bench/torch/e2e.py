@@ -25,8 +25,11 @@ from typing import Any
 
 import torch
 import torch._dynamo
-import torch_rounds
-from torch_rounds import Arm, Meeting, Rounds, Table
+import torch_launch
+import torch_save
+from torch_launch import Meeting
+from torch_rounds import Rounds
+from torch_table import Arm, Table
 
 VOID = 3
 NO_SUCH_ARM = "no arm has a name that --arms gives: --list names them"
@@ -75,7 +78,7 @@ def arguments() -> argparse.Namespace:
     add("--save", metavar="FILE", help="the result as JSON, with machine, date, command and versions")
     options = parser.parse_args()
     try:
-        options.devices = torch_rounds.devices_of(options.devices)
+        options.devices = torch_launch.devices_of(options.devices)
     except ValueError as error:
         parser.error(f"--devices: {error}")
     return options
@@ -90,31 +93,34 @@ def transport_of(asked: str | None, meeting: Meeting) -> str:
 
 def all_ways(bench: Any) -> list[Any]:
     """The most telling first: they are opened while there is memory."""
-    import e2e_arms as own
-    import e2e_rivals as rivals
-    import e2e_uneven as uneven
+    from e2e_arms import Replicated
+    from e2e_fsdp import Fsdp, FsdpCopyEngines
+    from e2e_layershard import Layershard, TwoRegimes
+    from e2e_tensor_parallel import TensorParallel, TensorParallelOverlapped, TensorParallelSymmetric
+    from e2e_uneven import LastAlone, LastLate
+    from e2e_windows import Broadcast, PeerCopy
 
-    replicated, parallel = own.Replicated(bench), rivals.TensorParallel(bench)
-    sharded, broadcast = own.Layershard(bench, 1, 0, "layershard k=1"), rivals.Broadcast(bench, replicated)
+    replicated, parallel = Replicated(bench), TensorParallel(bench)
+    sharded, broadcast = Layershard(bench, 1, 0, "layershard k=1"), Broadcast(bench, replicated)
     third = 1 / 3
     return [
         replicated,
         sharded,
         parallel,
-        rivals.TensorParallelSymmetric(bench, parallel),
-        rivals.TensorParallelOverlapped(bench, parallel),
+        TensorParallelSymmetric(bench, parallel),
+        TensorParallelOverlapped(bench, parallel),
         broadcast,
-        rivals.PeerCopy(bench, replicated),
-        rivals.Fsdp(bench),
-        uneven.LastLate(bench, sharded, replicated),
-        uneven.LastLate(bench, broadcast, replicated),
-        uneven.LastAlone(bench, sharded),
-        own.TwoRegimes(bench),
-        own.Layershard(bench, 1, third, "layershard k=1, a third resident"),
-        own.Layershard(bench, 2, 0, "layershard k=2"),
-        rivals.FsdpCopyEngines(bench),
-        own.Layershard(bench, 2, third, "layershard k=2, a third resident"),
-        own.Layershard(bench, 0, 1, "layershard all resident"),
+        PeerCopy(bench, replicated),
+        Fsdp(bench),
+        LastLate(bench, sharded, replicated),
+        LastLate(bench, broadcast, replicated),
+        LastAlone(bench, sharded),
+        TwoRegimes(bench),
+        Layershard(bench, 1, third, "layershard k=1, a third resident"),
+        Layershard(bench, 2, 0, "layershard k=2"),
+        FsdpCopyEngines(bench),
+        Layershard(bench, 2, third, "layershard k=2, a third resident"),
+        Layershard(bench, 0, 1, "layershard all resident"),
     ]
 
 
@@ -231,7 +237,7 @@ def run_tables(options: argparse.Namespace, bench: Any, ways: Ways, tokens: Sequ
         meeting.say(f"\n{count} tokens a rank\n{table.as_text()}")
         del arms
         saved = [each.as_json(tokens=tokens) for tokens, each in tables.items()]
-        torch_rounds.save(options.save, meeting, {"bench": "e2e", "config": config_of(options, bench), "tables": saved})
+        torch_save.save(options.save, meeting, {"bench": "e2e", "config": config_of(options, bench), "tables": saved})
     return tables
 
 
@@ -275,7 +281,7 @@ def compare(options: argparse.Namespace, bench: Any, tokens: Sequence[int]) -> i
         "memory": memories,
         "targets": targets,
     }
-    torch_rounds.save(options.save, meeting, result)
+    torch_save.save(options.save, meeting, result)
     ways.close()
     return 0 if all(table.conclusive for table in tables.values()) else VOID
 
@@ -304,13 +310,13 @@ def main() -> int:
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
     devices = options.devices
-    status = torch_rounds.launch(len(devices))
+    status = torch_launch.launch(len(devices))
     if status is not None:
         return status
-    meeting = torch_rounds.join(devices)
+    meeting = torch_launch.join(devices)
     with torch.no_grad():
         status = run_rank(options, meeting)
-    torch_rounds.leave(meeting)
+    torch_launch.leave(meeting)
     return status
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch_rounds import Table
+from torch_table import Table
 
 PLAIN = ("layershard k=1", "layershard k=2")  # no residents
 AT_BEST = (*PLAIN, *(f"{name}, graph" for name in PLAIN))

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from e2e_arms import Bench, Layershard, Replicated, Way
-from torch_rounds import Arm
+from e2e_arms import Bench, Replicated, Way
+from e2e_layershard import Layershard
+from torch_table import Arm
 
 
 class Uneven(Way):

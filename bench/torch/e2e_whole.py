@@ -13,10 +13,12 @@ from typing import Any
 
 import e2e_judge
 import torch
-import torch_rounds
-from e2e_arms import Bench, Layershard, Way
-from e2e_rivals import TensorParallel
-from torch_rounds import Arm, Rounds
+import torch_save
+from e2e_arms import Bench, Way, tolerance_of
+from e2e_layershard import Layershard
+from e2e_tensor_parallel import TensorParallel
+from torch_rounds import Rounds
+from torch_table import Arm
 
 SAMPLES = 5
 
@@ -124,8 +126,6 @@ def _judge(rows: list[dict[str, Any]], own_gpus: bool, model_bytes: int) -> list
 
 
 def run(options: argparse.Namespace, bench: Bench, tokens: list[int], config: dict[str, Any]) -> int:
-    from e2e_arms import tolerance_of
-
     meeting = bench.meeting
     rounds = Rounds(meeting, passes=options.passes, rounds=SAMPLES, warm_ms=options.warm_ms)
     size = f"{bench.shape.bytes / 1e9:.1f} GB in {bench.shape.layers} layers"
@@ -145,5 +145,5 @@ def run(options: argparse.Namespace, bench: Bench, tokens: list[int], config: di
     if targets:
         meeting.say(e2e_judge.as_text(targets))
     result = {"bench": "e2e --whole", "config": config, "rows": rows, "targets": targets}
-    torch_rounds.save(options.save, meeting, result)
+    torch_save.save(options.save, meeting, result)
     return 0

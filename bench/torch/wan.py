@@ -25,7 +25,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch_launch
 import torch_rounds
+import torch_save
+import torch_table
 import wan_alltoall
 import wan_model
 import wan_report
@@ -41,7 +44,7 @@ def largest_exchange(shape: dict[str, int], tokens: int, size: int) -> int:
     return 2 * max(activations, tokens * shape["out_channels"] * 4, WARM_UP[0] * WARM_UP[1])
 
 
-def warm_up(meeting: torch_rounds.Meeting, alltoalls: wan_alltoall.AllToAlls) -> None:
+def warm_up(meeting: torch_launch.Meeting, alltoalls: wan_alltoall.AllToAlls) -> None:
     """What allocates by itself once (NCCL, cuBLAS) must not count as any way's memory."""
     x = torch.ones(WARM_UP, device=meeting.device, dtype=torch.bfloat16)
     torch.nn.functional.linear(x, x)
@@ -49,7 +52,7 @@ def warm_up(meeting: torch_rounds.Meeting, alltoalls: wan_alltoall.AllToAlls) ->
     meeting.synchronize()
 
 
-def first_passes(meeting: torch_rounds.Meeting, way: wan_ways.Way, run: Callable[[], Any]) -> str | None:
+def first_passes(meeting: torch_launch.Meeting, way: wan_ways.Way, run: Callable[[], Any]) -> str | None:
     """What a pass takes for a while, by torch's allocator: activations, and what FSDP2 has gathered. What a steady pass
     pulls: nothing where the windows hold all that others have. Returns why there can be no pass, on all ranks the
     same."""
@@ -77,11 +80,11 @@ def first_passes(meeting: torch_rounds.Meeting, way: wan_ways.Way, run: Callable
 
 
 def build_all(
-    options: argparse.Namespace, meeting: torch_rounds.Meeting, builder: wan_ways.Builder, denoiser: wan_model.Denoiser
-) -> tuple[list[wan_ways.Way], list[torch_rounds.Arm], dict[str, str]]:
+    options: argparse.Namespace, meeting: torch_launch.Meeting, builder: wan_ways.Builder, denoiser: wan_model.Denoiser
+) -> tuple[list[wan_ways.Way], list[torch_table.Arm], dict[str, str]]:
     """The ways that can be built, their arms, and why the others cannot."""
     ways: list[wan_ways.Way] = []
-    arms: list[torch_rounds.Arm] = []
+    arms: list[torch_table.Arm] = []
     not_built: dict[str, str] = {}
     for way in wan_ways.ways_of(options, meeting):
         meeting.note(f"building {way.name}")
@@ -97,11 +100,11 @@ def build_all(
         # FSDP2's weights are elsewhere in each pass, and cuBLAS may choose by alignment.
         check = "close" if way.kind == "fsdp2" else "bits"
         ways.append(way)
-        arms.append(torch_rounds.Arm(way.name, run, way.begin, way.rest, check=check, details=way.details))
+        arms.append(torch_table.Arm(way.name, run, way.begin, way.rest, check=check, details=way.details))
     return ways, arms, not_built
 
 
-def measure(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> int:
+def measure(options: argparse.Namespace, meeting: torch_launch.Meeting) -> int:
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # what it calls experimental is what is wanted
@@ -136,7 +139,7 @@ def measure(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> int:
         "targets": {"rows": found},
     }
     # Once now: what comes next may fail, and the table took the time.
-    torch_rounds.save(options.save, meeting, result)
+    torch_save.save(options.save, meeting, result)
     ran = [name for name, times in table.times.items() if times]
     stand = wan_times.in_passes(meeting, alltoalls, [arm for arm in arms if arm.name in ran], options.alltoall_rounds)
     result["all_to_alls"] = {"rows": stand}
@@ -149,7 +152,7 @@ def measure(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> int:
         meeting.say(wan_report.alltoall_text(beside, "back to back, beside pulls of"))
     alltoalls.remove()
     meeting.say(f"\n{wan_report.targets_text(found, meeting)}")
-    torch_rounds.save(options.save, meeting, result)
+    torch_save.save(options.save, meeting, result)
     return 0 if table.conclusive else 3
 
 
@@ -183,7 +186,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if importlib.util.find_spec("diffusers") is None:
         parser.error("diffusers is not installed: pip install 'layershard[diffusers]'")
     try:
-        n_ranks = len(torch_rounds.devices_of(options.devices))
+        n_ranks = len(torch_launch.devices_of(options.devices))
         heads = wan_model.SHAPES[options.shape]["num_attention_heads"]
         if wan_model.tokens_of(options.video) % n_ranks or heads % n_ranks:
             raise ValueError(f"{n_ranks} ranks cannot share {wan_model.tokens_of(options.video)} tokens, {heads} heads")
@@ -200,11 +203,11 @@ def numbers(text: str) -> list[int]:
 
 def main() -> None:
     options = parse()
-    devices = torch_rounds.devices_of(options.devices)
-    status = torch_rounds.launch(len(devices))
+    devices = torch_launch.devices_of(options.devices)
+    status = torch_launch.launch(len(devices))
     if status is not None:
         sys.exit(status)
-    meeting = torch_rounds.join(devices)
+    meeting = torch_launch.join(devices)
     if not meeting.on_gpus:
         torch.set_num_threads(1)
     try:
@@ -213,7 +216,7 @@ def main() -> None:
     except (torch_rounds.WrongBits, ValueError) as error:
         meeting.say(f"{type(error).__name__}: {error}")
         status = 1
-    torch_rounds.leave(meeting)
+    torch_launch.leave(meeting)
     sys.exit(status)
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch_rounds
+import torch_launch
+import torch_table
 from wan_ways import CONTROL, Way
 
 TARGET = 1.03
@@ -50,7 +51,7 @@ def alltoall_text(rows: Sequence[dict[str, Any]], title: str) -> str:
     return "\n".join(lines)
 
 
-def evaluate(meeting: torch_rounds.Meeting, table: torch_rounds.Table, ways: Sequence[Way]) -> list[dict[str, Any]]:
+def evaluate(meeting: torch_launch.Meeting, table: torch_table.Table, ways: Sequence[Way]) -> list[dict[str, Any]]:
     """The targets. They are about GPUs that each have a rank, and about a table that is conclusive."""
     found = []
     of_a_gpu_each = meeting.on_gpus and not meeting.shares_device
@@ -70,7 +71,7 @@ def _row(way: Way, what: str, target: float, value: float) -> dict[str, Any]:
     return {"variant": way.name, "what": what, "target": target, "value": value, "result": result}
 
 
-def targets_text(found: Sequence[dict[str, Any]], meeting: torch_rounds.Meeting) -> str:
+def targets_text(found: Sequence[dict[str, Any]], meeting: torch_launch.Meeting) -> str:
     own_gpus = meeting.on_gpus and not meeting.shares_device
     why = "inconclusive" if own_gpus else "not evaluated: it is about a GPU for each rank"
     return "\n".join(

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch_rounds
+import torch_launch
+import torch_table
 import wan_alltoall
 from wan_ways import Way
 
@@ -41,7 +42,7 @@ def alltoall_row(name: str, samples: Sequence[Sequence[Sequence[float]]]) -> dic
 
 
 def in_passes(
-    meeting: torch_rounds.Meeting, alltoalls: wan_alltoall.AllToAlls, arms: Sequence[torch_rounds.Arm], rounds: int
+    meeting: torch_launch.Meeting, alltoalls: wan_alltoall.AllToAlls, arms: Sequence[torch_table.Arm], rounds: int
 ) -> list[dict[str, Any]]:
     """Each arm's all-to-alls where they stand: in steady passes, in shuffled rounds."""
     samples: dict[str, list[Any]] = {arm.name: [] for arm in arms}
@@ -78,7 +79,7 @@ class Beside:
     CALLS = 16
     PASSES = 4
 
-    def __init__(self, meeting: torch_rounds.Meeting, alltoalls: wan_alltoall.AllToAlls, width: int, tokens: int):
+    def __init__(self, meeting: torch_launch.Meeting, alltoalls: wan_alltoall.AllToAlls, width: int, tokens: int):
         self._meeting = meeting
         self._alltoalls = alltoalls
         self._group = torch.distributed.group.WORLD

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch_rounds
+import torch_launch
 import wan_model
 from torch import nn
 
@@ -59,12 +59,12 @@ def paced(transport: str, pace: float) -> str:
     return f"{transport}{'+' if ':' in transport else ':'}pace={pace:g}"
 
 
-def default_transport(meeting: torch_rounds.Meeting) -> str:
+def default_transport(meeting: torch_launch.Meeting) -> str:
     """Copies, also where ranks could read each other's layers in place: it is copies that are to be measured."""
     return "shm:copy" if not meeting.on_gpus else "cuda:copy" if meeting.shares_device else "cuda"
 
 
-def ways_of(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> list[Way]:
+def ways_of(options: argparse.Namespace, meeting: torch_launch.Meeting) -> list[Way]:
     transport = options.transport or default_transport(meeting)
     shared = {"transport": transport, "prefetch": options.prefetch}
     ways = [Way(CONTROL, "replicated"), Way("layershard", "layershard", dict(shared))]
@@ -80,7 +80,7 @@ def ways_of(options: argparse.Namespace, meeting: torch_rounds.Meeting) -> list[
 # ---- Building them, and what memory they take ---------------------------------------------------------------------
 
 
-def used_bytes(meeting: torch_rounds.Meeting) -> int | None:
+def used_bytes(meeting: torch_launch.Meeting) -> int | None:
     """Of the device, by all that run on it, as the driver sees it."""
     if not meeting.on_gpus:
         return None
@@ -95,7 +95,7 @@ def used_bytes(meeting: torch_rounds.Meeting) -> int | None:
 class Builder:
     """Makes the models of a way. All ranks make the same ones in the same order."""
 
-    def __init__(self, options: argparse.Namespace, meeting: torch_rounds.Meeting) -> None:
+    def __init__(self, options: argparse.Namespace, meeting: torch_launch.Meeting) -> None:
         self._options = options
         self._meeting = meeting
         self.shape = wan_model.SHAPES[options.shape]

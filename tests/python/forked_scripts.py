@@ -2,7 +2,7 @@
 """Scripts of bench/torch/ as processes that need not import anything: forks of the test's, which has imported it all.
 
 A run of such a script is three processes, each of which would import torch for seconds, on a busy machine for half a
-minute. Knows processes and torch_rounds.launch, by which the scripts start their ranks; nothing of what they do.
+minute. Knows processes and torch_launch.launch, by which the scripts start their ranks; nothing of what they do.
 """
 
 import os
@@ -58,7 +58,7 @@ class _Fork:
         return self._status
 
 
-def _script(main, arguments, out, err, torch_rounds):
+def _script(main, arguments, out, err, torch_launch):
     os.setsid()
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
@@ -69,15 +69,15 @@ def _script(main, arguments, out, err, torch_rounds):
         os.environ.update(environment)
         _become(main, arguments)
 
-    torch_rounds.subprocess = types.SimpleNamespace(Popen=lambda _command, env: _Fork(rank, env))
+    torch_launch.subprocess = types.SimpleNamespace(Popen=lambda _command, env: _Fork(rank, env))
     _become(main, arguments)
 
 
-def run(main, arguments, folder, torch_rounds):
+def run(main, arguments, folder, torch_launch):
     """@main of a script with @arguments, its name among them: as subprocess.run says it. Its output goes by @folder."""
     paths = folder / "script.out", folder / "script.err"
     with open(paths[0], "w") as out, open(paths[1], "w") as err:
-        script = _Fork(_script, main, arguments, out, err, torch_rounds)
+        script = _Fork(_script, main, arguments, out, err, torch_launch)
     end = time.monotonic() + LONG_S
     while script.poll() is None and time.monotonic() < end:
         time.sleep(0.02)

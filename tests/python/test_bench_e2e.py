@@ -23,13 +23,19 @@ sys.path.insert(0, str(TREE / "bench" / "torch"))
 
 import e2e  # noqa: E402
 import e2e_arms  # noqa: E402
+import e2e_fsdp  # noqa: E402, F401
 import e2e_judge  # noqa: E402
-import e2e_rivals  # noqa: E402, F401
+import e2e_layershard  # noqa: E402, F401 - imported here they are there in all forks
+import e2e_tensor_parallel  # noqa: E402, F401
 import e2e_uneven  # noqa: E402
 import e2e_whole  # noqa: E402
+import e2e_windows  # noqa: E402, F401
+import torch_launch  # noqa: E402
 import torch_rounds  # noqa: E402
 from e2e_model import Shape  # noqa: E402
-from torch_rounds import Arm, Meeting, Rounds, Table  # noqa: E402
+from torch_launch import Meeting  # noqa: E402
+from torch_rounds import Rounds  # noqa: E402
+from torch_table import Arm, Table, ratio_of  # noqa: E402
 
 torch.set_num_threads(1)  # a forked process cannot use the parent's OpenMP threads
 
@@ -39,7 +45,7 @@ SMALL = "--devices cpu,cpu --shape 32,88,4,2 --layers 5 --passes 1 --warm-ms 0".
 def bench(folder, *options):
     # Whole: what it saves of its command does not depend on where ctest runs it.
     script = str(TREE / "bench" / "torch" / "e2e.py")
-    return forked_scripts.run(e2e.main, [script, *SMALL, *options], folder, torch_rounds)
+    return forked_scripts.run(e2e.main, [script, *SMALL, *options], folder, torch_launch)
 
 
 # ---- The script ----
@@ -233,7 +239,7 @@ def test_an_arm_that_cannot_run_is_named():
 def test_interval_holds_the_median_of_what_is_drawn():
     draw, held = random.Random(1), 0
     for _ in range(400):
-        found = torch_rounds.ratio_of([draw.expovariate(1) for _ in range(31)])
+        found = ratio_of([draw.expovariate(1) for _ in range(31)])
         assert found.low <= found.median <= found.high
         held += found.low <= 0.6931 <= found.high
     assert 370 <= held < 400

@@ -41,7 +41,7 @@ def wan(folder, *arguments):
 
     import layershard.diffusers  # noqa: F401 - imported here they are there in all forks
 
-    return forked_scripts.run(load("wan").main, ["bench/torch/wan.py", *TINY, *arguments], folder, load("torch_rounds"))
+    return forked_scripts.run(load("wan").main, ["bench/torch/wan.py", *TINY, *arguments], folder, load("torch_launch"))
 
 
 def saved(tmp_path, *arguments):
@@ -161,8 +161,8 @@ def test_all_to_alls_by_what_the_devices_do_not_have_are_refused():
 def denoise(rank, size, port, experts):
     """This rank's output with the tokens split, and that of the same weights in one piece."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    rounds, model, alltoall = load("torch_rounds"), load("wan_model"), load("wan_alltoall")
-    meeting = rounds.join([torch.device("cpu")] * size)
+    launch, model, alltoall = load("torch_launch"), load("wan_model"), load("wan_alltoall")
+    meeting = launch.join([torch.device("cpu")] * size)
     shape, device = model.SHAPES["tiny"], meeting.device
     parallel = model.ulysses(meeting, model.make_meshes(size, device)[0])
     denoiser = model.Denoiser(shape, "64x32x9", 2, device, 6)
@@ -176,7 +176,7 @@ def denoise(rank, size, port, experts):
                 if split:
                     model.split_tokens(each, parallel)
             outputs.append(denoiser.run(models).float().tolist())
-    rounds.leave(meeting)
+    launch.leave(meeting)
     return outputs
 
 
@@ -235,8 +235,8 @@ class Place:
     ],
 )
 def test_verdict(sharded, again, place, verdict):
-    rounds, report = load("torch_rounds"), load("wan_report")
-    table = rounds.Table([rounds.Arm("replicated", None), rounds.Arm("layershard", None)], 0.5)
+    compared, report = load("torch_table"), load("wan_report")
+    table = compared.Table([compared.Arm("replicated", None), compared.Arm("layershard", None)], 0.5)
     table.times = {"replicated": [1.0] * 3, "layershard": [sharded] * 3}
     table.again = [again] * 3
     way = load("wan_ways").Way("layershard", "layershard", memory={"off_wanted": 0.03})

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FSDP2 for e2e.py, with several settings of its prefetch, and with copy engines.
+
+Knows torch's fully_shard; nothing of layershard.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from e2e_arms import Way, has_nccl
+from e2e_model import empty_stack, values
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch_table import Arm
+
+
+class Fsdp(Way):
+    """fully_shard layer by layer, resharded after each; 1 or 2 layers prefetched explicitly, also across passes."""
+
+    title = "FSDP2"
+    suffixes = (" p=1", " p=2", " p=1 across passes", " p=2 across passes")
+    symmetric = False
+
+    def needs(self) -> int:
+        """Shards, and what is gathered: a layer in use, two on the way, and the gather's own buffers."""
+        return self.shape.bytes // self.meeting.size + 5 * self.shape.layer_bytes
+
+    def refusal(self) -> str | None:
+        return has_nccl(self.meeting)
+
+    def mesh(self) -> DeviceMesh:
+        return init_device_mesh(self.meeting.device.type, (self.meeting.size,))
+
+    def open(self) -> None:
+        self.model: Any = empty_stack(self.shape)
+        mesh = self.mesh()
+        for layer in self.model.layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        fully_shard(self.model, mesh=mesh, reshard_after_forward=False)  # no parameters of its own
+        self.model.to_empty(device=self.meeting.device)
+        if self.symmetric:
+            for layer in self.model.layers:
+                layer.set_symm_mem_for_comm("NCCL")
+        for name, parameter in self.model.named_parameters():
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            parts = values(name, whole, self.meeting.device).chunk(self.meeting.size)
+            if self.meeting.rank < len(parts):
+                parameter.to_local().copy_(parts[self.meeting.rank])
+
+    def _set(self, ahead: int, across: bool) -> None:
+        layers = list(self.model.layers)
+        circle = layers + (layers if across else [])
+        for number, layer in enumerate(layers):
+            layer.set_modules_to_forward_prefetch(circle[number + 1 : number + 1 + ahead])
+
+    def _rest(self) -> None:
+        """What was gathered for a next pass is dropped."""
+        self.meeting.synchronize()
+        for layer in self.model.layers:
+            layer.unshard()  # waits for what is under way; where nothing is, it comes and goes
+            layer.reshard()
+
+    def arms(self, tokens: int) -> list[Arm]:
+        x = self.input(tokens)
+        made = []
+        for suffix in self.suffixes:
+            ahead, across = int(suffix.partition("p=")[2][0]), suffix.endswith("across passes")
+            made.append(
+                Arm(
+                    self.title + suffix,
+                    lambda: self.model(x),
+                    begin=lambda ahead=ahead, across=across: self._set(ahead, across),
+                    rest=self._rest if across else lambda: None,
+                    check="close",  # what is gathered is elsewhere in each pass: cuBLAS may choose by alignment
+                    details={"mode": "eager", "prefetch": ahead},
+                )
+            )
+        return made
+
+
+class FsdpCopyEngines(Fsdp):
+    """The gathers by copy engines: staging in NCCL's symmetric memory, a communicator that uses no multiprocessor."""
+
+    title = "FSDP2 copy engines"
+    symmetric = True
+
+    def refusal(self) -> str | None:
+        if not self.meeting.on_gpus:
+            return "there are no copy engines on a processor"
+        if not hasattr(torch.distributed.fsdp.FSDPModule, "set_symm_mem_for_comm"):
+            return f"torch {torch.__version__} has no set_symm_mem_for_comm"
+        if not hasattr(dist.ProcessGroupNCCL, "NCCL_CTA_POLICY_ZERO"):
+            return f"torch {torch.__version__} has no NCCL_CTA_POLICY_ZERO"
+        return super().refusal()
+
+    def mesh(self) -> DeviceMesh:
+        options = dist.ProcessGroupNCCL.Options()
+        options.config.cta_policy = dist.ProcessGroupNCCL.NCCL_CTA_POLICY_ZERO
+        group = dist.new_group(backend="nccl", pg_options=options, device_id=self.meeting.device)
+        return DeviceMesh.from_group(group, "cuda")

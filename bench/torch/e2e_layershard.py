@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model of e2e.py sharded by layershard: whole layers, and one striped store for prefill and decode.
+
+Knows layershard.torch; nothing of rounds or of what a good result would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from e2e_arms import Bench, Captured, StackWay, all_tokens, tolerance_of
+from e2e_model import empty_stack, values
+from torch_table import Arm
+
+import layershard.torch
+
+LINEARS = "layers.*_proj"
+BY_COLUMNS = {"*": "rows", "*o_proj.weight": "columns", "*down_proj.weight": "columns"}
+
+
+class Layershard(StackWay):
+    """Layers stored once; k ahead; @share of the remote layers resident."""
+
+    def __init__(self, bench: Bench, prefetch: int, share: float, title: str) -> None:
+        super().__init__(bench)
+        self.prefetch = prefetch
+        self.title = title
+        self.resident: int | str = "all"
+        if share < 1:
+            remote = self.shape.layers - bench.most_own
+            self.resident = int(remote * share + 1e-6) * self.shape.layer_bytes
+
+    def needs(self) -> int:
+        if self.resident == "all":
+            return self.shape.bytes
+        return (self.bench.most_own + self.prefetch + 1) * self.shape.layer_bytes + int(self.resident)
+
+    def shard(self) -> None:
+        layershard.torch.shard(
+            self.model,
+            "layers.*" if self.bench.scope == "block" else LINEARS,
+            scope=self.bench.scope,
+            prefetch=self.prefetch,
+            placement="owner",
+            resident=self.resident,
+            transport=self.bench.transport,
+            device=self.meeting.device,
+        )
+
+    def open(self) -> None:
+        self.model = empty_stack(self.shape)
+        with measured_memory(self):
+            self.shard()
+            layershard.torch.fill(self.model, lambda name, like: values(name, like, self.meeting.device))
+        self.handle = layershard.torch.of(self.model)
+        series = list(self.handle.stats().values())
+        self.memory = {
+            "variant": self.title,
+            "windows": max(each.windows for each in series),
+            "residents": max(each.residents for each in series),
+            "layers_bytes": self.shape.bytes,
+            "counted_bytes": sum(each.share_bytes + each.window_bytes + each.resident_bytes for each in series),
+            "expected_bytes": self._expected_bytes(max(each.windows for each in series)),
+            "driver_bytes": self.taken_bytes,
+        }
+
+    def _expected_bytes(self, windows: int) -> int:
+        """(1/n + windows) of the layers, and residents."""
+        residents = self.shape.bytes if self.resident == "all" else int(self.resident)
+        own = self.bench.shape.layers // self.meeting.size
+        own += self.meeting.rank < self.bench.shape.layers % self.meeting.size
+        return min((own + windows) * self.shape.layer_bytes + residents, self.shape.bytes)
+
+    def details(self) -> dict[str, Any]:
+        memory = self.memory or {}
+        return {"prefetch": self.prefetch, "windows": memory["windows"], "residents": memory["residents"]}
+
+    def prepare(self) -> None:
+        self.handle.prepare()
+
+    def join(self) -> None:
+        self.handle.join()
+
+    def close(self) -> None:
+        self.meeting.synchronize()
+        self.meeting.meet()  # nobody reads what another closes
+        self.handle.close()
+        for name in ("model", "handle", "taken_bytes"):
+            delattr(self, name)
+        self.meeting.meet()
+
+
+@contextlib.contextmanager
+def measured_memory(way: Any) -> Iterator[None]:
+    """Puts into way.taken_bytes what its device has less of afterwards, by the driver; a rank's part of it."""
+    before = way.bench.free_for_all()
+    yield
+    after = way.bench.free_for_all()
+    way.taken_bytes = None if before is None else (before - after) // way.bench.ranks_here
+
+
+class TwoRegimes(Layershard):
+    """One striped store: gathered layers for prefill, tensor-parallel products from the stripes for decode."""
+
+    suffixes = (" gathered", " parallel", " parallel, graph")
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench, 1, 0, "two regimes")
+
+    def needs(self) -> int:
+        return self.shape.bytes // self.meeting.size + 2 * self.shape.layer_bytes
+
+    def refusal(self) -> str | None:
+        return None if self.shape.divides_by(self.meeting.size) else "heads or hidden columns do not divide"
+
+    def shard(self) -> None:
+        how = {"scope": "block", "prefetch": self.prefetch, "placement": "striped", "stripe": BY_COLUMNS}
+        layershard.torch.shard(
+            self.model, LINEARS, transport=self.bench.transport, device=self.meeting.device, **how
+        )
+
+    def _expected_bytes(self, windows: int) -> int:
+        return self.shape.bytes // self.meeting.size + windows * self.shape.layer_bytes
+
+    def open(self) -> None:
+        super().open()
+        self.regime = layershard.torch.dual(self.model)
+
+    def refusal_of(self, suffix: str) -> str | None:
+        if suffix and self.meeting.shares_device:
+            return "its sums need NCCL, which refuses two ranks on one GPU"
+        return super().refusal_of(suffix)
+
+    def arms(self, tokens: int) -> list[Arm]:
+        x, details = self.input(tokens), self.details()
+        everyones = all_tokens(self, tokens)
+
+        def parallel(x: torch.Tensor) -> torch.Tensor:
+            with self.regime.parallel():
+                return self.model(x)
+
+        mine = slice(self.meeting.rank, self.meeting.rank + 1)
+        captured = Captured(self.bench, parallel, everyones)
+        made = [Arm(f"{self.title} gathered", lambda: self.model(x), rest=self.prepare, details=details)]
+        runs = [(" parallel", lambda: parallel(everyones)), (" parallel, graph", captured)]
+        made += [
+            Arm(self.title + suffix, lambda run=run: run()[mine], check="close", tolerance=tolerance_of(self.shape))
+            for suffix, run in runs
+            if self.refusal_of(suffix) is None
+        ]
+        return made
+
+    def close(self) -> None:
+        if hasattr(self, "regime"):
+            del self.regime
+        super().close()

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers fetched into windows without layershard, for e2e.py: by broadcasts, as the original does it, and by copies of
+a peer's tensors.
+
+Each is used as its makers would: a layer's tensors in one piece, a stream of its own, the next layers fetched across
+passes. Knows torch.distributed and CUDA IPC; nothing of layershard.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from e2e_arms import Bench, Replicated, Way, has_nccl
+from e2e_model import Layer, hang
+from torch.multiprocessing.reductions import reduce_tensor
+from torch_table import Arm
+
+WINDOWS = 2
+
+
+class Windowed(Way):
+    """Two windows, always kept full: one is filled again as soon as its layer is done with, with the layer that
+    travels next. Layers come from the replicated arm's memory."""
+
+    def __init__(self, bench: Bench, replicated: Replicated) -> None:
+        super().__init__(bench)
+        self.replicated = replicated
+
+    def needs(self) -> int:
+        return WINDOWS * self.shape.layer_bytes
+
+    def source_of(self, layer: int) -> int:
+        return layer % self.meeting.size
+
+    def travellers(self) -> list[int]:
+        raise NotImplementedError
+
+    def move(self, layer: int, window: torch.Tensor) -> Any:
+        """Enqueue the bytes' way on the stream that is current; something to wait for, or None."""
+        raise NotImplementedError
+
+    def open(self) -> None:
+        if not self.replicated.built:
+            raise RuntimeError("it takes its layers from the replicated arm, which was not built")
+        device = self.meeting.device
+        self.windows = [
+            torch.empty(self.shape.layer_bytes, dtype=torch.uint8, device=device) for _ in range(WINDOWS)
+        ]
+        with torch.device("meta"):
+            made = [Layer(self.shape, self.shape.head).to(self.shape.dtype).eval() for _ in range(WINDOWS)]
+        self.through = [hang(layer, window) for layer, window in zip(made, self.windows)]
+        self.path = self.travellers()
+        self.started = self.done = 0
+        self.under_way: list[Any] = [None] * WINDOWS
+        if self.meeting.on_gpus:
+            self.stream = torch.cuda.Stream()
+            self.freed = torch.cuda.Event()
+            self.ready = [torch.cuda.Event() for _ in range(WINDOWS)]
+            self.freed.record()
+
+    def _start(self) -> None:
+        slot, layer = self.started % WINDOWS, self.path[self.started % len(self.path)]
+        self.started += 1
+        if not self.meeting.on_gpus:
+            self.under_way[slot] = self.move(layer, self.windows[slot])
+            return
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(self.freed)
+            work = self.move(layer, self.windows[slot])
+            if work is not None:
+                work.wait()  # this stream's, not the host's
+            self.ready[slot].record(self.stream)
+
+    def _refill(self) -> None:
+        while self.path and self.started < self.done + WINDOWS:
+            self._start()
+
+    def _await(self, slot: int) -> None:
+        if self.meeting.on_gpus:
+            torch.cuda.current_stream().wait_event(self.ready[slot])
+        elif self.under_way[slot] is not None:
+            self.under_way[slot].wait()
+            self.under_way[slot] = None
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in range(self.shape.layers):
+            self._refill()
+            if not self.path or self.path[self.done % len(self.path)] != layer:
+                x = self.replicated.model.layers[layer](x)
+                continue
+            slot = self.done % WINDOWS
+            own = self.source_of(layer) == self.meeting.rank
+            if not own:
+                self._await(slot)
+            x = (self.replicated.model.layers[layer] if own else self.through[slot])(x)
+            if own and not self.meeting.on_gpus:
+                self._await(slot)
+            if self.meeting.on_gpus:
+                self.freed.record()
+            self.done += 1
+        self._refill()
+        return x
+
+    def rest(self) -> None:
+        """What is on its way is the beginning of the next pass, and is kept."""
+        for slot in range(WINDOWS):
+            self._await(slot)
+
+    def arms(self, tokens: int) -> list[Arm]:
+        x = self.input(tokens)
+        details = {"mode": "eager", "prefetch": 1, "windows": WINDOWS}
+        return [Arm(self.title, lambda: self.run(x), rest=self.rest, details=details)]
+
+    def close(self) -> None:
+        self.meeting.synchronize()
+        self.meeting.meet()
+        kept = {"bench", "meeting", "shape", "memory", "replicated"}
+        for name in set(vars(self)) - kept:
+            delattr(self, name)
+        self.meeting.meet()
+
+
+class Broadcast(Windowed):
+    """The original's scheme: every layer by torch.distributed's broadcast from its source, all ranks in step, in a
+    group and on a stream of its own, one layer ahead. The source computes from its own memory."""
+
+    title = "broadcast"
+
+    def refusal(self) -> str | None:
+        return has_nccl(self.meeting)
+
+    def travellers(self) -> list[int]:
+        return list(range(self.shape.layers))
+
+    def open(self) -> None:
+        super().open()
+        self.group = dist.new_group(backend="nccl" if self.meeting.on_gpus else "gloo")
+
+    def move(self, layer: int, window: torch.Tensor) -> Any:
+        source = self.source_of(layer)
+        memory = self.replicated.layers[layer] if source == self.meeting.rank else window
+        return dist.broadcast(memory, src=source, group=self.group, async_op=True)
+
+
+class PeerCopy(Windowed):
+    """copy_ from the source's tensor, mapped by CUDA IPC as torch does it: the copy is then a stream's of the GPU it
+    comes from."""
+
+    title = "peer copy"
+
+    def refusal(self) -> str | None:
+        return None if self.meeting.on_gpus else "there is no CUDA IPC on a processor"
+
+    def travellers(self) -> list[int]:
+        return [layer for layer in range(self.shape.layers) if self.source_of(layer) != self.meeting.rank]
+
+    def open(self) -> None:
+        super().open()
+        offered = {
+            layer: reduce_tensor(memory)
+            for layer, memory in enumerate(self.replicated.layers)
+            if self.source_of(layer) == self.meeting.rank
+        }
+        everyones = self.meeting.gather(offered)
+        self.remote: dict[int, torch.Tensor] = {}
+        for layer in self.path:
+            rebuild, arguments = everyones[self.source_of(layer)][layer]
+            self.remote[layer] = rebuild(*arguments)
+
+    def move(self, layer: int, window: torch.Tensor) -> None:
+        window.copy_(self.remote[layer], non_blocking=True)

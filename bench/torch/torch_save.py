@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bench in PyTorch saves, under the head that `layershard-bench --save` writes too: machine, date, command,
+versions.
+
+Knows the machine and layershard's version; nothing of what was measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch_launch import Meeting
+from torch_meter import Meter
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _nccl() -> str | None:
+    if not torch.cuda.is_available() or not dist.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))
+
+
+def _gpu(meeting: Meeting) -> dict[str, Any] | None:
+    if not meeting.on_gpus:
+        return None
+    meter = Meter(meeting.device)
+    name = torch.cuda.get_device_name(meeting.device)
+    return {"rank": meeting.rank, "ordinal": meeting.device.index, "name": name, "bus": meter.bus,
+            "driver": meter.driver}
+
+
+def save(path: str | None, meeting: Meeting, result: dict[str, Any]) -> None:
+    """Write @result with the machine, the date, the command and the versions, as `layershard-bench --save` does.
+    Collective; without a path nothing is written."""
+    import layershard._library
+
+    gpus = [gpu for gpu in meeting.gather(_gpu(meeting)) if gpu]
+    if path is None or meeting.rank != 0:
+        return
+    script = os.path.relpath(sys.argv[0], pathlib.Path(__file__).resolve().parents[2])
+    saved = {
+        "schema": "layershard-bench/2",
+        "command": shlex.join([script, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "version": layershard._library.version(),
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "kernel": f"{platform.system()} {platform.release()}",
+            "load": os.getloadavg()[0],
+        },
+        "gpus": gpus,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "nccl": _nccl(),
+        },
+        "result": result,
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(saved, file, indent=1)
+        file.write("\n")
