@@ -115,7 +115,7 @@ LSHARD_API const char *lshard_version(void);
 
 /* ---- Caller's hooks -------------------------------------------------------------------------------------------- */
 
-/** Host memory for the library's own objects. allocate returns NULL when there is none. */
+/** Host memory for the library's own objects: both functions. allocate returns NULL when there is none. */
 typedef struct lshard_allocator {
 	size_t struct_size;
 	void *(*allocate)(void *user, size_t bytes);

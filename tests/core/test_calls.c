@@ -43,6 +43,42 @@ static lshard_group *create_alone(const char *spec)
 
 /* ---- Options --------------------------------------------------------------------------------------------------- */
 
+static void *take(void *user, size_t bytes)
+{
+	(void)user;
+	return malloc(bytes);
+}
+
+static void hooks_that_are_given_are_whole(void **state)
+{
+	static const lshard_bootstrap nowhere = LSHARD_BOOTSTRAP_INIT;
+	static const lshard_allocator keeper = {sizeof keeper, take, NULL, NULL}, none = LSHARD_ALLOCATOR_INIT;
+	const struct {
+		const lshard_bootstrap *bootstrap;
+		const lshard_allocator *allocator;
+		const char *says;
+	} lacking[] = {{&nowhere, NULL, "needs an allgather"},
+		       {NULL, &keeper, "needs both allocate and release"},
+		       {NULL, &none, "needs both allocate and release"}};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof lacking / sizeof lacking[0]; i++) {
+		lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+		lshard_group *group = NULL;
+		char error[512] = "";
+
+		options.rank = 0;
+		options.size = 1;
+		options.bootstrap = lacking[i].bootstrap;
+		options.allocator = lacking[i].allocator;
+		options.error = error;
+		options.error_bytes = sizeof error;
+		assert_int_equal(lshard_group_create(&options, &group), LSHARD_ERR_INVALID);
+		assert_non_null(strstr(error, lacking[i].says));
+		assert_null(group);
+	}
+}
+
 static void rank_and_size_are_given_both_or_not_at_all(void **state)
 {
 	static const int32_t halves[][2] = {{0, -1}, {-1, 2}, {-1, 1}};
@@ -528,6 +564,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rank_and_size_are_given_both_or_not_at_all),
+		cmocka_unit_test(hooks_that_are_given_are_whole),
 		cmocka_unit_test(a_memory_source_gives_and_takes),
 		cmocka_unit_test(the_last_layer_number_is_a_layer),
 		cmocka_unit_test(residents_may_differ_only_where_ranks_are_not_in_step),
