@@ -104,9 +104,9 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._send(func, args, kwargs)
                 elif rule.by_index:
                     for index, each, named in each_index(args, kwargs):
-                        self._take(Call(func, rule, each, named), result[index] if result else None)
+                        self._take(Call(func, rule, each, named), keys, result[index] if result else None)
                 else:
-                    self._take(Call(func, rule, args, kwargs), result)
+                    self._take(Call(func, rule, args, kwargs), keys, result)
         return result
 
     _run_untraced = _disable_dynamo(_run)  # what is compiled meanwhile runs in eager mode, but not this
@@ -121,10 +121,9 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in received:
             self._storages.put(each, 0)
 
-    def _take(self, call: Call, result: Any) -> None:
-        keys = {key_of(each) for each in tensors_in([call.args, call.kwargs])}
+    def _take(self, call: Call, given: set[int], result: Any) -> None:
         written = call.written()
-        targets = [*written, *(flat(each) for each in tensors_in([result]) if key_of(each) not in keys)]
+        targets = [*written, *(flat(each) for each in tensors_in([result]) if key_of(each) not in given)]
         numbers = [self._storages.of(each) for each in call.read()]
         try:
             for target, found in zip(targets, self._found(call, numbers, written, targets), strict=True):

@@ -2,7 +2,7 @@
 """Which elements of memory come from certain weights, and from which: a number for each weight, 0 for none of them.
 
 Of a storage one number is known, or, where that is not enough, one for each element, in a tensor that lies as the
-elements do. So views need no thought, and the more operators there are, the longer it takes, and no longer than that.
+elements do. So views need no thought, and what a look or a write takes does not grow with those before it.
 
 Knows storages; nothing of operators or weights. Nothing is kept alive.
 """
