@@ -6,7 +6,7 @@
 # Without parts all are run. On one GPU two processes share it and copies are forced.
 #
 #   link       1 min  pulls by size, beside bare copies
-#   readers    1 min  four ranks, two of them reading one source at once: owner and striped (two GPUs)
+#   readers    1 min  four ranks, two of them reading one source at once: whole and striped (two GPUs)
 #   in-place          two ranks on one GPU that compute from each other's memory: 1024 and 16 tokens
 #   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs, with
 #                     a late rank (two GPUs); by python3, or LAYERSHARD_PYTHON, with layershard, torch and diffusers:
@@ -100,8 +100,8 @@ model() {
 # shellcheck disable=SC2086 # $pair is several words
 run_part() {
 	case $1 in
-	link) link "$1" $pair --placement owner,striped --rounds 31 ;;
-	readers) link "$1" --devices 0,0,1,1 --placement owner,striped --readers 2 ;;
+	link) link "$1" $pair --placement whole,striped --rounds 31 ;;
+	readers) link "$1" --devices 0,0,1,1 --placement whole,striped --readers 2 ;;
 	in-place) model "$1" e2e.py --devices 0,0 --transport cuda --layers 6 --tokens 1024,16 \
 		--arms 'replicated*;layershard k=1*' ;;
 	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 ;;

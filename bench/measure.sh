@@ -29,7 +29,7 @@ echo "load:    $(cut -d ' ' -f 1-3 /proc/loadavg)"
 echo "program: $("$program" --version)"
 
 measure calls calls --max-ns 200
-for placement in owner striped; do
+for placement in whole striped; do
 	measure "step-$placement" step --placement "$placement" --prefetch 0,1,2,3 --resident 0,33.4% --max-off 5
 done
 measure step-slow step --ratio 2.6 --prefetch 2 --slow-rank-percent 50

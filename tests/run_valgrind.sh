@@ -31,7 +31,7 @@ for test in test_status test_verdict test_slotmap test_layout test_ring test_poi
 	test_gguf test_engine; do
 	check "$test" "$build/tests/$test"
 done
-for placement in owner striped; do
+for placement in whole striped; do
 	check "layershard-llama, 2 ranks, $placement" "$build/layershard-llama" --model "$LAYERSHARD_TEST_MODEL_TINY" --ranks 2 \
 		--placement "$placement" --prompt a --prompt b --max-tokens 3 --json
 done

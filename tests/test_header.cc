@@ -42,7 +42,7 @@ int main()
 	check(group.rank == -1 && group.size == -1, "rank and size are discovered by default");
 	check(group.log_level == LSHARD_LOG_INFO, "lines up to INFO by default");
 	check(group.error == nullptr && group.error_bytes == 0, "no text buffer by default");
-	check(series.prefetch == 1 && series.placement == LSHARD_OWNER, "one layer ahead, owner placement by default");
+	check(series.prefetch == 1 && series.placement == LSHARD_WHOLE, "one layer ahead, whole layers by default");
 	check(input.size == 1, "a plan for one rank by default");
 
 	char version[32];

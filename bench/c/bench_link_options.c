@@ -68,7 +68,7 @@ static const char help_text[] = "Usage: layershard-bench link --devices 0,1 [OPT
 				"  --transport SPEC      as in lshard_group_options (default cuda with --devices,\n"
 				"                        else shm:copy); cuda:copy copies between ranks on one\n"
 				"                        GPU too; on local, ranks are threads\n"
-				"  --placement P[,P]     owner (default), striped, or both\n"
+				"  --placement P[,P]     whole (default), striped, or both\n"
 				"  --readers R           also: the last R ranks read from rank 0 (striped: from\n"
 				"                        all) at once\n"
 				"The sizes\n"
@@ -231,7 +231,7 @@ int link_options_parse(int argc, char **argv, struct link_options *options, bool
 	static const struct bench_syntax syntax = {COMMAND, long_options, help_text, take_option};
 	int result;
 
-	*options = (struct link_options){.placements = {LSHARD_OWNER},
+	*options = (struct link_options){.placements = {LSHARD_WHOLE},
 					 .placement_count = 1,
 					 .factor = 4,
 					 .iterations = 20,

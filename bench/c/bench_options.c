@@ -20,7 +20,7 @@ int bench_take_positive(const char *command, const char *name, const char *text,
 int bench_take_placement(const char *command, const char *text, lshard_placement *placement)
 {
 	if (!cli_parse_placement(text, placement))
-		return cli_usage(command, "--placement is '%s'; it may be owner or striped", text);
+		return cli_usage(command, "--placement is '%s'; it may be whole or striped", text);
 	return CLI_DONE;
 }
 

@@ -62,7 +62,7 @@ def link_rows(result: Saved, readers: bool) -> Iterator[dict]:
 
 def fetches(result: Saved) -> Iterator[Row]:
     for row in link_rows(result, readers=False):
-        if row["placement"] == "owner" and row["bytes"] >= FETCH_BYTES:
+        if row["placement"] in ("whole", "owner") and row["bytes"] >= FETCH_BYTES:
             percent = row["share"] * 100
             where = f"{row['bytes'] // MIB} MiB, from {row['from']} to {row['first_to']}"
             found = "met" if percent >= FETCH_PERCENT else "missed"

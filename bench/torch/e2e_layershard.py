@@ -44,7 +44,7 @@ class Layershard(StackWay):
             "layers.*" if self.bench.scope == "block" else LINEARS,
             scope=self.bench.scope,
             prefetch=self.prefetch,
-            placement="owner",
+            placement="whole",
             resident=self.resident,
             transport=self.bench.transport,
             device=self.meeting.device,

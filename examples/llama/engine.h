@@ -30,7 +30,7 @@ typedef struct engine_options {
 	int threads; /* threads of the BLAS in this process; 0: OPENBLAS_NUM_THREADS if set, else 1 */
 } engine_options;
 
-#define ENGINE_OPTIONS_INIT {NULL, NULL, 1, LSHARD_OWNER, 0, 0}
+#define ENGINE_OPTIONS_INIT {NULL, NULL, 1, LSHARD_WHOLE, 0, 0}
 
 /** What a model is, from its header alone. */
 typedef struct engine_model {

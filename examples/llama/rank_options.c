@@ -40,7 +40,7 @@ int rank_options_take(struct rank_options *options, int option, const char *argu
 		return cli_take_number("", "prefetch", argument, 0, UINT32_MAX, &options->prefetch);
 	case OPTION_PLACEMENT:
 		if (!cli_parse_placement(argument, &options->placement))
-			return cli_usage("", "--placement is '%s'; it may be owner or striped", argument);
+			return cli_usage("", "--placement is '%s'; it may be whole or striped", argument);
 		return CLI_DONE;
 	case OPTION_TRANSPORT:
 		return take_transport(options, argument, "--transport");

@@ -43,7 +43,7 @@ struct rank_options {
 	bool threads; /* they are threads of this process: the transport `local`, or the rank of a job */
 };
 
-#define RANK_OPTIONS_INIT {.ranks = RANKS_DEFAULT, .prefetch = 1, .placement = LSHARD_OWNER}
+#define RANK_OPTIONS_INIT {.ranks = RANKS_DEFAULT, .prefetch = 1, .placement = LSHARD_WHOLE}
 
 /* Entries of getopt_long's table for these options. */
 enum {

@@ -275,7 +275,7 @@ LSHARD_API const char *lshard_group_error(const lshard_group *group);
 /* ---- Series ---------------------------------------------------------------------------------------------------- */
 
 typedef enum lshard_placement {
-	LSHARD_OWNER = 0,  /* layer i lives whole on rank i % n */
+	LSHARD_WHOLE = 0,  /* layer i lives whole on rank i % n */
 	LSHARD_STRIPED = 1 /* every rank keeps 1/n of each layer */
 } lshard_placement;
 
@@ -290,7 +290,7 @@ typedef struct lshard_tensor {
 	const char *name;      /* 1..63 characters, unique in the layer */
 	uint64_t bytes;        /* > 0 */
 	uint32_t alignment;    /* power of two up to 4096; 0 and anything below 256 give 256 */
-	lshard_stripe stripe;  /* how STRIPED divides it; ignored by OWNER */
+	lshard_stripe stripe;  /* how STRIPED divides it; ignored by WHOLE */
 	uint64_t rows;         /* for ROWS and COLUMNS: divides bytes; else 0 */
 	uint32_t column_bytes; /* for COLUMNS: bytes of one column's element; divides bytes / rows; else 0 */
 } lshard_tensor;
@@ -346,7 +346,7 @@ typedef struct lshard_series_options {
 
 #define LSHARD_SERIES_OPTIONS_INIT                                                                                     \
 	{                                                                                                              \
-		sizeof(lshard_series_options), NULL, 0, 0, NULL, sizeof(lshard_tensor), 0, 1, LSHARD_OWNER, 0, NULL,   \
+		sizeof(lshard_series_options), NULL, 0, 0, NULL, sizeof(lshard_tensor), 0, 1, LSHARD_WHOLE, 0, NULL,   \
 			LSHARD_POISON_OFF, NULL, sizeof(lshard_poison_pattern)                                         \
 	}
 
@@ -383,7 +383,7 @@ LSHARD_API int lshard_series_is_source(const lshard_series *series, uint32_t lay
 LSHARD_API lshard_status lshard_series_address(lshard_series *series, uint32_t layer, uint32_t tensor, void **address);
 
 /**
- * Where the source may put processed bytes before commit, or between update_begin and update_end (OWNER only).
+ * Where the source may put processed bytes before commit, or between update_begin and update_end (WHOLE only).
  * @return OK; RANGE; STATE after commit; NOT_SUPPORTED for STRIPED or when this rank is not the source.
  */
 LSHARD_API lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint32_t tensor, void **address);
@@ -404,7 +404,7 @@ typedef struct lshard_range {
  * With STRIPED, this rank's own slice of a tensor with a stripe dimension, usable as a tensor-parallel shard. Its bytes
  * stay where they are, whatever the windows do; they are aligned to 256 bytes. A rank alone has the whole tensor; one
  * for which no row or column is left gets NULL and an empty range.
- * @return OK; RANGE; NOT_SUPPORTED for OWNER or a tensor striped by BYTES.
+ * @return OK; RANGE; NOT_SUPPORTED for WHOLE or a tensor striped by BYTES.
  */
 LSHARD_API lshard_status lshard_series_stripe(lshard_series *series, uint32_t layer, uint32_t tensor, void **address,
 					      lshard_range *range);
@@ -418,7 +418,7 @@ typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tens
 
 /**
  * Fill the series: post_process runs once per layer on its source, stripes and residents are brought, every window is
- * preloaded with its first layer. With OWNER post_process may be NULL: the bytes are then in lshard_series_storage
+ * preloaded with its first layer. With WHOLE post_process may be NULL: the bytes are then in lshard_series_storage
  * already.
  *
  * Scope: collective.  Blocks: post_process, and for the ranks at most timeout_ms each time they meet. A rank still busy
@@ -561,7 +561,7 @@ LSHARD_API lshard_status lshard_series_update_begin(lshard_series *series);
 /**
  * End an update: as commit, for the layers this rank is source of; generation + 1. The next pass reads the new bytes.
  *
- * With OWNER an update may write some layers only, or some tensors of a layer: the pointers lead to where the old bytes
+ * With WHOLE an update may write some layers only, or some tensors of a layer: the pointers lead to where the old bytes
  * are, and what is not written keeps them. With STRIPED post_process writes every layer whole: nothing is there before.
  *
  * Scope: collective over the living ranks.

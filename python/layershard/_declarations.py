@@ -34,7 +34,7 @@ STATUS = {
 }
 LOG_LEVEL = {"error": 0, "warn": 1, "info": 2, "debug": 3}
 MEMORY = {"host": 1, "cuda": 2}
-PLACEMENT = {"owner": 0, "striped": 1}
+PLACEMENT = {"whole": 0, "striped": 1}
 POISON = {"off": 0, "ready": 1, "on": 2}
 STRIPE = {"bytes": 0, "rows": 1, "columns": 2}
 LATE_NAMED = 16

@@ -298,7 +298,7 @@ class Group:
         layer_count: int,
         tensors: Sequence[Tensor],
         prefetch: int = 1,
-        placement: Literal["owner", "striped"] = "owner",
+        placement: Literal["whole", "striped"] = "whole",
         resident_bytes: int = 0,
         poison: Literal["off", "ready", "on"] = "off",
     ) -> Series:

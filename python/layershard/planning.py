@@ -81,7 +81,7 @@ def plan(
     size: int,
     rank: int = 0,
     prefetch: int = 1,
-    placement: Literal["owner", "striped"] = "owner",
+    placement: Literal["whole", "striped"] = "whole",
     resident_bytes: int = 0,
     poison: Literal["off", "ready", "on"] = "off",
     collective: bool = False,

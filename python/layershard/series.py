@@ -303,7 +303,7 @@ class Series:
         return found.value or 0
 
     def storage(self, layer: int, tensor_index: int) -> int:
-        """Where the source may put processed bytes before commit or during an update (placement "owner" only)."""
+        """Where the source may put processed bytes before commit or during an update (placement "whole" only)."""
         found = ctypes.c_void_p()
         self._check(self._handle.library.lshard_series_storage(self._c, layer, tensor_index, found), layer)
         return found.value or 0

@@ -87,7 +87,7 @@ static lshard_status check_options(const lshard_series_options *options, lshard_
 		return lshard_fail(error, LSHARD_ERR_INVALID,
 				   "series '%s': layers [%u, %u + %u): the count must be in 1..%u", options->name,
 				   options->first_layer, options->first_layer, options->layer_count, MAX_LAYERS);
-	if (options->placement != LSHARD_OWNER && options->placement != LSHARD_STRIPED)
+	if (options->placement != LSHARD_WHOLE && options->placement != LSHARD_STRIPED)
 		return lshard_fail(error, LSHARD_ERR_INVALID, "series '%s': unknown placement %d", options->name,
 				   (int)options->placement);
 	if (!options->tensors || options->tensor_count == 0 || options->tensor_count > MAX_TENSORS)
@@ -327,7 +327,7 @@ static lshard_status stripe_layers(struct layout *layout, const struct layout_me
 	return LSHARD_OK;
 }
 
-/* OWNER: layer after layer in its source's share. */
+/* WHOLE: layer after layer in its source's share. */
 static void own_layers(struct layout *layout)
 {
 	layout->composable = true;
@@ -360,7 +360,7 @@ const lshard_piece *layout_stripe(const struct layout *layout, uint32_t position
 
 static uint64_t most_pieces(const struct layout *layout)
 {
-	if (layout->placement == LSHARD_OWNER)
+	if (layout->placement == LSHARD_WHOLE)
 		return layout->layers;
 	return (uint64_t)layout->layers * (uint32_t)layout->size * (has_stripes(layout) ? layout->n_tensors : 1);
 }
@@ -426,7 +426,7 @@ lshard_status layout_open(struct layout *layout, const lshard_series_options *op
 				  .layers = options->layer_count,
 				  .size = size,
 				  .placement =
-					  size > 1 ? options->placement : LSHARD_OWNER, /* alone, they are the same */
+					  size > 1 ? options->placement : LSHARD_WHOLE, /* alone, they are the same */
 				  .granule = granule ? granule : 1,
 				  .n_tensors = options->tensor_count};
 	status = lay_out(layout, options, memory, error);

@@ -46,7 +46,7 @@ static lshard_status process_layer(lshard_series *series, uint32_t position, uin
 			   series_layer(series, position), result);
 }
 
-/* ---- OWNER: processed in place ---- */
+/* ---- WHOLE: processed in place ---- */
 
 static lshard_status load_owned(lshard_series *series, lshard_post_process post_process, void *user)
 {
@@ -268,7 +268,7 @@ static lshard_status load(lshard_series *series, lshard_post_process post_proces
 
 static lshard_status check_callback(lshard_series *series, lshard_post_process post_process)
 {
-	if (post_process || series->scheme.layout.placement == LSHARD_OWNER)
+	if (post_process || series->scheme.layout.placement == LSHARD_WHOLE)
 		return LSHARD_OK;
 	return lshard_fail(&series->error, LSHARD_ERR_INVALID,
 			   SERIES_FORMAT ": STRIPED needs a post_process to get at the layers", SERIES_NAMES(series));

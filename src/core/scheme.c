@@ -12,7 +12,7 @@
 
 static bool is_mine(const struct scheme *scheme, uint32_t position)
 {
-	return scheme->layout.placement == LSHARD_OWNER &&
+	return scheme->layout.placement == LSHARD_WHOLE &&
 	       layout_source(&scheme->layout, position) == scheme->link.rank;
 }
 
@@ -31,7 +31,7 @@ static bool uses_peers(const struct scheme *scheme)
 		return false;
 	for (int32_t rank = 0; rank < scheme->link.size; rank++)
 		reached += reaches(&scheme->link, rank);
-	return scheme->layout.placement == LSHARD_OWNER ? reached > 1 : reached == scheme->link.size;
+	return scheme->layout.placement == LSHARD_WHOLE ? reached > 1 : reached == scheme->link.size;
 }
 
 /* Fills remote with the layers a ring could be needed for, and place for all others. */
@@ -55,7 +55,7 @@ static void find_candidates(struct scheme *scheme)
 /* Layers among the candidates that the poorest rank would have to keep to have them all. */
 static uint64_t most_lacking(const struct scheme *scheme)
 {
-	const bool everyone = scheme->link.collective && scheme->layout.placement == LSHARD_OWNER;
+	const bool everyone = scheme->link.collective && scheme->layout.placement == LSHARD_WHOLE;
 
 	return everyone ? scheme->n_remote - scheme->n_remote / (uint32_t)scheme->link.size : scheme->n_remote;
 }
@@ -94,7 +94,7 @@ static void measure_cells(struct scheme *scheme)
 	const struct layout *layout = &scheme->layout;
 
 	scheme->incoming_bytes = scheme->cell_bytes = layout->layer_bytes;
-	if (layout->placement == LSHARD_OWNER)
+	if (layout->placement == LSHARD_WHOLE)
 		return;
 	scheme->incoming_bytes = 0;
 	for (uint32_t index = layout->first_piece[0]; index < layout->first_piece[1]; index++) {
@@ -197,7 +197,7 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 		.link = *link, .prefetch = options->prefetch, .poison = options->poison != LSHARD_POISON_OFF};
 	if (options->memory_source) { /* the caller's memory cannot be mapped together */
 		scheme->link.composes = false;
-		scheme->link.direct &= options->placement == LSHARD_OWNER;
+		scheme->link.direct &= options->placement == LSHARD_WHOLE;
 	}
 	status = open_layout(scheme, options, memory, error);
 	if (status < 0)

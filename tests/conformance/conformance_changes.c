@@ -56,7 +56,7 @@ static int updates_body(const struct member *member)
 
 void updates_begin_in_the_middle_of_a_pass(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
@@ -194,7 +194,7 @@ failed:
 
 void captured_passes_are_replayed(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	if (subject.memory != LSHARD_MEMORY_CUDA) {
@@ -250,7 +250,7 @@ static int ending_body(const struct member *member)
 	uint64_t before = 0;
 	bool right = device != NULL;
 
-	setting.placement = last == ABORT ? LSHARD_STRIPED : LSHARD_OWNER;
+	setting.placement = last == ABORT ? LSHARD_STRIPED : LSHARD_WHOLE;
 	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
 	for (int turn = 0; right && turn < 3; turn++) {
 		const enum ending ending = turn < 2 ? DESTROY : last;

@@ -256,7 +256,7 @@ failed:
 
 void a_failing_callback_is_seen_by_all(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
@@ -388,7 +388,7 @@ failed:
 
 void the_others_go_on_without_a_rank(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)

@@ -210,7 +210,7 @@ failed:
 
 void children_by_fork_are_no_ranks(void **state)
 {
-	lshard_placement placement = LSHARD_OWNER;
+	lshard_placement placement = LSHARD_WHOLE;
 
 	(void)state;
 	assert_int_equal(team_run(subject.kind, 3, forking_body, &placement), 0);

@@ -191,7 +191,7 @@ failed:
 
 void layers_of_many_pages_are_right(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)

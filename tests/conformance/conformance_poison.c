@@ -166,7 +166,7 @@ static int views_body(const struct member *member)
 
 void poison_is_all_that_is_seen_outside_of_views(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
@@ -212,7 +212,7 @@ failed:
 
 void poison_is_all_that_is_seen_around_a_load(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
@@ -271,7 +271,7 @@ failed:
 
 void poison_is_switched_between_passes(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
@@ -379,7 +379,7 @@ failed:
 
 void poison_belongs_to_captured_passes(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	if (subject.memory != LSHARD_MEMORY_CUDA) {

@@ -271,7 +271,7 @@ static void draw_rough(struct rough *rough, uint32_t index)
 					  .prefetch = (uint32_t)(random_next(&state) % 3),
 					  .layers = 6 + (uint32_t)(random_next(&state) % 6),
 					  .first_layer = 3,
-					  .placement = index / 2 % 2 ? LSHARD_STRIPED : LSHARD_OWNER,
+					  .placement = index / 2 % 2 ? LSHARD_STRIPED : LSHARD_WHOLE,
 					  .resident_bytes = index % 3 ? 0 : 1 << 14,
 					  .timeout_ms = patience(DEADLINE_MS),
 					  .seed = random_next(&state)};

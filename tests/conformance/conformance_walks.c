@@ -274,7 +274,7 @@ static void draw_setting(struct setting *setting, uint32_t index)
 	state = 815 + index;
 	setting->size = sizes[index % 5];
 	setting->prefetch = prefetches[random_next(&state) % 5];
-	setting->placement = index % 2 ? LSHARD_STRIPED : LSHARD_OWNER;
+	setting->placement = index % 2 ? LSHARD_STRIPED : LSHARD_WHOLE;
 	setting->resident_bytes = index % 3 == 0 ? 0 : index % 7 == 0 ? UINT64_MAX : random_next(&state) % 4 * 8192;
 	setting->seed = state;
 }
@@ -410,7 +410,7 @@ static int own_speed_body(const struct member *member)
 
 void ranks_need_no_lockstep(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	if (subject.collective) {

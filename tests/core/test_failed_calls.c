@@ -429,7 +429,7 @@ static void run_troubles(const char *transport)
 				if (trouble == BROKEN && !callbacks)
 					continue;
 				*trial = (struct trial){.trouble = (enum trouble)trouble, .call = (enum call)call};
-				trial->placement = (call + trouble) % 2 ? LSHARD_OWNER : LSHARD_STRIPED;
+				trial->placement = (call + trouble) % 2 ? LSHARD_WHOLE : LSHARD_STRIPED;
 				snprintf(trial->spec, sizeof trial->spec, ways[way], count++);
 				strcat(trial->spec, transport);
 			}
@@ -461,7 +461,7 @@ static void run_faults(const char *transport)
 			for (int time = 1; time <= calls[call].times; time++) {
 				struct trial *trial = &all[count];
 
-				*trial = (struct trial){.placement = count % 2 ? LSHARD_OWNER : LSHARD_STRIPED};
+				*trial = (struct trial){.placement = count % 2 ? LSHARD_WHOLE : LSHARD_STRIPED};
 				snprintf(trial->spec, sizeof trial->spec, "%sfaults=r1.%s@%d=%s,%s", ways[way],
 					 calls[call].name, time, actions[count++ / 2 % 3], transport);
 			}

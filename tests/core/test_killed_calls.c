@@ -176,7 +176,7 @@ static void a_killed_rank_leaves_nothing_wrong(void **state)
 			struct trial trial = {.way = ways[cell / n_deaths],
 					      .call = (enum call)call,
 					      .die_at = deaths[death],
-					      .placement = death % 2 ? LSHARD_STRIPED : LSHARD_OWNER};
+					      .placement = death % 2 ? LSHARD_STRIPED : LSHARD_WHOLE};
 
 			assert_int_equal(team_of_processes(CIRCLE_RANKS, killed_body, &trial), 0);
 		}

@@ -372,7 +372,7 @@ failed:
 
 static void a_source_that_dies_in_an_update_ends_it_for_all(void **state)
 {
-	lshard_placement placement = LSHARD_OWNER;
+	lshard_placement placement = LSHARD_WHOLE;
 
 	(void)state;
 	play("shm", "forks", 3, source_body, &placement);

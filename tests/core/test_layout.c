@@ -108,7 +108,7 @@ static void draw_sample(struct sample *sample, uint64_t *random)
 	sample->options.layer_count = 1 + (uint32_t)draw(random, 10);
 	sample->options.tensors = sample->tensors;
 	sample->options.tensor_count = 1 + (uint32_t)draw(random, MOST_TENSORS);
-	sample->options.placement = draw(random, 3) ? LSHARD_STRIPED : LSHARD_OWNER;
+	sample->options.placement = draw(random, 3) ? LSHARD_STRIPED : LSHARD_WHOLE;
 	for (uint32_t t = 0; t < sample->options.tensor_count; t++)
 		draw_tensor(&sample->tensors[t], t, random, dimensions);
 	sample->size = 1 + (int32_t)draw(random, MOST_RANKS);
@@ -235,13 +235,13 @@ static void check_waste(const struct sample *sample)
 
 		for (uint32_t p = 0; p < layout->layers; p++)
 			owned += layout_source(layout, p) == rank;
-		if (layout->placement == LSHARD_OWNER)
+		if (layout->placement == LSHARD_WHOLE)
 			most = owned * layout->layer_bytes;
 		else
 			most = layout->layers *
 			       (layout->layer_bytes / (uint64_t)layout->size + unit * (1 + layout->n_tensors));
 		assert_true(layout->share_bytes_of[rank] <= most);
-		assert_true(layout->placement != LSHARD_OWNER || layout->share_bytes_of[rank] == most);
+		assert_true(layout->placement != LSHARD_WHOLE || layout->share_bytes_of[rank] == most);
 	}
 }
 
@@ -253,7 +253,7 @@ static void check_composable(const struct sample *sample)
 	for (uint32_t t = 0; t < layout->n_tensors; t++)
 		dimensions |= layout->tensors[t].stripe != LSHARD_STRIPE_BYTES;
 	assert_true(layout->composable || (dimensions && layout->placement == LSHARD_STRIPED));
-	if (layout->placement == LSHARD_OWNER || !layout->composable)
+	if (layout->placement == LSHARD_WHOLE || !layout->composable)
 		return;
 	for (uint32_t i = 0; i < layout->first_piece[layout->layers]; i++) {
 		assert_int_equal(layout->pieces[i].rows, 1);
@@ -290,7 +290,7 @@ static void check_sources(const struct sample *sample)
 		int32_t source = (int32_t)((layout->first_layer + p) % (uint32_t)layout->size);
 
 		assert_int_equal(layout_source(layout, p), source);
-		if (layout->placement == LSHARD_OWNER) {
+		if (layout->placement == LSHARD_WHOLE) {
 			assert_int_equal(layout->first_piece[p + 1] - layout->first_piece[p], 1);
 			assert_int_equal(layout->pieces[layout->first_piece[p]].rank, source);
 		}
@@ -373,7 +373,7 @@ static struct sample plain_sample(uint32_t first, uint32_t count, int32_t size, 
 
 static void more_ranks_than_layers(void **state)
 {
-	struct sample sample = plain_sample(7, 3, 8, LSHARD_OWNER); /* layers 7, 8, 9: ranks 7, 0, 1 */
+	struct sample sample = plain_sample(7, 3, 8, LSHARD_WHOLE); /* layers 7, 8, 9: ranks 7, 0, 1 */
 
 	(void)state;
 	sample.options.tensors = sample.tensors;
@@ -390,7 +390,7 @@ static void a_rank_alone_keeps_whole_layers(void **state)
 	(void)state;
 	sample.options.tensors = sample.tensors;
 	open_sample(&sample);
-	assert_int_equal(sample.layout.placement, LSHARD_OWNER);
+	assert_int_equal(sample.layout.placement, LSHARD_WHOLE);
 	assert_int_equal(sample.layout.first_piece[4], 4);
 	assert_int_equal(sample.layout.pieces[3].width, sample.layout.layer_bytes);
 	assert_int_equal(sample.layout.share_bytes_of[0], 4 * sample.layout.layer_bytes);
@@ -399,7 +399,7 @@ static void a_rank_alone_keeps_whole_layers(void **state)
 
 static void the_last_layers_that_can_be_numbered(void **state)
 {
-	struct sample sample = plain_sample(UINT32_MAX - 4, 5, 4, LSHARD_OWNER);
+	struct sample sample = plain_sample(UINT32_MAX - 4, 5, 4, LSHARD_WHOLE);
 
 	(void)state;
 	sample.options.tensors = sample.tensors;

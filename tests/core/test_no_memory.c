@@ -231,21 +231,21 @@ static void exhaust(const char *transport, lshard_placement placement, int32_t s
 static void one_rank(void **state)
 {
 	(void)state;
-	exhaust("local", LSHARD_OWNER, 1, 0);
+	exhaust("local", LSHARD_WHOLE, 1, 0);
 	exhaust("local", LSHARD_STRIPED, 1, 0);
 }
 
 static void first_of_two_ranks(void **state)
 {
 	(void)state;
-	exhaust("local", LSHARD_OWNER, 2, 0);
+	exhaust("local", LSHARD_WHOLE, 2, 0);
 	exhaust("local:lockstep", LSHARD_STRIPED, 2, 0);
 }
 
 static void second_of_two_ranks(void **state)
 {
 	(void)state;
-	exhaust("local:at=wait", LSHARD_OWNER, 2, 1);
+	exhaust("local:at=wait", LSHARD_WHOLE, 2, 1);
 	exhaust("local", LSHARD_STRIPED, 2, 1);
 }
 
@@ -262,7 +262,7 @@ static void with_poison(void **state)
 static void behind_wrappers(void **state)
 {
 	(void)state;
-	exhaust("throttle=1e12,local", LSHARD_OWNER, 2, 1);
+	exhaust("throttle=1e12,local", LSHARD_WHOLE, 2, 1);
 }
 
 int main(void)

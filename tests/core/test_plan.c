@@ -187,7 +187,7 @@ static void a_series_of_2_to_the_64_bytes_is_refused(void **state)
 		for (int32_t size = 1; size <= 2; size++) {
 			const lshard_plan_input input = input_of(0, size, 0);
 
-			options.placement = striped ? LSHARD_STRIPED : LSHARD_OWNER;
+			options.placement = striped ? LSHARD_STRIPED : LSHARD_WHOLE;
 			refused(&options, &input);
 		}
 }

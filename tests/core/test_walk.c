@@ -126,7 +126,7 @@ static void choose_series(struct walk *walk)
 	walk->options.layer_count =
 		1 + (uint32_t)walk_draw(&walk->random, walk_draw(&walk->random, 8) ? 12 : MOST_LAYERS);
 	walk->options.prefetch = (uint32_t)walk_draw(&walk->random, walk_draw(&walk->random, 8) ? 5 : 30);
-	walk->options.placement = walk_draw(&walk->random, 3) ? LSHARD_OWNER : LSHARD_STRIPED;
+	walk->options.placement = walk_draw(&walk->random, 3) ? LSHARD_WHOLE : LSHARD_STRIPED;
 	walk->options.resident_bytes = walk_draw(&walk->random, 2)   ? 0
 				       : walk_draw(&walk->random, 8) ? walk_draw(&walk->random, 5000)
 								     : UINT64_MAX;

@@ -209,9 +209,9 @@ static void tell_all(struct limit_case limit)
 static void files_of_a_size(void **state)
 {
 	(void)state;
-	tell_all((struct limit_case){"shm", small_files, 0, true, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM,
+	tell_all((struct limit_case){"shm", small_files, 0, true, 9000, LSHARD_WHOLE, LSHARD_ERR_SYSTEM,
 				     "may have 1000 bytes"}); /* its control page */
-	tell_all((struct limit_case){"shm", small_files, LIMITED, false, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM,
+	tell_all((struct limit_case){"shm", small_files, LIMITED, false, 9000, LSHARD_WHOLE, LSHARD_ERR_SYSTEM,
 				     "RLIMIT_FSIZE"});
 	tell_all((struct limit_case){"shm:copy", small_files, LIMITED, false, 9000, LSHARD_STRIPED, LSHARD_ERR_SYSTEM,
 				     "RLIMIT_FSIZE"});
@@ -221,7 +221,7 @@ static void descriptors(void **state)
 {
 	(void)state;
 	for (int32_t rank = 0; rank < 3; rank++)
-		tell_all((struct limit_case){"shm", few_descriptors, rank, true, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM,
+		tell_all((struct limit_case){"shm", few_descriptors, rank, true, 9000, LSHARD_WHOLE, LSHARD_ERR_SYSTEM,
 					     "RLIMIT_NOFILE"});
 }
 
@@ -243,7 +243,7 @@ failed:
 
 static void descriptors_while_ranks_meet(void **state)
 {
-	struct limit_case limit = {"shm", NULL, 0, true, 9000, LSHARD_OWNER, LSHARD_ERR_SYSTEM, ""};
+	struct limit_case limit = {"shm", NULL, 0, true, 9000, LSHARD_WHOLE, LSHARD_ERR_SYSTEM, ""};
 
 	(void)state;
 	limit.set = no_descriptors_for_others;
@@ -257,9 +257,9 @@ static void addresses(void **state)
 	(void)state;
 	if (SANITIZED)
 		skip();
-	tell_all((struct limit_case){"shm", few_addresses, LIMITED, false, 4 << 20, LSHARD_OWNER, LSHARD_ERR_NO_MEMORY,
+	tell_all((struct limit_case){"shm", few_addresses, LIMITED, false, 4 << 20, LSHARD_WHOLE, LSHARD_ERR_NO_MEMORY,
 				     "RLIMIT_AS"});
-	tell_all((struct limit_case){"shm:copy", few_addresses, LIMITED, false, 4 << 20, LSHARD_OWNER,
+	tell_all((struct limit_case){"shm:copy", few_addresses, LIMITED, false, 4 << 20, LSHARD_WHOLE,
 				     LSHARD_ERR_NO_MEMORY, "RLIMIT_AS"});
 }
 
@@ -284,7 +284,7 @@ static int has_no_threads(const struct member *member)
 static void threads(void **state)
 {
 	struct limit_case limit = {"shm:copy", few_threads,  LIMITED,           false,
-				   9000,       LSHARD_OWNER, LSHARD_ERR_SYSTEM, "RLIMIT_NPROC"};
+				   9000,       LSHARD_WHOLE, LSHARD_ERR_SYSTEM, "RLIMIT_NPROC"};
 
 	(void)state;
 	if (SANITIZED) /* it makes threads of its own */
@@ -306,7 +306,7 @@ static void traces_of_a_size(void **state)
 {
 	char folder[] = "/tmp/layershard-limits-XXXXXX";
 	char spec[96], path[64];
-	struct limit_case limit = {spec, tiny_files, 0, true, 9000, LSHARD_OWNER, LSHARD_OK, ""};
+	struct limit_case limit = {spec, tiny_files, 0, true, 9000, LSHARD_WHOLE, LSHARD_OK, ""};
 
 	(void)state;
 	assert_non_null(mkdtemp(folder));

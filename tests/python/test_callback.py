@@ -100,7 +100,7 @@ def walk(rank, size, options, memory):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("placement", ["owner", "striped"])
+@pytest.mark.parametrize("placement", ["whole", "striped"])
 @pytest.mark.parametrize("memory", ["host", "cuda"])
 def test_every_rank_sees_what_the_sources_stored(tmp_path, size, placement, memory):
     results = run(tmp_path, size, walk, {"placement": placement, "prefetch": size - 1}, memory)

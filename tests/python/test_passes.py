@@ -23,7 +23,7 @@ def passes(group, placement):
 
 
 @every_transport
-@pytest.mark.parametrize("placement", ["owner", "striped"])
+@pytest.mark.parametrize("placement", ["whole", "striped"])
 def test_every_rank_sees_every_layer(transport, placement):
     results = run(3, passes, placement, transport=transport)
     hashes, sources, stats = zip(*results)

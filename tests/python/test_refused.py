@@ -24,7 +24,7 @@ def group():
         ({"first_layer": -1}, "first_layer is -1"),
         ({"prefetch": -1}, "prefetch is -1"),
         ({"resident_bytes": -1}, "resident_bytes is -1"),
-        ({"placement": "stripes"}, "placement is 'stripes': it must be one of 'owner', 'striped'"),
+        ({"placement": "stripes"}, "placement is 'stripes': it must be one of 'whole', 'striped'"),
         ({"tensors": []}, "tensors"),
         ({"tensors": [layershard.Tensor("w", 0)]}, "'w'"),
         ({"tensors": [layershard.Tensor("w", -5)]}, "nbytes of tensor 'w' is -5"),

@@ -169,7 +169,7 @@ def test_over_collectives(tmp_path):
         import torch.distributed as dist
 
         dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
-        for placement in ("owner", "striped"):
+        for placement in ("whole", "striped"):
             model = sharded(transport="callback", placement=placement, group=dist.group.WORLD)
             with torch.inference_mode():
                 assert sharding.check(model, ranks.inputs(rank)).is_equal

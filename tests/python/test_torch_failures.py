@@ -174,7 +174,7 @@ DIFFERENT = {
     "dtypes": (lambda rank: ranks.stack().to([torch.float32, torch.float64][rank]), {}, "float64"),
     "patterns": (lambda rank: ranks.stack(), {"modules": [["*.up"], ["*.down"]], "scope": "linear"}, "layers.*.down"),
     "scopes": (lambda rank: ranks.stack(), {"modules": "*.up", "scope": ["linear", "block"]}, "layers.*"),
-    "placements": (lambda rank: ranks.stack(), {"placement": ["owner", "striped"]}, "placement"),
+    "placements": (lambda rank: ranks.stack(), {"placement": ["whole", "striped"]}, "placement"),
     "families": (lambda rank: ranks.stack(), {"transport": ["auto", "cuda"]}, "'auto'"),
     "transports": (lambda rank: ranks.stack(), {"transport": ["shm", "shm:copy"]}, "shm:copy"),
 }

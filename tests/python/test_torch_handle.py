@@ -172,8 +172,8 @@ def test_report_names_what_was_saved():
         assert lines[0] == f"rank {rank} of 2, transport shm:copy (as asked)"
         assert lines[1].split()[:3] == ["series", "layers", "placement"]
         up, down = (line.split() for line in lines[2:])
-        assert up[:4] == ["layers.*.up", "0-4", "owner", "6.1"]
-        assert down[:4] == ["layers.*.down", "0-4", "owner", "6.1"]
+        assert up[:4] == ["layers.*.up", "0-4", "whole", "6.1"]
+        assert down[:4] == ["layers.*.down", "0-4", "whole", "6.1"]
         assert up[5] == "1"  # window
 
 

@@ -50,7 +50,7 @@ def only_own_files(rank, size, directory, options):
 
 
 @pytest.mark.parametrize("transport", ["shm", "shm:copy"])
-@pytest.mark.parametrize("placement", ["owner", "striped"])
+@pytest.mark.parametrize("placement", ["whole", "striped"])
 def test_a_rank_opens_the_files_of_its_own_layers_only(tmp_path, transport, placement):
     for rank in range(3):
         (tmp_path / str(rank)).mkdir()

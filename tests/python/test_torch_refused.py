@@ -64,7 +64,7 @@ def test_modules_that_are_no_patterns(modules):
         {"timeout_ms": "5"},
         {"timeout_ms": 1.5},
         {"transport": 5},
-        {"placement": ["owner"]},
+        {"placement": ["whole"]},
         {"scope": None},
         {"resident": "a%"},
         {"resident": None},

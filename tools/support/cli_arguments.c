@@ -122,8 +122,8 @@ bool cli_parse_bytes(const char *text, uint64_t *bytes)
 
 bool cli_parse_placement(const char *text, lshard_placement *placement)
 {
-	if (strcmp(text, "owner") == 0)
-		*placement = LSHARD_OWNER;
+	if (strcmp(text, "whole") == 0)
+		*placement = LSHARD_WHOLE;
 	else if (strcmp(text, "striped") == 0)
 		*placement = LSHARD_STRIPED;
 	else
@@ -133,7 +133,7 @@ bool cli_parse_placement(const char *text, lshard_placement *placement)
 
 const char *cli_placement_name(lshard_placement placement)
 {
-	return placement == LSHARD_STRIPED ? "striped" : "owner";
+	return placement == LSHARD_STRIPED ? "striped" : "whole";
 }
 
 /* The last element of a spec, without the mode after its colon. */

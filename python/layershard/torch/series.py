@@ -165,7 +165,7 @@ class _Series:
         group = open_group(self.ranks.meeting, "auto", self.device, None)
         try:
             shared = Shared(
-                group, plan, self.device, prefetch=self.prefetch_step, placement="owner", resident_bytes=0, stripes={}
+                group, plan, self.device, prefetch=self.prefetch_step, placement="whole", resident_bytes=0, stripes={}
             )
             shared.commit(lambda place: place.tensor)
         except BaseException:

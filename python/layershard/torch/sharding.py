@@ -106,7 +106,7 @@ def _placement(placement: str, plan: SeriesPlan, size: int) -> str:
     """auto: whole layers, unless there are too few of them for every rank to store one."""
     if placement != "auto":
         return placement
-    return "owner" if len(plan.places) >= size else "striped"
+    return "whole" if len(plan.places) >= size else "striped"
 
 
 def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
@@ -187,7 +187,7 @@ def shard(
     group      a ProcessGroup, a dimension of a DeviceMesh, or None: the default process group; without
                torch.distributed, the ranks of torchrun or of LAYERSHARD_JOB on this host; else this process alone.
     prefetch   layers fetched ahead, k: at most k + 1 windows per series.
-    placement  "owner" (layer i whole on rank i % n), "striped" (1/n of each layer everywhere) or "auto".
+    placement  "whole" (layer i whole on rank i % n), "striped" (1/n of each layer everywhere) or "auto".
     transport  as layershard.Group.
     scope      "linear": a series and a wait for each chosen module of a block; "block": all that is chosen in a block
                comes and goes together.

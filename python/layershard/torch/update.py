@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """New weights in place: while an update lasts, the model's parameters may be written on every rank.
 
-On a layer's source they are the library's own storage (placement owner) or a copy that is cut up at the end (striped).
+On a layer's source they are the library's own storage (placement whole) or a copy that is cut up at the end (striped).
 Elsewhere they are scratch, one layer's worth for the whole series: code that fuses weights runs unchanged on all ranks,
 and what it writes to layers that are not its own is dropped. Scratch begins as ones: code that looks whether its result
 is finite, or divides by a norm, goes through there, too. Where it comes to what is written to own layers is followed.

@@ -17,7 +17,7 @@ pair='--devices 0,1'
 
 for ranks in "$pair" '--devices 0,0,0'; do
 	# shellcheck disable=SC2086 # several words
-	set -- link $ranks --placement owner,striped --readers 1 --min-bytes 64K --max-bytes 64M --factor 32
+	set -- link $ranks --placement whole,striped --readers 1 --min-bytes 64K --max-bytes 64M --factor 32
 	echo "\$ layershard-bench $*"
 	"$program" "$@"
 done

@@ -187,15 +187,15 @@ def test_step_of_one_rank_has_no_link():
     assert "nan" not in table.stdout and "inf" not in table.stdout
 
 
-@pytest.mark.parametrize("placement", ["owner", "striped"])
+@pytest.mark.parametrize("placement", ["whole", "striped"])
 @pytest.mark.parametrize("ranks", ["1", "3", "8"])
 def test_step_with_any_number_of_ranks(placement, ranks):
     result = result_of("step", *SMALL, *ONE_CASE, "--ranks", ranks, "--placement", placement)
     assert result["config"]["ranks"] == int(ranks)
     assert result["cases"][0]["fetched_layers"] == {
-        ("owner", "1"): 0,
-        ("owner", "3"): 8,
-        ("owner", "8"): 10,
+        ("whole", "1"): 0,
+        ("whole", "3"): 8,
+        ("whole", "8"): 10,
         ("striped", "1"): 0,
         ("striped", "3"): 12,
         ("striped", "8"): 12,

@@ -32,7 +32,7 @@ def link(program, *arguments, env=None):
     return result
 
 
-def pulls(result, placement="owner", readers=False):
+def pulls(result, placement="whole", readers=False):
     return [row for row in result["rows"] if row["placement"] == placement and row["readers"] is readers]
 
 
@@ -70,7 +70,7 @@ def test_help(program):
         (["--ranks", "1"], "--ranks"),
         (["--ranks", "9"], "--ranks"),
         (["--placement", "round"], "round"),
-        (["--placement", "owner,owner"], "twice"),
+        (["--placement", "whole,whole"], "twice"),
         (["--placement", ""], "--placement"),
         (["--min-bytes", "100"], "--min-bytes"),
         (["--min-bytes", "1M", "--max-bytes", "4K"], "--min-bytes"),
@@ -124,7 +124,7 @@ def test_every_pair_and_size(program, transport):
 
 def test_striped_layers_come_from_all_others(program):
     """Of 64 KiB on two ranks half is here already; bare copies move as much as the pull beside them."""
-    rows = pulls(link(program, "--transport", "local", "--placement", "owner,striped"), "striped")
+    rows = pulls(link(program, "--transport", "local", "--placement", "whole,striped"), "striped")
     assert ends(rows) == {(size, -1, rank) for size in SIZES for rank in range(2)}
     for row in rows:
         assert row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"] // 2
@@ -132,12 +132,12 @@ def test_striped_layers_come_from_all_others(program):
 
 @pytest.mark.parametrize("transport", ["local", "shm:copy"])
 def test_readers_of_one_source(program, transport):
-    result = link(program, "--transport", transport, "--ranks", "3", "--readers", "2", "--placement", "owner,striped")
-    for placement, source in (("owner", 0), ("striped", -1)):
+    result = link(program, "--transport", transport, "--ranks", "3", "--readers", "2", "--placement", "whole,striped")
+    for placement, source in (("whole", 0), ("striped", -1)):
         rows = pulls(result, placement, readers=True)
         assert ends(rows) == {(size, source, 1) for size in SIZES}
         assert all(row["to_count"] == 2 for row in rows)
-    for row in pulls(result, "owner", readers=True):
+    for row in pulls(result, "whole", readers=True):
         assert row["fetch"]["moved_bytes"] == 2 * row["bytes"]
         assert row["bare"]["moved_bytes"] == 2 * row["bytes"]
 
@@ -149,7 +149,7 @@ def test_nothing_moves_where_ranks_share_memory(program):
 
 
 def test_table(program):
-    done = program.run("link", *SMALL, "--transport", "local", "--placement", "owner,striped")
+    done = program.run("link", *SMALL, "--transport", "local", "--placement", "whole,striped")
     assert done.returncode == 0
     for word in ("every byte compared", "bare GB/s", "others", "inside"):
         assert word in done.stdout
@@ -251,10 +251,10 @@ def test_ranks_on_one_gpu_use_layers_in_place(program, stub):
 
 def test_striped_layers_and_readers_on_gpus(program, stub):
     """A stripe is whole granules of 2 MiB: what is copied beside it is as much."""
-    result = link(program, "--devices", "0,1,2", "--placement", "owner,striped", "--readers", "2", env=stub)
+    result = link(program, "--devices", "0,1,2", "--placement", "whole,striped", "--readers", "2", env=stub)
     for row in pulls(result, "striped") + pulls(result, "striped", readers=True):
         assert row["in_place"] or row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"]
-    assert len(pulls(result, "owner", readers=True)) == len(SIZES)
+    assert len(pulls(result, "whole", readers=True)) == len(SIZES)
 
 
 def test_large_striped_layers_move_although_each_has_its_own_address(program, stub):

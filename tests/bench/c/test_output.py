@@ -47,7 +47,7 @@ def test_output_that_cannot_be_written(program, command):
     "command",
     [
         "link --max-bytes 64K --iters 1 --warmup 1",
-        "link --max-bytes 64K --iters 1 --warmup 1 --ranks 3 --readers 2 --placement owner,striped",
+        "link --max-bytes 64K --iters 1 --warmup 1 --ranks 3 --readers 2 --placement whole,striped",
         "step --layers 6 --compute-us 50 --passes 1 --margin 100 --slow-rank-percent 5",
     ],
     ids=lambda command: command.split()[0],

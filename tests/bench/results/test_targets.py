@@ -12,7 +12,7 @@ FETCHES = "one fetch, to a bare copy's speed"
 READERS = "two readers of one source, four ranks"
 MODELS = "whole models by PyTorch"
 KILLED = "a rank is killed"
-LOG = """cuda:copy, OWNER, 3 ranks, k = 1, 1 replays, rank 1 is killed
+LOG = """cuda:copy, WHOLE, 3 ranks, k = 1, 1 replays, rank 1 is killed
   rank 0: 100 passes and 100 replays after rank 1 was killed: bit-exact
   rank 2: 100 passes and 100 replays after rank 1 was killed: bit-exact
 """

@@ -31,7 +31,7 @@ from programs import (
         (["--max-tokens", "0"], ["--max-tokens"]),
         (["--prefetch", "-1"], ["--prefetch", "'-1'"]),
         (["--prefetch", "4294967296"], ["--prefetch"]),
-        (["--placement", "scattered"], ["--placement", "'scattered'", "owner", "striped"]),
+        (["--placement", "scattered"], ["--placement", "'scattered'", "whole", "striped"]),
         (["--resident", "101%"], ["--resident", "'101%'"]),
         (["--resident", "lots"], ["--resident", "'lots'"]),
         (["--resident", "-5M"], ["--resident"]),

@@ -19,7 +19,7 @@ PROMPTS = ["one", "the second prompt is longer", "3", "and a fourth", "fünf"]
 PROMPT_OPTIONS = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
 RANKS = [1, 2, 3, 4, 7]
 PREFETCHES = [0, 1, 2, 5, 29]
-PLACEMENTS = ["owner", "striped"]
+PLACEMENTS = ["whole", "striped"]
 MODES = {
     "auto": [],
     "shm": ["--transport", "shm"],
@@ -106,7 +106,7 @@ def test_json_has_the_documented_keys(program, tiny, expected):
 def test_what_was_asked_for_is_told_again(program, tiny):
     config = program.json("--model", tiny, "--prompt", "a")["config"]
     assert (config["ranks"], config["max_tokens"], config["prefetch"], config["resident_bytes"]) == (4, 64, 1, 0)
-    assert config["placement"] == "owner" and config["link_gbits"] is None and config["shm_copy"] is False
+    assert config["placement"] == "whole" and config["link_gbits"] is None and config["shm_copy"] is False
     options = ["--ranks", 2, "--prefetch", 3, "--resident", "300K", "--placement", "striped", "--max-tokens", 1]
     config = program.json("--model", tiny, *options, "--shm-copy", "--link-gbits", 4)["config"]
     assert (config["ranks"], config["max_tokens"], config["prefetch"]) == (2, 1, 3)

@@ -18,7 +18,7 @@ def reference(program, tiny):
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 7])
-@pytest.mark.parametrize("placement", ["owner", "striped"])
+@pytest.mark.parametrize("placement", ["whole", "striped"])
 @pytest.mark.parametrize(
     "mode", [[], ["--shm-copy"], ["--transport", "local"], ["--shm-copy", "--resident", "40%"]], ids=str
 )

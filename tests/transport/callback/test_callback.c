@@ -103,7 +103,7 @@ static void layers_come_right_on_any_way(void **state)
 				struct setting setting = {.layers = 7, .first_layer = 40, .prefetch = prefetch};
 
 				setting_tensors(&setting, 1 + prefetch % 3, stripes[kind % 3]);
-				setting.placement = kind == 3 ? LSHARD_OWNER : LSHARD_STRIPED;
+				setting.placement = kind == 3 ? LSHARD_WHOLE : LSHARD_STRIPED;
 				setting.resident_bytes = prefetch == 2 ? 9000 : 0;
 				play(sizes[size], wander_body, &setting);
 			}
@@ -180,7 +180,7 @@ failed:
 
 static void ranks_that_go_different_ways_are_all_told(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)

@@ -214,7 +214,7 @@ static void kernels_see_the_right_bytes(void **state)
 			struct setting setting = {.layers = 7, .first_layer = 40, .prefetch = prefetch};
 
 			setting_tensors(&setting, 1 + prefetch % 3, stripes[prefetch % 3]);
-			setting.placement = (prefetch + (uint32_t)size) % 2 ? LSHARD_OWNER : LSHARD_STRIPED;
+			setting.placement = (prefetch + (uint32_t)size) % 2 ? LSHARD_WHOLE : LSHARD_STRIPED;
 			setting.resident_bytes = prefetch == 2 ? 3000 : 0;
 			assert_int_equal(team_of_threads(size, walk_body, &setting), 0);
 		}
@@ -399,7 +399,7 @@ failed:
 
 static void ranks_that_go_different_ways_are_all_told(void **state)
 {
-	lshard_placement placements[] = {LSHARD_OWNER, LSHARD_STRIPED};
+	lshard_placement placements[] = {LSHARD_WHOLE, LSHARD_STRIPED};
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
@@ -485,7 +485,7 @@ static int busy_body(const struct member *member)
 	struct rank *rank = &seer.rank;
 	bool right = false;
 
-	setting.placement = held == 0 ? LSHARD_STRIPED : LSHARD_OWNER;
+	setting.placement = held == 0 ? LSHARD_STRIPED : LSHARD_WHOLE;
 	setting_tensors(&setting, 1, LSHARD_STRIPE_BYTES);
 	if (!seer_open(&seer, member, &setting))
 		return 1;
@@ -556,7 +556,7 @@ static int failing_body(const struct member *member)
 	bool right = false;
 
 	setting_tensors(&setting, 2, LSHARD_STRIPE_COLUMNS);
-	setting.placement = at % 2 ? LSHARD_OWNER : LSHARD_STRIPED;
+	setting.placement = at % 2 ? LSHARD_WHOLE : LSHARD_STRIPED;
 	if (!seer_open(&seer, member, &setting))
 		return 1;
 	EXPECT(member, team_barrier(member), "a rank failed");

@@ -186,18 +186,18 @@ int main(int count, char **arguments)
 	struct shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	const struct probe probes[] = {
 		{.name = "raw", .plan = {.spec = "the driver alone"}},
-		{.name = "owner", .plan = {.spec = "cuda:copy"}, .remedies = 1},
-		{.name = "owner, pinned", .plan = {.spec = "cuda:copy"}, .pinned = 1},
-		{.name = "owner, enqueued", .plan = {.spec = "cuda:copy"}, .enqueued = 1},
-		{.name = "owner, ipc", .plan = {.spec = "cuda:copy+ipc"}},
+		{.name = "whole", .plan = {.spec = "cuda:copy"}, .remedies = 1},
+		{.name = "whole, pinned", .plan = {.spec = "cuda:copy"}, .pinned = 1},
+		{.name = "whole, enqueued", .plan = {.spec = "cuda:copy"}, .enqueued = 1},
+		{.name = "whole, ipc", .plan = {.spec = "cuda:copy+ipc"}},
 		{.name = "bytes", .plan = {.spec = "cuda:copy", STRIPES(BYTES)}},
 		{.name = "rows", .plan = {.spec = "cuda:copy", STRIPES(ROWS)}},
 		{.name = "columns", .plan = {.spec = "cuda:copy", STRIPES(COLUMNS)}},
 		{.name = "columns, ipc", .plan = {.spec = "cuda:copy+ipc", STRIPES(COLUMNS)}, .remedies = 1},
 		{.name = "columns, ipc, enqueued", .plan = {.spec = "cuda:copy+ipc", STRIPES(COLUMNS)}, .enqueued = 1},
 		{.name = "columns, ipc, 3 ranks", .plan = {.spec = "cuda:copy+ipc", .size = 3, STRIPES(COLUMNS)}},
-		{.name = "owner, paced", .plan = {.spec = "cuda:copy+pace=20"}},
-		{.name = "owner, paced, enqueued", .plan = {.spec = "cuda:copy+pace=20"}, .enqueued = 1},
+		{.name = "whole, paced", .plan = {.spec = "cuda:copy+pace=20"}},
+		{.name = "whole, paced, enqueued", .plan = {.spec = "cuda:copy+pace=20"}, .enqueued = 1},
 		{.name = "bytes, paced", .plan = {.spec = "cuda:copy+pace=20", STRIPES(BYTES)}},
 	};
 	lshard_error error = {{0}};

@@ -317,7 +317,7 @@ int main(int count, char **arguments)
 			plan.late = count > 3 ? atoi(arguments[3]) : 0;
 
 			printf("%s, %s%s, %d ranks, k = %u, %u replays%s%s\n", plan.spec,
-			       plan.placement == LSHARD_OWNER ? "OWNER" : "STRIPED", words[plan.stripe], (int)plan.size,
+			       plan.placement == LSHARD_WHOLE ? "WHOLE" : "STRIPED", words[plan.stripe], (int)plan.size,
 			       plan.prefetch, plan.replays, plan.lent ? ", memory of the program's" : "",
 			       plan.kill ? ", rank 1 is killed" : "");
 			failed = team_of_processes(plan.size, run_rank, &plan);

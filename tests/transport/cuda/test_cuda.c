@@ -625,7 +625,7 @@ static void any_call_may_fail(void **state)
 						   .prefetch = 1,
 						   .timeout_ms = patience(2000),
 						   .neighbours = j == 1 ? 2 : 0,
-						   .placement = j == 1 ? LSHARD_STRIPED : LSHARD_OWNER},
+						   .placement = j == 1 ? LSHARD_STRIPED : LSHARD_WHOLE},
 						  symbols[i],
 						  turns[j],
 						  gives_back(symbols[i])};

@@ -521,8 +521,8 @@ failed:
 static void slices_make_up_the_layer_at_the_pace_asked_for(void **state)
 {
 	struct cut cuts[] = {
-		{"cuda", LSHARD_OWNER, LSHARD_STRIPE_BYTES, 0, 0, 0},
-		{"cuda:pace=1", LSHARD_OWNER, LSHARD_STRIPE_BYTES, 0, 1e9, 0},
+		{"cuda", LSHARD_WHOLE, LSHARD_STRIPE_BYTES, 0, 0, 0},
+		{"cuda:pace=1", LSHARD_WHOLE, LSHARD_STRIPE_BYTES, 0, 1e9, 0},
 		{"cuda:pace=1+ipc", LSHARD_STRIPED, LSHARD_STRIPE_BYTES, 0, 1e9, 0},
 		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_ROWS, 5, 1e9, 0},
 		{"cuda:pace=1", LSHARD_STRIPED, LSHARD_STRIPE_COLUMNS, 0, 1e9, 0},

@@ -22,7 +22,7 @@
 
 /* ---- A group of one transport, without the core ---------------------------------------------------------------- */
 
-/* OWNER: the layer at position p is in the share of rank p % size, all of it in one piece. */
+/* WHOLE: the layer at position p is in the share of rank p % size, all of it in one piece. */
 struct arrangement {
 	lshard_store_plan plan;
 	lshard_piece pieces[LAYERS];

@@ -229,7 +229,7 @@ int main(void)
 	if (code == BAD)
 		fprintf(stderr, "the filter does not stop a system call\n");
 	if (code == GOOD)
-		code = check_placement(LSHARD_OWNER, "owner");
+		code = check_placement(LSHARD_WHOLE, "whole");
 	if (code == GOOD)
 		code = check_placement(LSHARD_STRIPED, "striped");
 	return code;

@@ -132,7 +132,7 @@ static void a_throttled_link_takes_its_time(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof specs / sizeof specs[0]; i++)
-		for (int placement = LSHARD_OWNER; placement <= LSHARD_STRIPED; placement++) {
+		for (int placement = LSHARD_WHOLE; placement <= LSHARD_STRIPED; placement++) {
 			struct setting setting = big_setting((lshard_placement)placement);
 
 			subject = (struct subject){.spec = specs[i], .kind = "threads"};
@@ -179,7 +179,7 @@ static void *abort_soon(void *group)
 /* A link that would take a quarter of an hour: the deadline holds, and so does an abort. */
 static int hopeless_body(const struct member *member)
 {
-	struct setting setting = big_setting(LSHARD_OWNER);
+	struct setting setting = big_setting(LSHARD_WHOLE);
 	struct rank rank;
 	pthread_t aborter;
 	uint32_t other = member->rank == 0 ? 1 : 0;
@@ -783,7 +783,7 @@ static int faulty_body(const struct member *member)
 	struct rank rank;
 	bool right = true;
 
-	setting.placement = fault->where == AT_COMMIT ? LSHARD_STRIPED : LSHARD_OWNER;
+	setting.placement = fault->where == AT_COMMIT ? LSHARD_STRIPED : LSHARD_WHOLE;
 	setting.timeout_ms = LONG_MS;
 	if (!rank_group(&rank, member, &setting))
 		return 1;
