@@ -238,6 +238,18 @@ def test_every_element_that_changes_with_a_layer_comes_from_it(way):
         assert torch.equal(found[: len(found) // 4], torch.zeros(len(found) // 4, dtype=torch.bool))
 
 
+def test_what_is_written_through_a_nested_view_of_a_part_leaves_the_rest():
+    from layershard.torch.origins import Origins
+
+    source, sizes = torch.ones(8), torch.tensor([[2, 2], [2, 2]])
+    with Origins() as origins:
+        origins.follow(source, "there")
+        buffer = torch.cat([source, torch.ones(8)])
+        part = torch._nested_view_from_buffer(buffer[8:], sizes, torch.tensor([[2, 1], [2, 1]]), torch.tensor([0, 4]))
+        part.zero_()
+        assert origins.source_of(buffer[:8]) == "there"
+
+
 # ---- How long it takes ----
 
 

@@ -55,7 +55,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _is_all(tensor: torch.Tensor) -> bool:
     """Nothing else lies in its storage."""
     size = tensor.numel() * tensor.itemsize
-    return not _is_plain(tensor) or size == Layout.of(tensor).nbytes == tensor.untyped_storage().nbytes()
+    return _is_plain(tensor) and size == Layout.of(tensor).nbytes == tensor.untyped_storage().nbytes()
 
 
 def even(numbers: Numbers) -> Numbers:
@@ -97,8 +97,10 @@ class _Known:
         if isinstance(self.numbers, torch.Tensor) and self._are_kept(tensor, numbers):
             return
         if _is_all(tensor):
-            numbers = even(numbers) if _is_plain(tensor) else any_of([numbers])
-        if isinstance(numbers, torch.Tensor):
+            numbers = even(numbers)
+        if not _is_plain(tensor):
+            self.numbers = any_of([self.numbers, numbers])  # it may be part of what lies there
+        elif isinstance(numbers, torch.Tensor):
             self.at(tensor).copy_(numbers)
         elif _is_all(tensor):
             self.numbers = numbers
