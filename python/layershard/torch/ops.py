@@ -11,6 +11,8 @@ one tensor for each model, keeps them in a line. arrive changes the module's wei
 changes the module's results, which are then computed before it, and the weights; leave changes the weights once more:
 inductor finishes reads that it has put off when it meets a first change, but behind that one (FallbackKernel.__init__
 in torch/_inductor/ir.py registers the kernel before it asks for them), and the second change is what they come before.
+Without the results settle would come too early, and what they put off would be refused as a copy. That it changes them
+is a precaution: no program was found that goes wrong where it only reads them.
 
 All get the tensors themselves, and none is ever written. A compiler that hands over copies (aot_eager does, and
 inductor where a weight is read after leave) would go on to write them back: arrive and leave compare addresses, and
