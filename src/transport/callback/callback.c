@@ -103,7 +103,9 @@ static lshard_status make_worker(const lshard_context *context, struct callback 
 	if (!*made)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "callback: rank %d has no memory to join",
 				   (int)context->rank);
-	if (context->memory != LSHARD_MEMORY_HOST)
+	if (context->memory == LSHARD_MEMORY_HOST)
+		(*made)->ops.copy = NULL; /* the processor itself reaches all of it */
+	else
 		status = callback_device_take(*made, context, error);
 	if (status == LSHARD_OK)
 		status = callback_start(*made, error);
@@ -435,9 +437,13 @@ static lshard_status callback_join(lshard_store *base, void *stream)
 	return status;
 }
 
-lshard_status callback_empty(struct callback_store *store)
+/* What was fetched before comes first. */
+static lshard_status callback_copy(lshard_store *base, void *to, uint64_t to_pitch, const void *from,
+				   uint64_t from_pitch, uint64_t width, uint64_t rows)
 {
-	return empty(store, callback_deadline(callback_of(store->base.transport)));
+	const lshard_status status = empty(callback_store_of(base), callback_deadline(callback_of(base->transport)));
+
+	return status == LSHARD_OK ? callback_device_copy(base, to, to_pitch, from, from_pitch, width, rows) : status;
 }
 
 static lshard_status callback_drain(lshard_store *base)
@@ -472,6 +478,7 @@ const lshard_transport_ops lshard__callback = {
 	.store_close = callback_store_close,
 	.share = callback_share,
 	.cell = callback_cell,
+	.copy = callback_copy,
 	.fetch = callback_fetch,
 	.wait = callback_wait,
 	.join = callback_join,

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * callback.h - what the files of the callback transport share: callback.c (table, what the ring asks for),
- * callback_rounds.c (what the ranks say to each other), callback_store.c (memory, and which collective brings a layer),
- * callback_device.c (order on streams, where layers live in device memory) and callback_worker.c (the thread that calls
- * the caller).
+ * callback.h - what the files of the callback transport share. Each calls those before it, and none after it:
+ * callback_calls.c (one of the caller's collectives, and what all look at under the lock), callback_device.c (order on
+ * streams, where layers live in device memory), callback_store.c (memory, and which collective brings a layer),
+ * callback_rounds.c (what the ranks say to each other), callback_worker.c (the thread that calls the caller) and
+ * callback.c (table, what the ring asks for).
  *
  * One thread makes all of the caller's collectives. What is to be done stands in a queue, in the order of the calls. As
  * collectives that do not match hang or mix up bytes, each begins with a round: every rank all-gathers a card of one
@@ -172,20 +173,39 @@ static inline struct callback_store *callback_store_of(lshard_store *store)
 	return (struct callback_store *)store;
 }
 
-/* ---- callback_store.c ---- */
+static inline void *callback_window(const struct callback_store *store, uint32_t cell)
+{
+	return store->cells + cell * store->cell_pitch;
+}
 
-/* How a layer comes: from one rank to all, from all to all straight into place, or from all to all by way of staging.
- */
-enum way { BROADCAST, GATHER, GATHER_STAGED };
+/* ---- callback_calls.c ---- */
 
-enum way callback_way(const lshard_store_plan *plan, uint32_t position, int32_t size);
-/* Where rank @p rank's part of the layer begins in its share, and how long it is; 0 bytes if it has none. */
-uint64_t callback_block(const lshard_store_plan *plan, uint32_t position, int32_t rank, uint64_t *bytes);
+/* With the lock: until something changes; false when @p deadline_ns has passed. */
+bool callback_pause(struct callback *callback, uint64_t deadline_ns);
+uint64_t callback_deadline(const struct callback *callback);
+/* How much longer than its deadline a call may stay, so as not to leave the others without a word. */
+uint64_t callback_grace(const struct callback *callback);
+/* Between two roll calls. */
+uint64_t callback_roll_call_pause(const struct callback *callback);
+/* With the lock: append an operation, for which there is room. Returns its ticket. */
+uint64_t callback_append(struct callback *callback, struct operation operation);
+/* With the lock: no collective is begun or waited for any more. */
+bool callback_at_end(const struct callback *callback);
+/* With the lock: why nothing can be done any more, with its text; OK if it can. */
+lshard_status callback_state(const struct callback *callback, lshard_error *error);
+/* With the lock: until the worker, which has been told to stop, is over. One that does not come back from the caller's
+ * functions is left to itself, with all memory. */
+void callback_await_end(struct callback *callback);
 
-lshard_status callback_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
-void callback_store_close(lshard_store *store);
-void *callback_share(lshard_store *store);
-void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position);
+/* The worker's: one collective from its start to its end. A failure is the end of the group: broken is set. */
+lshard_status callback_allgather(struct callback *callback, const void *send, void *receive, size_t bytes);
+lshard_status callback_broadcast(struct callback *callback, void *bytes, size_t count, int32_t root);
+/* The end of the group, for a reason of the transport's own. */
+lshard_status callback_break(struct callback *callback, lshard_status status, const char *text);
+/* The caller's stop, once. */
+void callback_stop_caller(struct callback *callback);
+/* Who may be late where nothing tells which, written to @p text: "one of ranks 0, 2", or of two ranks "rank 1". */
+const char *callback_others(const struct callback *callback, char *text, size_t bytes);
 
 /* ---- callback_device.c: device memory only ---- */
 
@@ -215,40 +235,20 @@ lshard_status callback_copy_cell(lshard_store *store, uint32_t to, uint32_t from
 lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from,
 				   uint64_t from_pitch, uint64_t width, uint64_t rows);
 
-/* ---- callback.c ---- */
+/* ---- callback_store.c ---- */
 
-/* Until nothing of the store is in the queue. */
-lshard_status callback_empty(struct callback_store *store);
+/* How a layer comes: from one rank to all, from all to all straight into place, or from all to all by way of staging.
+ */
+enum way { BROADCAST, GATHER, GATHER_STAGED };
 
-/* ---- callback_worker.c ---- */
+enum way callback_way(const lshard_store_plan *plan, uint32_t position, int32_t size);
+/* Where rank @p rank's part of the layer begins in its share, and how long it is; 0 bytes if it has none. */
+uint64_t callback_block(const lshard_store_plan *plan, uint32_t position, int32_t rank, uint64_t *bytes);
 
-/* With the lock: until something changes; false when @p deadline_ns has passed. */
-bool callback_pause(struct callback *callback, uint64_t deadline_ns);
-uint64_t callback_deadline(const struct callback *callback);
-/* How much longer than its deadline a call may stay, so as not to leave the others without a word. */
-uint64_t callback_grace(const struct callback *callback);
-/* Between two roll calls. */
-uint64_t callback_roll_call_pause(const struct callback *callback);
-/* With the lock: append an operation, for which there is room. Returns its ticket. */
-uint64_t callback_append(struct callback *callback, struct operation operation);
-/* With the lock: no collective is begun or waited for any more. */
-bool callback_at_end(const struct callback *callback);
-/* From now on ranks answer though they have nothing to do: all of them have joined. */
-void callback_start_roll_calls(struct callback *callback);
-/* With the lock: why nothing can be done any more, with its text; OK if it can. */
-lshard_status callback_state(const struct callback *callback, lshard_error *error);
-lshard_status callback_start(struct callback *callback, lshard_error *error);
-/* With the lock: until the worker, which has been told to stop, is over. One that does not come back from the caller's
- * functions is left to itself, with all memory. */
-void callback_await_end(struct callback *callback);
-/* Ends the worker. */
-void callback_end(struct callback *callback);
-
-/* The worker's: one collective from its start to its end. A failure is the end of the group: broken is set. */
-lshard_status callback_allgather(struct callback *callback, const void *send, void *receive, size_t bytes);
-lshard_status callback_broadcast(struct callback *callback, void *bytes, size_t count, int32_t root);
-/* The end of the group, for a reason of the transport's own. */
-lshard_status callback_break(struct callback *callback, lshard_status status, const char *text);
+lshard_status callback_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
+void callback_store_close(lshard_store *store);
+void *callback_share(lshard_store *store);
+void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position);
 
 /* ---- callback_rounds.c ---- */
 
@@ -265,9 +265,15 @@ bool callback_linger(struct callback *callback, uint64_t deadline_ns);
  * alive: NULL, or to be filled: 0 for those that did not come.
  */
 lshard_status callback_fail_late(const struct callback *callback, uint8_t *alive, lshard_error *error);
-/* Who may be late where nothing tells which, written to @p text: "one of ranks 0, 2", or of two ranks "rank 1". */
-const char *callback_others(const struct callback *callback, char *text, size_t bytes);
 /* With the lock: the first of the queue is over, with this. */
 void callback_conclude(struct callback *callback, lshard_status status, const lshard_error *error);
+
+/* ---- callback_worker.c ---- */
+
+lshard_status callback_start(struct callback *callback, lshard_error *error);
+/* From now on ranks answer though they have nothing to do: all of them have joined. */
+void callback_start_roll_calls(struct callback *callback);
+/* Ends the worker. */
+void callback_end(struct callback *callback);
 
 #endif

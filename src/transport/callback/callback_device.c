@@ -129,7 +129,6 @@ lshard_status callback_device_take(struct callback *callback, const lshard_conte
 	callback->ops.capabilities |= LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE;
 	callback->ops.retire = callback_retire;
 	callback->ops.capture = callback_capture;
-	callback->ops.copy = callback_device_copy;
 	callback->ops.copy_cell = callback_copy_cell;
 	return LSHARD_OK;
 }
@@ -330,7 +329,7 @@ lshard_status callback_copy_cell(lshard_store *base, uint32_t to, uint32_t from,
 	if (status == LSHARD_OK)
 		status = follow_readers(store, to, &error);
 	if (status == LSHARD_OK)
-		status = copy_rows(callback, callback_cell(base, to, 0), bytes, callback_cell(base, from, 0), bytes,
+		status = copy_rows(callback, callback_window(store, to), bytes, callback_window(store, from), bytes,
 				   bytes, 1, &error);
 	if (status == LSHARD_OK)
 		status = record(callback, &store->gates[to].ready, callback->device.stream, &error);
@@ -400,18 +399,15 @@ static lshard_status failed_fetch(struct callback_store *store)
 	return LSHARD_OK;
 }
 
-/* What was fetched before comes first. One side may be host memory: the copy itself has no deadline, so all else has
- * ended before it. */
+/* One side may be host memory: the copy itself has no deadline, so all else has ended before it. */
 lshard_status callback_device_copy(lshard_store *base, void *to, uint64_t to_pitch, const void *from,
 				   uint64_t from_pitch, uint64_t width, uint64_t rows)
 {
 	struct callback_store *store = callback_store_of(base);
 	struct callback *callback = callback_of(base->transport);
-	lshard_status status = callback_empty(store);
+	lshard_status status = failed_fetch(store);
 	lshard_error error;
 
-	if (status == LSHARD_OK)
-		status = failed_fetch(store);
 	if (status < 0)
 		return status;
 	status = await_stream(store, callback_deadline(callback), &callback->aborted, &error);

@@ -298,18 +298,6 @@ static lshard_status fail_slow(const struct callback *callback, lshard_error *er
 		(unsigned long long)((lshard__now_ns() - callback->round_ns) / 1000000u), callback->queued);
 }
 
-const char *callback_others(const struct callback *callback, char *text, size_t bytes)
-{
-	const lshard_context *context = &callback->context;
-	struct lshard__ranks others = {0};
-
-	for (int32_t rank = 0; rank < context->size; rank++)
-		if (rank != context->rank)
-			lshard__ranks_add(&others, rank);
-	snprintf(text, bytes, "%s%s", context->size > 2 ? "one of " : "", lshard__ranks_text(&others));
-	return text;
-}
-
 /* A collective does not end: a rank is stopped, stuck in the caller's functions, or cannot be reached. */
 static lshard_status fail_silent(const struct callback *callback, lshard_error *error)
 {

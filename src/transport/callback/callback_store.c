@@ -278,5 +278,5 @@ void *callback_share(lshard_store *store)
 void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position)
 {
 	(void)position;
-	return callback_store_of(store)->cells + cell * callback_store_of(store)->cell_pitch;
+	return callback_window(callback_store_of(store), cell);
 }
