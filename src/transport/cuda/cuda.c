@@ -68,31 +68,6 @@ static lshard_status take_options(struct cuda_options *options, const char *text
 
 /* ---- a group ---- */
 
-static int has_neighbours(const struct cuda *cuda)
-{
-	for (int32_t rank = 0; rank < cuda->base.context->size; rank++)
-		for (int32_t other = 0; other < rank; other++)
-			if (cuda_same_device(cuda, rank, other))
-				return 1;
-	return 0;
-}
-
-void cuda_share_by(struct cuda *cuda, int descriptors)
-{
-	cuda->virtual_memory = descriptors;
-	cuda->ops.granule_bytes = descriptors ? cuda->granule : 1;
-	cuda->ops.capabilities = lshard__cuda.capabilities;
-	if (!descriptors)
-		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_COMPOSES;
-	if (!descriptors || cuda->options.copy || !has_neighbours(cuda))
-		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_DIRECT;
-}
-
-const char *cuda_way(const struct cuda *cuda)
-{
-	return cuda->virtual_memory ? "descriptors" : "legacy handles";
-}
-
 /* What must be the same everywhere: how memory is shared, its granule, whether any two ranks are on one device. */
 static void settle_on(struct cuda *cuda)
 {
@@ -269,8 +244,7 @@ const lshard_transport_ops lshard__cuda = {
 	.name = "cuda",
 	.summary = "GPUs of a host pull layers by their copy engines, ranks on one GPU share them; options copy, ipc, "
 		   "floor=GB/S, pace=GB/S",
-	.capabilities = LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES |
-			LSHARD_CAP_COMPOSES | LSHARD_CAP_CALLER_MEMORY,
+	.capabilities = CUDA_CAPABILITIES,
 	.granule_bytes = 2 << 20, /* of today's devices; a group's own table has the device's */
 	.available = cuda_available,
 	.open = cuda_open,

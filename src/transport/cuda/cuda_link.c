@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_link.c - is every peer's memory read right, and fast? Knows a store; knows nothing of how it is made.
+ * cuda_link.c - how the ranks share memory, and is every peer's memory read right, and fast? Knows a store; knows nothing
+ * of how it is made.
  *
  * A pull that the driver stages through the host gives the right bits at a tenth of the speed, and nothing else tells.
  * So every rank shows the others known bytes once, and reads, checks and times theirs. Where a pull is too slow, the
@@ -31,6 +32,35 @@ struct sample {
 	lshard_store *store;
 	struct pull slowest; /* of this rank */
 };
+
+/* ---- how memory is shared ---- */
+
+static int has_neighbours(const struct cuda *cuda)
+{
+	for (int32_t rank = 0; rank < cuda->base.context->size; rank++)
+		for (int32_t other = 0; other < rank; other++)
+			if (cuda_same_device(cuda, rank, other))
+				return 1;
+	return 0;
+}
+
+void cuda_share_by(struct cuda *cuda, int descriptors)
+{
+	cuda->virtual_memory = descriptors;
+	cuda->ops.granule_bytes = descriptors ? cuda->granule : 1;
+	cuda->ops.capabilities = CUDA_CAPABILITIES;
+	if (!descriptors)
+		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_COMPOSES;
+	if (!descriptors || cuda->options.copy || !has_neighbours(cuda))
+		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_DIRECT;
+}
+
+const char *cuda_way(const struct cuda *cuda)
+{
+	return cuda->virtual_memory ? "descriptors" : "legacy handles";
+}
+
+/* ---- known bytes ---- */
 
 static void fill(uint64_t *words, int32_t rank)
 {

@@ -5,6 +5,17 @@
  */
 #include "cuda_transport.h"
 
+lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes)
+{
+	struct cuda *cuda = (struct cuda *)store->base.transport;
+	const struct cuda_card *card = &cuda->cards[cuda->base.context->rank];
+
+	if (result == CUDA_OK)
+		return LSHARD_OK;
+	return cuda_failed(&cuda->driver, &cuda->base.error, result, "series '%s': %s of %llu bytes on %s (%s)",
+			   store->base.plan->name, what, (unsigned long long)bytes, card->name, card->bus);
+}
+
 uint64_t cuda_whole_granules(const struct cuda *cuda, uint64_t bytes)
 {
 	return (bytes + cuda->ops.granule_bytes - 1) & ~(cuda->ops.granule_bytes - 1);

@@ -27,17 +27,6 @@ struct opening {
 	int *fds; /* [size] of one round */
 };
 
-lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes)
-{
-	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const struct cuda_card *card = &cuda->cards[cuda->base.context->rank];
-
-	if (result == CUDA_OK)
-		return LSHARD_OK;
-	return cuda_failed(&cuda->driver, &cuda->base.error, result, "series '%s': %s of %llu bytes on %s (%s)",
-			   store->base.plan->name, what, (unsigned long long)bytes, card->name, card->bus);
-}
-
 static lshard_status refused(struct opening *opening, cuda_result result, const char *what, uint64_t bytes)
 {
 	return cuda_refused(opening->store, result, what, bytes);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_transport.h - what the files of the cuda transport share: cuda.c (table, a group's life), cuda_device.c (this
- * rank's device), cuda_memory.c (ranges of device memory), cuda_store.c (a series' memory), cuda_layers.c (layers put
- * together by mapping), cuda_caller.c (shares and windows in the caller's memory), cuda_pull.c (what is copied for a
- * layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream order), cuda_link.c (is every peer's memory
- * read right and fast?). mesh.h, control.h and unison.h connect the ranks.
+ * cuda_transport.h - what the files of the cuda transport share. Each calls those before it, and none after it:
+ * cuda_device.c (this rank's device), cuda_memory.c (ranges of device memory), cuda_layers.c (layers put together by
+ * mapping), cuda_pull.c (what is copied for a layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream
+ * order), cuda_caller.c (shares and windows in the caller's memory), cuda_store.c (a series' memory), cuda_link.c (how
+ * memory is shared; is every peer's read right and fast?) and cuda.c (table, a group's life). mesh.h, control.h and
+ * unison.h connect the ranks.
  */
 #ifndef LAYERSHARD_CUDA_TRANSPORT_H
 #define LAYERSHARD_CUDA_TRANSPORT_H
@@ -14,6 +15,11 @@
 #include "unison.h"
 
 #include <pthread.h>
+
+/* Of the transport; a group may have fewer. */
+#define CUDA_CAPABILITIES                                                                                              \
+	(LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES | LSHARD_CAP_COMPOSES |     \
+	 LSHARD_CAP_CALLER_MEMORY)
 
 #define CUDA_READERS 8 /* streams of the caller's per series, as the core allows */
 
@@ -167,6 +173,8 @@ static inline int cuda_same_device(const struct cuda *cuda, int32_t rank, int32_
 
 /* ---- cuda_memory.c ---- */
 
+/* "WHAT of BYTES bytes", which the driver refused, unless @p result is CUDA_OK; into the transport's error. */
+lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes);
 uint64_t cuda_whole_granules(const struct cuda *cuda, uint64_t bytes);
 /* Physical memory on this rank's device, exportable as a descriptor. */
 cuda_result cuda_memory_make(struct cuda *cuda, uint64_t bytes, cuda_handle *handle);
@@ -184,9 +192,6 @@ void cuda_store_close(lshard_store *store);
 void *cuda_share(lshard_store *store);
 void *cuda_cell(lshard_store *store, uint32_t cell, uint32_t position);
 void *cuda_peer(lshard_store *store, uint32_t position);
-
-/* "WHAT of BYTES bytes", which the driver refused, unless @p result is CUDA_OK; into the transport's error. */
-lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes);
 
 /* ---- cuda_layers.c ---- */
 
@@ -264,15 +269,12 @@ lshard_status cuda_copy(lshard_store *store, void *to, uint64_t to_pitch, const 
 			uint64_t width, uint64_t rows);
 lshard_status cuda_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 
-/* ---- cuda.c ---- */
+/* ---- cuda_link.c ---- */
 
 /* Share by descriptors (1) or by legacy handles (0) from now on; the same on all ranks. */
 void cuda_share_by(struct cuda *cuda, int descriptors);
 /* How memory is shared, in words. */
 const char *cuda_way(const struct cuda *cuda);
-
-/* ---- cuda_link.c ---- */
-
 /* Pull known bytes from every peer, check and time them; settle on how memory is shared. Collective. */
 lshard_status cuda_check_links(struct cuda *cuda);
 

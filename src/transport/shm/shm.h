@@ -68,6 +68,12 @@ struct shm_store {
 	size_t n_queued;              /* with the copier's lock */
 };
 
+/* Every layer comes to the beginning of its cell. */
+static inline void *shm_window(const struct shm_store *store, uint32_t cell)
+{
+	return (char *)store->cells.address + cell * store->base.plan->layer_bytes;
+}
+
 /* ---- shm_store.c ---- */
 
 lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);

@@ -50,8 +50,7 @@ static void copy_one(struct shm_copier *copier, struct shm_request *request)
 	copier->running = store;
 	pthread_mutex_unlock(&copier->lock);
 	started = lshard__now_ns();
-	lshard__host_copy_layer(store->base.plan, position, store->bases,
-				shm_cell(&store->base, request->cell, position));
+	lshard__host_copy_layer(store->base.plan, position, store->bases, shm_window(store, request->cell));
 	finished = lshard__now_ns();
 	pthread_mutex_lock(&copier->lock);
 	copier->running = NULL;

@@ -374,8 +374,8 @@ void *shm_share(lshard_store *base)
 
 void *shm_cell(lshard_store *base, uint32_t cell, uint32_t position)
 {
-	(void)position; /* every layer comes to the beginning of its cell */
-	return (char *)((struct shm_store *)base)->cells.address + cell * base->plan->layer_bytes;
+	(void)position;
+	return shm_window((struct shm_store *)base, cell);
 }
 
 void *shm_peer(lshard_store *base, uint32_t position)
