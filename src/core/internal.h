@@ -183,6 +183,15 @@ static inline void count(atomic_uint_least64_t *counter, uint64_t amount)
 lshard_status agree_on_series(lshard_group *group, const lshard_series_options *options, lshard_status mine,
 			      lshard_error *error);
 
+/* ---- readers.c: where there are streams ---- */
+
+/* Number of a stream of the caller's in this series; its bit in the ring's masks. */
+lshard_status readers_note_stream(lshard_series *series, void *stream, unsigned *number);
+/* The work on the layers viewed so far was enqueued on @p stream, whichever stream waited for them. */
+lshard_status readers_note(lshard_series *series, void *stream);
+/* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
+lshard_status readers_retire(lshard_series *series, uint32_t slot);
+
 /* ---- poison.c ---- */
 
 /* What options and environment say together. */
@@ -214,8 +223,6 @@ lshard_status poison_switch(lshard_series *series, bool on, void *stream);
 
 /* ---- pass.c ---- */
 
-/* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
-lshard_status pass_retire_readers(lshard_series *series, uint32_t slot);
 /* Forget every window, and start filling each with its first layer. */
 void pass_restart(lshard_series *series);
 /*

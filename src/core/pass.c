@@ -8,67 +8,6 @@
 
 #include <string.h>
 
-/* ---- Streams ---- */
-
-/* Number of a stream of the caller's in this series; its bit in the ring's masks. */
-static lshard_status note_stream(lshard_series *series, void *stream, unsigned *number)
-{
-	series->poison.stream = stream;
-	*number = 0;
-	while (*number < series->n_streams && series->streams[*number] != stream)
-		++*number;
-	if (*number < series->n_streams)
-		return LSHARD_OK;
-	if (series->n_streams == RING_STREAMS)
-		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
-				   SERIES_FORMAT ": more than %d different streams", SERIES_NAMES(series),
-				   RING_STREAMS);
-	series->streams[series->n_streams++] = stream;
-	return LSHARD_OK;
-}
-
-/* The work on the layers viewed so far was enqueued on @p stream, whichever stream waited for them. */
-static lshard_status note_readers(lshard_series *series, void *stream)
-{
-	unsigned number;
-	lshard_status status;
-
-	if (!has_streams(series))
-		return LSHARD_OK;
-	status = note_stream(series, stream, &number);
-	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++)
-		if (series->slots[slot].viewed)
-			series->slots[slot].streams |= (uint8_t)(1u << number);
-	return status;
-}
-
-/* A replayed graph reads and writes the spare cell, too. */
-static lshard_status retire_reader(lshard_series *series, uint32_t slot, void *stream)
-{
-	const lshard_transport_ops *ops = series->group->transport->ops;
-	const uint32_t window = series->scheme.cell_of_slot[slot];
-	lshard_status status = ops->retire(series->store, window, stream);
-
-	if (status >= 0 && series->scheme.spares)
-		status = ops->retire(series->store, series->scheme.windows + window, stream);
-	return status;
-}
-
-lshard_status pass_retire_readers(lshard_series *series, uint32_t slot)
-{
-	lshard_status status = LSHARD_OK;
-
-	if (series->scheme.cell_of_slot[slot] == SLOT_NONE)
-		return status;
-	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
-		if (series->slots[slot].streams & (1u << number)) {
-			status = retire_reader(series, slot, series->streams[number]);
-			if (status >= 0) /* else whatever overwrites it must still come after this one */
-				series->slots[slot].streams &= (uint8_t) ~(1u << number);
-		}
-	return status;
-}
-
 /* ---- Captures ---- */
 
 /* Nothing to do outside one. */
@@ -143,7 +82,7 @@ static lshard_status start_fetch(lshard_series *series, uint32_t position, uint3
 	lshard_status status = LSHARD_OK;
 
 	if (comes_here && has_streams(series))
-		status = pass_retire_readers(series, slot);
+		status = readers_retire(series, slot);
 	if (status >= 0)
 		status = ops->fetch(series->store, position, cell, stream,
 				    group_collective(series->group) ? series->group->sequence++ : 0);
@@ -313,8 +252,8 @@ lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream)
 	uint32_t position;
 	lshard_status status = enter(series, layer, stream, "lshard_reach", &position);
 
-	if (status >= 0)
-		status = note_readers(series, stream);
+	if (status >= 0 && has_streams(series))
+		status = readers_note(series, stream);
 	if (status < 0)
 		return status;
 	count(&series->counters.reaches, 1);
@@ -365,7 +304,7 @@ lshard_status lshard_wait(lshard_series *series, uint32_t layer, void *stream)
 	if (status >= 0)
 		status = refuse_after_failure(series);
 	if (status >= 0 && has_streams(series)) /* readers of stored layers matter too: to update and destroy */
-		status = note_stream(series, stream, &number);
+		status = readers_note_stream(series, stream, &number);
 	if (status < 0)
 		return status;
 	count(&series->counters.waits, 1);
@@ -379,8 +318,8 @@ lshard_status lshard_release(lshard_series *series, uint32_t layer, void *stream
 	uint32_t position;
 	lshard_status status = enter(series, layer, stream, "lshard_release", &position);
 
-	if (status >= 0)
-		status = note_readers(series, stream);
+	if (status >= 0 && has_streams(series))
+		status = readers_note(series, stream);
 	if (status < 0)
 		return status;
 	ring_release(&series->ring, position);
@@ -408,10 +347,10 @@ static lshard_status join_transfers(lshard_series *series, void *stream)
 static lshard_status hand_to_stream(lshard_series *series, void *stream)
 {
 	unsigned number;
-	lshard_status status = note_stream(series, stream, &number);
+	lshard_status status = readers_note_stream(series, stream, &number);
 
 	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++)
-		status = pass_retire_readers(series, slot);
+		status = readers_retire(series, slot);
 	if (status >= 0)
 		status = join_transfers(series, stream);
 	if (status >= 0)
@@ -567,7 +506,7 @@ lshard_status lshard_series_poison(lshard_series *series, int on, void *stream)
 		return status;
 	status = refuse_switch(series);
 	if (status >= 0 && has_streams(series))
-		status = note_stream(series, stream, &number);
+		status = readers_note_stream(series, stream, &number);
 	if (status < 0)
 		return status;
 	ring_join(&series->ring);
