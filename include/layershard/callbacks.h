@@ -47,9 +47,7 @@ typedef struct lshard_device_callbacks {
 } lshard_device_callbacks;
 
 #define LSHARD_DEVICE_CALLBACKS_INIT                                                                                   \
-	{                                                                                                              \
-		sizeof(lshard_device_callbacks), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL                  \
-	}
+	{sizeof(lshard_device_callbacks), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /**
  * The caller's collectives, for the transport "callback": whatever broadcasts and all-gathers among the ranks can carry
@@ -100,10 +98,7 @@ typedef struct lshard_callbacks {
 	int32_t roll_calls;                    /* 1: allgather may be called while the program makes no call */
 } lshard_callbacks;
 
-#define LSHARD_CALLBACKS_INIT                                                                                          \
-	{                                                                                                              \
-		sizeof(lshard_callbacks), NULL, NULL, NULL, NULL, NULL, NULL, 0                                        \
-	}
+#define LSHARD_CALLBACKS_INIT {sizeof(lshard_callbacks), NULL, NULL, NULL, NULL, NULL, NULL, 0}
 
 #ifdef __cplusplus
 }

@@ -123,10 +123,7 @@ typedef struct lshard_allocator {
 	void *user;
 } lshard_allocator;
 
-#define LSHARD_ALLOCATOR_INIT                                                                                          \
-	{                                                                                                              \
-		sizeof(lshard_allocator), NULL, NULL, NULL                                                             \
-	}
+#define LSHARD_ALLOCATOR_INIT {sizeof(lshard_allocator), NULL, NULL, NULL}
 
 typedef enum lshard_purpose { LSHARD_FOR_SHARE = 1, LSHARD_FOR_WINDOWS = 2 } lshard_purpose;
 
@@ -149,10 +146,7 @@ typedef struct lshard_memory_source {
 	void *user;
 } lshard_memory_source;
 
-#define LSHARD_MEMORY_SOURCE_INIT                                                                                      \
-	{                                                                                                              \
-		sizeof(lshard_memory_source), NULL, NULL, NULL                                                         \
-	}
+#define LSHARD_MEMORY_SOURCE_INIT {sizeof(lshard_memory_source), NULL, NULL, NULL}
 
 /**
  * The caller's all-gather, used only inside lshard_group_create: every rank gives @p bytes at @p send and gets those
@@ -164,10 +158,7 @@ typedef struct lshard_bootstrap {
 	void *user;
 } lshard_bootstrap;
 
-#define LSHARD_BOOTSTRAP_INIT                                                                                          \
-	{                                                                                                              \
-		sizeof(lshard_bootstrap), NULL, NULL                                                                   \
-	}
+#define LSHARD_BOOTSTRAP_INIT {sizeof(lshard_bootstrap), NULL, NULL}
 
 typedef enum lshard_log_level {
 	LSHARD_LOG_ERROR = 0,
@@ -212,11 +203,12 @@ typedef struct lshard_group_options {
 	const struct lshard_callbacks *callbacks; /* for the transport "callback"; NULL: none */
 } lshard_group_options;
 
-#define LSHARD_GROUP_OPTIONS_INIT                                                                                      \
-	{                                                                                                              \
-		sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, NULL, NULL, NULL,    \
-			NULL, LSHARD_LOG_INFO, NULL, 0, NULL                                                           \
-	}
+/* What formats the rest would give each member a line. */
+/* clang-format off */
+#define LSHARD_GROUP_OPTIONS_INIT \
+	{sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, NULL, NULL, NULL, NULL, \
+		LSHARD_LOG_INFO, NULL, 0, NULL}
+/* clang-format on */
 
 /**
  * Join the group: agree on a transport with the other ranks and connect to them.
@@ -344,11 +336,11 @@ typedef struct lshard_series_options {
 	size_t poison_pattern_struct_size;            /* from one to the next; set by LSHARD_SERIES_OPTIONS_INIT */
 } lshard_series_options;
 
-#define LSHARD_SERIES_OPTIONS_INIT                                                                                     \
-	{                                                                                                              \
-		sizeof(lshard_series_options), NULL, 0, 0, NULL, sizeof(lshard_tensor), 0, 1, LSHARD_WHOLE, 0, NULL,   \
-			LSHARD_POISON_OFF, NULL, sizeof(lshard_poison_pattern)                                         \
-	}
+/* clang-format off */
+#define LSHARD_SERIES_OPTIONS_INIT \
+	{sizeof(lshard_series_options), NULL, 0, 0, NULL, sizeof(lshard_tensor), 0, 1, LSHARD_WHOLE, 0, NULL, \
+		LSHARD_POISON_OFF, NULL, sizeof(lshard_poison_pattern)}
+/* clang-format on */
 
 /**
  * Create a series: lay it out, allocate this rank's share and windows, map what can be mapped of the others' shares.
@@ -395,10 +387,7 @@ typedef struct lshard_range {
 	uint64_t row_bytes; /* bytes from one row of the stripe to the next; 0 for BYTES */
 } lshard_range;
 
-#define LSHARD_RANGE_INIT                                                                                              \
-	{                                                                                                              \
-		sizeof(lshard_range), 0, 0, 0                                                                          \
-	}
+#define LSHARD_RANGE_INIT {sizeof(lshard_range), 0, 0, 0}
 
 /**
  * With STRIPED, this rank's own slice of a tensor with a stripe dimension, usable as a tensor-parallel shard. Its bytes
@@ -599,10 +588,7 @@ typedef struct lshard_stats {
 	uint64_t link_busy_ns; /* time the link carried bytes, where the transport knows it */
 } lshard_stats;
 
-#define LSHARD_STATS_INIT                                                                                              \
-	{                                                                                                              \
-		sizeof(lshard_stats), 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0                        \
-	}
+#define LSHARD_STATS_INIT {sizeof(lshard_stats), 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /** Threads: any.  @return OK; INVALID; STATE in a child by fork, without a text. */
 LSHARD_API lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *stats);

@@ -28,10 +28,7 @@ typedef struct lshard_plan_input {
 	uint64_t link_bytes_per_s; /* into one rank; 0: no exposure is predicted */
 } lshard_plan_input;
 
-#define LSHARD_PLAN_INPUT_INIT                                                                                         \
-	{                                                                                                              \
-		sizeof(lshard_plan_input), 0, 1, 0, 0, 0, 0, 0                                                         \
-	}
+#define LSHARD_PLAN_INPUT_INIT {sizeof(lshard_plan_input), 0, 1, 0, 0, 0, 0, 0}
 
 typedef struct lshard_plan_result {
 	size_t struct_size;
@@ -51,10 +48,7 @@ typedef struct lshard_plan_result {
 	uint64_t transfer_ns; /* the link's own time per pass */
 } lshard_plan_result;
 
-#define LSHARD_PLAN_RESULT_INIT                                                                                        \
-	{                                                                                                              \
-		sizeof(lshard_plan_result), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0                                 \
-	}
+#define LSHARD_PLAN_RESULT_INIT {sizeof(lshard_plan_result), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0}
 
 /**
  * What a series would cost and gain on one rank, by the same slot map and rule as at run time. exposed_ns is found by
@@ -79,9 +73,7 @@ typedef struct lshard_transport_information {
 } lshard_transport_information;
 
 #define LSHARD_TRANSPORT_INFORMATION_INIT                                                                              \
-	{                                                                                                              \
-		sizeof(lshard_transport_information), NULL, NULL, 0, "", 0, 0, LSHARD_MEMORY_HOST                      \
-	}
+	{sizeof(lshard_transport_information), NULL, NULL, 0, "", 0, 0, LSHARD_MEMORY_HOST}
 
 /** Transport number @p index, in the order in which "auto" prefers them.  @return OK; RANGE past the last. */
 LSHARD_API lshard_status lshard_transport_info(uint32_t index, lshard_transport_information *information);
@@ -94,10 +86,7 @@ typedef struct lshard_variable {
 	const char *help;
 } lshard_variable;
 
-#define LSHARD_VARIABLE_INIT                                                                                           \
-	{                                                                                                              \
-		sizeof(lshard_variable), NULL, NULL, NULL, NULL                                                        \
-	}
+#define LSHARD_VARIABLE_INIT {sizeof(lshard_variable), NULL, NULL, NULL, NULL}
 
 /** Environment variable number @p index that the library reads.  @return OK; RANGE past the last. */
 LSHARD_API lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable);
@@ -120,10 +109,7 @@ typedef struct lshard_discovered {
 	char job[256]; /* "": the source gives none */
 } lshard_discovered;
 
-#define LSHARD_DISCOVERED_INIT                                                                                         \
-	{                                                                                                              \
-		sizeof(lshard_discovered), 0, 0, 0, NULL, ""                                                           \
-	}
+#define LSHARD_DISCOVERED_INIT {sizeof(lshard_discovered), 0, 0, 0, NULL, ""}
 
 /**
  * @return OK; STATE when no source is set; MISMATCH when a source is incomplete or inconsistent in itself, with the

@@ -32,8 +32,8 @@ typedef enum lshard_capability {
 	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
 	LSHARD_CAP_STREAMS = 1 << 1,    /* fetch, retire, wait are ordered on streams; else host memory */
 	LSHARD_CAP_CAPTURE = 1 << 2,    /* streams can be captured: capture() is there */
-	LSHARD_CAP_DIRECT =
-		1 << 3, /* ranks compute from each other's shares in place: peer() is there, windows are not used */
+	LSHARD_CAP_DIRECT = 1
+		<< 3, /* ranks compute from each other's shares in place: peer() is there, windows are not used */
 	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shares and windows may come from lshard_memory_source */
 	LSHARD_CAP_OUTLIVES = 1 << 5,      /* a share stays readable after its rank died or destroyed the series */
 	LSHARD_CAP_COMPOSES = 1 << 6       /* one-sided: cells are put together by mapping; copy() is there */

@@ -344,10 +344,7 @@ static void try_sized(const struct sized *sized)
 	}
 }
 
-#define SIZED(type, ours, last, use, result)                                                                           \
-	{                                                                                                              \
-#type, ours, sizeof(type), offsetof(type, last), use, result                                           \
-	}
+#define SIZED(type, ours, last, use, result) {#type, ours, sizeof(type), offsetof(type, last), use, result}
 
 static void structs_that_say_their_size_may_be_of_another_version(void **state)
 {
