@@ -103,7 +103,7 @@ run_part() {
 	link) link "$1" $pair --placement whole,striped --rounds 31 ;;
 	readers) link "$1" --devices 0,0,1,1 --placement whole,striped --readers 2 ;;
 	in-place) model "$1" e2e.py --devices 0,0 --transport cuda --layers 6 --tokens 1024,16 \
-		--arms 'replicated*;layershard k=1*' ;;
+		--variants 'replicated*;layershard k=1*' ;;
 	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 ;;
 	whole) model "$1" e2e.py --devices 0,1 --whole --layers 80 --tokens 4096 ;;
 	wan) model "$1" wan.py --devices 0,1 --layers 16 --passes 1 --pace 20,100 ;;

@@ -158,6 +158,7 @@ def origin(saved: dict) -> str:
     command = re.sub(r" --save ('[^']*'|\S)+", "", saved["command"])
     command = re.sub(r"^bench/(\w+\.py)", r"bench/torch/\1", command)  # where they were when some were saved
     command = re.sub(r"^layershard bench (?!step --devices)", "layershard-bench ", command)  # what it was called then
+    command = command.replace(" --arms ", " --variants ")  # of e2e.py
     return f"`{command}`, {where}, {saved['date'][:10]}, version {saved['version']}:"
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from e2e_arms import Way, has_nccl
 from e2e_model import empty_stack, values
+from e2e_schemes import Scheme, has_nccl
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch_table import Arm
+from torch_table import Variant
 
 
-class Fsdp(Way):
+class Fsdp(Scheme):
     """fully_shard layer by layer, resharded after each; 1 or 2 layers prefetched explicitly, also across passes."""
 
     title = "FSDP2"
@@ -25,14 +25,14 @@ class Fsdp(Way):
     symmetric = False
 
     def needs(self) -> int:
-        """Shards, and what is gathered: a layer in use, two on the way, and the gather's own buffers."""
-        return self.shape.bytes // self.meeting.size + 5 * self.shape.layer_bytes
+        """Shards, and what is gathered: a layer in use, two under way, and the gather's own buffers."""
+        return self.shape.bytes // self.ranks.size + 5 * self.shape.layer_bytes
 
     def refusal(self) -> str | None:
-        return has_nccl(self.meeting)
+        return has_nccl(self.ranks)
 
     def mesh(self) -> DeviceMesh:
-        return init_device_mesh(self.meeting.device.type, (self.meeting.size,))
+        return init_device_mesh(self.ranks.device.type, (self.ranks.size,))
 
     def open(self) -> None:
         self.model: Any = empty_stack(self.shape)
@@ -40,15 +40,15 @@ class Fsdp(Way):
         for layer in self.model.layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)  # no parameters of its own
-        self.model.to_empty(device=self.meeting.device)
+        self.model.to_empty(device=self.ranks.device)
         if self.symmetric:
             for layer in self.model.layers:
                 layer.set_symm_mem_for_comm("NCCL")
         for name, parameter in self.model.named_parameters():
             whole = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            parts = values(name, whole, self.meeting.device).chunk(self.meeting.size)
-            if self.meeting.rank < len(parts):
-                parameter.to_local().copy_(parts[self.meeting.rank])
+            parts = values(name, whole, self.ranks.device).chunk(self.ranks.size)
+            if self.ranks.rank < len(parts):
+                parameter.to_local().copy_(parts[self.ranks.rank])
 
     def _set(self, ahead: int, across: bool) -> None:
         layers = list(self.model.layers)
@@ -58,18 +58,18 @@ class Fsdp(Way):
 
     def _rest(self) -> None:
         """What was gathered for a next pass is dropped."""
-        self.meeting.synchronize()
+        self.ranks.synchronize()
         for layer in self.model.layers:
-            layer.unshard()  # waits for what is under way; where nothing is, it comes and goes
+            layer.unshard()  # waits for what is under way; where nothing is, it is gathered and dropped
             layer.reshard()
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         x = self.input(tokens)
         made = []
         for suffix in self.suffixes:
             ahead, across = int(suffix.partition("p=")[2][0]), suffix.endswith("across passes")
             made.append(
-                Arm(
+                Variant(
                     self.title + suffix,
                     lambda: self.model(x),
                     begin=lambda ahead=ahead, across=across: self._set(ahead, across),
@@ -88,7 +88,7 @@ class FsdpCopyEngines(Fsdp):
     symmetric = True
 
     def refusal(self) -> str | None:
-        if not self.meeting.on_gpus:
+        if not self.ranks.on_gpus:
             return "there are no copy engines on a processor"
         if not hasattr(torch.distributed.fsdp.FSDPModule, "set_symm_mem_for_comm"):
             return f"torch {torch.__version__} has no set_symm_mem_for_comm"
@@ -99,5 +99,5 @@ class FsdpCopyEngines(Fsdp):
     def mesh(self) -> DeviceMesh:
         options = dist.ProcessGroupNCCL.Options()
         options.config.cta_policy = dist.ProcessGroupNCCL.NCCL_CTA_POLICY_ZERO
-        group = dist.new_group(backend="nccl", pg_options=options, device_id=self.meeting.device)
+        group = dist.new_group(backend="nccl", pg_options=options, device_id=self.ranks.device)
         return DeviceMesh.from_group(group, "cuda")

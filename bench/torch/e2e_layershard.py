@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from e2e_arms import Bench, Captured, StackWay, all_tokens, tolerance_of
 from e2e_model import empty_stack, values
-from torch_table import Arm
+from e2e_schemes import UNDIVIDED, Bench, Captured, StackScheme, all_tokens, tolerance_of
+from torch_table import Variant
 
 import layershard.torch
 
@@ -21,7 +21,7 @@ LINEARS = "layers.*_proj"
 BY_COLUMNS = {"*": "rows", "*o_proj.weight": "columns", "*down_proj.weight": "columns"}
 
 
-class Layershard(StackWay):
+class Layershard(StackScheme):
     """Layers stored once; k ahead; @share of the remote layers resident."""
 
     def __init__(self, bench: Bench, prefetch: int, share: float, title: str) -> None:
@@ -47,14 +47,14 @@ class Layershard(StackWay):
             placement="whole",
             resident=self.resident,
             transport=self.bench.transport,
-            device=self.meeting.device,
+            device=self.ranks.device,
         )
 
     def open(self) -> None:
         self.model = empty_stack(self.shape)
         with measured_memory(self):
             self.shard()
-            layershard.torch.fill(self.model, lambda name, like: values(name, like, self.meeting.device))
+            layershard.torch.fill(self.model, lambda name, like: values(name, like, self.ranks.device))
         self.handle = layershard.torch.of(self.model)
         series = list(self.handle.stats().values())
         self.memory = {
@@ -70,8 +70,8 @@ class Layershard(StackWay):
     def _expected_bytes(self, windows: int) -> int:
         """(1/n + windows) of the layers, and residents."""
         residents = self.shape.bytes if self.resident == "all" else int(self.resident)
-        own = self.bench.shape.layers // self.meeting.size
-        own += self.meeting.rank < self.bench.shape.layers % self.meeting.size
+        own = self.bench.shape.layers // self.ranks.size
+        own += self.ranks.rank < self.bench.shape.layers % self.ranks.size
         return min((own + windows) * self.shape.layer_bytes + residents, self.shape.bytes)
 
     def details(self) -> dict[str, Any]:
@@ -85,21 +85,21 @@ class Layershard(StackWay):
         self.handle.join()
 
     def close(self) -> None:
-        self.meeting.synchronize()
-        self.meeting.meet()  # nobody reads what another closes
+        self.ranks.synchronize()
+        self.ranks.barrier()  # nobody reads what another closes
         self.handle.close()
         for name in ("model", "handle", "taken_bytes"):
             delattr(self, name)
-        self.meeting.meet()
+        self.ranks.barrier()
 
 
 @contextlib.contextmanager
-def measured_memory(way: Any) -> Iterator[None]:
-    """Puts into way.taken_bytes what its device has less of afterwards, by the driver; a rank's part of it."""
-    before = way.bench.free_for_all()
+def measured_memory(scheme: Any) -> Iterator[None]:
+    """Puts into scheme.taken_bytes what its device has less of afterwards, by the driver; a rank's part of it."""
+    before = scheme.bench.free_for_all()
     yield
-    after = way.bench.free_for_all()
-    way.taken_bytes = None if before is None else (before - after) // way.bench.ranks_here
+    after = scheme.bench.free_for_all()
+    scheme.taken_bytes = None if before is None else (before - after) // scheme.bench.ranks_here
 
 
 class TwoRegimes(Layershard):
@@ -111,30 +111,28 @@ class TwoRegimes(Layershard):
         super().__init__(bench, 1, 0, "two regimes")
 
     def needs(self) -> int:
-        return self.shape.bytes // self.meeting.size + 2 * self.shape.layer_bytes
+        return self.shape.bytes // self.ranks.size + 2 * self.shape.layer_bytes
 
     def refusal(self) -> str | None:
-        return None if self.shape.divides_by(self.meeting.size) else "heads or hidden columns do not divide"
+        return None if self.shape.divides_by(self.ranks.size) else UNDIVIDED
 
     def shard(self) -> None:
         how = {"scope": "block", "prefetch": self.prefetch, "placement": "striped", "stripe": BY_COLUMNS}
-        layershard.torch.shard(
-            self.model, LINEARS, transport=self.bench.transport, device=self.meeting.device, **how
-        )
+        layershard.torch.shard(self.model, LINEARS, transport=self.bench.transport, device=self.ranks.device, **how)
 
     def _expected_bytes(self, windows: int) -> int:
-        return self.shape.bytes // self.meeting.size + windows * self.shape.layer_bytes
+        return self.shape.bytes // self.ranks.size + windows * self.shape.layer_bytes
 
     def open(self) -> None:
         super().open()
         self.regime = layershard.torch.dual(self.model)
 
     def refusal_of(self, suffix: str) -> str | None:
-        if suffix and self.meeting.shares_device:
+        if suffix and self.ranks.shares_device:
             return "its sums need NCCL, which refuses two ranks on one GPU"
         return super().refusal_of(suffix)
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         x, details = self.input(tokens), self.details()
         everyones = all_tokens(self, tokens)
 
@@ -142,12 +140,12 @@ class TwoRegimes(Layershard):
             with self.regime.parallel():
                 return self.model(x)
 
-        mine = slice(self.meeting.rank, self.meeting.rank + 1)
+        mine = slice(self.ranks.rank, self.ranks.rank + 1)
         captured = Captured(self.bench, parallel, everyones)
-        made = [Arm(f"{self.title} gathered", lambda: self.model(x), rest=self.prepare, details=details)]
+        made = [Variant(f"{self.title} gathered", lambda: self.model(x), rest=self.prepare, details=details)]
         runs = [(" parallel", lambda: parallel(everyones)), (" parallel, graph", captured)]
         made += [
-            Arm(self.title + suffix, lambda run=run: run()[mine], check="close", tolerance=tolerance_of(self.shape))
+            Variant(self.title + suffix, lambda run=run: run()[mine], check="close", tolerance=tolerance_of(self.shape))
             for suffix, run in runs
             if self.refusal_of(suffix) is None
         ]

@@ -117,8 +117,10 @@ def values(name: str, like: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Of the whole tensor @name: a norm's are about one, a linear keeps the size of what goes through it."""
     draw = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     made = torch.empty(like.shape, dtype=like.dtype, device=device)
-    return made.normal_(1, 0.1, generator=draw) if made.dim() == 1 else made.normal_(
-        0, made.shape[1] ** -0.5, generator=draw
+    return (
+        made.normal_(1, 0.1, generator=draw)
+        if made.dim() == 1
+        else made.normal_(0, made.shape[1] ** -0.5, generator=draw)
     )
 
 
@@ -147,7 +149,7 @@ def pieces(layer: nn.Module) -> Iterator[tuple[str, int, int]]:
         begin = end
 
 
-def hang(layer: nn.Module, memory: torch.Tensor) -> nn.Module:
+def use_memory(layer: nn.Module, memory: torch.Tensor) -> nn.Module:
     """Let the parameters of a layer of the meta device be views of @memory, bytes."""
     for name, begin, _ in list(pieces(layer)):
         owner, _, key = name.rpartition(".")

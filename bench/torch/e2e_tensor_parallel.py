@@ -10,56 +10,62 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from e2e_arms import Bench, Captured, Way, all_tokens, has_nccl, no_graphs, tolerance_of
 from e2e_model import Layer, Stack, empty_stack, part_of, values
+from e2e_schemes import UNDIVIDED, Bench, Captured, Scheme, all_tokens, has_nccl, no_graphs, tolerance_of
 from torch import nn
-from torch_table import Arm
+from torch_table import Variant
 
 
-class TensorParallel(Way):
+class TensorParallel(Scheme):
     """Heads and hidden columns divided; two sums a layer; one pass computes the tokens of all ranks."""
 
     suffixes = ("", ", graph")
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
-        self.title = f"TP{self.meeting.size}"
+        self.title = f"TP{self.ranks.size}"
 
     def needs(self) -> int:
-        return self.shape.bytes // self.meeting.size
+        return self.shape.bytes // self.ranks.size
 
     def refusal(self) -> str | None:
-        if not self.shape.divides_by(self.meeting.size):
-            return "heads or hidden columns do not divide"
-        return has_nccl(self.meeting)
+        if not self.shape.divides_by(self.ranks.size):
+            return UNDIVIDED
+        return has_nccl(self.ranks)
 
     def refusal_of(self, suffix: str) -> str | None:
-        return no_graphs(self.meeting) if suffix.endswith("graph") else None
+        return no_graphs(self.ranks) if suffix.endswith("graph") else None
 
     def combine(self, x: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(x)
         return x
 
     def open(self) -> None:
-        whole, part = self.shape, self.shape.part(self.meeting.size)
+        whole, part = self.shape, self.shape.part(self.ranks.size)
         with torch.device("meta"):
             layers = [Layer(part, whole.head, self.combine).to(whole.dtype) for _ in range(whole.layers)]
         self.model = Stack(list(layers)).eval().requires_grad_(False)
-        self.model.to_empty(device=self.meeting.device)
+        self.model.to_empty(device=self.ranks.device)
         shapes = dict(empty_stack(whole).named_parameters())
         for name, parameter in self.model.named_parameters():
-            full = values(name, shapes[name], self.meeting.device)
-            parameter.copy_(part_of(name, full, self.meeting.rank, self.meeting.size))
+            full = values(name, shapes[name], self.ranks.device)
+            parameter.copy_(part_of(name, full, self.ranks.rank, self.ranks.size))
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         x = all_tokens(self, tokens)
-        mine = slice(self.meeting.rank, self.meeting.rank + 1)
+        mine = slice(self.ranks.rank, self.ranks.rank + 1)
         captured = Captured(self.bench, self.model, x)
         runs = [("", lambda: self.model(x))]
-        runs += [(", graph", captured)] if self.meeting.on_gpus else []
+        runs += [(", graph", captured)] if self.ranks.on_gpus else []
         return [
-            Arm(self.title + suffix, lambda run=run: run()[mine], check="close", tolerance=tolerance_of(self.shape),
-                baseline="replicated" + suffix, details={"mode": suffix.removeprefix(", ") or "eager"})
+            Variant(
+                self.title + suffix,
+                lambda run=run: run()[mine],
+                check="close",
+                tolerance=tolerance_of(self.shape),
+                baseline="replicated" + suffix,
+                details={"mode": suffix.removeprefix(", ") or "eager"},
+            )
             for suffix, run in runs
         ]
 
@@ -70,7 +76,7 @@ class TensorParallel(Way):
 
 
 class _Borrowed(TensorParallel):
-    """The same weights as the plain way's, in other modules."""
+    """The same weights as the plain scheme's, in other modules."""
 
     def __init__(self, bench: Bench, plain: TensorParallel) -> None:
         super().__init__(bench)
@@ -83,7 +89,7 @@ class _Borrowed(TensorParallel):
         return 0
 
     def refusal(self) -> str | None:
-        if not self.meeting.on_gpus:
+        if not self.ranks.on_gpus:
             return "there is no symmetric memory of a processor"
         return super().refusal()
 
@@ -118,15 +124,15 @@ class TensorParallelSymmetric(_Borrowed):
     ONE_STEP_BYTES = 1 << 20
 
     def layer(self) -> nn.Module:
-        return Layer(self.shape.part(self.meeting.size), self.shape.head, self.combine)
+        return Layer(self.shape.part(self.ranks.size), self.shape.head, self.combine)
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         import torch.distributed._symmetric_memory as symmetric
 
-        size = self.meeting.size * tokens * self.shape.width
-        self.buffer = symmetric.empty(size, dtype=self.shape.dtype, device=self.meeting.device)
+        size = self.ranks.size * tokens * self.shape.width
+        self.buffer = symmetric.empty(size, dtype=self.shape.dtype, device=self.ranks.device)
         symmetric.rendezvous(self.buffer, self.group_name)
-        return super().arms(tokens)
+        return super().variants(tokens)
 
     def combine(self, x: torch.Tensor) -> torch.Tensor:
         self.buffer.copy_(x.flatten())
@@ -168,7 +174,7 @@ class TensorParallelOverlapped(_Borrowed):
     suffixes = ("",)
 
     def layer(self) -> nn.Module:
-        layer = OverlappedLayer(self.shape.part(self.meeting.size), self.shape.head)
+        layer = OverlappedLayer(self.shape.part(self.ranks.size), self.shape.head)
         layer.group_name = dist.group.WORLD.group_name
         return layer
 
@@ -177,9 +183,14 @@ class TensorParallelOverlapped(_Borrowed):
 
         super().open()
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         x = self.input(tokens)
         return [
-            Arm(self.title, lambda: self.model(x), check="close", tolerance=tolerance_of(self.shape),
-                details={"mode": "eager"})
+            Variant(
+                self.title,
+                lambda: self.model(x),
+                check="close",
+                tolerance=tolerance_of(self.shape),
+                details={"mode": "eager"},
+            )
         ]

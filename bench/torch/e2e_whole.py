@@ -2,7 +2,7 @@
 """e2e.py --whole: a model that is too large to be replicated, by layershard and tensor-parallel, each in turn:
 one is freed before the next is built, and the second time the order is swapped.
 
-Knows the two ways and what to print of them; nothing of how they work.
+Knows the two schemes and what to print of them; nothing of how they work.
 """
 
 from __future__ import annotations
@@ -11,77 +11,79 @@ import argparse
 import statistics
 from typing import Any
 
-import e2e_judge
+import e2e_targets
 import torch
 import torch_save
-from e2e_arms import Bench, Way, tolerance_of
 from e2e_layershard import Layershard
+from e2e_schemes import Bench, Scheme, tolerance_of
 from e2e_tensor_parallel import TensorParallel
 from torch_rounds import Rounds
-from torch_table import Arm
+from torch_table import Variant
 
 SAMPLES = 5
 
 
-def _sharded(bench: Bench) -> Way:
+def _sharded(bench: Bench) -> Scheme:
     return Layershard(bench, 1, 0, "layershard k=1")
 
 
 class Stage:
-    """One way, built, timed and freed."""
+    """One scheme, built, timed and freed."""
 
     def __init__(self, bench: Bench, rounds: Rounds, make: Any) -> None:
         self._bench = bench
         self._rounds = rounds
-        self.way = make(bench)
+        self.scheme = make(bench)
         self.output: torch.Tensor | None = None
 
     def run(self, tokens: list[int]) -> list[dict[str, Any]]:
-        meeting = self._bench.meeting
-        meeting.note(f"building {self.way.title}")
-        trouble = self.way.refusal()
-        free, needed = self._bench.free_bytes(), self.way.needs() * self._bench.ranks_here
+        ranks = self._bench.ranks
+        ranks.note(f"building {self.scheme.title}")
+        trouble = self.scheme.refusal()
+        free, needed = self._bench.free_bytes(), self.scheme.needs() * self._bench.ranks_here
         if trouble is None and free is not None and needed > free:
             trouble = f"no memory: it would need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        trouble = meeting.agree(trouble)
+        trouble = ranks.agree(trouble)
         if trouble is not None:
-            return [{"variant": self.way.title, "not_run": trouble}]
-        self.way.open()
+            return [{"variant": self.scheme.title, "not_run": trouble}]
+        self.scheme.open()
         weights_free = self._least_free()
         rows = [self._row(count, weights_free) for count in tokens]
-        self.way.close()
+        self.scheme.close()
         return rows
 
     def _least_free(self) -> int | None:
-        return min((each for each in self._bench.meeting.gather(self._bench.free_for_all()) if each), default=None)
+        return min((each for each in self._bench.ranks.gather(self._bench.free_for_all()) if each), default=None)
 
     def _row(self, tokens: int, weights_free: int | None) -> dict[str, Any]:
         """The first number of tokens leaves its output to compare."""
-        arm: Arm = next(arm for arm in self.way.arms(tokens) if arm.name == self.way.title)
-        arm.baseline = None
-        table = self._rounds.run([arm], f"{arm.name}, {tokens} tokens, ")
+        variant: Variant = next(
+            variant for variant in self.scheme.variants(tokens) if variant.name == self.scheme.title
+        )
+        variant.baseline = None
+        table = self._rounds.run([variant], f"{variant.name}, {tokens} tokens, ")
         if self.output is None:
-            output = arm.run()
+            output = variant.run()
             assert output is not None
             self.output = output.cpu()
-            arm.rest()
-        times = table.times[arm.name] + table.again
+            variant.rest()
+        times = table.times[variant.name] + table.again
         seconds = statistics.median(times)
         with_activations = None
-        if self._bench.meeting.on_gpus:
-            self._bench.meeting.synchronize()
+        if self._bench.ranks.on_gpus:
+            self._bench.ranks.synchronize()
             # What the allocator keeps is not free to others. Nobody is before its passes, and gather ends with all.
-            self._bench.meeting.meet()
-            with_activations = min(self._bench.meeting.gather(torch.cuda.mem_get_info(self._bench.meeting.device)[0]))
+            self._bench.ranks.barrier()
+            with_activations = min(self._bench.ranks.gather(torch.cuda.mem_get_info(self._bench.ranks.device)[0]))
         return {
-            "variant": arm.name,
+            "variant": variant.name,
             "tokens": tokens,
             "tokens_per_second_per_gpu": tokens / seconds,
             "pass_ns": {"median": 1e9 * seconds, "min": 1e9 * min(times), "max": 1e9 * max(times)},
             "free_bytes": weights_free,
             "free_bytes_with_activations": with_activations,
-            "sm_mhz": table.metered.get(arm.name, {}).get("sm_mhz"),
-            "watts": table.metered.get(arm.name, {}).get("watts"),
+            "sm_mhz": table.metered.get(variant.name, {}).get("sm_mhz"),
+            "watts": table.metered.get(variant.name, {}).get("watts"),
         }
 
 
@@ -99,51 +101,53 @@ def _text(row: dict[str, Any]) -> str:
 
 def _differences(stages: list[Stage], tolerance: float) -> list[str]:
     """Layershard's two passes must be equal, TP's near to them."""
-    outputs = [(stage.way.title, stage.output) for stage in stages if stage.output is not None]
+    outputs = [(stage.scheme.title, stage.output) for stage in stages if stage.output is not None]
     wrong = []
     for title, output in outputs[1:]:
         first = outputs[0][1].float()
         far = float((output.float() - first).norm() / first.norm())
         if far > (0 if title == outputs[0][0] else tolerance):
-            wrong.append(f"{title} is off {outputs[0][0]} by {far:.3g} of its size")
+            wrong.append(f"{title} differs from {outputs[0][0]} by {far:.3g} of its norm")
     return wrong
 
 
-def _judge(rows: list[dict[str, Any]], own_gpus: bool, model_bytes: int) -> list[dict[str, Any]]:
+def _evaluate(rows: list[dict[str, Any]], own_gpus: bool, model_bytes: int) -> list[dict[str, Any]]:
     mine = [row for row in rows if row["variant"].startswith("layershard") and "not_run" not in row]
     found = []
     if mine and mine[0]["free_bytes"] is not None:
         least = min(row["free_bytes_with_activations"] for row in mine)
-        verdict = "met" if least >= e2e_judge.WHOLE_FREE_BYTES else "MISSED"
-        verdict = verdict if model_bytes >= e2e_judge.WHOLE_BYTES else e2e_judge.NOT_WHOLE
-        found.append({
-            "what": "free memory of each GPU, layershard, with activations (at least)",
-            "limit": f"{e2e_judge.WHOLE_FREE_BYTES / 1e9:.0f} GB",
-            "found": f"{least / 1e9:.1f} GB",
-            "result": verdict if own_gpus else e2e_judge.NO_GPUS,
-        })
+        result = "met" if least >= e2e_targets.WHOLE_FREE_BYTES else "MISSED"
+        result = result if model_bytes >= e2e_targets.WHOLE_BYTES else e2e_targets.NOT_WHOLE
+        found.append(
+            {
+                "what": "free memory of each GPU, layershard, with activations (at least)",
+                "limit": f"{e2e_targets.WHOLE_FREE_BYTES / 1e9:.0f} GB",
+                "found": f"{least / 1e9:.1f} GB",
+                "result": result if own_gpus else e2e_targets.NO_GPUS,
+            }
+        )
     return found
 
 
 def run(options: argparse.Namespace, bench: Bench, tokens: list[int], config: dict[str, Any]) -> int:
-    meeting = bench.meeting
-    rounds = Rounds(meeting, passes=options.passes, rounds=SAMPLES, warm_ms=options.warm_ms)
+    ranks = bench.ranks
+    rounds = Rounds(ranks, passes=options.passes, rounds=SAMPLES, warm_ms=options.warm_ms)
     size = f"{bench.shape.bytes / 1e9:.1f} GB in {bench.shape.layers} layers"
-    meeting.say(f"{size}: replicated it would be {bench.ranks_here * bench.shape.bytes / 1e9:.1f} GB a device")
+    ranks.say(f"{size}: replicated it would be {bench.ranks_here * bench.shape.bytes / 1e9:.1f} GB a device")
     stages, rows = [], []
     for make in (_sharded, TensorParallel, TensorParallel, _sharded):
         stage = Stage(bench, rounds, make)
         for row in stage.run(tokens):
             rows.append(row)
-            meeting.say(_text(row))
+            ranks.say(_text(row))
         stages.append(stage)
-    trouble = meeting.agree("; ".join(_differences(stages, tolerance_of(bench.shape))) or None)
+    trouble = ranks.agree("; ".join(_differences(stages, tolerance_of(bench.shape))) or None)
     if trouble is not None:
-        meeting.say(f"wrong output: {trouble}")
+        ranks.say(f"wrong output: {trouble}")
         return 1
-    targets = _judge(rows, meeting.on_gpus and not meeting.shares_device, bench.shape.bytes)
+    targets = _evaluate(rows, ranks.on_gpus and not ranks.shares_device, bench.shape.bytes)
     if targets:
-        meeting.say(e2e_judge.as_text(targets))
+        ranks.say(e2e_targets.as_text(targets))
     result = {"bench": "e2e --whole", "config": config, "rows": rows, "targets": targets}
-    torch_save.save(options.save, meeting, result)
+    torch_save.save(options.save, ranks, result)
     return 0

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from e2e_arms import Bench, Replicated, Way, has_nccl
-from e2e_model import Layer, hang
+from e2e_model import Layer, use_memory
+from e2e_schemes import Bench, Replicated, Scheme, has_nccl
 from torch.multiprocessing.reductions import reduce_tensor
-from torch_table import Arm
+from torch_table import Variant
 
 WINDOWS = 2
 
 
-class Windowed(Way):
+class Windowed(Scheme):
     """Two windows, always kept full: one is filled again as soon as its layer is done with, with the layer that
-    travels next. Layers come from the replicated arm's memory."""
+    travels next. Layers are read from the replicated variant's memory."""
 
     def __init__(self, bench: Bench, replicated: Replicated) -> None:
         super().__init__(bench)
@@ -32,29 +32,27 @@ class Windowed(Way):
         return WINDOWS * self.shape.layer_bytes
 
     def source_of(self, layer: int) -> int:
-        return layer % self.meeting.size
+        return layer % self.ranks.size
 
     def travellers(self) -> list[int]:
         raise NotImplementedError
 
     def move(self, layer: int, window: torch.Tensor) -> Any:
-        """Enqueue the bytes' way on the stream that is current; something to wait for, or None."""
+        """Enqueue the bytes' transfer on the current stream; something to wait for, or None."""
         raise NotImplementedError
 
     def open(self) -> None:
         if not self.replicated.built:
-            raise RuntimeError("it takes its layers from the replicated arm, which was not built")
-        device = self.meeting.device
-        self.windows = [
-            torch.empty(self.shape.layer_bytes, dtype=torch.uint8, device=device) for _ in range(WINDOWS)
-        ]
+            raise RuntimeError("it takes its layers from the replicated variant, which was not built")
+        device = self.ranks.device
+        self.windows = [torch.empty(self.shape.layer_bytes, dtype=torch.uint8, device=device) for _ in range(WINDOWS)]
         with torch.device("meta"):
             made = [Layer(self.shape, self.shape.head).to(self.shape.dtype).eval() for _ in range(WINDOWS)]
-        self.through = [hang(layer, window) for layer, window in zip(made, self.windows)]
+        self.through = [use_memory(layer, window) for layer, window in zip(made, self.windows)]
         self.path = self.travellers()
         self.started = self.done = 0
         self.under_way: list[Any] = [None] * WINDOWS
-        if self.meeting.on_gpus:
+        if self.ranks.on_gpus:
             self.stream = torch.cuda.Stream()
             self.freed = torch.cuda.Event()
             self.ready = [torch.cuda.Event() for _ in range(WINDOWS)]
@@ -63,7 +61,7 @@ class Windowed(Way):
     def _start(self) -> None:
         slot, layer = self.started % WINDOWS, self.path[self.started % len(self.path)]
         self.started += 1
-        if not self.meeting.on_gpus:
+        if not self.ranks.on_gpus:
             self.under_way[slot] = self.move(layer, self.windows[slot])
             return
         with torch.cuda.stream(self.stream):
@@ -78,7 +76,7 @@ class Windowed(Way):
             self._start()
 
     def _await(self, slot: int) -> None:
-        if self.meeting.on_gpus:
+        if self.ranks.on_gpus:
             torch.cuda.current_stream().wait_event(self.ready[slot])
         elif self.under_way[slot] is not None:
             self.under_way[slot].wait()
@@ -91,35 +89,35 @@ class Windowed(Way):
                 x = self.replicated.model.layers[layer](x)
                 continue
             slot = self.done % WINDOWS
-            own = self.source_of(layer) == self.meeting.rank
+            own = self.source_of(layer) == self.ranks.rank
             if not own:
                 self._await(slot)
             x = (self.replicated.model.layers[layer] if own else self.through[slot])(x)
-            if own and not self.meeting.on_gpus:
+            if own and not self.ranks.on_gpus:
                 self._await(slot)
-            if self.meeting.on_gpus:
+            if self.ranks.on_gpus:
                 self.freed.record()
             self.done += 1
         self._refill()
         return x
 
     def rest(self) -> None:
-        """What is on its way is the beginning of the next pass, and is kept."""
+        """What is under way is the beginning of the next pass, and is kept."""
         for slot in range(WINDOWS):
             self._await(slot)
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         x = self.input(tokens)
         details = {"mode": "eager", "prefetch": 1, "windows": WINDOWS}
-        return [Arm(self.title, lambda: self.run(x), rest=self.rest, details=details)]
+        return [Variant(self.title, lambda: self.run(x), rest=self.rest, details=details)]
 
     def close(self) -> None:
-        self.meeting.synchronize()
-        self.meeting.meet()
-        kept = {"bench", "meeting", "shape", "memory", "replicated"}
+        self.ranks.synchronize()
+        self.ranks.barrier()
+        kept = {"bench", "ranks", "shape", "memory", "replicated"}
         for name in set(vars(self)) - kept:
             delattr(self, name)
-        self.meeting.meet()
+        self.ranks.barrier()
 
 
 class Broadcast(Windowed):
@@ -129,18 +127,18 @@ class Broadcast(Windowed):
     title = "broadcast"
 
     def refusal(self) -> str | None:
-        return has_nccl(self.meeting)
+        return has_nccl(self.ranks)
 
     def travellers(self) -> list[int]:
         return list(range(self.shape.layers))
 
     def open(self) -> None:
         super().open()
-        self.group = dist.new_group(backend="nccl" if self.meeting.on_gpus else "gloo")
+        self.group = dist.new_group(backend="nccl" if self.ranks.on_gpus else "gloo")
 
     def move(self, layer: int, window: torch.Tensor) -> Any:
         source = self.source_of(layer)
-        memory = self.replicated.layers[layer] if source == self.meeting.rank else window
+        memory = self.replicated.layers[layer] if source == self.ranks.rank else window
         return dist.broadcast(memory, src=source, group=self.group, async_op=True)
 
 
@@ -151,19 +149,19 @@ class PeerCopy(Windowed):
     title = "peer copy"
 
     def refusal(self) -> str | None:
-        return None if self.meeting.on_gpus else "there is no CUDA IPC on a processor"
+        return None if self.ranks.on_gpus else "there is no CUDA IPC on a processor"
 
     def travellers(self) -> list[int]:
-        return [layer for layer in range(self.shape.layers) if self.source_of(layer) != self.meeting.rank]
+        return [layer for layer in range(self.shape.layers) if self.source_of(layer) != self.ranks.rank]
 
     def open(self) -> None:
         super().open()
         offered = {
             layer: reduce_tensor(memory)
             for layer, memory in enumerate(self.replicated.layers)
-            if self.source_of(layer) == self.meeting.rank
+            if self.source_of(layer) == self.ranks.rank
         }
-        everyones = self.meeting.gather(offered)
+        everyones = self.ranks.gather(offered)
         self.remote: dict[int, torch.Tensor] = {}
         for layer in self.path:
             rebuild, arguments = everyones[self.source_of(layer)][layer]

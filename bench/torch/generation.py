@@ -41,16 +41,20 @@ def load(path: pathlib.Path) -> tuple[Any, torch.Tensor]:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    where = {"pretrained_model_name_or_path": path} if path.is_dir() else {
-        "pretrained_model_name_or_path": path.parent,
-        "gguf_file": path.name,
-    }
+    where = (
+        {"pretrained_model_name_or_path": path}
+        if path.is_dir()
+        else {
+            "pretrained_model_name_or_path": path.parent,
+            "gguf_file": path.name,
+        }
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     return model, tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
 
 
-def share(model: Any, rank: int, size: int) -> str:
+def shard(model: Any, rank: int, size: int) -> str:
     """Returns what the handle says of the transport; refuses one that moves layers."""
     import layershard.torch as sharding
 
@@ -58,12 +62,12 @@ def share(model: Any, rank: int, size: int) -> str:
     sharding.shard(model, "model.layers.*", scope="block", transport="shm")
     handle = sharding.of(model)
     if any(each.windows for each in handle.stats().values()):
-        raise SystemExit("layers come through windows: there is nothing in place to measure")
+        raise SystemExit("layers are fetched through windows: none is used in place, and there is nothing to measure")
     return handle.report()
 
 
 def be_a_rank(model: Any, rank: int, size: int, done: Any) -> None:
-    share(model, rank, size)
+    shard(model, rank, size)
     done.wait()
 
 
@@ -92,7 +96,7 @@ def round_ms(models: list[Any], prompt: torch.Tensor, n_tokens: int) -> list[flo
     return [min(each) for each in zip(*blocks, strict=True)]
 
 
-def judge(rounds: list[list[float]]) -> bool:
+def evaluate(rounds: list[list[float]]) -> bool:
     """Print what was found; whether the shared copy is as fast as the machine can tell."""
     scatter = max(abs(too / private - 1) for private, too, _ in rounds)
     ratio = statistics.median(shared / private for private, _, shared in rounds)
@@ -107,7 +111,7 @@ def judge(rounds: list[list[float]]) -> bool:
 
 def measure(options: argparse.Namespace, model: Any, prompt: torch.Tensor) -> bool:
     models = [model, copy.deepcopy(model), copy.deepcopy(model)]
-    report = share(models[2], 0, options.ranks)
+    report = shard(models[2], 0, options.ranks)
     gc.collect()
     gc.disable()
     with torch.inference_mode():
@@ -119,7 +123,7 @@ def measure(options: argparse.Namespace, model: Any, prompt: torch.Tensor) -> bo
             print(f"round {number + 1}: {times} ms a token", flush=True)
     print(report)
     print(f"torch {torch.__version__}, one thread, {options.tokens} tokens a block; logits are the same bits")
-    return judge(rounds)
+    return evaluate(rounds)
 
 
 def main() -> None:

@@ -115,9 +115,9 @@ def rank_main(rank: int, job: str, options: argparse.Namespace) -> None:
                 flush=True,
             )
     if rank == 0:
-        verdict = "met" if worst <= TARGET_US else "MISSED"
+        result = "met" if worst <= TARGET_US else "MISSED"
         versions = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
-        print(f"{versions}: at most {TARGET_US} us a module: {verdict}")
+        print(f"{versions}: at most {TARGET_US} us a module: {result}")
 
 
 def main() -> None:

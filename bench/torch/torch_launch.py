@@ -46,26 +46,26 @@ def launch(size: int) -> int | None:
         port = free.getsockname()[1]
     environment = dict(os.environ, WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     command = [sys.executable, *sys.argv]
-    ranks = [
+    processes = [
         subprocess.Popen(command, env=dict(environment, RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(size)
     ]
     try:
-        while all(rank.poll() in (None, 0) for rank in ranks) and any(rank.poll() is None for rank in ranks):
+        while all(rank.poll() in (None, 0) for rank in processes) and any(rank.poll() is None for rank in processes):
             time.sleep(0.05)
         # The rank that failed first has said why; its peers may still have to say that they miss it.
-        end = time.monotonic() + (10 if any(rank.poll() for rank in ranks) else 0)
-        while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
+        end = time.monotonic() + (10 if any(rank.poll() for rank in processes) else 0)
+        while time.monotonic() < end and any(rank.poll() is None for rank in processes):
             time.sleep(0.05)
     finally:
-        for rank in ranks:
+        for rank in processes:
             if rank.poll() is None:
                 rank.kill()
-        statuses = [rank.wait() for rank in ranks]
+        statuses = [rank.wait() for rank in processes]
     return next((1 if status < 0 else status for status in statuses if status), 0)
 
 
 @dataclasses.dataclass
-class Meeting:
+class Ranks:
     """The ranks of a run and this one's place among them. Its own group, of host memory, never carries what is
     measured."""
 
@@ -89,7 +89,7 @@ class Meeting:
         """Two ranks on one GPU."""
         return self.on_gpus and len(set(self.devices)) < self.size
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         dist.barrier(group=self.group)
 
     def gather(self, mine: Any) -> list[Any]:
@@ -125,7 +125,7 @@ class Meeting:
             torch.cuda.synchronize(self.device)
 
 
-def join(devices: Sequence[torch.device], timeout_s: float = 600) -> Meeting:
+def join(devices: Sequence[torch.device], timeout_s: float = 600) -> Ranks:
     """Meet the other ranks. The default group has gloo for the processor and, where each rank has a GPU of its own,
     NCCL for GPUs: NCCL refuses two ranks on one."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -139,10 +139,10 @@ def join(devices: Sequence[torch.device], timeout_s: float = 600) -> Meeting:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if own_gpus else "gloo", timeout=limit, device_id=device if own_gpus else None
     )
-    return Meeting(rank, size, list(devices), dist.new_group(backend="gloo", timeout=limit))
+    return Ranks(rank, size, list(devices), dist.new_group(backend="gloo", timeout=limit))
 
 
-def leave(meeting: Meeting) -> None:
-    meeting.synchronize()
-    meeting.meet()
+def leave(ranks: Ranks) -> None:
+    ranks.synchronize()
+    ranks.barrier()
     dist.destroy_process_group()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch_launch import Meeting
+from torch_launch import Ranks
 from torch_meter import Meter
 
 
@@ -37,22 +37,21 @@ def _nccl() -> str | None:
     return ".".join(map(str, torch.cuda.nccl.version()))
 
 
-def _gpu(meeting: Meeting) -> dict[str, Any] | None:
-    if not meeting.on_gpus:
+def _gpu(ranks: Ranks) -> dict[str, Any] | None:
+    if not ranks.on_gpus:
         return None
-    meter = Meter(meeting.device)
-    name = torch.cuda.get_device_name(meeting.device)
-    return {"rank": meeting.rank, "ordinal": meeting.device.index, "name": name, "bus": meter.bus,
-            "driver": meter.driver}
+    meter = Meter(ranks.device)
+    name = torch.cuda.get_device_name(ranks.device)
+    return {"rank": ranks.rank, "ordinal": ranks.device.index, "name": name, "bus": meter.bus, "driver": meter.driver}
 
 
-def save(path: str | None, meeting: Meeting, result: dict[str, Any]) -> None:
+def save(path: str | None, ranks: Ranks, result: dict[str, Any]) -> None:
     """Write @result with the machine, the date, the command and the versions, as `layershard-bench --save` does.
     Collective; without a path nothing is written."""
     import layershard._library
 
-    gpus = [gpu for gpu in meeting.gather(_gpu(meeting)) if gpu]
-    if path is None or meeting.rank != 0:
+    gpus = [gpu for gpu in ranks.gather(_gpu(ranks)) if gpu]
+    if path is None or ranks.rank != 0:
         return
     script = os.path.relpath(sys.argv[0], pathlib.Path(__file__).resolve().parents[2])
     saved = {

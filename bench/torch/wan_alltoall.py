@@ -25,9 +25,9 @@ TEXTS = {"nccl": "NCCL", "gloo": "gloo, through the host", "ipc": "copies inside
 Exchange = Callable[[torch.Tensor, Any], torch.Tensor]
 
 
-def carrier_of(wanted: str, meeting: Any) -> str:
+def carrier_of(wanted: str, ranks: Any) -> str:
     """What "auto" means; refused is what cannot be."""
-    possible = ("ipc", "gloo") if meeting.shares_device else ("nccl",) if meeting.on_gpus else ("gloo",)
+    possible = ("ipc", "gloo") if ranks.shares_device else ("nccl",) if ranks.on_gpus else ("gloo",)
     if wanted == "auto":
         return possible[0]
     if wanted not in possible:
@@ -40,21 +40,21 @@ class _Counters:
 
     DEADLINE_S = 60
 
-    def __init__(self, meeting: Any) -> None:
+    def __init__(self, ranks: Any) -> None:
         size = mmap.ALLOCATIONGRANULARITY
         path = None
-        if meeting.rank == 0:
+        if ranks.rank == 0:
             descriptor, path = tempfile.mkstemp(prefix="layershard-wan-")
             os.ftruncate(descriptor, size)
             os.close(descriptor)
-        path = meeting.first(path)
+        path = ranks.first(path)
         with open(path, "r+b") as file:
             self._map = mmap.mmap(file.fileno(), size)
-        meeting.meet()
-        if meeting.rank == 0:
+        ranks.barrier()
+        if ranks.rank == 0:
             os.unlink(path)
-        self._begun = (ctypes.c_int64 * meeting.size).from_buffer(self._map)
-        self._rank = meeting.rank
+        self._begun = (ctypes.c_int64 * ranks.size).from_buffer(self._map)
+        self._rank = ranks.rank
 
     def begin(self, number: int) -> None:
         """After this rank's part is in the stream; then wait until that of all others is in theirs."""
@@ -63,7 +63,7 @@ class _Counters:
         while min(self._begun) < number:
             if time.monotonic() > end:
                 late = [rank for rank, begun in enumerate(self._begun) if begun < number]
-                raise TimeoutError(f"rank {self._rank}: all-to-all {number}: ranks {late} have not come to it")
+                raise TimeoutError(f"rank {self._rank}: all-to-all {number}: ranks {late} have not begun it")
             time.sleep(0)
 
 
@@ -76,23 +76,23 @@ class CopiesInside:
 
     PLACES = 2
 
-    def __init__(self, meeting: Any, nbytes: int) -> None:
+    def __init__(self, ranks: Any, nbytes: int) -> None:
         from torch.multiprocessing.reductions import reduce_tensor
 
-        self._rank, self._size = meeting.rank, meeting.size
-        self._mine = [torch.empty(nbytes, dtype=torch.uint8, device=meeting.device) for _ in range(self.PLACES)]
+        self._rank, self._size = ranks.rank, ranks.size
+        self._mine = [torch.empty(nbytes, dtype=torch.uint8, device=ranks.device) for _ in range(self.PLACES)]
         self._ready = [torch.cuda.Event(interprocess=True) for _ in range(self.PLACES)]
         for event in self._ready:
             event.record()
-        torch.cuda.synchronize(meeting.device)
+        torch.cuda.synchronize(ranks.device)
         given = [reduce_tensor(place) for place in self._mine], [event.ipc_handle() for event in self._ready]
         self._theirs: dict[int, list[torch.Tensor]] = {}
         self._events: dict[int, list[Any]] = {}
-        for rank, (places, handles) in enumerate(meeting.gather(given)):
-            if rank != meeting.rank:
+        for rank, (places, handles) in enumerate(ranks.gather(given)):
+            if rank != ranks.rank:
                 self._theirs[rank] = [rebuild(*arguments) for rebuild, arguments in places]
-                self._events[rank] = [torch.cuda.Event.from_ipc_handle(meeting.device, handle) for handle in handles]
-        self._counters = _Counters(meeting)
+                self._events[rank] = [torch.cuda.Event.from_ipc_handle(ranks.device, handle) for handle in handles]
+        self._counters = _Counters(ranks)
         self._number = 0
 
     def __call__(self, x: torch.Tensor, _group: Any) -> torch.Tensor:
@@ -117,7 +117,7 @@ class AllToAlls:
     Without NCCL it gathers the model's output too, once a pass: gloo's gather takes GPU memory for the host's.
     """
 
-    def __init__(self, meeting: Any, carrier: str, largest: int) -> None:
+    def __init__(self, ranks: Any, carrier: str, largest: int) -> None:
         from diffusers.hooks.context_parallel import EquipartitionSharder
         from diffusers.models import attention_dispatch
 
@@ -126,8 +126,8 @@ class AllToAlls:
         self._sharder: Any = EquipartitionSharder
         self._gathers = carrier != "nccl"
         self._original_gather = vars(EquipartitionSharder)["unshard"]
-        self._exchange = CopiesInside(meeting, largest) if carrier == "ipc" else self._original
-        self._on_gpus = meeting.on_gpus
+        self._exchange = CopiesInside(ranks, largest) if carrier == "ipc" else self._original
+        self._on_gpus = ranks.on_gpus
         self._marks: list[tuple[Any, Any]] | None = None
 
     def install(self) -> None:

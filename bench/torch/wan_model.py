@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wan2.2-A14B's transformer with random weights: whole, shared by layershard, or by FSDP2; its tokens split over ranks.
+"""Wan2.2-A14B's transformer with random weights: whole, sharded by layershard or by FSDP2; its tokens split over ranks.
 
 The model is diffusers' own, and so is its context parallelism (Ulysses). Weights depend on their names only: every rank
-and every way of keeping them has the same ones. They are made where they stay, so no rank ever has more than it keeps.
+and every way of storing them has the same ones. They are made where they stay, so no rank ever has more than it keeps.
 
 Knows diffusers, layershard and FSDP2; nothing of rounds or clocks.
 """
@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_layers": 40,
         "rope_max_seq_len": 1024,
     },
-    # For tests: heads that two and four ranks can share, and more blocks than windows.
+    # For tests: heads that two and four ranks can divide, and more blocks than windows.
     "tiny": {
         "num_attention_heads": 4,
         "attention_head_dim": 12,
@@ -105,7 +105,7 @@ def _materialize(model: nn.Module, names: Iterable[str], prefix: str, device: to
 
 
 def outside(model: nn.Module) -> list[str]:
-    """Parameters that belong to no block; every way keeps them whole."""
+    """Parameters that belong to no block; every scheme stores them whole."""
     return [name for name, _ in model.named_parameters() if not name.startswith("blocks.")]
 
 
@@ -113,14 +113,14 @@ def bytes_of(parameters: Iterable[torch.Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in parameters)
 
 
-# ---- Ways to keep the blocks ----
+# ---- Ways to store the blocks ----
 
 
 def replicate(model: nn.Module, prefix: str, device: torch.device) -> None:
     _materialize(model, [name for name, _ in model.named_parameters()], prefix, device)
 
 
-def share(model: nn.Module, prefix: str, device: torch.device, **config: Any) -> Any:
+def shard(model: nn.Module, prefix: str, device: torch.device, **config: Any) -> Any:
     """By layershard: each rank makes the blocks that it is source of. The handle."""
     import layershard.torch
     from layershard.diffusers import LayerShardingConfig, apply_layer_sharding
@@ -131,7 +131,7 @@ def share(model: nn.Module, prefix: str, device: torch.device, **config: Any) ->
     return handle
 
 
-def share_by_fsdp(model: nn.Module, prefix: str, device: torch.device, mesh: Any) -> None:
+def shard_by_fsdp(model: nn.Module, prefix: str, device: torch.device, mesh: Any) -> None:
     """By FSDP2: 1/n of each weight of each block. What is in float32 is tiny and stays whole: no casts, one gather."""
     from torch.distributed.fsdp import fully_shard
 
@@ -167,13 +167,13 @@ def make_meshes(size: int, device: torch.device) -> tuple[Any, Any]:
     return init_device_mesh(device.type, (1, size), mesh_dim_names=names), init_device_mesh(device.type, (size,))
 
 
-def ulysses(meeting: Any, mesh: Any) -> Any:
+def ulysses(ranks: Any, mesh: Any) -> Any:
     """The configuration that all models of a run share."""
     from diffusers import ContextParallelConfig
     from diffusers.models._modeling_parallel import ParallelConfig
 
-    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=meeting.size, mesh=mesh))
-    config.setup(meeting.rank, meeting.size, meeting.device, mesh=mesh)
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=ranks.size, mesh=mesh))
+    config.setup(ranks.rank, ranks.size, ranks.device, mesh=mesh)
     return config
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/torch/e2e.py on CPUs, with shapes of a few KiB: every way there is is run and compared, or named with a reason;
+"""bench/torch/e2e.py on CPUs, with shapes of a few KiB: every variant is run and compared, or named with a reason;
 what is said of ratios is what the samples hold."""
 
 import json
@@ -22,10 +22,10 @@ TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TREE / "bench" / "torch"))
 
 import e2e  # noqa: E402
-import e2e_arms  # noqa: E402
 import e2e_fsdp  # noqa: E402, F401
-import e2e_judge  # noqa: E402
 import e2e_layershard  # noqa: E402, F401 - imported here they are there in all forks
+import e2e_schemes  # noqa: E402
+import e2e_targets  # noqa: E402
 import e2e_tensor_parallel  # noqa: E402, F401
 import e2e_uneven  # noqa: E402
 import e2e_whole  # noqa: E402
@@ -33,9 +33,9 @@ import e2e_windows  # noqa: E402, F401
 import torch_launch  # noqa: E402
 import torch_rounds  # noqa: E402
 from e2e_model import Shape  # noqa: E402
-from torch_launch import Meeting  # noqa: E402
+from torch_launch import Ranks  # noqa: E402
 from torch_rounds import Rounds  # noqa: E402
-from torch_table import Arm, Table, ratio_of  # noqa: E402
+from torch_table import Table, Variant, ratio_of  # noqa: E402
 
 torch.set_num_threads(1)  # a forked process cannot use the parent's OpenMP threads
 
@@ -51,10 +51,10 @@ def bench(folder, *options):
 # ---- The script ----
 
 
-def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
+def test_all_variants_that_a_processor_has_compute_the_same(tmp_path):
     eager = "replicated;layershard k=?;layershard k=?, a third resident;*all resident;TP2*;broadcast;peer*;FSDP2*;two*"
     eager += ";*last rank*"
-    options = ["--tokens", "8", "--rounds", "2", "--arms", eager, "--margin", "1000", "--late-percent", "100"]
+    options = ["--tokens", "8", "--rounds", "2", "--variants", eager, "--margin", "1000", "--late-percent", "100"]
     options += ["--save", tmp_path / "e2e.json"]
     done = bench(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -66,7 +66,9 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     equal = {row["variant"]: row["bits_equal"] for row in table["rows"]}
     same = ["replicated", "layershard k=1", "layershard k=2", "broadcast", "two regimes gathered"]
     same += [f"layershard k={k}, a third resident" for k in (1, 2)] + ["layershard all resident"]
-    same += [f"{way}, last rank late" for way in ("layershard k=1", "broadcast")] + ["layershard k=1, last rank alone"]
+    same += [f"{scheme}, last rank late" for scheme in ("layershard k=1", "broadcast")] + [
+        "layershard k=1, last rank alone"
+    ]
     same += [f"FSDP2 p={p}{across}" for p in (1, 2) for across in ("", " across passes")]
     assert [name for name in same if equal.get(name) is not True] == []
     assert {"TP2", "two regimes parallel"} <= equal.keys()
@@ -79,7 +81,7 @@ def test_all_ways_that_a_processor_has_compute_the_same(tmp_path):
     assert all(row["host_ns"] > 0 for row in table["rows"] if not row["again"])
 
 
-def test_the_whole_model_one_way_after_the_other(tmp_path):
+def test_the_whole_model_one_variant_after_the_other(tmp_path):
     done = bench(tmp_path, "--whole", "--tokens", "8", "--save", tmp_path / "whole.json")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))["result"]["rows"]
@@ -105,17 +107,17 @@ def test_wrong_arguments_are_named_before_ranks_begin(tmp_path, wrong, said):
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_arm_that_is_not_there(tmp_path):
-    done = bench(tmp_path, "--tokens", "8", "--arms", "layershardd")
+def test_a_variant_that_is_not_there(tmp_path):
+    done = bench(tmp_path, "--tokens", "8", "--variants", "layershardd")
     assert done.returncode == 1
-    assert "--list names them" in done.stderr
+    assert "--list names all of them" in done.stderr
 
 
 def test_a_rank_that_fails_ends_the_others():
     """The one test that starts the script as its users do."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     command = [sys.executable, "bench/torch/e2e.py", *SMALL, "--tokens", "8", "--transport", "nonsense"]
-    command += ["--arms", "layershard k=1"]
+    command += ["--variants", "layershard k=1"]
     done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=LONG_S)
     assert done.returncode != 0
     assert "layershard k=1" in done.stderr and "nonsense" in done.stderr
@@ -125,18 +127,18 @@ def test_a_rank_that_fails_ends_the_others():
 
 
 def called(kind, rank):
-    """What a rank of two runs in an uneven pass of a way whose pass is "pass", beside replicated layers 0 to 3."""
+    """What a rank of two runs in an uneven pass of a scheme whose pass is "pass", beside replicated layers 0 to 3."""
     calls = []
-    bench = e2e_arms.Bench(Meeting(rank, 2, [torch.device("cpu")] * 2, None), Shape(4, 32, 88, 4, 2), late_percent=150)
-    arm = Arm("even", lambda: calls.append("pass"))
-    even = types.SimpleNamespace(title="even", built=True, arms=lambda tokens: [arm])
+    bench = e2e_schemes.Bench(Ranks(rank, 2, [torch.device("cpu")] * 2, None), Shape(4, 32, 88, 4, 2), late_percent=150)
+    variant = Variant("even", lambda: calls.append("pass"))
+    even = types.SimpleNamespace(title="even", built=True, variants=lambda tokens: [variant])
     layers = [lambda x, number=number: calls.append(number) for number in range(4)]
     replicated = types.SimpleNamespace(built=True, model=types.SimpleNamespace(layers=layers))
-    way = kind(bench, even, *([replicated] if kind is e2e_uneven.LastLate else []))
-    way.open()
-    (arm,) = way.arms(8)
-    assert arm.baseline == "even"
-    arm.run()
+    scheme = kind(bench, even, *([replicated] if kind is e2e_uneven.LastLate else []))
+    scheme.open()
+    (variant,) = scheme.variants(8)
+    assert variant.baseline == "even"
+    variant.run()
     return calls
 
 
@@ -152,18 +154,18 @@ def test_the_last_rank_alone_makes_passes():
 
 @pytest.mark.parametrize("transport", ["callback", "local:lockstep"])
 def test_in_step_no_rank_is_alone(transport):
-    bench = e2e_arms.Bench(Meeting(0, 2, [torch.device("cpu")] * 2, None), Shape(), transport)
+    bench = e2e_schemes.Bench(Ranks(0, 2, [torch.device("cpu")] * 2, None), Shape(), transport)
     assert transport in e2e_uneven.LastAlone(bench, types.SimpleNamespace(title="x")).refusal()
 
 
 # ---- Rounds and ratios ----
 
 
-class Alone(Meeting):
+class Alone(Ranks):
     def __init__(self):
         super().__init__(0, 1, [torch.device("cpu")], None)
 
-    def meet(self):
+    def barrier(self):
         pass
 
     def gather(self, mine):
@@ -185,29 +187,29 @@ def rounds(**options):
 
 def test_another_result_ends_the_run():
     right = torch.arange(1.0, 5.0)
-    near = Arm("near", lambda: right * (1 + 1e-4), check="close", tolerance=1e-3)
-    table = rounds(rounds=2).run([Arm("right", lambda: right), near])
+    near = Variant("near", lambda: right * (1 + 1e-4), check="close", tolerance=1e-3)
+    table = rounds(rounds=2).run([Variant("right", lambda: right), near])
     assert table.equal == {"right": True, "near": False}
-    with pytest.raises(torch_rounds.WrongBits, match="rank 0: near is off right by 0.0001"):
-        rounds(rounds=2).run([Arm("right", lambda: right), Arm("near", near.run)])
+    with pytest.raises(torch_rounds.WrongBits, match="rank 0: near differs from right by 0.0001"):
+        rounds(rounds=2).run([Variant("right", lambda: right), Variant("near", near.run)])
 
 
 def test_a_result_that_goes_wrong_later_is_seen():
     calls = iter(range(1000))
-    late = Arm("late", lambda: torch.ones(3) if next(calls) < 8 else torch.zeros(3))
-    with pytest.raises(torch_rounds.WrongBits, match="late is off right"):
-        rounds(rounds=5).run([Arm("right", lambda: torch.ones(3)), late])
+    late = Variant("late", lambda: torch.ones(3) if next(calls) < 8 else torch.zeros(3))
+    with pytest.raises(torch_rounds.WrongBits, match="late differs from right"):
+        rounds(rounds=5).run([Variant("right", lambda: torch.ones(3)), late])
 
 
 def test_results_that_could_not_differ_are_refused():
     with pytest.raises(torch_rounds.WrongBits, match="mostly zero"):
-        rounds(rounds=2).run([Arm("zeros", lambda: torch.zeros(3))])
+        rounds(rounds=2).run([Variant("zeros", lambda: torch.zeros(3))])
 
 
 def test_times_are_of_the_ranks_that_count():
-    right = Arm("right", lambda: torch.ones(3))
-    late = Arm("late", right.run, counted=slice(None, -1))
-    alone = Arm("alone", right.run, counted=slice(-1, None))
+    right = Variant("right", lambda: torch.ones(3))
+    late = Variant("late", right.run, counted=slice(None, -1))
+    alone = Variant("alone", right.run, counted=slice(-1, None))
     table = Rounds(WithASlowRank(), passes=1, warm_ms=0, rounds=3).run([right, late, alone])
     rows = {row["variant"]: row for row in table.rows()}
     times = {name: row["pass_ns"]["median"] for name, row in rows.items()}
@@ -221,17 +223,17 @@ def test_how_long_the_host_takes_for_a_pass():
         time.sleep(0.01)
         return torch.ones(3)
 
-    table = rounds(rounds=2).run([Arm("right", lambda: torch.ones(3)), Arm("slow", slow)])
+    table = rounds(rounds=2).run([Variant("right", lambda: torch.ones(3)), Variant("slow", slow)])
     first, again, row = table.rows()
     assert row["host_ns"] >= 1e7 and first["host_ns"] > 0 and again["host_ns"] is None
     assert "host us" in table.as_text()
 
 
-def test_an_arm_that_cannot_run_is_named():
+def test_a_variant_that_cannot_run_is_named():
     def broken():
         raise RuntimeError("no such thing\nat all")
 
-    table = rounds(rounds=2).run([Arm("right", lambda: torch.ones(3)), Arm("broken", broken)])
+    table = rounds(rounds=2).run([Variant("right", lambda: torch.ones(3)), Variant("broken", broken)])
     assert table.not_run == {"broken": "RuntimeError: no such thing"}
     assert [row["variant"] for row in table.rows()] == ["right", "right"]
 
@@ -246,7 +248,7 @@ def test_interval_holds_the_median_of_what_is_drawn():
 
 
 def table_of(drift=0.0, **times):
-    table = Table([Arm(name.replace("_", " "), lambda: None) for name in ("replicated", *times)], 0.5)
+    table = Table([Variant(name.replace("_", " "), lambda: None) for name in ("replicated", *times)], 0.5)
     table.times = {name.replace("_", " "): list(values) for name, values in times.items()}
     table.times["replicated"] = [1.0, 2.0, 4.0]
     table.again = [each * (1 + drift) for each in table.times["replicated"]]
@@ -261,41 +263,43 @@ def test_ratios_are_the_rounds_own():
 
 
 @pytest.mark.parametrize(
-    "drift, slower, own_gpus, verdict",
+    "drift, slower, own_gpus, result",
     [
         (0, 1.02, True, "met"),
         (0, 1.03, True, "MISSED"),
-        (0.01, 1.02, True, e2e_judge.VOID),
-        (0, 1.02, False, e2e_judge.NO_GPUS),
+        (0.01, 1.02, True, e2e_targets.INCONCLUSIVE),
+        (0, 1.02, False, e2e_targets.NO_GPUS),
     ],
 )
-def test_targets_are_judged(drift, slower, own_gpus, verdict):
+def test_targets_are_evaluated(drift, slower, own_gpus, result):
     table = table_of(drift)
     table.times["layershard k=1"] = [slower * each for each in (1.0, 2.0, 4.0)]
     table.times["layershard k=2"] = [3 * each for each in (1.0, 2.0, 4.0)]
-    found = {row["what"]: row["result"] for row in e2e_judge.judge_tables({4096: table}, own_gpus)}
-    assert found["layershard k=1 : replicated, 4096 tokens"] == verdict
+    found = {row["what"]: row["result"] for row in e2e_targets.evaluate_tables({4096: table}, own_gpus)}
+    assert found["layershard k=1 : replicated, 4096 tokens"] == result
     assert found["layershard k=1 : FSDP2*, 4096 tokens"] == "not run"
 
 
 @pytest.mark.parametrize("variant, limit", [("last rank late", 1.005), ("graph", 1.02)])
-@pytest.mark.parametrize("beyond, verdict", [(-0.001, "met"), (0.001, "MISSED")])
-def test_a_late_rank_and_graphs_are_judged_by_the_even_eager_pass(variant, limit, beyond, verdict):
+@pytest.mark.parametrize("beyond, result", [(-0.001, "met"), (0.001, "MISSED")])
+def test_a_late_rank_and_graphs_are_compared_with_the_even_eager_pass(variant, limit, beyond, result):
     table = table_of()
     table.times["layershard k=1"] = [1.0, 2.0, 4.0]
     table.times[f"layershard k=1, {variant}"] = [(limit + beyond) * each for each in (1.0, 2.0, 4.0)]
-    found = {row["what"]: row["result"] for row in e2e_judge.judge_tables({16: table}, True)}
-    assert found[f"layershard k=1, {variant} : layershard k=1, 16 tokens"] == verdict
+    found = {row["what"]: row["result"] for row in e2e_targets.evaluate_tables({16: table}, True)}
+    assert found[f"layershard k=1, {variant} : layershard k=1, 16 tokens"] == result
 
 
-def test_memory_is_judged():
+def test_memory_is_evaluated():
     memory = {"variant": "layershard k=1", "windows": 2, "layers_bytes": 300, "expected_bytes": 100}
-    verdicts = [e2e_judge.judge_memory([memory | {"driver_bytes": each}])[0]["result"] for each in (102, 103, 0, None)]
-    assert verdicts == ["met", "MISSED", "MISSED", "not run"]
+    results = [
+        e2e_targets.evaluate_memory([memory | {"driver_bytes": each}])[0]["result"] for each in (102, 103, 0, None)
+    ]
+    assert results == ["met", "MISSED", "MISSED", "not run"]
 
 
-@pytest.mark.parametrize("model_bytes, verdict", [(137e9, "met"), (6.8e9, e2e_judge.NOT_WHOLE)])
-def test_free_memory_beside_a_smaller_model_says_nothing(model_bytes, verdict):
+@pytest.mark.parametrize("model_bytes, result", [(137e9, "met"), (6.8e9, e2e_targets.NOT_WHOLE)])
+def test_free_memory_beside_a_smaller_model_says_nothing(model_bytes, result):
     row = {"variant": "layershard k=1", "free_bytes": 70e9, "free_bytes_with_activations": 65e9}
-    (found,) = e2e_whole._judge([row], True, model_bytes)
-    assert found["result"] == verdict
+    (found,) = e2e_whole._evaluate([row], True, model_bytes)
+    assert found["result"] == result

@@ -22,9 +22,9 @@ UNEVEN = ["layershard k=1, last rank late", "broadcast, last rank late", "layers
 
 def test_passes_from_graphs_and_of_uneven_ranks(tmp_path):
     path = tmp_path / "e2e.json"
-    arms = "replicated*;layershard k=1;layershard k=1, graph;broadcast;*last rank*"
+    variants = "replicated*;layershard k=1;layershard k=1, graph;broadcast;*last rank*"
     command = [sys.executable, "bench/torch/e2e.py", "--devices", "0,1" if GPUS > 1 else "0,0", *SMALL]
-    command += ["--arms", arms, "--save", str(path)]
+    command += ["--variants", variants, "--save", str(path)]
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=LONG_S)
     assert done.returncode == 0, done.stdout + done.stderr
     (table,) = json.loads(path.read_text(encoding="utf-8"))["result"]["tables"]

@@ -54,7 +54,7 @@ def saved(tmp_path, *arguments):
 # ---- The whole program ----
 
 
-def test_all_ways_compute_the_same(tmp_path):
+def test_all_variants_compute_the_same(tmp_path):
     result, text = saved(tmp_path, "--devices", "cpu,cpu", "--control", "--fsdp-prefetch", "1")
     rows = {row["variant"]: row for row in result["tables"][0]["rows"] if not row["again"]}
     assert list(rows) == ["replicated", "layershard", "layershard, all resident", "FSDP2, prefetch 1"]
@@ -85,10 +85,10 @@ def test_second_expert_takes_over(tmp_path):
 
 def test_windows_that_hold_everything_are_pointed_at(tmp_path):
     _, text = saved(tmp_path, "--devices", "cpu,cpu", "--layers", "4", "--fsdp-prefetch", "")
-    assert "layershard: NOTHING IS PULLED" in text
+    assert "layershard: NOTHING IS FETCHED" in text
 
 
-def test_a_way_that_cannot_be_built_is_named_and_the_rest_runs(tmp_path):
+def test_a_scheme_that_cannot_be_built_is_named_and_the_rest_runs(tmp_path):
     result, text = saved(tmp_path, "--devices", "cpu,cpu", "--pace", "20", "--fsdp-prefetch", "")
     assert [each["variant"] for each in result["tables"][0]["not_run"]] == ["layershard, 20 GB/s"]
     assert "shm has no option" in text
@@ -100,13 +100,13 @@ def test_without_replicated_there_is_nothing_to_compare_with(tmp_path):
     assert "replicated, which all else is compared with, cannot be built: ValueError" in done.stdout
 
 
-def test_a_way_whose_first_pass_fails_is_named_and_the_rest_runs(monkeypatch):
+def test_a_scheme_whose_first_pass_fails_is_named_and_the_rest_runs(monkeypatch):
     """It may be built and find no memory for a pass, or no operator: that must not cost the others' results."""
-    wan, ways = load("wan"), load("wan_ways")
-    given = [ways.Way("replicated", "replicated"), ways.Way("broken", "layershard", experts=[None])]
-    monkeypatch.setattr(ways, "ways_of", lambda options, meeting: given)
+    wan, schemes = load("wan"), load("wan_schemes")
+    given = [schemes.Scheme("replicated", "replicated"), schemes.Scheme("broken", "layershard", experts=[None])]
+    monkeypatch.setattr(schemes, "schemes_of", lambda options, here: given)
 
-    class Meeting:
+    class Ranks:
         on_gpus = False
 
         def note(self, text):
@@ -122,7 +122,7 @@ def test_a_way_whose_first_pass_fails_is_named_and_the_rest_runs(monkeypatch):
             return trouble
 
     class Builder:
-        def build(self, way):
+        def build(self, scheme):
             return None
 
     class Denoiser:
@@ -130,15 +130,15 @@ def test_a_way_whose_first_pass_fails_is_named_and_the_rest_runs(monkeypatch):
             if experts:
                 raise RuntimeError("out of memory\nand more")
 
-    built, arms, trouble = wan.build_all(None, Meeting(), Builder(), Denoiser())
-    assert [way.name for way in built] == [arm.name for arm in arms] == ["replicated"]
+    built, variants, trouble = wan.build_all(None, Ranks(), Builder(), Denoiser())
+    assert [scheme.name for scheme in built] == [variant.name for variant in variants] == ["replicated"]
     assert trouble == {"broken": "RuntimeError: out of memory"}
 
 
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["--devices", "cpu,cpu,cpu"], "3 ranks cannot share 24 tokens, 4 heads"),
+        (["--devices", "cpu,cpu,cpu"], "24 tokens and 4 heads do not divide by 3 ranks"),
         (["--devices", "cpu,cpu", "--video", "64x33x9"], "must be multiples of 16"),
         (["--devices", "cpu,cpu", "--video", "64x32"], "is not WIDTHxHEIGHTxFRAMES"),
     ],
@@ -162,11 +162,11 @@ def denoise(rank, size, port, experts):
     """This rank's output with the tokens split, and that of the same weights in one piece."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     launch, model, alltoall = load("torch_launch"), load("wan_model"), load("wan_alltoall")
-    meeting = launch.join([torch.device("cpu")] * size)
-    shape, device = model.SHAPES["tiny"], meeting.device
-    parallel = model.ulysses(meeting, model.make_meshes(size, device)[0])
+    here = launch.join([torch.device("cpu")] * size)
+    shape, device = model.SHAPES["tiny"], here.device
+    parallel = model.ulysses(here, model.make_meshes(size, device)[0])
     denoiser = model.Denoiser(shape, "64x32x9", 2, device, 6)
-    alltoall.AllToAlls(meeting, "gloo", 0).install()
+    alltoall.AllToAlls(here, "gloo", 0).install()
     outputs = []
     with torch.no_grad():
         for split in (True, False):
@@ -176,7 +176,7 @@ def denoise(rank, size, port, experts):
                 if split:
                     model.split_tokens(each, parallel)
             outputs.append(denoiser.run(models).float().tolist())
-    launch.leave(meeting)
+    launch.leave(here)
     return outputs
 
 
@@ -218,14 +218,14 @@ def test_own_time_is_that_of_the_rank_that_waits_for_nobody():
 
 
 class Place:
-    """A meeting as far as a judgement looks at it."""
+    """The ranks as far as an evaluation looks at them."""
 
     def __init__(self, on_gpus, shares_device):
         self.on_gpus, self.shares_device = on_gpus, shares_device
 
 
 @pytest.mark.parametrize(
-    "sharded, again, place, verdict",
+    "sharded, again, place, result",
     [
         (1.02, 1.0, Place(True, False), "met"),
         (1.04, 1.0, Place(True, False), "MISSED"),
@@ -234,37 +234,37 @@ class Place:
         (1.02, 1.0, Place(False, False), None),
     ],
 )
-def test_verdict(sharded, again, place, verdict):
+def test_what_is_said_of_targets(sharded, again, place, result):
     compared, report = load("torch_table"), load("wan_report")
-    table = compared.Table([compared.Arm("replicated", None), compared.Arm("layershard", None)], 0.5)
+    table = compared.Table([compared.Variant("replicated", None), compared.Variant("layershard", None)], 0.5)
     table.times = {"replicated": [1.0] * 3, "layershard": [sharded] * 3}
     table.again = [again] * 3
-    way = load("wan_ways").Way("layershard", "layershard", memory={"off_wanted": 0.03})
-    speed, memory = report.evaluate(place, table, [way])
-    assert speed["result"] == verdict
+    scheme = load("wan_schemes").Scheme("layershard", "layershard", memory={"off_wanted": 0.03})
+    speed, memory = report.evaluate(place, table, [scheme])
+    assert speed["result"] == result
     assert memory["result"] == "MISSED"
-    assert (verdict or "not evaluated" if not place.on_gpus else verdict or "") in report.targets_text([speed], place)
+    assert (result or "not evaluated" if not place.on_gpus else result or "") in report.targets_text([speed], place)
 
 
 def test_a_pace_is_an_option_of_the_transport():
-    script = load("wan_ways")
+    script = load("wan_schemes")
     assert [script.paced("cuda", 50), script.paced("cuda:copy", 2.5)] == ["cuda:pace=50", "cuda:copy+pace=2.5"]
 
 
 class Circle:
-    """Ranks that are threads, meeting as far as the counters need it."""
+    """Ranks that are threads, as far as the counters need it."""
 
     def __init__(self, rank, size, barrier, shared):
-        self.rank, self.size, self.meet, self._shared = rank, size, barrier.wait, shared
+        self.rank, self.size, self.barrier, self._shared = rank, size, barrier.wait, shared
 
     def first(self, mine):
         if self.rank == 0:
             self._shared.append(mine)
-        self.meet()
+        self.barrier()
         return self._shared[0]
 
 
-def test_a_rank_that_does_not_come_to_an_all_to_all_is_named():
+def test_a_rank_that_does_not_begin_an_all_to_all_is_named():
     alltoall = load("wan_alltoall")
     barrier, shared, counters = threading.Barrier(2), [], {}
 
@@ -280,7 +280,7 @@ def test_a_rank_that_does_not_come_to_an_all_to_all_is_named():
         assert not thread.is_alive()
     assert not os.path.exists(shared[0])
     counters[0].DEADLINE_S = 0.05
-    with pytest.raises(TimeoutError, match=r"rank 0: all-to-all 2: ranks \[1\] have not come"):
+    with pytest.raises(TimeoutError, match=r"rank 0: all-to-all 2: ranks \[1\] have not begun it"):
         counters[0].begin(2)
 
 
@@ -308,16 +308,16 @@ class Crowd(Circle):
 
     def gather(self, mine):
         self._shared.append((self.rank, mine))
-        self.meet()
+        self.barrier()
         everyones = [given for _, given in sorted(self._shared[-self.size :], key=lambda each: each[0])]
-        self.meet()
+        self.barrier()
         return everyones
 
     def first(self, mine):
         return self.gather(mine)[0]
 
 
-def test_copies_inside_a_gpu_bring_every_rank_its_part(monkeypatch):
+def test_copies_inside_a_gpu_give_every_rank_its_part(monkeypatch):
     """The places and their turns; that streams wait for each other takes a GPU."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ways of e2e.py to hold and run the model have in common, and the replicated model; each eager, from a CUDA
-graph and compiled.
+"""What the schemes of e2e.py have in common: a scheme is one way to store the model, with a variant for each mode of
+running it (eager, from a CUDA graph, compiled). And the replicated model.
 
-A way says what memory it needs before it takes any, and why it cannot be run where it cannot. Knows the model; nothing
-of rounds or of what a good result would be.
+A scheme says what memory it needs before it takes any, and why it cannot be run where it cannot. Knows the model;
+nothing of rounds or of what a good result would be.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from e2e_model import Shape, Stack, empty_stack, hang, tokens_of, values
-from torch_launch import Meeting
-from torch_table import Arm
+from e2e_model import Shape, Stack, empty_stack, tokens_of, use_memory, values
+from torch_launch import Ranks
+from torch_table import Variant
 
+UNDIVIDED = "heads or hidden columns do not divide by the number of ranks"
 Pass = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclasses.dataclass
 class Bench:
-    """What all ways have in common."""
+    """What all schemes have in common."""
 
-    meeting: Meeting
+    ranks: Ranks
     shape: Shape
     transport: str = "auto"
     scope: str = "block"
@@ -37,38 +38,38 @@ class Bench:
     @property
     def fewest_own(self) -> int:
         """Layers that the rank with the fewest of its own is source of."""
-        return self.shape.layers // self.meeting.size
+        return self.shape.layers // self.ranks.size
 
     @property
     def most_own(self) -> int:
-        return -(-self.shape.layers // self.meeting.size)
+        return -(-self.shape.layers // self.ranks.size)
 
     @property
     def ranks_here(self) -> int:
         """On this rank's device."""
-        return self.meeting.devices.count(self.meeting.device)
+        return self.ranks.devices.count(self.ranks.device)
 
     def free_bytes(self) -> int | None:
         """Of this rank's device, by the driver; None on a processor."""
-        if not self.meeting.on_gpus:
+        if not self.ranks.on_gpus:
             return None
         gc.collect()
         torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(self.meeting.device)[0]
+        return torch.cuda.mem_get_info(self.ranks.device)[0]
 
     def free_for_all(self) -> int | None:
         """Read when every rank on the device has given back what its allocator keeps, and before one takes more.
         Collective."""
-        self.meeting.synchronize()
+        self.ranks.synchronize()
         self.free_bytes()
-        self.meeting.meet()
+        self.ranks.barrier()
         free = self.free_bytes()
-        self.meeting.meet()
+        self.ranks.barrier()
         return free
 
 
-class Way:
-    """One way to hold the model: opened, asked for the arms of one number of tokens, closed."""
+class Scheme:
+    """One way to store the model: opened, asked for the variants of one number of tokens, closed."""
 
     title = ""
     suffixes: tuple[str, ...] = ("",)
@@ -76,12 +77,12 @@ class Way:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.meeting = bench.meeting
+        self.ranks = bench.ranks
         self.shape = bench.shape
         self.memory: dict[str, Any] | None = None
 
     def names(self) -> list[str]:
-        """Of the arms it has."""
+        """Of the variants it has."""
         return [self.title + suffix for suffix in self.suffixes]
 
     def needs(self) -> int:
@@ -93,26 +94,26 @@ class Way:
         return None
 
     def refusal_of(self, suffix: str) -> str | None:
-        """Why one of its arms cannot be run where the others can."""
+        """Why one of its variants cannot be run where the others can."""
         return None
 
     def open(self) -> None:
         raise NotImplementedError
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         raise NotImplementedError
 
     def close(self) -> None:
         """Drop what it holds. Collective."""
-        for name in set(vars(self)) - {"bench", "meeting", "shape", "memory"}:
+        for name in set(vars(self)) - {"bench", "ranks", "shape", "memory"}:
             delattr(self, name)
 
     def input(self, tokens: int) -> torch.Tensor:
-        return tokens_of(self.meeting.rank, tokens, self.shape, self.meeting.device)
+        return tokens_of(self.ranks.rank, tokens, self.shape, self.ranks.device)
 
 
-def no_graphs(meeting: Meeting) -> str | None:
-    return None if meeting.on_gpus else "there are no CUDA graphs on a processor"
+def no_graphs(ranks: Ranks) -> str | None:
+    return None if ranks.on_gpus else "there are no CUDA graphs on a processor"
 
 
 # ---- Eager, captured, compiled ------------------------------------------------------------------------------------
@@ -125,8 +126,14 @@ def _nothing() -> None:
 class Captured:
     """A pass as a CUDA graph, captured at the first call."""
 
-    def __init__(self, bench: Bench, run: Pass, x: torch.Tensor, prepare: Callable[[], None] = _nothing,
-                 join: Callable[[], None] = _nothing) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        run: Pass,
+        x: torch.Tensor,
+        prepare: Callable[[], None] = _nothing,
+        join: Callable[[], None] = _nothing,
+    ) -> None:
         self._bench, self._run, self._x, self._prepare, self._join = bench, run, x, prepare, join
         self._graph: torch.cuda.CUDAGraph | None = None
         self._output: torch.Tensor | None = None
@@ -170,14 +177,14 @@ def compiled(model: Stack) -> Pass:
     return run
 
 
-class StackWay(Way):
-    """A way whose model is a Stack that does all by itself."""
+class StackScheme(Scheme):
+    """A scheme whose model is a Stack that does all by itself."""
 
     suffixes = ("", ", graph", ", compiled")
     model: Stack
 
     def refusal_of(self, suffix: str) -> str | None:
-        return no_graphs(self.meeting) if suffix.endswith("graph") else None
+        return no_graphs(self.ranks) if suffix.endswith("graph") else None
 
     def details(self) -> dict[str, Any]:
         return {}
@@ -188,7 +195,7 @@ class StackWay(Way):
     def join(self) -> None:
         pass
 
-    def arms(self, tokens: int) -> list[Arm]:
+    def variants(self, tokens: int) -> list[Variant]:
         x = self.input(tokens)
         details = self.details()
         captured = Captured(self.bench, self.model, x, self.prepare, self.join)
@@ -199,8 +206,14 @@ class StackWay(Way):
             (", compiled", lambda: fast(x), "close"),  # what is fused is rounded less often
         ]
         return [
-            Arm(self.title + suffix, run, rest=self.prepare, baseline="replicated" + suffix, check=check,
-                details=details | {"mode": suffix.removeprefix(", ") or "eager"})
+            Variant(
+                self.title + suffix,
+                run,
+                rest=self.prepare,
+                baseline="replicated" + suffix,
+                check=check,
+                details=details | {"mode": suffix.removeprefix(", ") or "eager"},
+            )
             for suffix, run, check in runs
             if self.refusal_of(suffix) is None
         ]
@@ -209,8 +222,8 @@ class StackWay(Way):
 # ---- Replicated ---------------------------------------------------------------------------------------------------
 
 
-class Replicated(StackWay):
-    """All layers on every rank, each in one piece of memory: rivals take them from there."""
+class Replicated(StackScheme):
+    """All layers on every rank, each in one piece of memory: broadcasts and peer copies take them from there."""
 
     title = "replicated"
 
@@ -221,17 +234,17 @@ class Replicated(StackWay):
         self.model = empty_stack(self.shape)
         self.layers: list[torch.Tensor] = []
         for number, layer in enumerate(self.model.layers):
-            memory = torch.empty(self.shape.layer_bytes, dtype=torch.uint8, device=self.meeting.device)
-            hang(layer, memory)
+            memory = torch.empty(self.shape.layer_bytes, dtype=torch.uint8, device=self.ranks.device)
+            use_memory(layer, memory)
             for name, parameter in layer.named_parameters(prefix=f"layers.{number}"):
-                parameter.copy_(values(name, parameter, self.meeting.device))
+                parameter.copy_(values(name, parameter, self.ranks.device))
             self.layers.append(memory)
 
 
-def all_tokens(way: Way, tokens: int) -> torch.Tensor:
+def all_tokens(scheme: Scheme, tokens: int) -> torch.Tensor:
     """The sequences of all ranks: what a tensor-parallel pass computes in one."""
-    device = way.meeting.device
-    return torch.cat([tokens_of(rank, tokens, way.shape, device) for rank in range(way.meeting.size)])
+    device = scheme.ranks.device
+    return torch.cat([tokens_of(rank, tokens, scheme.shape, device) for rank in range(scheme.ranks.size)])
 
 
 def tolerance_of(shape: Shape) -> float:
@@ -239,9 +252,8 @@ def tolerance_of(shape: Shape) -> float:
     return 1e-3 if shape.dtype == torch.float32 else 0.05
 
 
-def has_nccl(meeting: Meeting) -> str | None:
+def has_nccl(ranks: Ranks) -> str | None:
     """Why collectives of the ranks' devices are not to be had."""
-    if meeting.shares_device:
+    if ranks.shares_device:
         return "NCCL refuses two ranks on one GPU, and gloo would carry it through the host"
     return None
-

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What e2e.py should show, in one table, and whether it did. Knows names of arms and ratios; nothing of how they
+"""What e2e.py should show, in one table, and whether it did. Knows names of variants and ratios; nothing of how they
 came about."""
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ AT_BEST = (*PLAIN, *(f"{name}, graph" for name in PLAIN))
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The fastest of @arms to the fastest of @others, at numbers of tokens from @least to @most: at most @limit."""
+    """The fastest of @variants to the fastest of @others, at numbers of tokens from @least to @most: at most @limit."""
 
-    arms: tuple[str, ...]
+    variants: tuple[str, ...]
     others: tuple[str, ...]
     least: int
     most: float
@@ -45,7 +45,7 @@ WHOLE_FREE_BYTES = 60e9  # of each GPU, with 80 layers of 70B on two
 WHOLE_BYTES = 136e9  # of those layers
 NOT_WHOLE = "not evaluated: it is about 80 layers of 70B"
 NO_GPUS = "not evaluated: each rank needs a GPU of its own"
-VOID = "inconclusive: the control variant drifted"
+INCONCLUSIVE = "inconclusive: the control variant drifted"
 
 
 def _fastest(table: Table, patterns: Sequence[str]) -> str | None:
@@ -53,37 +53,37 @@ def _fastest(table: Table, patterns: Sequence[str]) -> str | None:
     return min(names, key=lambda name: sorted(table.times[name])[len(table.times[name]) // 2], default=None)
 
 
-def _row(what: str, limit: str, found: str, verdict: str, **more: Any) -> dict[str, Any]:
-    return {"what": what, "limit": limit, "found": found, "result": verdict} | more
+def _row(what: str, limit: str, found: str, result: str, **more: Any) -> dict[str, Any]:
+    return {"what": what, "limit": limit, "found": found, "result": result} | more
 
 
-def _verdict(good: bool, conclusive: bool, own_gpus: bool) -> str:
-    return NO_GPUS if not own_gpus else VOID if not conclusive else "met" if good else "MISSED"
+def _said(good: bool, conclusive: bool, own_gpus: bool) -> str:
+    return NO_GPUS if not own_gpus else INCONCLUSIVE if not conclusive else "met" if good else "MISSED"
 
 
-def judge_tables(tables: dict[int, Table], own_gpus: bool) -> list[dict[str, Any]]:
-    """@tables by tokens. A target whose tokens or arms were not run says so."""
+def evaluate_tables(tables: dict[int, Table], own_gpus: bool) -> list[dict[str, Any]]:
+    """@tables by tokens. A target whose tokens or variants were not run says so."""
     rows = []
     for target in TARGETS:
         said = " or ".join(target.others)
         tokens = [count for count in tables if target.least <= count <= target.most]
         span = str(target.least) if target.most == target.least else f"from {target.least}"
         if not tokens:
-            rows.append(_row(f"{target.arms[0]} : {said}, {span} tokens", f"{target.limit:.3f}", "-", "not run"))
+            rows.append(_row(f"{target.variants[0]} : {said}, {span} tokens", f"{target.limit:.3f}", "-", "not run"))
         for count in tokens:
-            arm, other = _fastest(tables[count], target.arms), _fastest(tables[count], target.others)
-            what = f"{arm or target.arms[0]} : {other or said}, {count} tokens"
-            ratio = tables[count].ratio(arm, other) if arm and other else None
+            variant, other = _fastest(tables[count], target.variants), _fastest(tables[count], target.others)
+            what = f"{variant or target.variants[0]} : {other or said}, {count} tokens"
+            ratio = tables[count].ratio(variant, other) if variant and other else None
             if ratio is None:
                 rows.append(_row(what, f"{target.limit:.3f}", "-", "not run"))
                 continue
             found = f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
-            verdict = _verdict(ratio.median <= target.limit, tables[count].conclusive, own_gpus)
-            rows.append(_row(what, f"{target.limit:.3f}", found, verdict, ratio=dataclasses.asdict(ratio)))
+            result = _said(ratio.median <= target.limit, tables[count].conclusive, own_gpus)
+            rows.append(_row(what, f"{target.limit:.3f}", found, result, ratio=dataclasses.asdict(ratio)))
     return rows
 
 
-def judge_memory(memories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def evaluate_memory(memories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Counted by the driver on each rank's device; the rank that is most off counts."""
     rows = []
     for each in memories:
