@@ -11,12 +11,10 @@ import atexit
 import ctypes
 import math
 from ctypes import c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p, py_object
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ._handles import SeriesHandle
 from .errors import Invalid, WrongState
-
-if TYPE_CHECKING:
-    from .series import SeriesHandle
 
 _VERSION = (1, 0)
 _READ_ONLY = 1  # flag

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A series: isomorphic layers, stored once over the ranks, and the calls of a pass.
 
-Knows the C series; knows no group but by its handle.
+Knows the calls of the C series; its life is _handles.py.
 """
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 from . import _declarations as c
 from ._calls import Kept
+from ._handles import GroupHandle, SeriesHandle
 from ._interrupts import interruptible
 from .dlpack import View, data_type
-from .errors import Invalid, WrongState, error_of
-
-if TYPE_CHECKING:
-    from .group import GroupHandle
+from .errors import Invalid
 
 ALL = 2**64 - 1
 PostProcess = Callable[[int, list[int]], None]
@@ -137,78 +135,6 @@ def series_options(
         poison=choice("poison", poison, c.POISON),
         poison_patterns=(c.PoisonPattern * len(tensors))(*map(_pattern, tensors)),
     )
-
-
-class SeriesHandle:
-    """The C series. Once closed it lives on as long as arrays show its memory; forgotten unclosed, it is freed too."""
-
-    def __init__(self, group: GroupHandle, options: c.SeriesOptions) -> None:
-        self.group = group
-        self.library = group.library
-        self._name: str = options.name.decode()
-        self.pointer = ctypes.c_void_p()  # for calls: NULL once closed
-        self._users: set[int] = set()
-        self._owned: list[ctypes.c_void_p] = []  # until freed; taken out by whoever frees it
-        try:
-            status = group.run(lambda: int(self.library.lshard_series_create(group.pointer, options, self.pointer)))
-        except BaseException:  # interrupted, perhaps when the series was there already
-            if self.pointer:
-                group.destroy_series(ctypes.c_void_p(self.pointer.value))
-                self.pointer.value = None
-            raise
-        if status < 0:
-            group.fail(status)
-        self._owned.append(ctypes.c_void_p(self.pointer.value))
-        group.add_series(self._owned[0])
-
-    @property
-    def closed(self) -> bool:
-        return not self.pointer
-
-    def hold(self, user: object) -> None:
-        self._users.add(id(user))
-
-    def let_go(self, user: object) -> None:
-        """From any thread."""
-        self._users.discard(id(user))
-        if self.closed and not self._users:
-            self._free()
-
-    def close(self) -> None:
-        """No more calls; free it unless an array shows its memory. Where work on a stream may still read a window,
-        nothing is changed."""
-        if self.closed:
-            return
-        status = 0 if self._users else self._free()
-        if status < 0:
-            self.fail(status, None)
-        self.pointer.value = None
-
-    def _free(self) -> int:
-        try:
-            pointer = self._owned.pop()
-        except IndexError:
-            return 0  # somebody else was faster
-        status = self.group.destroy_series(pointer)
-        if status < 0:
-            self._owned.append(pointer)
-        return status
-
-    def refuse_closed(self) -> NoReturn:
-        raise WrongState(f"series '{self._name}' is closed", rank=self.group.rank)
-
-    def fail(self, code: int, layer: int | None, kept: Kept | None = None) -> NoReturn:
-        """Raise what a failed call left: a callback's exception, or the library's text."""
-        self.group.is_settled = True
-        text = self.library.lshard_series_error(self.pointer) or self.library.lshard_status_text(code)
-        words = text.decode(errors="replace")
-        if kept is None or kept.error is None:
-            self.group.kept.reraise(error_of(code, words, rank=self.group.rank, layer=layer))
-        words += f": {type(kept.error).__name__}: {kept.error}"
-        kept.reraise(error_of(code, words, rank=self.group.rank, layer=kept.layer))
-
-    def __del__(self) -> None:
-        self._free()
 
 
 def _post_process_callback(post_process: PostProcess | None, tensor_count: int, kept: Kept) -> object:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package as it is delivered: one wheel, no dependencies, the right library found."""
+import ast
+import graphlib
 import os
 import pathlib
 import shutil
@@ -90,6 +92,39 @@ def test_a_file_that_is_no_library_is_refused(tmp_path):
     (tmp_path / "text.so").write_text("not a library")
     done = python("-c", ASK, LAYERSHARD_LIBRARY=str(tmp_path / "text.so"))
     assert "cannot load the shared library" in done.stderr.splitlines()[-1]
+
+
+# ---- Modules ----
+
+PACKAGE = TREE / "python"
+
+
+def modules():
+    """Each module's full name, with its file."""
+    files = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
+    return {".".join(parts).removesuffix(".__init__"): path for parts, path in files.items()}
+
+
+def imports(name, path, known):
+    """What a module of the package imports of it, anywhere in the file and for types as well."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names if each.name in known)
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from {f"{base}.{each.name}" if f"{base}.{each.name}" in known else base for each in node.names}
+
+
+def test_no_module_imports_itself_in_a_circle():
+    known = modules()
+    graph = {name: {each for each in imports(name, path, known) if each in known} for name, path in known.items()}
+    assert len(graph) > 40 and "layershard.group" in graph["layershard.torch.shared"]
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as circle:
+        pytest.fail(" <- ".join(circle.args[1]))
 
 
 # ---- The wheel ----

@@ -15,18 +15,16 @@ import os
 import socket
 import threading
 import weakref
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from .._handles import leave_open_groups
 from ..errors import Aborted, PeerFailed, TransportFailed
-from ..group import leave_open_groups
 from .device import TorchDevice
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # The library has the deadlines: what waits for a late rank is waited for again, so torch must not give up before it.
 _NEVER = timedelta(days=30)
