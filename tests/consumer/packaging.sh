@@ -70,7 +70,7 @@ cp "$(pkg-config --variable=pcfiledir jansson)/jansson.pc" "$work/modules"
 export PKG_CONFIG_LIBDIR="$work/modules"
 ! cmake -B "$work/whole" -S "$source" >"$work/log" 2>&1 || fail "layershard-llama is configured without its libraries"
 grep -q "LAYERSHARD_BUILD_EXAMPLES=OFF" "$work/log" || fail "nobody says how to leave out what cannot be built"
-build program "$source" -DLAYERSHARD_BUILD_EXAMPLES=OFF
+build program "$source" -DLAYERSHARD_BUILD_EXAMPLES=OFF -DLAYERSHARD_BUILD_BENCH=OFF
 unset PKG_CONFIG_LIBDIR
 DESTDIR=$work/program.stage cmake --install "$work/program" >/dev/null
 [ "$(ls "$work/program.stage/usr/local/bin")" = layershard ] || fail "there is no program installed, or more than one"
