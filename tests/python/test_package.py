@@ -127,6 +127,11 @@ def test_no_module_imports_itself_in_a_circle():
         pytest.fail(" <- ".join(circle.args[1]))
 
 
+def test_no_two_modules_have_one_name():
+    names = [name.rpartition(".")[2] for name, path in modules().items() if path.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 # ---- The wheel ----
 
 @pytest.fixture(scope="module")

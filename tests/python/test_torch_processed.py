@@ -11,7 +11,7 @@ import pytest
 import torch_ranks as ranks
 
 torch = ranks.torch
-series = pytest.importorskip("layershard.torch.series")
+vllm_ascend = pytest.importorskip("layershard.torch.vllm_ascend")
 
 WIDTH = 24
 
@@ -68,20 +68,20 @@ def group_of(rank, size, path):
 def registered(group, method, n_layers=5):
     layers = [Linear(index, method) for index in range(n_layers)]
     for layer in layers:
-        series.register_layer_to_shared_weight_series("proj", group, layer)
+        vllm_ascend.register_layer_to_shared_weight_series("proj", group, layer)
     return layers
 
 
 def alike(rank, size, path):
     layers, want = registered(group_of(rank, size, path), Method()), [Linear(index, Method()) for index in range(5)]
-    series.post_process_after_loading_for_shared_weight_series(layers[1])
+    vllm_ascend.post_process_after_loading_for_shared_weight_series(layers[1])
     for layer in want:
         layer.quant_method.process_weights_after_loading(layer)
     x = torch.randn(2 + rank, WIDTH)
     with torch.inference_mode():
         for _ in range(2):
             for layer, other in zip(layers, want, strict=True):
-                series.reach_layer_for_shared_weight_series(layer)
+                vllm_ascend.reach_layer_for_shared_weight_series(layer)
                 assert torch.equal(layer(x), other(x))
 
 
@@ -130,7 +130,7 @@ REFUSED = {
 def refused(rank, size, path, what):
     layers = registered(group_of(rank, size, path), Leaves(what))
     with pytest.raises((ValueError, OSError)) as caught:
-        series.post_process_after_loading_for_shared_weight_series(layers[0])
+        vllm_ascend.post_process_after_loading_for_shared_weight_series(layers[0])
     text = str(caught.value)
     caught.match(REFUSED[what] if rank == 0 or what in (failing, unlike, nothing) else "processing the weights of")
     if what is failing and rank != 1:

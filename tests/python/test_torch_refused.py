@@ -272,12 +272,12 @@ def test_sharding_that_failed_on_one_rank_fails_on_all_and_can_be_made_again():
 
 
 def test_original_refusals_name_what_is_wrong():
-    from layershard.torch import series
+    from layershard.torch import vllm_ascend
 
     layer = nn.Linear(3, 3)
     layer.prefix = "model.head"
     layer.quant_method = types.SimpleNamespace(process_weights_after_loading=lambda layer: None)
     with pytest.raises(sharding.Refused, match="'model.head' has no number"):
-        series.register_layer_to_shared_weight_series("heads", None, layer)
+        vllm_ascend.register_layer_to_shared_weight_series("heads", None, layer)
     with pytest.raises(sharding.Refused, match="has not been registered"):
-        series.reach_layer_for_shared_weight_series(layer)
+        vllm_ascend.reach_layer_for_shared_weight_series(layer)

@@ -10,7 +10,7 @@ import pytest
 import torch_ranks as ranks
 
 torch = ranks.torch
-series = pytest.importorskip("layershard.torch.series")
+vllm_ascend = pytest.importorskip("layershard.torch.vllm_ascend")
 
 N_LAYERS = 5  # and a draft layer after them, which is not shared
 WIDTH = 24
@@ -48,9 +48,9 @@ class Engine:
     def __init__(self, group, config, first, share):
         self.first, self.share = first, share
         self.layers = [Linear(f"model.layers.{first + i}.self_attn.o_proj") for i in range(N_LAYERS + 1)]
-        self.shared = [layer for layer in self.layers if share and series.is_hidden_layer(config, layer)]
+        self.shared = [layer for layer in self.layers if share and vllm_ascend.is_hidden_layer(config, layer)]
         for layer in self.shared:
-            series.register_layer_to_shared_weight_series(f"o_proj{first}", group, layer, prefetch_step=1)
+            vllm_ascend.register_layer_to_shared_weight_series(f"o_proj{first}", group, layer, prefetch_step=1)
 
     def load(self):
         generator = torch.Generator().manual_seed(4)
@@ -60,12 +60,12 @@ class Engine:
             layer.quant_method.process_weights_after_loading(layer)
         if self.shared:
             for layer in self.shared[:2]:  # once is enough, more do no harm
-                series.post_process_after_loading_for_shared_weight_series(layer)
+                vllm_ascend.post_process_after_loading_for_shared_weight_series(layer)
 
     def step(self, x):
         for layer in self.layers:
             if layer in self.shared:
-                series.reach_layer_for_shared_weight_series(layer)
+                vllm_ascend.reach_layer_for_shared_weight_series(layer)
             x = torch.tanh(layer(x))
         return x
 
@@ -113,13 +113,13 @@ def misuse(rank, size, path):
     group = coordinator(rank, size, path)
     layers = [Linear(f"layers.{index}.o_proj") for index in (0, 1, 3)]
     for layer in layers:
-        series.register_layer_to_shared_weight_series("gap", group, layer)
+        vllm_ascend.register_layer_to_shared_weight_series("gap", group, layer)
     with pytest.raises(ValueError, match=r"'gap' has layers \[0, 1, 3\]"):
-        series.post_process_after_loading_for_shared_weight_series(layers[0])
+        vllm_ascend.post_process_after_loading_for_shared_weight_series(layers[0])
     with pytest.raises(ValueError, match="post_process_after_loading"):
-        series.reach_layer_for_shared_weight_series(layers[0])
+        vllm_ascend.reach_layer_for_shared_weight_series(layers[0])
     with pytest.raises(ValueError, match="has a layer 1 already"):
-        series.register_layer_to_shared_weight_series("gap", group, Linear("layers.1.o_proj"))
+        vllm_ascend.register_layer_to_shared_weight_series("gap", group, Linear("layers.1.o_proj"))
 
 
 def test_misuse_is_told_not_asserted():
@@ -134,7 +134,7 @@ def test_layers_may_have_one_quantisation_method(monkeypatch):
     for layer in layers:
         layer.weight.data.fill_(2)
         layer.quant_method = method
-        series.register_layer_to_shared_weight_series("one", None, layer)
+        vllm_ascend.register_layer_to_shared_weight_series("one", None, layer)
         method.process_weights_after_loading(layer)  # the engine's loader: passed over
-    series.post_process_after_loading_for_shared_weight_series(layers[0])
+    vllm_ascend.post_process_after_loading_for_shared_weight_series(layers[0])
     assert method.processed == 3 and all(layer.scale.item() == 2 for layer in layers)
