@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * bench_calls_pair.c - two processes on the `shm` transport: this one is rank 0, a forked one rank 1, and they meet by
- * a job of their own. Rank 1 only keeps its share until rank 0 closes the pipe. Knows: the public header, fork. Does
+ * a job of their own. Rank 1 only keeps its shard until rank 0 closes the pipe. Knows: the public header, fork. Does
  * not know: how calls are timed.
  */
 #include "bench_calls.h"

@@ -78,7 +78,7 @@ static bool find_pass_bytes(struct step_bench *bench, double *bytes)
 	if (!step_predict(bench, 0, bench->options.compute_ns, &bare) ||
 	    !plan_rank(bench, 0, bench->options.compute_ns, bench->options.ranks - 1, &last_rank))
 		return false;
-	*bytes = (double)(bare.transfer_ns ? bare.transfer_ns : last_rank.replicated_bytes - last_rank.share_bytes);
+	*bytes = (double)(bare.transfer_ns ? bare.transfer_ns : last_rank.replicated_bytes - last_rank.shard_bytes);
 	return true;
 }
 
@@ -147,7 +147,7 @@ static uint64_t resident_bytes(const struct bench_resident *resident, const lsha
 		return resident->bytes;
 	if (resident->percent >= 100)
 		return UINT64_MAX;
-	return (uint64_t)((double)(last_rank->replicated_bytes - last_rank->share_bytes) * resident->percent / 100);
+	return (uint64_t)((double)(last_rank->replicated_bytes - last_rank->shard_bytes) * resident->percent / 100);
 }
 
 /* All prefetch steps of one link and amount; one after the other is the same for all of them. */

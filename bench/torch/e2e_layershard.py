@@ -62,7 +62,7 @@ class Layershard(StackScheme):
             "windows": max(each.windows for each in series),
             "residents": max(each.residents for each in series),
             "layers_bytes": self.shape.bytes,
-            "counted_bytes": sum(each.share_bytes + each.window_bytes + each.resident_bytes for each in series),
+            "counted_bytes": sum(each.shard_bytes + each.window_bytes + each.resident_bytes for each in series),
             "expected_bytes": self._expected_bytes(max(each.windows for each in series)),
             "driver_bytes": self.taken_bytes,
         }

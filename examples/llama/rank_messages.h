@@ -52,7 +52,7 @@ struct rank_failed {
 };
 
 struct rank_report {
-	uint64_t share_bytes;
+	uint64_t shard_bytes;
 	uint64_t window_bytes;
 	uint64_t resident_bytes;
 	uint32_t residents;

@@ -216,7 +216,7 @@ static int resident_percent(struct rank_options *options, double percent)
 	}
 	options->resident_bytes =
 		percent >= 100 ? UINT64_MAX
-			       : (uint64_t)((double)(result.replicated_bytes - result.share_bytes) * percent / 100);
+			       : (uint64_t)((double)(result.replicated_bytes - result.shard_bytes) * percent / 100);
 	return CLI_DONE;
 }
 

@@ -310,10 +310,10 @@ static void report_series(const struct rank *rank, const engine_stats *loaded, s
 	lshard_series *series = engine_series(rank->engine);
 	lshard_stats stats = LSHARD_STATS_INIT;
 
-	report->share_bytes = loaded->layers * loaded->layer_bytes; /* replicated */
+	report->shard_bytes = loaded->layers * loaded->layer_bytes; /* replicated */
 	if (!series || lshard_series_stats(series, &stats) < 0)
 		return;
-	report->share_bytes = stats.share_bytes;
+	report->shard_bytes = stats.shard_bytes;
 	report->window_bytes = stats.window_bytes;
 	report->resident_bytes = stats.resident_bytes;
 	report->residents = stats.residents;

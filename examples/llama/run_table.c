@@ -30,7 +30,7 @@ static void add(struct sum *sum, const struct rank_report *report)
 {
 	struct rank_report *all = &sum->report;
 
-	all->share_bytes += report->share_bytes;
+	all->shard_bytes += report->shard_bytes;
 	all->window_bytes += report->window_bytes;
 	all->resident_bytes += report->resident_bytes;
 	all->private_bytes += report->private_bytes;
@@ -62,7 +62,7 @@ static struct sum sum_of(const struct launcher *launcher)
 /* All cells but the first. @p waited_of: the time of which wait_ns is a part. */
 static void add_cells(struct cli_table *table, const struct rank_report *report, uint64_t waited_of)
 {
-	add_bytes(table, report->share_bytes);
+	add_bytes(table, report->shard_bytes);
 	add_bytes(table, report->window_bytes);
 	add_bytes(table, report->resident_bytes);
 	if (report->has_memory) {
@@ -90,7 +90,7 @@ static void add_replicated(struct cli_table *table, const struct launcher *launc
 {
 	const engine_model *shape = &launcher->options->shape;
 	const uint64_t stored = sum->ranks * series_bytes(launcher);
-	const uint64_t sharded = sum->report.share_bytes + sum->report.window_bytes + sum->report.resident_bytes;
+	const uint64_t sharded = sum->report.shard_bytes + sum->report.window_bytes + sum->report.resident_bytes;
 
 	cli_table_cell(table, "replicated");
 	add_bytes(table, stored);
@@ -134,7 +134,7 @@ static void print_words(const struct launcher *launcher, const struct sum *sum)
 	const struct rank_report *all = &sum->report;
 	const uint32_t ranks = launcher->options->ranks;
 	const double whole = mib(series_bytes(launcher));
-	const double held = mib(all->share_bytes + all->window_bytes + all->resident_bytes);
+	const double held = mib(all->shard_bytes + all->window_bytes + all->resident_bytes);
 
 	if (sum->ranks != ranks) {
 		if (!launcher->options->one_of_job)
@@ -162,7 +162,7 @@ static void print_words(const struct launcher *launcher, const struct sum *sum)
 		cli_paragraph(stdout, 0,
 			      "%" PRIu32 " ranks hold the sharded layers once (%.1f MiB), with %.1f MiB of windows and "
 			      "%.1f MiB of resident copies: %.1f MiB instead of %.1f MiB (replicated, computed).",
-			      ranks, mib(all->share_bytes), mib(all->window_bytes), mib(all->resident_bytes), held,
+			      ranks, mib(all->shard_bytes), mib(all->window_bytes), mib(all->resident_bytes), held,
 			      ranks * whole);
 	}
 	if (launcher->options->threads && !launcher->options->one_of_job)

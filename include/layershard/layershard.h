@@ -9,7 +9,7 @@
  *   group      n ranks and the transport between them
  *   series     isomorphic layers [first, first + count); a layer may hold several tensors, packed
  *   source     the rank that loads and processes layer i: i % n
- *   share      the bytes a rank stores for good
+ *   shard      the bytes a rank stores for good
  *   window     one of at most k+1 buffers for layers this rank does not store
  *   k          the prefetch step; it sets the number of windows
  *   resident   a layer this rank keeps although another is its source, because there was memory to spare
@@ -125,16 +125,16 @@ typedef struct lshard_allocator {
 
 #define LSHARD_ALLOCATOR_INIT {sizeof(lshard_allocator), NULL, NULL, NULL}
 
-typedef enum lshard_purpose { LSHARD_FOR_SHARE = 1, LSHARD_FOR_WINDOWS = 2 } lshard_purpose;
+typedef enum lshard_purpose { LSHARD_FOR_SHARD = 1, LSHARD_FOR_WINDOWS = 2 } lshard_purpose;
 
 /**
- * The caller's own memory for shares and windows, where the transport can use it (lshard_transport_info says so;
+ * The caller's own memory for shards and windows, where the transport can use it (lshard_transport_info says so;
  * NOT_SUPPORTED otherwise). One call per purpose and series; the memory is given back when the series is destroyed
- * and, for shares, no other rank reads them any more: then, or by a later call that creates or destroys a series or the
+ * and, for shards, no other rank reads them any more: then, or by a later call that creates or destroys a series or the
  * group. All ranks of a series have a source, or none (MISMATCH); striped
  * layers are then copied whole.
  *
- * On a GPU windows may be any memory of the rank's device. A share must be what other processes can open: from
+ * On a GPU windows may be any memory of the rank's device. A shard must be what other processes can open: from
  * cudaMalloc, or a part of it, as PyTorch's allocator gives it unless expandable_segments or cudaMallocAsync are
  * chosen; NOT_SUPPORTED otherwise. What another rank still reads when the group is destroyed is not given back, and a
  * warning says so.
@@ -343,7 +343,7 @@ typedef struct lshard_series_options {
 /* clang-format on */
 
 /**
- * Create a series: lay it out, allocate this rank's share and windows, map what can be mapped of the others' shares.
+ * Create a series: lay it out, allocate this rank's shard and windows, map what can be mapped of the others' shards.
  * Addresses (lshard_series_address) are final from here on; bytes are there after commit.
  *
  * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms each time the ranks meet.
@@ -356,7 +356,7 @@ LSHARD_API lshard_status lshard_series_create(lshard_group *group, const lshard_
 					      lshard_series **series);
 
 /**
- * Free the series. NULL is allowed. Other ranks that still read this rank's share go on reading it: the memory goes
+ * Free the series. NULL is allowed. Other ranks that still read this rank's shard go on reading it: the memory goes
  * when the last of them lets go.
  * Scope: local.  Blocks: for this rank's own transfers and streams only, at most timeout_ms.
  * @return OK; TIMEOUT when work on a stream may still read the windows, or, with "callback", naming the ranks that have
@@ -567,7 +567,7 @@ typedef struct lshard_stats {
 	size_t struct_size;
 	/* what was built */
 	uint64_t layer_bytes;    /* one layer, packed */
-	uint64_t share_bytes;    /* stored here for good */
+	uint64_t shard_bytes;    /* stored here for good */
 	uint64_t window_bytes;   /* all windows, and what poison has taken so far */
 	uint64_t resident_bytes; /* further layers kept */
 	uint32_t windows;

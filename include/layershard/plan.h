@@ -34,7 +34,7 @@ typedef struct lshard_plan_result {
 	size_t struct_size;
 	uint64_t layer_bytes;
 	uint64_t replicated_bytes; /* the whole series */
-	uint64_t share_bytes;
+	uint64_t shard_bytes;
 	uint64_t window_bytes;
 	uint64_t resident_bytes;
 	uint32_t windows;
@@ -68,7 +68,7 @@ typedef struct lshard_transport_information {
 	int available;        /* 1: can be used on this machine */
 	char reason[160];     /* why not; "" if available */
 	int collective;       /* 1: needs all ranks in step */
-	int caller_memory;    /* 1: takes the caller's memory for shares and windows */
+	int caller_memory;    /* 1: takes the caller's memory for shards and windows */
 	lshard_memory memory; /* where its layers lie */
 } lshard_transport_information;
 

@@ -7,7 +7,7 @@
  * A transport is a const table of functions. open() makes an lshard_transport (one per group and rank), store_open()
  * makes an lshard_store (one per series and rank); both are the first member of the transport's own struct.
  *
- *   share    the bytes this rank keeps for good and the others read
+ *   shard    the bytes this rank keeps for good and the others read
  *   cell     layer-sized memory of this rank for bytes that come from others: cells 0..windows-1 are what layers are
  *            fetched and copied into in passes, the residents follow
  *   position 0..layers-1: a layer's place in its series
@@ -33,9 +33,9 @@ typedef enum lshard_capability {
 	LSHARD_CAP_STREAMS = 1 << 1,    /* fetch, retire, wait are ordered on streams; else host memory */
 	LSHARD_CAP_CAPTURE = 1 << 2,    /* streams can be captured: capture() is there */
 	LSHARD_CAP_DIRECT = 1
-		<< 3, /* ranks compute from each other's shares in place: peer() is there, windows are not used */
-	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shares and windows may come from lshard_memory_source */
-	LSHARD_CAP_OUTLIVES = 1 << 5,      /* a share stays readable after its rank died or destroyed the series */
+		<< 3, /* ranks compute from each other's shards in place: peer() is there, windows are not used */
+	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shards and windows may come from lshard_memory_source */
+	LSHARD_CAP_OUTLIVES = 1 << 5,      /* a shard stays readable after its rank died or destroyed the series */
 	LSHARD_CAP_COMPOSES = 1 << 6       /* one-sided: cells are put together by mapping; copy() is there */
 } lshard_capability;
 
@@ -86,10 +86,10 @@ typedef struct lshard_transport {
 
 /** A range of a layer that one rank keeps: `rows` runs of `width` bytes; contiguous where rows is 1. */
 typedef struct lshard_piece {
-	int32_t rank;          /* whose share it is in */
-	int32_t granular;      /* 1: begins and ends at granules, in the share and in the layer, as in every layer */
-	uint64_t share_offset; /* in that rank's share */
-	uint64_t share_pitch;  /* from one run to the next there */
+	int32_t rank;          /* whose shard it is in */
+	int32_t granular;      /* 1: begins and ends at granules, in the shard and in the layer, as in every layer */
+	uint64_t shard_offset; /* in that rank's shard */
+	uint64_t shard_pitch;  /* from one run to the next there */
 	uint64_t layer_offset; /* in the packed layer */
 	uint64_t layer_pitch;
 	uint64_t width;
@@ -101,8 +101,8 @@ typedef struct lshard_store_plan {
 	const char *name; /* the series' name: mappings and messages carry it */
 	uint32_t layers;
 	uint64_t layer_bytes;           /* one cell */
-	uint64_t share_bytes;           /* this rank's own share; 0 is allowed */
-	const uint64_t *share_bytes_of; /* every rank's */
+	uint64_t shard_bytes;           /* this rank's own shard; 0 is allowed */
+	const uint64_t *shard_bytes_of; /* every rank's */
 	uint32_t cells;                 /* windows and residents of this rank; 0 is allowed */
 	uint32_t windows;               /* the first of them */
 	int direct;                     /* 1: peer() will be asked for layers in reach, see direct() */
@@ -140,7 +140,7 @@ typedef struct lshard_transport_ops {
 	const char *name;
 	const char *summary; /* one line for `layershard info` */
 	uint32_t capabilities;
-	uint64_t granule_bytes; /* what shares, stripes and cells are rounded up to; a power of two */
+	uint64_t granule_bytes; /* what shards, stripes and cells are rounded up to; a power of two */
 
 	/* 1 if this machine can do it; else 0 and why in @p error. Needs no group. */
 	int (*available)(lshard_error *error);
@@ -172,18 +172,18 @@ typedef struct lshard_transport_ops {
 	void (*abort)(lshard_transport *transport);
 
 	/*
-	 * Allocate this rank's share and cells and get at the others' shares. Collective. plan->direct is only set if
+	 * Allocate this rank's shard and cells and get at the others' shards. Collective. plan->direct is only set if
 	 * CAP_DIRECT. Text of a failure: transport->error.
 	 */
 	lshard_status (*store_open)(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
 	/*
 	 * Local. Waits for this rank's own transfers (cancels what it can), never for a peer: others may go on reading
-	 * the share.
+	 * the shard.
 	 */
 	void (*store_close)(lshard_store *store);
 
 	/* Addresses, fixed for the life of the store. */
-	void *(*share)(lshard_store *store);                                  /* NULL if share_bytes is 0 */
+	void *(*shard)(lshard_store *store);                                  /* NULL if shard_bytes is 0 */
 	void *(*cell)(lshard_store *store, uint32_t cell, uint32_t position); /* the layer as one range */
 	/*
 	 * CAP_DIRECT: the layer as one range, in place. CAP_COMPOSES: of layers that are one piece, also where copy()
@@ -191,7 +191,7 @@ typedef struct lshard_transport_ops {
 	 */
 	void *(*peer)(lshard_store *store, uint32_t position);
 	/*
-	 * CAP_DIRECT, optional: 1 if this rank can compute from the share of @p rank in place; the answer never
+	 * CAP_DIRECT, optional: 1 if this rank can compute from the shard of @p rank in place; the answer never
 	 * changes. Whole layers are read in place from those ranks that can, striped ones if all can; the others' go
 	 * through windows. NULL: all ranks can.
 	 */
@@ -249,7 +249,7 @@ typedef struct lshard_transport_ops {
 	lshard_status (*read)(lshard_store *store, uint32_t position, void *destination);
 
 	/*
-	 * Optional: copy @p rows runs of @p width bytes between addresses of this store (share, cell, peer) or of
+	 * Optional: copy @p rows runs of @p width bytes between addresses of this store (shard, cell, peer) or of
 	 * another store of the transport or host memory, and return when they are there. What was fetched before comes
 	 * first. Only outside passes. NULL: the processor can reach them, memcpy does.
 	 */
@@ -315,10 +315,10 @@ LSHARD_API lshard_status lshard_channel_swap(lshard_channel *channel, const char
 					     int *fds);
 
 /**
- * Put the layer at @p position together at @p layer, from memory that the processor reads: @p shares has the first byte
- * of every rank's share, in rank order.
+ * Put the layer at @p position together at @p layer, from memory that the processor reads: @p shards has the first byte
+ * of every rank's shard, in rank order.
  */
-LSHARD_API void lshard_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
+LSHARD_API void lshard_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shards,
 				  void *layer);
 
 #ifdef __cplusplus

@@ -185,7 +185,7 @@ class StatsResult(Sized):
     _fields_ = [
         ("struct_size", c_size_t),
         ("layer_bytes", c_uint64),
-        ("share_bytes", c_uint64),
+        ("shard_bytes", c_uint64),
         ("window_bytes", c_uint64),
         ("resident_bytes", c_uint64),
         ("windows", c_uint32),
@@ -227,7 +227,7 @@ class PlanResult(Sized):
         ("struct_size", c_size_t),
         ("layer_bytes", c_uint64),
         ("replicated_bytes", c_uint64),
-        ("share_bytes", c_uint64),
+        ("shard_bytes", c_uint64),
         ("window_bytes", c_uint64),
         ("resident_bytes", c_uint64),
         ("windows", c_uint32),

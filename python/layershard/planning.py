@@ -21,7 +21,7 @@ class Plan:
 
     layer_bytes: int
     replicated_bytes: int
-    share_bytes: int
+    shard_bytes: int
     window_bytes: int
     resident_bytes: int
     windows: int

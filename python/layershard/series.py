@@ -47,7 +47,7 @@ class Stats:
     """What was built (first eight) and what happened since commit. Bytes, nanoseconds, counts."""
 
     layer_bytes: int
-    share_bytes: int
+    shard_bytes: int
     window_bytes: int
     resident_bytes: int
     windows: int

@@ -201,7 +201,7 @@ static lshard_piece whole(int32_t rank, uint64_t layer_offset, uint64_t bytes)
 			      .layer_offset = layer_offset,
 			      .width = bytes,
 			      .rows = 1,
-			      .share_pitch = bytes,
+			      .shard_pitch = bytes,
 			      .layer_pitch = bytes};
 }
 
@@ -232,29 +232,29 @@ static lshard_piece stripe_of(const struct layout *layout, const struct layout_t
 }
 
 /*
- * What a rank keeps of a layer: first what is cut at granules, then the rest. In a share the former parts of all layers
- * come first, so that only the share's end is no whole granule.
+ * What a rank keeps of a layer: first what is cut at granules, then the rest. In a shard the former parts of all layers
+ * come first, so that only the shard's end is no whole granule.
  */
 struct stripe_bytes {
 	uint64_t granular;
 	uint64_t rest;
 };
 
-/* The next piece of a rank in the order of its share. */
+/* The next piece of a rank in the order of its shard. */
 static void add_piece(struct layout *layout, uint32_t *count, lshard_piece piece, struct stripe_bytes *used)
 {
 	uint64_t *end = piece.granular ? &used->granular : &used->rest;
 
 	if (piece.width == 0 || piece.rows == 0)
 		return;
-	piece.share_offset = round_up(*end, LAYOUT_ALIGNMENT);
-	*end = piece.share_offset + piece.width * piece.rows;
+	piece.shard_offset = round_up(*end, LAYOUT_ALIGNMENT);
+	*end = piece.shard_offset + piece.width * piece.rows;
 	layout->pieces[(*count)++] = piece;
 }
 
 /*
- * The pieces of the first layer, share offsets counted from the place of the layer's granular part or its rest in each
- * share. Tensors that are cut where anything will do are cut as one, at granules, so that the ranks' pages can be put
+ * The pieces of the first layer, shard offsets counted from the place of the layer's granular part or its rest in each
+ * shard. Tensors that are cut where anything will do are cut as one, at granules, so that the ranks' pages can be put
  * together; a stripe dimension cuts each tensor for itself.
  */
 static uint32_t cut_layer(struct layout *layout, struct stripe_bytes *bytes)
@@ -287,10 +287,10 @@ static uint32_t cut_layer(struct layout *layout, struct stripe_bytes *bytes)
 
 static bool piece_is_composable(const struct layout *layout, const lshard_piece *piece)
 {
-	return piece->rows == 1 && (piece->width | piece->layer_offset | piece->share_offset) % layout->granule == 0;
+	return piece->rows == 1 && (piece->width | piece->layer_offset | piece->shard_offset) % layout->granule == 0;
 }
 
-/* STRIPED: every layer has the pieces of the first one, further on in each share. */
+/* STRIPED: every layer has the pieces of the first one, further on in each shard. */
 static void repeat_pieces(struct layout *layout, uint32_t per_layer, const struct stripe_bytes *bytes)
 {
 	const uint32_t layers = layout->layers;
@@ -303,14 +303,14 @@ static void repeat_pieces(struct layout *layout, uint32_t per_layer, const struc
 			lshard_piece *piece = &layout->pieces[position * per_layer + index];
 
 			*piece = first;
-			piece->share_offset +=
+			piece->shard_offset +=
 				first.granular ? position * of->granular : layers * of->granular + position * of->rest;
 		}
 	}
 	for (uint32_t position = 0; position <= layers; position++)
 		layout->first_piece[position] = position * per_layer;
 	for (int32_t rank = 0; rank < layout->size; rank++)
-		layout->share_bytes_of[rank] = layers * (bytes[rank].granular + bytes[rank].rest);
+		layout->shard_bytes_of[rank] = layers * (bytes[rank].granular + bytes[rank].rest);
 	layout->composable = true;
 	for (uint32_t index = 0; index < layers * per_layer && layout->composable; index++)
 		layout->composable = piece_is_composable(layout, &layout->pieces[index]);
@@ -327,7 +327,7 @@ static lshard_status stripe_layers(struct layout *layout, const struct layout_me
 	return LSHARD_OK;
 }
 
-/* WHOLE: layer after layer in its source's share. */
+/* WHOLE: layer after layer in its source's shard. */
 static void own_layers(struct layout *layout)
 {
 	layout->composable = true;
@@ -335,9 +335,9 @@ static void own_layers(struct layout *layout)
 		const int32_t rank = layout_source(layout, position);
 
 		layout->pieces[position] = whole(rank, 0, layout->layer_bytes);
-		layout->pieces[position].share_offset = layout->share_bytes_of[rank];
+		layout->pieces[position].shard_offset = layout->shard_bytes_of[rank];
 		layout->first_piece[position] = position;
-		layout->share_bytes_of[rank] += layout->layer_bytes;
+		layout->shard_bytes_of[rank] += layout->layer_bytes;
 	}
 	layout->first_piece[layout->layers] = layout->layers;
 }
@@ -371,10 +371,10 @@ static lshard_status allocate_tables(struct layout *layout, const struct layout_
 
 	if (pieces > UINT32_MAX)
 		return LSHARD_ERR_NO_MEMORY;
-	layout->share_bytes_of = memory->allocate(memory->user, (size_t)layout->size * sizeof(uint64_t));
+	layout->shard_bytes_of = memory->allocate(memory->user, (size_t)layout->size * sizeof(uint64_t));
 	layout->first_piece = memory->allocate(memory->user, ((size_t)layout->layers + 1) * sizeof(uint32_t));
 	layout->pieces = memory->allocate(memory->user, (size_t)pieces * sizeof(lshard_piece));
-	return layout->share_bytes_of && layout->first_piece && layout->pieces ? LSHARD_OK : LSHARD_ERR_NO_MEMORY;
+	return layout->shard_bytes_of && layout->first_piece && layout->pieces ? LSHARD_OK : LSHARD_ERR_NO_MEMORY;
 }
 
 static lshard_status lay_out(struct layout *layout, const lshard_series_options *options,
@@ -439,7 +439,7 @@ void layout_close(struct layout *layout, const struct layout_memory *memory)
 {
 	memory->release(memory->user, layout->pieces);
 	memory->release(memory->user, layout->first_piece);
-	memory->release(memory->user, layout->share_bytes_of);
+	memory->release(memory->user, layout->shard_bytes_of);
 	memory->release(memory->user, layout->tensors);
 	*layout = (struct layout){0};
 }

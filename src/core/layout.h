@@ -33,8 +33,8 @@ struct layout {
 	struct layout_tensor *tensors;
 	uint64_t layer_bytes; /* packed, a multiple of the granule */
 	uint64_t alignment;   /* the largest of a tensor's */
-	bool composable;      /* every piece begins and ends at a granule: a layer can be mapped together from shares */
-	uint64_t *share_bytes_of; /* [n] */
+	bool composable;      /* every piece begins and ends at a granule: a layer can be mapped together from shards */
+	uint64_t *shard_bytes_of; /* [n] */
 	uint32_t *first_piece;    /* [N + 1] */
 	lshard_piece *pieces;
 };
@@ -58,7 +58,7 @@ void layout_close(struct layout *layout, const struct layout_memory *memory);
 int32_t layout_source(const struct layout *layout, uint32_t position);
 
 /*
- * How a stripe of @p rank of tensor @p tensor lies in the share of that rank: the piece, for the layer at @p position.
+ * How a stripe of @p rank of tensor @p tensor lies in the shard of that rank: the piece, for the layer at @p position.
  * NULL if empty.
  */
 const lshard_piece *layout_stripe(const struct layout *layout, uint32_t position, uint32_t tensor, int32_t rank);

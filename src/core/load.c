@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * load.c - how bytes get into a series: commit, and updates of a committed one.
- * Knows: the source's callback, shares, staging of stripes, residents. The pass itself is pass.c.
+ * Knows: the source's callback, shards, staging of stripes, residents. The pass itself is pass.c.
  */
 #include "internal.h"
 
@@ -67,7 +67,7 @@ static lshard_status load_owned(lshard_series *series, lshard_post_process post_
 struct staging {
 	lshard_store_plan plan;
 	lshard_store *store;
-	uint64_t *share_bytes_of;
+	uint64_t *shard_bytes_of;
 	lshard_piece *pieces;
 	uint32_t *first_piece;
 };
@@ -78,7 +78,7 @@ static void staging_close(lshard_series *series, struct staging *staging)
 		series->group->transport->ops->store_close(staging->store);
 	group_release(series->group, staging->first_piece);
 	group_release(series->group, staging->pieces);
-	group_release(series->group, staging->share_bytes_of);
+	group_release(series->group, staging->shard_bytes_of);
 }
 
 static lshard_status staging_plan(lshard_series *series, struct staging *staging)
@@ -87,24 +87,24 @@ static lshard_status staging_plan(lshard_series *series, struct staging *staging
 	const uint32_t size = (uint32_t)group->context.size;
 	const uint64_t bytes = series->scheme.layout.layer_bytes;
 
-	staging->share_bytes_of = group_allocate(group, size * sizeof *staging->share_bytes_of);
+	staging->shard_bytes_of = group_allocate(group, size * sizeof *staging->shard_bytes_of);
 	staging->pieces = group_allocate(group, size * sizeof *staging->pieces);
 	staging->first_piece = group_allocate(group, (size + 1) * sizeof *staging->first_piece);
-	if (!staging->share_bytes_of || !staging->pieces || !staging->first_piece)
+	if (!staging->shard_bytes_of || !staging->pieces || !staging->first_piece)
 		return lshard_fail(&series->error, LSHARD_ERR_NO_MEMORY, SERIES_FORMAT ": no memory to load stripes",
 				   SERIES_NAMES(series));
 	for (uint32_t rank = 0; rank < size; rank++) {
-		staging->share_bytes_of[rank] = bytes;
+		staging->shard_bytes_of[rank] = bytes;
 		staging->first_piece[rank] = rank;
 		staging->pieces[rank] = (lshard_piece){
-			.rank = (int32_t)rank, .width = bytes, .rows = 1, .share_pitch = bytes, .layer_pitch = bytes};
+			.rank = (int32_t)rank, .width = bytes, .rows = 1, .shard_pitch = bytes, .layer_pitch = bytes};
 	}
 	staging->first_piece[size] = size;
 	staging->plan = (lshard_store_plan){.name = series->name,
 					    .layers = size,
 					    .layer_bytes = bytes,
-					    .share_bytes = bytes,
-					    .share_bytes_of = staging->share_bytes_of,
+					    .shard_bytes = bytes,
+					    .shard_bytes_of = staging->shard_bytes_of,
 					    .direct = series->scheme.direct,
 					    .pieces = staging->pieces,
 					    .first_piece = staging->first_piece};
@@ -133,31 +133,31 @@ close_staging:
 	return status;
 }
 
-static lshard_status keep_piece(lshard_series *series, const lshard_piece *piece, uint8_t *share, const uint8_t *layer)
+static lshard_status keep_piece(lshard_series *series, const lshard_piece *piece, uint8_t *shard, const uint8_t *layer)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 
-	share += piece->share_offset;
+	shard += piece->shard_offset;
 	layer += piece->layer_offset;
 	if (ops->copy)
-		return ops->copy(series->store, share, piece->share_pitch, layer, piece->layer_pitch, piece->width,
+		return ops->copy(series->store, shard, piece->shard_pitch, layer, piece->layer_pitch, piece->width,
 				 piece->rows);
 	for (uint64_t row = 0; row < piece->rows; row++)
-		memcpy(share + row * piece->share_pitch, layer + row * piece->layer_pitch, piece->width);
+		memcpy(shard + row * piece->shard_pitch, layer + row * piece->layer_pitch, piece->width);
 	return LSHARD_OK;
 }
 
-/* This rank's pieces of the layer at @p position, from the whole layer into the share. */
+/* This rank's pieces of the layer at @p position, from the whole layer into the shard. */
 static lshard_status keep_stripe(lshard_series *series, uint32_t position, const uint8_t *layer)
 {
 	const struct layout *layout = &series->scheme.layout;
-	uint8_t *share = series->group->transport->ops->share(series->store);
+	uint8_t *shard = series->group->transport->ops->shard(series->store);
 	lshard_status status = LSHARD_OK;
 
 	for (uint32_t index = layout->first_piece[position]; index < layout->first_piece[position + 1] && status >= 0;
 	     index++)
 		if (layout->pieces[index].rank == series->scheme.link.rank)
-			status = keep_piece(series, &layout->pieces[index], share, layer);
+			status = keep_piece(series, &layout->pieces[index], shard, layer);
 	if (status < 0)
 		return lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u: keeping this rank's stripe: %s",
 				   SERIES_NAMES(series), series_layer(series, position), series->store->error.text);
@@ -197,7 +197,7 @@ static lshard_status load_round(lshard_series *series, struct staging *staging, 
 	const struct layout *layout = &series->scheme.layout;
 	const uint32_t end =
 		layout->layers - begin < (uint32_t)layout->size ? layout->layers : begin + (uint32_t)layout->size;
-	uint8_t *staged = series->group->transport->ops->share(staging->store);
+	uint8_t *staged = series->group->transport->ops->shard(staging->store);
 	lshard_status status = LSHARD_OK;
 
 	for (uint32_t position = begin; position < end && status >= 0; position++)
@@ -249,7 +249,7 @@ static lshard_status bring_residents(lshard_series *series)
 	return status;
 }
 
-/* Fills shares, residents and windows; poisoned windows hold poison already. All ranks return with the same success. */
+/* Fills shards, residents and windows; poisoned windows hold poison already. All ranks return with the same success. */
 static lshard_status load(lshard_series *series, lshard_post_process post_process, void *user)
 {
 	lshard_status status;
@@ -287,7 +287,7 @@ static void log_commit(const lshard_series *series)
 				   "%u layers come each pass, %u of them late; transport %s",
 		     SERIES_NAMES(series), scheme->layout.first_layer,
 		     scheme->layout.first_layer + (scheme->layout.layers - 1), (double)scheme->layout.layer_bytes / mib,
-		     (double)series->store_plan.share_bytes / mib, scheme->windows,
+		     (double)series->store_plan.shard_bytes / mib, scheme->windows,
 		     series->poison.on ? " poisoned outside of views" : "", scheme->residents, leads.fetched,
 		     leads.late, series->group->transport->ops->name);
 }

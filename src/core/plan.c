@@ -163,7 +163,7 @@ static void describe(const struct scheme *scheme, lshard_plan_result *result)
 	scheme_leads(scheme, &leads);
 	result->layer_bytes = layout->layer_bytes;
 	result->replicated_bytes = layout->layer_bytes * layout->layers;
-	result->share_bytes = layout->share_bytes_of[scheme->link.rank];
+	result->shard_bytes = layout->shard_bytes_of[scheme->link.rank];
 	result->windows = scheme->windows;
 	result->window_bytes = scheme->cell_bytes * scheme_moving_cells(scheme);
 	result->residents = scheme->residents;

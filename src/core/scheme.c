@@ -16,13 +16,13 @@ static bool is_mine(const struct scheme *scheme, uint32_t position)
 	       layout_source(&scheme->layout, position) == scheme->link.rank;
 }
 
-/* Is the share of @p rank in this rank's reach, to compute from? */
+/* Is the shard of @p rank in this rank's reach, to compute from? */
 static bool reaches(const struct scheme_link *link, int32_t rank)
 {
 	return rank == link->rank || !link->reaches || link->reaches(link->user, rank);
 }
 
-/* Striped layers need all ranks' shares; whole ones may each lie in one that is reached, or not. */
+/* Striped layers need all ranks' shards; whole ones may each lie in one that is reached, or not. */
 static bool uses_peers(const struct scheme *scheme)
 {
 	int32_t reached = 0;
@@ -46,7 +46,7 @@ static void find_candidates(struct scheme *scheme)
 					   reaches(&scheme->link, layout_source(&scheme->layout, position)));
 
 		scheme->cell_of[position] = SLOT_NONE;
-		scheme->place[position] = mine ? PLACE_SHARE : in_place ? PLACE_PEER : PLACE_WINDOW;
+		scheme->place[position] = mine ? PLACE_SHARD : in_place ? PLACE_PEER : PLACE_WINDOW;
 		if (!in_place && (everyone || !mine))
 			scheme->remote[scheme->n_remote++] = position;
 	}

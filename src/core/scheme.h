@@ -11,8 +11,8 @@
 
 /* Where this rank's program finds a layer. */
 enum place {
-	PLACE_SHARE,    /* in the rank's own share, whole */
-	PLACE_PEER,     /* in place in the shares, by mapping; nothing moves */
+	PLACE_SHARD,    /* in the rank's own shard, whole */
+	PLACE_PEER,     /* in place in the shards, by mapping; nothing moves */
 	PLACE_RESIDENT, /* in a cell of its own, for good */
 	PLACE_WINDOW    /* in the cell of its slot, when it is its turn */
 };
@@ -23,7 +23,7 @@ struct scheme_link {
 	int32_t size;
 	bool collective;
 	bool composes;                                   /* it puts cells together from stripes in reach and windows */
-	bool direct;                                     /* the transport can map peers' shares */
+	bool direct;                                     /* the transport can map peers' shards */
 	bool (*reaches)(const void *user, int32_t rank); /* direct: those of @p rank; NULL: all */
 	const void *user;
 	uint64_t granule;

@@ -90,8 +90,8 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 		.name = series->name,
 		.layers = scheme->layout.layers,
 		.layer_bytes = scheme->layout.layer_bytes,
-		.share_bytes = scheme->layout.share_bytes_of[scheme->link.rank],
-		.share_bytes_of = scheme->layout.share_bytes_of,
+		.shard_bytes = scheme->layout.shard_bytes_of[scheme->link.rank],
+		.shard_bytes_of = scheme->layout.shard_bytes_of,
 		.cells = scheme_moving_cells(scheme) + scheme->residents,
 		.windows = scheme_moving_cells(scheme),
 		.direct = scheme->direct,
@@ -183,13 +183,13 @@ static void find_addresses(lshard_series *series)
 {
 	const struct scheme *scheme = &series->scheme;
 	const lshard_transport_ops *ops = series->group->transport->ops;
-	uint8_t *share = ops->share(series->store);
+	uint8_t *shard = ops->shard(series->store);
 
 	for (uint32_t position = 0; position < scheme->layout.layers; position++) {
 		switch ((enum place)scheme->place[position]) {
-		case PLACE_SHARE:
+		case PLACE_SHARD:
 			series->address[position] =
-				share + scheme->layout.pieces[scheme->layout.first_piece[position]].share_offset;
+				shard + scheme->layout.pieces[scheme->layout.first_piece[position]].shard_offset;
 			break;
 		case PLACE_PEER:
 			series->address[position] = ops->peer(series->store, position);
@@ -338,7 +338,7 @@ lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint3
 		return lshard_fail(&series->error, LSHARD_ERR_STATE,
 				   SERIES_FORMAT ": committed weights change by lshard_series_update_begin",
 				   SERIES_NAMES(series));
-	if (series->scheme.place[position] != PLACE_SHARE)
+	if (series->scheme.place[position] != PLACE_SHARD)
 		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
 				   SERIES_FORMAT ": layer %u is not stored whole on this rank", SERIES_NAMES(series),
 				   layer);
@@ -387,11 +387,11 @@ lshard_status lshard_series_stripe(lshard_series *series, uint32_t layer, uint32
 	if (!piece)
 		return give_stripe(series, begin, &found, address, range);
 	inside = piece->layer_offset - of->offset;
-	begin = (uint8_t *)series->group->transport->ops->share(series->store) + piece->share_offset;
+	begin = (uint8_t *)series->group->transport->ops->shard(series->store) + piece->shard_offset;
 	found = of->stripe == LSHARD_STRIPE_ROWS
 			? (lshard_range){sizeof found, inside / row_bytes, (inside + piece->width) / row_bytes,
 					 row_bytes}
-			: (lshard_range){sizeof found, inside, inside + piece->width, piece->share_pitch};
+			: (lshard_range){sizeof found, inside, inside + piece->width, piece->shard_pitch};
 	return give_stripe(series, begin, &found, address, range);
 }
 
@@ -418,7 +418,7 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 	scheme_leads(scheme, &leads);
 	found = (lshard_stats){
 		.layer_bytes = scheme->layout.layer_bytes,
-		.share_bytes = series->store_plan.share_bytes,
+		.shard_bytes = series->store_plan.shard_bytes,
 		.window_bytes =
 			(series->poison.painted ? scheme_moving_cells(scheme) : scheme->windows) * scheme->cell_bytes,
 		.resident_bytes = scheme->residents * scheme->cell_bytes,

@@ -123,12 +123,12 @@ static uint64_t piece_span(uint64_t pitch, const lshard_piece *piece)
 	return (piece->rows - 1) * pitch + piece->width;
 }
 
-/* Of what this rank keeps of the layer in its share. */
-static uint64_t hash_share(struct sight *sight, uint32_t position)
+/* Of what this rank keeps of the layer in its shard. */
+static uint64_t hash_shard(struct sight *sight, uint32_t position)
 {
 	const lshard_series *series = sight->series;
 	const struct layout *layout = &series->scheme.layout;
-	const uint8_t *share = series->group->transport->ops->share(series->store);
+	const uint8_t *shard = series->group->transport->ops->shard(series->store);
 	uint64_t hash = HASH_BEGIN;
 
 	for (uint32_t index = layout->first_piece[position];
@@ -138,10 +138,10 @@ static uint64_t hash_share(struct sight *sight, uint32_t position)
 
 		if (piece->rank != series->scheme.link.rank || piece->rows == 0)
 			continue;
-		at = share + piece->share_offset;
-		sight_turn(sight, at, piece_span(piece->share_pitch, piece));
+		at = shard + piece->shard_offset;
+		sight_turn(sight, at, piece_span(piece->shard_pitch, piece));
 		for (uint64_t row = 0; row < piece->rows; row++)
-			hash = hash_bytes(hash, sight, at + row * piece->share_pitch, piece->width);
+			hash = hash_bytes(hash, sight, at + row * piece->shard_pitch, piece->width);
 	}
 	return hash;
 }
@@ -197,7 +197,7 @@ static lshard_status learn_hashes(struct sight *sight, uint32_t position)
 {
 	lshard_series *series = sight->series;
 	lshard_group *group = series->group;
-	const uint64_t mine = hash_share(sight, position);
+	const uint64_t mine = hash_shard(sight, position);
 	const struct lshard__records records = group_records(group, group->cards, sizeof *group->cards, 0);
 	struct meeting_card card = series_card(series, MEET_VERIFY, sight->status);
 	lshard_status status;

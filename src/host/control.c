@@ -127,7 +127,7 @@ static lshard_status make_block(struct control *control, int *fd)
 }
 
 /* Every rank makes the swap, also when rank 0 has no page to give: nobody waits for what will not come. */
-static lshard_status share_block(struct control *control, int fd, int *fds, uint64_t deadline)
+static lshard_status shard_block(struct control *control, int fd, int *fds, uint64_t deadline)
 {
 	const lshard_context *context = control->mesh->context;
 	lshard_status status = mesh_swap(control->mesh, 0, fd, fds, deadline);
@@ -162,7 +162,7 @@ lshard_status control_open(struct control *control, struct mesh *mesh, lshard_er
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
 	if (context->rank == 0)
 		made = make_block(control, &fd);
-	status = share_block(control, fd, fds, deadline_ns);
+	status = shard_block(control, fd, fds, deadline_ns);
 	if (fd >= 0)
 		close(fd);
 	context->release(context, fds);

@@ -310,7 +310,7 @@ static const char *missing_function(const lshard_transport_ops *ops)
 		{"abort", ops->abort != NULL},
 		{"store_open", ops->store_open != NULL},
 		{"store_close", ops->store_close != NULL},
-		{"share", ops->share != NULL},
+		{"shard", ops->shard != NULL},
 		{"cell", ops->cell != NULL},
 		{"peer", ops->peer || !(ops->capabilities & LSHARD_CAP_DIRECT)},
 		{"fetch", ops->fetch != NULL},

@@ -200,7 +200,7 @@ void layers_of_many_pages_are_right(void **state)
 
 /* ---- The caller's memory --------------------------------------------------------------------------------------- */
 
-/* What one rank's source gave and got back; others may give shares back, from their threads. */
+/* What one rank's source gave and got back; others may give shards back, from their threads. */
 struct purse {
 	struct rank *rank;
 	void *blocks[3]; /* by purpose; what is given lies inside */
@@ -247,9 +247,9 @@ static void purse_release(void *user, lshard_purpose purpose, void *memory)
 
 static bool is_balanced(const struct member *member, struct purse *purse, bool has_windows)
 {
-	for (int purpose = LSHARD_FOR_SHARE; purpose <= LSHARD_FOR_WINDOWS; purpose++) {
+	for (int purpose = LSHARD_FOR_SHARD; purpose <= LSHARD_FOR_WINDOWS; purpose++) {
 		int given = atomic_load(&purse->given[purpose]), returned = atomic_load(&purse->returned[purpose]);
-		int due = purpose == LSHARD_FOR_SHARE || has_windows;
+		int due = purpose == LSHARD_FOR_SHARD || has_windows;
 
 		EXPECT(member, given == due && returned == due, "purpose %d: given %d times, returned %d times",
 		       purpose, given, returned);
@@ -287,7 +287,7 @@ static int purse_body(const struct member *member)
 		right = team_barrier(member); /* nobody has a hold of a share any more */
 		right = rank_close(&rank) && right;
 		return !right ||
-		       atomic_load(&purse.given[LSHARD_FOR_SHARE]) != atomic_load(&purse.returned[LSHARD_FOR_SHARE]);
+		       atomic_load(&purse.given[LSHARD_FOR_SHARD]) != atomic_load(&purse.returned[LSHARD_FOR_SHARD]);
 	}
 	EXPECT(member, status == LSHARD_OK, "%s", lshard_group_error(rank.group));
 	if (!rank_note_addresses(&rank))

@@ -175,7 +175,7 @@ void poison_is_all_that_is_seen_outside_of_views(void **state)
 
 /* ---- Loads that fail ------------------------------------------------------------------------------------------- */
 
-/* Layers pass by on their way into the shares; none is seen in a window. Layer 4 comes when others were loaded. */
+/* Layers pass by on their way into the shards; none is seen in a window. Layer 4 comes when others were loaded. */
 static int loading_body(const struct member *member)
 {
 	const struct setting setting = poisoned_setting(LSHARD_POISON_ON, *(const lshard_placement *)member->user);

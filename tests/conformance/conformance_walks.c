@@ -18,7 +18,7 @@
 /* What ranks tell the test. */
 struct told {
 	uint64_t hash;
-	uint64_t share_bytes;
+	uint64_t shard_bytes;
 	uint64_t layer_bytes;
 };
 
@@ -50,12 +50,12 @@ static bool plan_of(const struct rank *rank, const lshard_stats *stats, lshard_p
 		input.granule_bytes = granules[i];
 		*plan = (lshard_plan_result)LSHARD_PLAN_RESULT_INIT;
 		EXPECT(rank->member, lshard_plan(&options, &input, plan) == LSHARD_OK, "plan");
-		if (plan->layer_bytes == stats->layer_bytes && plan->share_bytes == stats->share_bytes)
+		if (plan->layer_bytes == stats->layer_bytes && plan->shard_bytes == stats->shard_bytes)
 			return true;
 	}
 	EXPECT(rank->member, false, "built layer %llu share %llu, planned last %llu %llu",
-	       (unsigned long long)stats->layer_bytes, (unsigned long long)stats->share_bytes,
-	       (unsigned long long)plan->layer_bytes, (unsigned long long)plan->share_bytes);
+	       (unsigned long long)stats->layer_bytes, (unsigned long long)stats->shard_bytes,
+	       (unsigned long long)plan->layer_bytes, (unsigned long long)plan->shard_bytes);
 failed:
 	return false;
 }
@@ -82,7 +82,7 @@ static bool is_built_as_planned(struct rank *rank, struct told *told)
 	lshard_plan_result plan;
 
 	OK_SERIES(rank, lshard_series_stats(rank->series, &stats));
-	told->share_bytes = stats.share_bytes;
+	told->shard_bytes = stats.shard_bytes;
 	told->layer_bytes = stats.layer_bytes;
 	EXPECT(rank->member, stats.windows <= smaller(rank->setting->prefetch + 1, layers_elsewhere(rank)),
 	       "%u windows", stats.windows);
@@ -288,19 +288,19 @@ static uint64_t stored_bytes(const struct setting *setting)
 	return bytes * setting->layers;
 }
 
-/* The ranks' shares together are the series once, and all ranks saw the same. */
+/* The ranks' shards together are the series once, and all ranks saw the same. */
 static void check_told(const struct walk *walk)
 {
-	uint64_t shares = 0;
+	uint64_t shards = 0;
 
 	for (int32_t rank = 0; rank < walk->setting.size; rank++) {
 		assert_int_equal(walk->told[rank].hash, walk->told[0].hash);
 		assert_int_equal(walk->told[rank].layer_bytes, walk->told[0].layer_bytes);
-		shares += walk->told[rank].share_bytes;
+		shards += walk->told[rank].shard_bytes;
 	}
-	assert_true(shares >= stored_bytes(&walk->setting));
+	assert_true(shards >= stored_bytes(&walk->setting));
 	/* granules: at most one per rank and layer stripe or share */
-	assert_true(shares <= walk->setting.layers *
+	assert_true(shards <= walk->setting.layers *
 				      (walk->told[0].layer_bytes + (uint64_t)walk->setting.size * MAX_TENSORS * 4096));
 }
 

@@ -21,6 +21,6 @@ int main()
 	input.size = 8;
 	const lshard_status status = lshard_plan(&series, &input, &plan);
 	std::cout << "layershard " << lshard_version() << " from C++: " << lshard_status_text(status) << ", share "
-		  << plan.share_bytes << " of " << plan.replicated_bytes << " bytes\n";
-	return status == LSHARD_OK && plan.share_bytes * 8 == plan.replicated_bytes ? 0 : 1;
+		  << plan.shard_bytes << " of " << plan.replicated_bytes << " bytes\n";
+	return status == LSHARD_OK && plan.shard_bytes * 8 == plan.replicated_bytes ? 0 : 1;
 }

@@ -547,7 +547,7 @@ static void d8_counters_tell_whether_it_helped(void **state)
 	assert_int_equal(after.windows, 2);
 	assert_int_equal(after.fetched_layers, 4);
 	assert_int_equal(after.late_count, 0);
-	assert_int_equal(after.share_bytes, 3 * after.layer_bytes);
+	assert_int_equal(after.shard_bytes, 3 * after.layer_bytes);
 	assert_int_equal(after.window_bytes, 2 * after.layer_bytes);
 	assert_int_equal(after.reaches - before.reaches, 7);
 	assert_int_equal(after.waits - before.waits, 7);

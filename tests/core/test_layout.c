@@ -200,19 +200,19 @@ static void check_layers(const struct sample *sample)
 	}
 }
 
-static void check_shares(const struct sample *sample)
+static void check_shards(const struct sample *sample)
 {
 	const struct layout *layout = &sample->layout;
 
 	for (int32_t rank = 0; rank < layout->size; rank++) {
-		struct cover cover = cover_open(layout->share_bytes_of[rank]);
+		struct cover cover = cover_open(layout->shard_bytes_of[rank]);
 
 		for (uint32_t i = 0; i < layout->first_piece[layout->layers]; i++) {
 			const lshard_piece *piece = &layout->pieces[i];
 
 			assert_in_range((uint64_t)piece->rank, 0, (uint64_t)layout->size - 1);
 			for (uint64_t row = 0; row < piece->rows && piece->rank == rank; row++)
-				cover_run(&cover, piece->share_offset + row * piece->share_pitch, piece->width);
+				cover_run(&cover, piece->shard_offset + row * piece->shard_pitch, piece->width);
 		}
 		free(cover.times);
 	}
@@ -223,7 +223,7 @@ static uint64_t larger(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
-/* At most one granule beyond an even division, per layer share or stripe (a stripe is per tensor where tensors are
+/* At most one granule beyond an even division, per layer shard or stripe (a stripe is per tensor where tensors are
  * cut). */
 static void check_waste(const struct sample *sample)
 {
@@ -240,8 +240,8 @@ static void check_waste(const struct sample *sample)
 		else
 			most = layout->layers *
 			       (layout->layer_bytes / (uint64_t)layout->size + unit * (1 + layout->n_tensors));
-		assert_true(layout->share_bytes_of[rank] <= most);
-		assert_true(layout->placement != LSHARD_WHOLE || layout->share_bytes_of[rank] == most);
+		assert_true(layout->shard_bytes_of[rank] <= most);
+		assert_true(layout->placement != LSHARD_WHOLE || layout->shard_bytes_of[rank] == most);
 	}
 }
 
@@ -259,7 +259,7 @@ static void check_composable(const struct sample *sample)
 		assert_int_equal(layout->pieces[i].rows, 1);
 		assert_int_equal(layout->pieces[i].width % sample->granule, 0);
 		assert_int_equal(layout->pieces[i].layer_offset % sample->granule, 0);
-		assert_int_equal(layout->pieces[i].share_offset % sample->granule, 0);
+		assert_int_equal(layout->pieces[i].shard_offset % sample->granule, 0);
 	}
 }
 
@@ -274,7 +274,7 @@ static void check_granular(const struct sample *sample)
 		if (!piece->granular)
 			continue;
 		assert_int_equal(piece->rows, 1);
-		assert_int_equal((piece->width | piece->layer_offset | piece->share_offset) % sample->granule, 0);
+		assert_int_equal((piece->width | piece->layer_offset | piece->shard_offset) % sample->granule, 0);
 		assert_true(sample->granule > 256 && layout->layer_bytes % sample->granule == 0);
 	}
 	for (uint32_t t = 0; t < layout->n_tensors; t++)
@@ -315,8 +315,8 @@ static void check_stripe(const struct layout *layout, uint32_t position, uint32_
 	assert_int_equal(piece->layer_offset, tensor->offset + begin);
 	assert_int_equal(piece->width, end - begin);
 	assert_int_equal(piece->rows, rows ? 1 : tensor->rows);
-	assert_int_equal(piece->share_pitch, piece->width);
-	assert_int_equal(piece->share_offset % 256, 0);
+	assert_int_equal(piece->shard_pitch, piece->width);
+	assert_int_equal(piece->shard_offset % 256, 0);
 	if (!rows)
 		assert_int_equal(piece->layer_pitch, row_bytes);
 }
@@ -346,7 +346,7 @@ static void every_byte_has_one_keeper(void **state)
 		open_sample(&sample);
 		check_tensors(&sample);
 		check_layers(&sample);
-		check_shares(&sample);
+		check_shards(&sample);
 		check_waste(&sample);
 		check_composable(&sample);
 		check_granular(&sample);
@@ -379,7 +379,7 @@ static void more_ranks_than_layers(void **state)
 	sample.options.tensors = sample.tensors;
 	open_sample(&sample);
 	for (int32_t rank = 0; rank < 8; rank++)
-		assert_int_equal(sample.layout.share_bytes_of[rank], rank == 7 || rank < 2 ? 1024 : 0);
+		assert_int_equal(sample.layout.shard_bytes_of[rank], rank == 7 || rank < 2 ? 1024 : 0);
 	close_sample(&sample);
 }
 
@@ -393,7 +393,7 @@ static void a_rank_alone_keeps_whole_layers(void **state)
 	assert_int_equal(sample.layout.placement, LSHARD_WHOLE);
 	assert_int_equal(sample.layout.first_piece[4], 4);
 	assert_int_equal(sample.layout.pieces[3].width, sample.layout.layer_bytes);
-	assert_int_equal(sample.layout.share_bytes_of[0], 4 * sample.layout.layer_bytes);
+	assert_int_equal(sample.layout.shard_bytes_of[0], 4 * sample.layout.layer_bytes);
 	close_sample(&sample);
 }
 

@@ -120,7 +120,7 @@ static void stripes_of_this_rank_do_not_travel(void **state)
 		const lshard_plan_input input = input_of(rank, 3, 0);
 		const lshard_plan_result result = plan(&options, &input);
 
-		assert_int_equal(result.share_bytes, LAYERS * (uint64_t)LAYER_BYTES / 2);
+		assert_int_equal(result.shard_bytes, LAYERS * (uint64_t)LAYER_BYTES / 2);
 		assert_int_equal(result.transfer_ns, LAYERS * TRANSFER);
 	}
 }

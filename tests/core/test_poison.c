@@ -211,7 +211,7 @@ static void a_plan_counts_what_poison_takes(void **state)
 	assert_int_equal(planned(LSHARD_POISON_ON, 2, 2).window_bytes, 5 << 20);
 	assert_int_equal(planned(LSHARD_POISON_ON, 2, 2).windows, 2);
 	assert_int_equal(planned(LSHARD_POISON_ON, 2, 3).window_bytes, 0);
-	assert_int_equal(planned(LSHARD_POISON_ON, 2, 3).share_bytes, planned(LSHARD_POISON_OFF, 2, 3).share_bytes);
+	assert_int_equal(planned(LSHARD_POISON_ON, 2, 3).shard_bytes, planned(LSHARD_POISON_OFF, 2, 3).shard_bytes);
 	assert_int_equal(planned(LSHARD_POISON_ON, 1, 0).window_bytes, 0);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * box.c - a transport from outside: what a stranger writes who has docs/writing-a-transport.md and the installed
- * headers. Between processes of a host; every rank's share is a file in memory that the others map and copy from.
+ * headers. Between processes of a host; every rank's shard is a file in memory that the others map and copy from.
  */
 #define _GNU_SOURCE
 #include <layershard/transport.h>
@@ -22,7 +22,7 @@ struct box_store {
 	lshard_store base;
 	unsigned char *cells;
 	size_t pitch;   /* from one cell to the next */
-	void *shares[]; /* [size] where each is mapped; NULL where there is none */
+	void *shards[]; /* [size] where each is mapped; NULL where there is none */
 };
 
 extern const lshard_transport_ops box_ops;
@@ -91,7 +91,7 @@ static lshard_status map(struct box *box, uint64_t bytes, int fd, int protection
 	return LSHARD_OK;
 }
 
-/* This rank's cells, and its share, which the others get as *fd. */
+/* This rank's cells, and its shard, which the others get as *fd. */
 static lshard_status make_own(struct box *box, struct box_store *store, int *fd)
 {
 	const lshard_store_plan *plan = store->base.plan;
@@ -104,14 +104,14 @@ static lshard_status make_own(struct box *box, struct box_store *store, int *fd)
 	if (status < 0)
 		return status;
 	*fd = memfd_create("box", MFD_CLOEXEC);
-	if (*fd < 0 || ftruncate(*fd, (off_t)in_pages(plan->share_bytes)) != 0)
-		return lshard_fail(&box->base.error, LSHARD_ERR_SYSTEM, "box: rank %d: a share of %llu bytes: %s",
-				   box->base.context->rank, (unsigned long long)plan->share_bytes, strerror(errno));
-	return map(box, plan->share_bytes, *fd, PROT_READ | PROT_WRITE, &store->shares[box->base.context->rank]);
+	if (*fd < 0 || ftruncate(*fd, (off_t)in_pages(plan->shard_bytes)) != 0)
+		return lshard_fail(&box->base.error, LSHARD_ERR_SYSTEM, "box: rank %d: a shard of %llu bytes: %s",
+				   box->base.context->rank, (unsigned long long)plan->shard_bytes, strerror(errno));
+	return map(box, plan->shard_bytes, *fd, PROT_READ | PROT_WRITE, &store->shards[box->base.context->rank]);
 }
 
 /* Whatever happens, the ranks hear of it: nobody waits for one that has failed. */
-static lshard_status share(struct box *box, struct box_store *store, const lshard_store_plan *plan, lshard_status made,
+static lshard_status shard(struct box *box, struct box_store *store, const lshard_store_plan *plan, lshard_status made,
 			   int own, int *fds)
 {
 	lshard_status status = lshard_channel_swap(box->channel, plan->name, made, own, fds);
@@ -120,7 +120,7 @@ static lshard_status share(struct box *box, struct box_store *store, const lshar
 		return status;
 	for (int32_t rank = 0; rank < box->base.context->size; rank++) {
 		if (fds[rank] >= 0 && status == LSHARD_OK)
-			status = map(box, plan->share_bytes_of[rank], fds[rank], PROT_READ, &store->shares[rank]);
+			status = map(box, plan->shard_bytes_of[rank], fds[rank], PROT_READ, &store->shards[rank]);
 		if (fds[rank] >= 0)
 			close(fds[rank]);
 	}
@@ -133,8 +133,8 @@ static void box_store_close(lshard_store *base)
 	const lshard_context *context = base->transport->context;
 
 	for (int32_t rank = 0; rank < context->size; rank++)
-		if (store->shares[rank])
-			munmap(store->shares[rank], in_pages(base->plan->share_bytes_of[rank]));
+		if (store->shards[rank])
+			munmap(store->shards[rank], in_pages(base->plan->shard_bytes_of[rank]));
 	if (store->cells)
 		munmap(store->cells, store->pitch * base->plan->cells);
 	context->release(context, store);
@@ -145,7 +145,7 @@ static lshard_status box_store_open(lshard_transport *transport, const lshard_st
 	struct box *box = (struct box *)transport;
 	const lshard_context *context = transport->context;
 	const size_t size = (size_t)context->size;
-	struct box_store *store = context->allocate(context, sizeof *store + size * sizeof store->shares[0]);
+	struct box_store *store = context->allocate(context, sizeof *store + size * sizeof store->shards[0]);
 	int *fds = context->allocate(context, size * sizeof *fds);
 	lshard_status status = LSHARD_OK;
 	int own = -1;
@@ -157,7 +157,7 @@ static lshard_status box_store_open(lshard_transport *transport, const lshard_st
 		store->base = (lshard_store){.transport = transport, .plan = plan};
 	if (status == LSHARD_OK)
 		status = make_own(box, store, &own);
-	status = share(box, store, plan, status, own, fds);
+	status = shard(box, store, plan, status, own, fds);
 	if (own >= 0)
 		close(own);
 	if (fds)
@@ -169,9 +169,9 @@ static lshard_status box_store_open(lshard_transport *transport, const lshard_st
 	return status;
 }
 
-static void *box_share(lshard_store *store)
+static void *box_shard(lshard_store *store)
 {
-	return ((struct box_store *)store)->shares[store->transport->context->rank];
+	return ((struct box_store *)store)->shards[store->transport->context->rank];
 }
 
 static void *box_cell(lshard_store *base, uint32_t cell, uint32_t position)
@@ -188,7 +188,7 @@ static lshard_status box_read(lshard_store *base, uint32_t position, void *desti
 {
 	struct box_store *store = (struct box_store *)base;
 
-	lshard_copy_layer(base->plan, position, (const void *const *)store->shares, destination);
+	lshard_copy_layer(base->plan, position, (const void *const *)store->shards, destination);
 	return LSHARD_OK;
 }
 
@@ -234,7 +234,7 @@ const lshard_transport_ops box_ops = {
 	.abort = box_abort,
 	.store_open = box_store_open,
 	.store_close = box_store_close,
-	.share = box_share,
+	.shard = box_shard,
 	.cell = box_cell,
 	.fetch = box_fetch,
 	.wait = box_wait,

@@ -98,7 +98,7 @@ def test_plan():
     tensors = [layershard.Tensor("w", 1 << 20)]
     plan = layershard.plan(layer_count=10, tensors=tensors, size=2, prefetch=1)
     assert plan.replicated_bytes == 10 << 20
-    assert plan.share_bytes == 5 << 20 and plan.window_bytes == 2 << 20 and plan.fetched_layers == 5
+    assert plan.shard_bytes == 5 << 20 and plan.window_bytes == 2 << 20 and plan.fetched_layers == 5
     timed = layershard.plan(layer_count=10, tensors=tensors, size=2, compute_ns=1000, link_bytes_per_s=10**9)
     assert timed.exposed_ns == timed.pass_ns - 10 * 1000 > 0
     with pytest.raises(layershard.Invalid):

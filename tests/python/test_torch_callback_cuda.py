@@ -261,7 +261,7 @@ def lean(rank, size, store):
         del want
         stats = list(sharding.of(model).stats().values())
         used = torch.cuda.memory_allocated() - before
-        wanted = sum(each.share_bytes + each.window_bytes for each in stats)
+        wanted = sum(each.shard_bytes + each.window_bytes for each in stats)
         assert 0 < wanted <= used < wanted + (2 << 20), (used, wanted)
         y = model(x)
         torch.cuda.synchronize()

@@ -72,7 +72,7 @@ def both_regimes(rank, size, path, transport):
             assert [each.fetched_bytes for each in handle.stats().values()] == fetched  # nothing in a parallel pass
             if transport == "shm:copy":
                 assert sum(fetched) > 0
-    total = sum(each.share_bytes for each in handle.stats().values())
+    total = sum(each.shard_bytes for each in handle.stats().values())
     whole = sum(tensor.numel() * 4 for name, tensor in build().named_parameters() if "norm" not in name)
     dist.barrier()
     dist.destroy_process_group()

@@ -138,7 +138,7 @@ def cpu_ticks(pid):
 
 
 def shard_mappings(pid):
-    """Bytes and permissions of each mapping of shares and windows."""
+    """Bytes and permissions of each mapping of shards and windows."""
     found = []
     for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines():
         if "layershard:" in line and "layershard:control" not in line:

@@ -46,8 +46,8 @@ static uint64_t page(void)
 static void add_piece(struct shm_series *series, uint32_t *n, const lshard_piece *piece)
 {
 	series->pieces[*n] = *piece;
-	series->pieces[*n].share_offset = series->share_bytes[piece->rank];
-	series->share_bytes[piece->rank] += piece->rows > 1 ? piece->share_pitch * piece->rows : piece->width;
+	series->pieces[*n].shard_offset = series->shard_bytes[piece->rank];
+	series->shard_bytes[piece->rank] += piece->rows > 1 ? piece->shard_pitch * piece->rows : piece->width;
 	++*n;
 }
 
@@ -63,7 +63,7 @@ static void add_stripes(struct shm_series *series, uint32_t *n, int32_t size, en
 	for (int32_t rank = 0; rank < size; rank++) {
 		uint64_t width = unit * (uint64_t)(rank % 2 + 1);
 		lshard_piece piece = {.rank = rank,
-				      .share_pitch = width,
+				      .shard_pitch = width,
 				      .layer_offset = at,
 				      .layer_pitch = row,
 				      .width = width,
@@ -93,8 +93,8 @@ void shm_series_plan(struct shm_series *series, const struct member *member, enu
 	}
 	series->plan.name = "o_proj";
 	series->plan.layers = layers;
-	series->plan.share_bytes = series->share_bytes[member->rank];
-	series->plan.share_bytes_of = series->share_bytes;
+	series->plan.shard_bytes = series->shard_bytes[member->rank];
+	series->plan.shard_bytes_of = series->shard_bytes;
 	series->plan.cells = series->plan.windows = cells;
 	series->plan.direct = direct;
 	series->plan.pieces = series->pieces;
@@ -109,7 +109,7 @@ static unsigned char byte_of(uint32_t position, uint64_t offset, unsigned genera
 void shm_series_fill(struct shm_series *series, unsigned generation)
 {
 	lshard_store *store = series->store;
-	unsigned char *share = store->transport->ops->share(store);
+	unsigned char *shard = store->transport->ops->shard(store);
 
 	for (uint32_t position = 0; position < series->plan.layers; position++) {
 		for (uint32_t i = series->first_piece[position]; i < series->first_piece[position + 1]; i++) {
@@ -120,7 +120,7 @@ void shm_series_fill(struct shm_series *series, unsigned generation)
 				uint64_t row = at / piece->width;
 				uint64_t column = at % piece->width;
 
-				share[piece->share_offset + row * piece->share_pitch + column] = byte_of(
+				shard[piece->shard_offset + row * piece->shard_pitch + column] = byte_of(
 					position, piece->layer_offset + row * piece->layer_pitch + column, generation);
 			}
 		}

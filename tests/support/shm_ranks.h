@@ -31,13 +31,13 @@ struct shm_series {
 	lshard_store_plan plan;
 	lshard_piece pieces[64];
 	uint32_t first_piece[33];
-	uint64_t share_bytes[MOST_RANKS];
+	uint64_t shard_bytes[MOST_RANKS];
 	lshard_store *store;
 };
 
 void shm_series_plan(struct shm_series *series, const struct member *member, enum shape shape, uint32_t layers,
 		     int direct, uint32_t cells);
-/* Put this rank's part of every layer into its share. @p generation changes every byte. */
+/* Put this rank's part of every layer into its shard. @p generation changes every byte. */
 void shm_series_fill(struct shm_series *series, unsigned generation);
 /* The layer's bytes at @p found are what was filled in. Prints the first that is not. */
 int shm_series_right(const struct shm_series *series, uint32_t position, unsigned generation, const void *found);

@@ -28,7 +28,7 @@ struct machine {
 	lshard_store *store[RANKS];
 	lshard_piece pieces[LAYERS];
 	uint32_t first_piece[LAYERS + 1];
-	uint64_t share_bytes_of[RANKS];
+	uint64_t shard_bytes_of[RANKS];
 	unsigned char truth[LAYERS][BYTES];
 	struct sim_stream *stream[RANKS];
 };
@@ -61,8 +61,8 @@ static void open_rank(void *user, int32_t rank)
 	machine->plan[rank] = (lshard_store_plan){.name = "s",
 						  .layers = LAYERS,
 						  .layer_bytes = BYTES,
-						  .share_bytes = machine->share_bytes_of[rank],
-						  .share_bytes_of = machine->share_bytes_of,
+						  .shard_bytes = machine->shard_bytes_of[rank],
+						  .shard_bytes_of = machine->shard_bytes_of,
 						  .cells = WINDOWS,
 						  .windows = WINDOWS,
 						  .pieces = machine->pieces,
@@ -73,7 +73,7 @@ static void open_rank(void *user, int32_t rank)
 	    LSHARD_OK)
 		abort();
 	for (uint32_t p = (uint32_t)rank; p < LAYERS; p += RANKS)
-		memcpy((unsigned char *)machine->ops->share(machine->store[rank]) + machine->pieces[p].share_offset,
+		memcpy((unsigned char *)machine->ops->shard(machine->store[rank]) + machine->pieces[p].shard_offset,
 		       machine->truth[p], BYTES);
 }
 
@@ -86,13 +86,13 @@ static struct machine *machine_open(const lshard_transport_ops *ops, uint64_t se
 	machine->ops = ops;
 	for (uint32_t p = 0; p < LAYERS; p++) {
 		machine->pieces[p] = (lshard_piece){.rank = (int32_t)(p % RANKS),
-						    .share_offset = p / RANKS * BYTES,
-						    .share_pitch = BYTES,
+						    .shard_offset = p / RANKS * BYTES,
+						    .shard_pitch = BYTES,
 						    .layer_pitch = BYTES,
 						    .width = BYTES,
 						    .rows = 1};
 		machine->first_piece[p + 1] = p + 1;
-		machine->share_bytes_of[p % RANKS] += BYTES;
+		machine->shard_bytes_of[p % RANKS] += BYTES;
 		for (size_t i = 0; i < BYTES; i++)
 			machine->truth[p][i] = (unsigned char)(seed * 31 + p * 67 + i);
 	}

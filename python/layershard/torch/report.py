@@ -22,10 +22,10 @@ def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
     for each in series if group.size > 1 else []:
         stats, n_layers = each.series.stats(), len(each.plan.places)
         whole, windows = stats.layer_bytes * n_layers, min(stats.window_bytes, stats.layer_bytes * stats.windows)
-        if whole <= stats.share_bytes + windows:
+        if whole <= stats.shard_bytes + windows:
             lines.append(
                 f"sharing {each.plan.name} saves nothing on rank {group.rank}: its {n_layers} layers are "
-                f"{_mib(whole)} MiB, this rank's share {_mib(stats.share_bytes)} MiB and {stats.windows} windows "
+                f"{_mib(whole)} MiB, this rank's shard {_mib(stats.shard_bytes)} MiB and {stats.windows} windows "
                 f"{_mib(windows)} MiB. It takes more layers or a smaller prefetch; else leave it out of the patterns"
             )
     others = f"; and so do {len(lines) - 1} series more" if len(lines) > 1 else ""
@@ -35,13 +35,13 @@ def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
 def _row(shared: Shared) -> list[str]:
     stats = shared.series.stats()
     whole = stats.layer_bytes * len(shared.plan.places)
-    held = stats.share_bytes + stats.window_bytes + stats.resident_bytes
+    held = stats.shard_bytes + stats.window_bytes + stats.resident_bytes
     return [
         shared.plan.name,
         f"{shared.plan.numbers[0]}-{shared.plan.numbers[-1]}",
         shared.placement,
         _mib(whole),
-        _mib(stats.share_bytes),
+        _mib(stats.shard_bytes),
         f"{stats.windows} ({_mib(stats.window_bytes)})",
         f"{stats.residents} ({_mib(stats.resident_bytes)})",
         _mib(whole - held),

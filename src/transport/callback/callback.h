@@ -149,8 +149,8 @@ struct callback_store {
 	uint32_t number;
 	struct callback_store *next;
 	uint32_t outstanding; /* operations in the queue; under the transport's lock */
-	unsigned char *share;
-	void *share_block; /* as allocated */
+	unsigned char *shard;
+	void *shard_block; /* as allocated */
 	unsigned char *cells;
 	void *cells_block;
 	uint64_t cell_pitch;
@@ -222,7 +222,7 @@ lshard_status callback_device_after(struct callback_store *store, uint32_t cell)
 /* The worker's: until all it has put on the stream is done. */
 lshard_status callback_device_finish(struct callback *callback);
 /* The worker's, in any memory: copies that come after the collectives so far. */
-lshard_status callback_copy_piece(struct callback *callback, const lshard_piece *piece, const unsigned char *share,
+lshard_status callback_copy_piece(struct callback *callback, const lshard_piece *piece, const unsigned char *shard,
 				  unsigned char *layer);
 
 /* The program's. */
@@ -242,12 +242,12 @@ lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pi
 enum way { BROADCAST, GATHER, GATHER_STAGED };
 
 enum way callback_way(const lshard_store_plan *plan, uint32_t position, int32_t size);
-/* Where rank @p rank's part of the layer begins in its share, and how long it is; 0 bytes if it has none. */
+/* Where rank @p rank's part of the layer begins in its shard, and how long it is; 0 bytes if it has none. */
 uint64_t callback_block(const lshard_store_plan *plan, uint32_t position, int32_t rank, uint64_t *bytes);
 
 lshard_status callback_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
 void callback_store_close(lshard_store *store);
-void *callback_share(lshard_store *store);
+void *callback_shard(lshard_store *store);
 void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position);
 
 /* ---- callback_rounds.c ---- */

@@ -219,18 +219,18 @@ lshard_status callback_device_finish(struct callback *callback)
 	return status;
 }
 
-lshard_status callback_copy_piece(struct callback *callback, const lshard_piece *piece, const unsigned char *share,
+lshard_status callback_copy_piece(struct callback *callback, const lshard_piece *piece, const unsigned char *shard,
 				  unsigned char *layer)
 {
 	lshard_status status;
 	lshard_error error;
 
 	if (!callback->on_device) {
-		lshard__host_copy_piece(piece, share, layer);
+		lshard__host_copy_piece(piece, shard, layer);
 		return LSHARD_OK;
 	}
-	status = copy_rows(callback, layer + piece->layer_offset, piece->layer_pitch, share + piece->share_offset,
-			   piece->share_pitch, piece->width, piece->rows, &error);
+	status = copy_rows(callback, layer + piece->layer_offset, piece->layer_pitch, shard + piece->shard_offset,
+			   piece->shard_pitch, piece->width, piece->rows, &error);
 	return status == LSHARD_OK ? status : callback_break(callback, status, error.text);
 }
 

@@ -357,11 +357,11 @@ static lshard_status bring_from_one(struct callback *callback, struct callback_s
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_piece *piece = &plan->pieces[plan->first_piece[position]];
 	const bool mine = piece->rank == callback->base.context->rank;
-	unsigned char *bytes = mine ? store->share + piece->share_offset : destination + piece->layer_offset;
+	unsigned char *bytes = mine ? store->shard + piece->shard_offset : destination + piece->layer_offset;
 	const lshard_status status = callback_broadcast(callback, bytes, piece->width, piece->rank);
 
 	if (status == LSHARD_OK && mine && destination)
-		return callback_copy_piece(callback, piece, store->share, destination);
+		return callback_copy_piece(callback, piece, store->shard, destination);
 	return status;
 }
 
@@ -371,7 +371,7 @@ static lshard_status bring_by_staging(struct callback *callback, struct callback
 	const lshard_store_plan *plan = store->base.plan;
 	uint64_t bytes;
 	const uint64_t own = callback_block(plan, position, callback->base.context->rank, &bytes);
-	lshard_status status = callback_allgather(callback, store->share + own, store->staging, store->slot_bytes);
+	lshard_status status = callback_allgather(callback, store->shard + own, store->staging, store->slot_bytes);
 	uint32_t end;
 
 	if (status < 0)
@@ -380,7 +380,7 @@ static lshard_status bring_by_staging(struct callback *callback, struct callback
 	for (uint32_t index = plan->first_piece[position]; index < end && status == LSHARD_OK; index++) {
 		lshard_piece piece = plan->pieces[index];
 
-		piece.share_offset -= callback_block(plan, position, piece.rank, &bytes);
+		piece.shard_offset -= callback_block(plan, position, piece.rank, &bytes);
 		status = callback_copy_piece(callback, &piece,
 					     store->staging + (uint64_t)piece.rank * store->slot_bytes, destination);
 	}
@@ -402,7 +402,7 @@ static lshard_status bring(struct callback *callback, struct callback_store *sto
 		return bring_from_one(callback, store, position, destination);
 	if (way == GATHER_STAGED)
 		return bring_by_staging(callback, store, position, destination);
-	return callback_allgather(callback, store->share + first[rank].share_offset, destination, first->width);
+	return callback_allgather(callback, store->shard + first[rank].shard_offset, destination, first->width);
 }
 
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */

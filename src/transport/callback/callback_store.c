@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * callback_store.c - a series of the callback transport: this rank's share, its cells, and which collective brings
+ * callback_store.c - a series of the callback transport: this rank's shard, its cells, and which collective brings
  * which layer. Knows memory and pieces; makes no collective itself.
  *
  * A whole layer of one rank is broadcast. Stripes are all-gathered: straight into place where every rank's part is one
@@ -47,11 +47,11 @@ uint64_t callback_block(const lshard_store_plan *plan, uint32_t position, int32_
 
 	for (uint32_t index = plan->first_piece[position]; index < plan->first_piece[position + 1]; index++) {
 		const lshard_piece *piece = &plan->pieces[index];
-		const uint64_t last = piece->share_offset + (piece->rows - 1) * piece->share_pitch + piece->width;
+		const uint64_t last = piece->shard_offset + (piece->rows - 1) * piece->shard_pitch + piece->width;
 
 		if (piece->rank != rank)
 			continue;
-		begin = piece->share_offset < begin ? piece->share_offset : begin;
+		begin = piece->shard_offset < begin ? piece->shard_offset : begin;
 		end = last > end ? last : end;
 	}
 	*bytes = end > 0 ? end - begin : 0;
@@ -140,11 +140,11 @@ static void store_free(struct callback_store *store)
 	context->release(context, store->landings);
 	give_own(callback_of(store->base.transport), store->staging_block);
 	give_memory(store, LSHARD_FOR_WINDOWS, store->cells_block);
-	give_memory(store, LSHARD_FOR_SHARE, store->share_block);
+	give_memory(store, LSHARD_FOR_SHARD, store->shard_block);
 	context->release(context, store);
 }
 
-/* What is given to a gathering is as long as the longest part, so the share has that much room behind it. */
+/* What is given to a gathering is as long as the longest part, so the shard has that much room behind it. */
 static bool store_fill(struct callback_store *store)
 {
 	const struct callback *callback = callback_of(store->base.transport);
@@ -160,8 +160,8 @@ static bool store_fill(struct callback_store *store)
 	if (store->slot_bytes > 0 &&
 	    !take_own(callback, (uint64_t)context->size * store->slot_bytes, &store->staging_block, &store->staging))
 		return false;
-	return take_memory(store, LSHARD_FOR_SHARE, plan->share_bytes + store->slot_bytes, &store->share_block,
-			   &store->share) &&
+	return take_memory(store, LSHARD_FOR_SHARD, plan->shard_bytes + store->slot_bytes, &store->shard_block,
+			   &store->shard) &&
 	       take_memory(store, LSHARD_FOR_WINDOWS, plan->cells * store->cell_pitch, &store->cells_block,
 			   &store->cells);
 }
@@ -218,8 +218,8 @@ lshard_status callback_store_open(lshard_transport *transport, const lshard_stor
 
 no_memory:
 	return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
-			   "callback: rank %d has no memory for series '%s' (share %llu bytes, %u cells of %llu)",
-			   (int)context->rank, plan->name, (unsigned long long)plan->share_bytes, plan->cells,
+			   "callback: rank %d has no memory for series '%s' (shard %llu bytes, %u cells of %llu)",
+			   (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->cells,
 			   (unsigned long long)plan->layer_bytes);
 }
 
@@ -267,12 +267,12 @@ void callback_store_close(lshard_store *base)
 		     "callback: rank %d: the memory of series '%s' (%llu bytes) stays: a collective of the caller did "
 		     "not end",
 		     (int)context->rank, base->plan->name,
-		     (unsigned long long)(base->plan->share_bytes + base->plan->cells * store->cell_pitch));
+		     (unsigned long long)(base->plan->shard_bytes + base->plan->cells * store->cell_pitch));
 }
 
-void *callback_share(lshard_store *store)
+void *callback_shard(lshard_store *store)
 {
-	return store->plan->share_bytes > 0 ? callback_store_of(store)->share : NULL;
+	return store->plan->shard_bytes > 0 ? callback_store_of(store)->shard : NULL;
 }
 
 void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position)

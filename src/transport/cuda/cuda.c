@@ -76,7 +76,7 @@ static void settle_on(struct cuda *cuda)
 
 	for (int32_t rank = 0; rank < context->size; rank++)
 		descriptors &= cuda->cards[rank].virtual_memory;
-	cuda_share_by(cuda, descriptors);
+	cuda_shard_by(cuda, descriptors);
 	if (!descriptors && cuda->cards[context->rank].virtual_memory)
 		context->log(
 			context, LSHARD_LOG_WARN,
@@ -253,7 +253,7 @@ const lshard_transport_ops lshard__cuda = {
 	.abort = cuda_abort,
 	.store_open = cuda_store_open,
 	.store_close = cuda_store_close,
-	.share = cuda_share,
+	.shard = cuda_shard,
 	.cell = cuda_cell,
 	.peer = cuda_peer,
 	.direct = cuda_direct,

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_caller.c - shares and windows in memory of the caller's. Knows whose memory it is and who still reads it; knows
+ * cuda_caller.c - shards and windows in memory of the caller's. Knows whose memory it is and who still reads it; knows
  * nothing of what is in it.
  *
- * Windows may be any memory of this rank's device. A share must be memory that the driver's legacy handles can name,
+ * Windows may be any memory of this rank's device. A shard must be memory that the driver's legacy handles can name,
  * which is what cudaMalloc gives; it may lie inside a larger allocation, as with allocators that cache.
  *
- * The others may read a share longer than its series lives here, and this rank must not wait for them. So all of them
+ * The others may read a shard longer than its series lives here, and this rank must not wait for them. So all of them
  * have the other end of a pair of sockets, and each says there when it reads no more. Who has said so, or has died,
  * reads no more; nor does anybody once the last end is closed, which children that ranks fork may put off. When nobody
  * does, the next call that opens or closes something gives the memory back.
@@ -21,7 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* A share of the caller's. */
+/* A shard of the caller's. */
 struct cuda_loan {
 	struct cuda_loan *next;
 	lshard_memory_source source;
@@ -73,7 +73,7 @@ static void stop_offering(struct cuda_loan *loan)
 static void end_loan(struct cuda *cuda, struct cuda_loan *loan, int give_back)
 {
 	if (give_back)
-		loan->source.release(loan->source.user, LSHARD_FOR_SHARE, loan->pointer);
+		loan->source.release(loan->source.user, LSHARD_FOR_SHARD, loan->pointer);
 	stop_offering(loan);
 	if (loan->readers >= 0)
 		close(loan->readers);
@@ -171,7 +171,7 @@ static lshard_status take(struct cuda_store *store, lshard_purpose purpose, uint
 {
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_memory_source *source = plan->memory_source;
-	const char *what = purpose == LSHARD_FOR_SHARE ? "a share" : "windows";
+	const char *what = purpose == LSHARD_FOR_SHARD ? "a shard" : "windows";
 	lshard_status status;
 
 	*pointer = source->allocate(source->user, purpose, (size_t)bytes, (size_t)plan->alignment);
@@ -196,7 +196,7 @@ static lshard_status new_loan(struct cuda_store *store, struct cuda_loan **made)
 	int ends[2];
 
 	if (!loan)
-		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory to lend a share",
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory to lend a shard",
 				   plan->name);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
 		const int cause = errno;
@@ -213,45 +213,45 @@ static lshard_status new_loan(struct cuda_store *store, struct cuda_loan **made)
 	return LSHARD_OK;
 }
 
-static lshard_status name_share(struct cuda_store *store, struct cuda_place *place)
+static lshard_status name_shard(struct cuda_store *store, struct cuda_place *place)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const struct cuda_range *share = &store->shares[cuda->base.context->rank];
+	const struct cuda_range *shard = &store->shards[cuda->base.context->rank];
 	cuda_address base = 0;
 	size_t bytes = 0;
-	cuda_result result = cuda->driver.address_range(&base, &bytes, share->address);
+	cuda_result result = cuda->driver.address_range(&base, &bytes, shard->address);
 
-	if (result == CUDA_OK && share->address - base + share->bytes > bytes)
+	if (result == CUDA_OK && shard->address - base + shard->bytes > bytes)
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_INVALID,
-				   "series '%s': the caller's memory for a share of %llu bytes ends after %llu",
-				   store->base.plan->name, (unsigned long long)share->bytes,
-				   (unsigned long long)(base + bytes - share->address));
+				   "series '%s': the caller's memory for a shard of %llu bytes ends after %llu",
+				   store->base.plan->name, (unsigned long long)shard->bytes,
+				   (unsigned long long)(base + bytes - shard->address));
 	if (result == CUDA_OK)
 		result = cuda->driver.ipc_export(&place->handle, base);
-	place->offset = share->address - base;
+	place->offset = shard->address - base;
 	if (result == CUDA_OK)
 		return LSHARD_OK;
 	(void)cuda_failed(&cuda->driver, &cuda->base.error, result,
-			  "series '%s': other ranks cannot open the caller's memory for a share; it must come from "
+			  "series '%s': other ranks cannot open the caller's memory for a shard; it must come from "
 			  "cudaMalloc (PyTorch: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, and no "
 			  "cudaMallocAsync)",
 			  store->base.plan->name);
 	return LSHARD_ERR_NOT_SUPPORTED;
 }
 
-static lshard_status take_share(struct cuda_store *store, struct cuda_place *place)
+static lshard_status take_shard(struct cuda_store *store, struct cuda_place *place)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
 	const lshard_store_plan *plan = store->base.plan;
 	struct cuda_loan *loan = NULL;
 	lshard_status status;
 
-	if (plan->share_bytes == 0)
+	if (plan->shard_bytes == 0)
 		return LSHARD_OK;
 	status = new_loan(store, &loan);
 	if (status != LSHARD_OK)
 		return status;
-	status = take(store, LSHARD_FOR_SHARE, plan->share_bytes, &loan->pointer);
+	status = take(store, LSHARD_FOR_SHARD, plan->shard_bytes, &loan->pointer);
 	if (status != LSHARD_OK) {
 		end_loan(cuda, loan, 0);
 		return status;
@@ -260,9 +260,9 @@ static lshard_status take_share(struct cuda_store *store, struct cuda_place *pla
 	loan->next = cuda->loans;
 	cuda->loans = store->loan = loan;
 	pthread_mutex_unlock(&cuda->loans_lock);
-	store->shares[cuda->base.context->rank] =
-		(struct cuda_range){CUDA_LENT, (uintptr_t)loan->pointer, plan->share_bytes, 0};
-	return name_share(store, place);
+	store->shards[cuda->base.context->rank] =
+		(struct cuda_range){CUDA_LENT, (uintptr_t)loan->pointer, plan->shard_bytes, 0};
+	return name_shard(store, place);
 }
 
 lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *place)
@@ -279,7 +279,7 @@ lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *plac
 				   "series '%s': no memory for its tables", plan->name);
 	for (int32_t rank = 0; rank < context->size; rank++)
 		store->holds[rank] = -1;
-	status = take_share(store, place);
+	status = take_shard(store, place);
 	if (status != LSHARD_OK || bytes == 0)
 		return status;
 	status = take(store, LSHARD_FOR_WINDOWS, bytes, &store->lent_windows);
@@ -288,7 +288,7 @@ lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *plac
 	return status;
 }
 
-lshard_status cuda_caller_share(struct cuda_store *store, uint64_t tag, uint64_t deadline)
+lshard_status cuda_caller_shard(struct cuda_store *store, uint64_t tag, uint64_t deadline)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
 	struct cuda_loan *loan = store->loan;

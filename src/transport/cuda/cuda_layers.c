@@ -4,7 +4,7 @@
  * of this rank's windows and residents between them. Knows pieces and blocks; knows nothing of how blocks come here.
  *
  * Each position has a range of addresses of its own, in which nothing changes for the life of the store. A block of a
- * share is mapped into the one layer it is part of. The memory of a cell is mapped into every layer that comes there:
+ * shard is mapped into the one layer it is part of. The memory of a cell is mapped into every layer that comes there:
  * one allocation for each gap between stripes in reach, since an allocation is mapped whole or not at all.
  */
 #include "cuda_transport.h"
@@ -16,7 +16,7 @@ static int is_of(const lshard_piece *piece, int32_t rank)
 	return piece->granular && piece->rank == rank;
 }
 
-/* A rank's granular stripes lie in a row from the beginning of its share; what follows is mapped into no layer. */
+/* A rank's granular stripes lie in a row from the beginning of its shard; what follows is mapped into no layer. */
 static void list_blocks_of(struct cuda_store *store, int32_t rank)
 {
 	const lshard_store_plan *plan = store->base.plan;
@@ -31,9 +31,9 @@ static void list_blocks_of(struct cuda_store *store, int32_t rank)
 			(struct cuda_block){.rank = rank, .piece = index, .offset = end, .bytes = piece->width};
 		end += piece->width;
 	}
-	if (end < plan->share_bytes_of[rank])
+	if (end < plan->shard_bytes_of[rank])
 		store->blocks[store->n_blocks++] = (struct cuda_block){
-			.rank = rank, .piece = CUDA_NO_PIECE, .offset = end, .bytes = plan->share_bytes_of[rank] - end};
+			.rank = rank, .piece = CUDA_NO_PIECE, .offset = end, .bytes = plan->shard_bytes_of[rank] - end};
 }
 
 static size_t most_blocks(const lshard_store_plan *plan, int32_t size)

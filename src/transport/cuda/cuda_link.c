@@ -23,7 +23,7 @@ struct pull {
 
 struct sample {
 	lshard_store_plan plan;
-	uint64_t *share_bytes_of;
+	uint64_t *shard_bytes_of;
 	lshard_piece *pieces;
 	uint32_t *first_piece;
 	uint64_t *host; /* SAMPLE_BYTES */
@@ -44,7 +44,7 @@ static int has_neighbours(const struct cuda *cuda)
 	return 0;
 }
 
-void cuda_share_by(struct cuda *cuda, int descriptors)
+void cuda_shard_by(struct cuda *cuda, int descriptors)
 {
 	cuda->virtual_memory = descriptors;
 	cuda->ops.granule_bytes = descriptors ? cuda->granule : 1;
@@ -96,15 +96,15 @@ static lshard_status plan_sample(struct cuda *cuda, struct sample *sample)
 	const lshard_context *context = cuda->base.context;
 	const size_t size = (size_t)context->size;
 
-	sample->share_bytes_of = context->allocate(context, size * sizeof *sample->share_bytes_of);
+	sample->shard_bytes_of = context->allocate(context, size * sizeof *sample->shard_bytes_of);
 	sample->pieces = context->allocate(context, size * sizeof *sample->pieces);
 	sample->first_piece = context->allocate(context, (size + 1) * sizeof *sample->first_piece);
 	sample->host = context->allocate(context, SAMPLE_BYTES);
-	if (!sample->share_bytes_of || !sample->pieces || !sample->first_piece || !sample->host)
+	if (!sample->shard_bytes_of || !sample->pieces || !sample->first_piece || !sample->host)
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY,
 				   "no memory to check the links between %d ranks", (int)context->size);
 	for (uint32_t rank = 0; rank < size; rank++) {
-		sample->share_bytes_of[rank] = SAMPLE_BYTES;
+		sample->shard_bytes_of[rank] = SAMPLE_BYTES;
 		sample->pieces[rank] = (lshard_piece){.rank = (int32_t)rank, .width = SAMPLE_BYTES, .rows = 1};
 		sample->first_piece[rank + 1] = rank + 1;
 	}
@@ -112,8 +112,8 @@ static lshard_status plan_sample(struct cuda *cuda, struct sample *sample)
 					   .layers = (uint32_t)size,
 					   .alignment = 1,
 					   .layer_bytes = SAMPLE_BYTES,
-					   .share_bytes = SAMPLE_BYTES,
-					   .share_bytes_of = sample->share_bytes_of,
+					   .shard_bytes = SAMPLE_BYTES,
+					   .shard_bytes_of = sample->shard_bytes_of,
 					   .cells = 1,
 					   .windows = 1,
 					   .pieces = sample->pieces,
@@ -143,7 +143,7 @@ static lshard_status move(struct cuda *cuda, struct sample *sample, const void *
 static lshard_status show(struct cuda *cuda, struct sample *sample)
 {
 	fill(sample->host, cuda->base.context->rank);
-	return move(cuda, sample, cuda_share(sample->store), sample->host);
+	return move(cuda, sample, cuda_shard(sample->store), sample->host);
 }
 
 static lshard_status time_pull(struct cuda *cuda, struct sample *sample, int32_t rank, float *milliseconds)
@@ -154,7 +154,7 @@ static lshard_status time_pull(struct cuda *cuda, struct sample *sample, int32_t
 	lshard_status status;
 
 	if (result == CUDA_OK)
-		result = driver->copy(store->windows.address, store->shares[rank].address, SAMPLE_BYTES, store->copies);
+		result = driver->copy(store->windows.address, store->shards[rank].address, SAMPLE_BYTES, store->copies);
 	if (result == CUDA_OK)
 		result = driver->event_record(sample->to, store->copies);
 	if (result != CUDA_OK)
@@ -236,8 +236,8 @@ static void free_sample(struct cuda *cuda, struct sample *sample)
 		context->release(context, sample->first_piece);
 	if (sample->pieces)
 		context->release(context, sample->pieces);
-	if (sample->share_bytes_of)
-		context->release(context, sample->share_bytes_of);
+	if (sample->shard_bytes_of)
+		context->release(context, sample->shard_bytes_of);
 }
 
 /* @p slowest: of this rank; becomes the slowest of all. */
@@ -286,12 +286,12 @@ static lshard_status try_legacy(struct cuda *cuda, struct pull *mine, double *al
 	double slowest = 0;
 	lshard_status status;
 
-	cuda_share_by(cuda, 0);
+	cuda_shard_by(cuda, 0);
 	status = check_way(cuda, &pull, &slowest);
 	if (status == LSHARD_ERR_ABORTED || status == LSHARD_ERR_PEER_FAILED || status == LSHARD_ERR_TIMEOUT)
 		return status;
 	if (status != LSHARD_OK || slowest <= *all) {
-		cuda_share_by(cuda, 1);
+		cuda_shard_by(cuda, 1);
 		return LSHARD_OK;
 	}
 	if (context->rank == 0)

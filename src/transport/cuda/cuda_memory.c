@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * cuda_memory.c - ranges of addresses and the physical memory mapped onto them. Knows this rank's device; knows no
- * share, no window, no peer. Called with the context current.
+ * shard, no window, no peer. Called with the context current.
  */
 #include "cuda_transport.h"
 
@@ -59,7 +59,7 @@ cuda_result cuda_range_map(struct cuda *cuda, const struct cuda_range *range, ui
 		cuda->base.context->log(
 			cuda->base.context, LSHARD_LOG_INFO,
 			"rank %d: the driver has no read-only access to peers' memory: a stray write of this rank's "
-			"kernels could change their shares",
+			"kernels could change their shards",
 			(int)cuda->base.context->rank);
 	cuda->said_writable |= result == CUDA_OK;
 	return result;

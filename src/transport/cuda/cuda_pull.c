@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_pull.c - which copies bring a layer, in which order, and how they are enqueued. Knows pieces, shares and cells;
+ * cuda_pull.c - which copies bring a layer, in which order, and how they are enqueued. Knows pieces, shards and cells;
  * knows nothing of what comes before or after them on a stream.
  *
  * A layer from one source is one copy: the fewer, the faster. From several, each reader begins with another source and
@@ -37,7 +37,7 @@ static struct cuda *cuda_of(const struct cuda_store *store)
 
 static int is_one_run(const lshard_piece *piece)
 {
-	return piece->rows == 1 || (piece->layer_pitch == piece->width && piece->share_pitch == piece->width);
+	return piece->rows == 1 || (piece->layer_pitch == piece->width && piece->shard_pitch == piece->width);
 }
 
 /* Bytes or rows. */
@@ -184,9 +184,9 @@ static cuda_result copy_slice(struct cuda_store *store, cuda_stream stream, cons
 	const struct cuda_rows rows = {.to = to + piece->layer_offset +
 					     slice->begin * (one_run ? 1 : piece->layer_pitch),
 				       .to_pitch = piece->layer_pitch,
-				       .from = store->shares[piece->rank].address + piece->share_offset +
-					       slice->begin * (one_run ? 1 : piece->share_pitch),
-				       .from_pitch = piece->share_pitch,
+				       .from = store->shards[piece->rank].address + piece->shard_offset +
+					       slice->begin * (one_run ? 1 : piece->shard_pitch),
+				       .from_pitch = piece->shard_pitch,
 				       .width = one_run ? slice->count : piece->width,
 				       .rows = one_run ? 1 : slice->count};
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_store.c - a series in device memory: this rank's share and windows, and the others' shares opened on this rank's
- * own device. Knows shares and allocations; knows nothing of streams or of windows' turns.
+ * cuda_store.c - a series in device memory: this rank's shard and windows, and the others' shards opened on this rank's
+ * own device. Knows shards and allocations; knows nothing of streams or of windows' turns.
  *
- * A rank's share is one block of physical memory, unless layers are put together from stripes (cuda_layers.c): then a
+ * A rank's shard is one block of physical memory, unless layers are put together from stripes (cuda_layers.c): then a
  * block per stripe, since a block can only be mapped whole. Descriptors are closed once mapped, and the memory lives as
  * long as anybody maps it, also when its owner has died.
  */
@@ -55,27 +55,27 @@ static uint32_t most_turns(struct cuda_store *store, int32_t size)
 
 /* ---- own memory ---- */
 
-static lshard_status make_share(struct opening *opening)
+static lshard_status make_shard(struct opening *opening)
 {
 	struct cuda *cuda = opening->cuda;
 	const int32_t rank = cuda->base.context->rank;
-	struct cuda_range *share = &opening->store->shares[rank];
+	struct cuda_range *shard = &opening->store->shards[rank];
 	lshard_status status = LSHARD_OK;
 
-	if (opening->plan->share_bytes == 0)
+	if (opening->plan->shard_bytes == 0)
 		return LSHARD_OK; /* more ranks than layers: a reader only */
-	status = refused(opening, cuda_range_reserve(cuda, opening->plan->share_bytes, share), "addresses for a share",
-			 opening->plan->share_bytes);
+	status = refused(opening, cuda_range_reserve(cuda, opening->plan->shard_bytes, shard), "addresses for a shard",
+			 opening->plan->shard_bytes);
 	for (uint32_t i = 0; i < opening->store->n_blocks && status == LSHARD_OK; i++) {
 		struct cuda_block *block = &opening->store->blocks[i];
 
 		if (block->rank != rank)
 			continue;
-		status = refused(opening, cuda_memory_make(cuda, block->bytes, &block->handle), "share", block->bytes);
+		status = refused(opening, cuda_memory_make(cuda, block->bytes, &block->handle), "shard", block->bytes);
 		if (status == LSHARD_OK)
 			status = refused(opening,
-					 cuda_range_map(cuda, share, block->offset, block->bytes, block->handle, 1),
-					 "mapping a share", block->bytes);
+					 cuda_range_map(cuda, shard, block->offset, block->bytes, block->handle, 1),
+					 "mapping a shard", block->bytes);
 	}
 	return status;
 }
@@ -135,13 +135,13 @@ static lshard_status allocate(struct opening *opening, const char *what, uint64_
 static lshard_status make_legacy(struct opening *opening)
 {
 	const lshard_store_plan *plan = opening->plan;
-	struct cuda_range *share = &opening->store->shares[opening->cuda->base.context->rank];
+	struct cuda_range *shard = &opening->store->shards[opening->cuda->base.context->rank];
 	struct cuda_place place = {.offset = 0};
-	lshard_status status = allocate(opening, "share", plan->share_bytes, share);
+	lshard_status status = allocate(opening, "shard", plan->shard_bytes, shard);
 
-	if (status == LSHARD_OK && plan->share_bytes)
-		status = refused(opening, opening->cuda->driver.ipc_export(&place.handle, share->address),
-				 "legacy handle for a share", plan->share_bytes);
+	if (status == LSHARD_OK && plan->shard_bytes)
+		status = refused(opening, opening->cuda->driver.ipc_export(&place.handle, shard->address),
+				 "legacy handle for a shard", plan->shard_bytes);
 	memcpy(opening->together.report.body, &place, sizeof place);
 	if (status == LSHARD_OK)
 		status = allocate(opening, "windows", plan->cells * plan->layer_bytes, &opening->store->windows);
@@ -168,7 +168,7 @@ static lshard_status make_own(struct unison_opening *together)
 	if (opening->plan->memory_source) {
 		status = make_from_caller(opening);
 	} else if (opening->cuda->virtual_memory) {
-		status = make_share(opening);
+		status = make_shard(opening);
 		if (status == LSHARD_OK)
 			status = make_windows(opening);
 	} else {
@@ -179,7 +179,7 @@ static lshard_status make_own(struct unison_opening *together)
 	return status;
 }
 
-/* ---- the others' shares ---- */
+/* ---- the others' shards ---- */
 
 /* A device that this process is not shown may still be read through its descriptors, or may not: say what to try. */
 static lshard_status not_opened(struct opening *opening, cuda_result result, int32_t rank, const char *call)
@@ -190,19 +190,19 @@ static lshard_status not_opened(struct opening *opening, cuda_result result, int
 		return LSHARD_OK;
 	return cuda_failed(
 		&opening->cuda->driver, opening->error, result,
-		"series '%s': opening the share of rank %d, on %s (%s): if CUDA_VISIBLE_DEVICES hides that device from "
+		"series '%s': opening the shard of rank %d, on %s (%s): if CUDA_VISIBLE_DEVICES hides that device from "
 		"this rank, show all of them to every rank and choose by device number: %s",
 		opening->plan->name, (int)rank, card->name, card->bus, call);
 }
 
-static lshard_status reserve_share(struct opening *opening, int32_t rank)
+static lshard_status reserve_shard(struct opening *opening, int32_t rank)
 {
-	const uint64_t bytes = opening->plan->share_bytes_of[rank];
-	struct cuda_range *share = &opening->store->shares[rank];
+	const uint64_t bytes = opening->plan->shard_bytes_of[rank];
+	struct cuda_range *shard = &opening->store->shards[rank];
 
-	if (share->kind != CUDA_NOTHING)
+	if (shard->kind != CUDA_NOTHING)
 		return LSHARD_OK;
-	return refused(opening, cuda_range_reserve(opening->cuda, bytes, share), "addresses for a peer's share", bytes);
+	return refused(opening, cuda_range_reserve(opening->cuda, bytes, shard), "addresses for a peer's shard", bytes);
 }
 
 static lshard_status open_block(struct opening *opening, struct cuda_block *block, int fd)
@@ -215,14 +215,14 @@ static lshard_status open_block(struct opening *opening, struct cuda_block *bloc
 		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
 				   "series '%s': rank %d shares nothing instead of %llu bytes", opening->plan->name,
 				   (int)block->rank, (unsigned long long)block->bytes);
-	status = reserve_share(opening, block->rank);
+	status = reserve_shard(opening, block->rank);
 	if (status == LSHARD_OK)
 		status = not_opened(opening,
 				    cuda->driver.memory_import(&block->handle, (void *)(intptr_t)fd, CUDA_HANDLE_FD),
 				    block->rank, "cuMemImportFromShareableHandle");
 	if (status == LSHARD_OK)
 		status = not_opened(opening,
-				    cuda_range_map(cuda, &opening->store->shares[block->rank], block->offset,
+				    cuda_range_map(cuda, &opening->store->shards[block->rank], block->offset,
 						   block->bytes, block->handle, 0),
 				    block->rank, "mapping it");
 	return status;
@@ -233,7 +233,7 @@ static lshard_status export_block(struct opening *opening, const struct cuda_blo
 	if (!block)
 		return LSHARD_OK;
 	return refused(opening, opening->cuda->driver.memory_export(fd, block->handle, CUDA_HANDLE_FD, 0),
-		       "descriptor for a share", block->bytes);
+		       "descriptor for a shard", block->bytes);
 }
 
 /* Block number @p turn of every rank. All ranks make all turns: one that fails gives nothing and says so afterwards. */
@@ -289,7 +289,7 @@ static lshard_status open_legacy(struct opening *opening)
 		cuda_address address = 0;
 		struct cuda_place place;
 
-		if (rank == context->rank || opening->plan->share_bytes_of[rank] == 0)
+		if (rank == context->rank || opening->plan->shard_bytes_of[rank] == 0)
 			continue;
 		memcpy(&place, opening->cuda->unison.reports[rank].body, sizeof place);
 		status = refuse_thread(opening, rank);
@@ -299,10 +299,10 @@ static lshard_status open_legacy(struct opening *opening)
 				rank, "cuIpcOpenMemHandle");
 		if (status != LSHARD_OK)
 			break;
-		opening->store->shares[rank] = (struct cuda_range){CUDA_OPENED, address + place.offset,
-								   opening->plan->share_bytes_of[rank], place.offset};
+		opening->store->shards[rank] = (struct cuda_range){CUDA_OPENED, address + place.offset,
+								   opening->plan->shard_bytes_of[rank], place.offset};
 		if (is_read_in_place(opening->cuda, rank))
-			status = check_alignment(opening, "peer's share", &opening->store->shares[rank]);
+			status = check_alignment(opening, "peer's shard", &opening->store->shards[rank]);
 	}
 	return status;
 }
@@ -315,7 +315,7 @@ static lshard_status open_others(struct opening *opening, uint64_t round)
 	lshard_status status = LSHARD_OK;
 
 	if (opening->plan->memory_source) {
-		status = cuda_caller_share(opening->store, round << 32, opening->together.deadline);
+		status = cuda_caller_shard(opening->store, round << 32, opening->together.deadline);
 		return status == LSHARD_OK ? open_legacy(opening) : status;
 	}
 	if (!opening->cuda->virtual_memory)
@@ -346,8 +346,8 @@ static struct cuda_store *allocate_store(struct cuda *cuda, const lshard_store_p
 		return NULL;
 	store->base.transport = &cuda->base;
 	store->base.plan = plan;
-	store->shares = context->allocate(context, size * sizeof *store->shares);
-	if (store->shares && cuda_layers_list(store) == LSHARD_OK)
+	store->shards = context->allocate(context, size * sizeof *store->shards);
+	if (store->shards && cuda_layers_list(store) == LSHARD_OK)
 		return store;
 	cuda_store_close(&store->base);
 	return NULL;
@@ -403,15 +403,15 @@ static void free_memory(struct cuda *cuda, struct cuda_store *store)
 	const lshard_store_plan *plan = store->base.plan;
 
 	cuda_layers_unmap(store);
-	for (uint32_t i = 0; store->shares && i < store->n_blocks; i++) {
+	for (uint32_t i = 0; store->shards && i < store->n_blocks; i++) {
 		const struct cuda_block *block = &store->blocks[i];
 
-		cuda_range_unmap(cuda, &store->shares[block->rank], block->offset, block->bytes);
+		cuda_range_unmap(cuda, &store->shards[block->rank], block->offset, block->bytes);
 	}
 	cuda_range_unmap(cuda, &store->windows, 0, plan->cells * plan->layer_bytes);
 	cuda_range_free(cuda, &store->windows);
-	for (int32_t rank = 0; store->shares && rank < cuda->base.context->size; rank++)
-		cuda_range_free(cuda, &store->shares[rank]);
+	for (int32_t rank = 0; store->shards && rank < cuda->base.context->size; rank++)
+		cuda_range_free(cuda, &store->shards[rank]);
 }
 
 static void free_tables(struct cuda_store *store, int settled)
@@ -421,8 +421,8 @@ static void free_tables(struct cuda_store *store, int settled)
 	cuda_streams_close(store);
 	cuda_caller_close(store, settled);
 	cuda_layers_free(store);
-	if (store->shares)
-		context->release(context, store->shares);
+	if (store->shards)
+		context->release(context, store->shards);
 	context->release(context, store);
 }
 
@@ -453,9 +453,9 @@ void cuda_store_close(lshard_store *base)
 
 /* ---- addresses ---- */
 
-void *cuda_share(lshard_store *base)
+void *cuda_shard(lshard_store *base)
 {
-	return (void *)(uintptr_t)((struct cuda_store *)base)->shares[base->transport->context->rank].address;
+	return (void *)(uintptr_t)((struct cuda_store *)base)->shards[base->transport->context->rank].address;
 }
 
 void *cuda_cell(lshard_store *base, uint32_t cell, uint32_t position)
@@ -470,5 +470,5 @@ void *cuda_peer(lshard_store *base, uint32_t position)
 
 	if (store->base.plan->composed)
 		return (void *)(uintptr_t)(store->layers.address + position * base->plan->layer_bytes);
-	return (void *)(uintptr_t)(store->shares[piece->rank].address + piece->share_offset);
+	return (void *)(uintptr_t)(store->shards[piece->rank].address + piece->shard_offset);
 }

@@ -3,7 +3,7 @@
  * cuda_transport.h - what the files of the cuda transport share. Each calls those before it, and none after it:
  * cuda_device.c (this rank's device), cuda_memory.c (ranges of device memory), cuda_layers.c (layers put together by
  * mapping), cuda_pull.c (what is copied for a layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream
- * order), cuda_caller.c (shares and windows in the caller's memory), cuda_store.c (a series' memory), cuda_link.c (how
+ * order), cuda_caller.c (shards and windows in the caller's memory), cuda_store.c (a series' memory), cuda_link.c (how
  * memory is shared; is every peer's read right and fast?) and cuda.c (table, a group's life). mesh.h, control.h and
  * unison.h connect the ranks.
  */
@@ -51,7 +51,7 @@ struct cuda {
 	struct control control;
 	struct unison unison;    /* of the ranks while something opens */
 	struct cuda_card *cards; /* [size] */
-	struct cuda_loan *loans; /* the caller's shares that are not given back yet */
+	struct cuda_loan *loans; /* the caller's shards that are not given back yet */
 	pthread_mutex_t loans_lock;
 	struct cuda_pace *pace; /* of all this rank's pulls, or NULL */
 	int virtual_memory;     /* all ranks have it; else legacy handles */
@@ -76,7 +76,7 @@ struct cuda_range {
 	uint64_t offset; /* opened: from the allocation's beginning */
 };
 
-/* How a rank tells the others where its share is, by legacy handles. */
+/* How a rank tells the others where its shard is, by legacy handles. */
 struct cuda_place {
 	struct cuda_ipc handle; /* of an allocation */
 	uint64_t offset;        /* in it */
@@ -84,11 +84,11 @@ struct cuda_place {
 
 #define CUDA_NO_PIECE UINT32_MAX
 
-/* Physical memory of one rank, a part of its share: mapped only whole, wherever it is needed. */
+/* Physical memory of one rank, a part of its shard: mapped only whole, wherever it is needed. */
 struct cuda_block {
 	int32_t rank;
 	uint32_t piece;  /* the granular one it is, or CUDA_NO_PIECE: all that is not */
-	uint64_t offset; /* in the share */
+	uint64_t offset; /* in the shard */
 	uint64_t bytes;
 	cuda_handle handle; /* 0: none; only while the store is opened */
 };
@@ -127,11 +127,11 @@ struct cuda_store {
 	struct cuda_cell *cells; /* [windows + 1] */
 	struct cuda_block *blocks;
 	uint32_t n_blocks;
-	struct cuda_range *shares; /* [size] */
+	struct cuda_range *shards; /* [size] */
 	struct cuda_range windows; /* and residents; not composed */
 	cuda_handle window_memory; /* only while the store is opened */
 	struct cuda_range layers;  /* composed: in a row, put together by mapping */
-	struct cuda_loan *loan;    /* the caller's memory for the share; see cuda_caller.c */
+	struct cuda_loan *loan;    /* the caller's memory for the shard; see cuda_caller.c */
 	void *lent_windows;        /* the caller's */
 	int *holds;                /* [size] what says to the others that this rank reads their loans; -1: none */
 	struct cuda_gap *gaps;     /* composed: of every layer */
@@ -189,7 +189,7 @@ void cuda_range_free(struct cuda *cuda, struct cuda_range *range);
 
 lshard_status cuda_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
 void cuda_store_close(lshard_store *store);
-void *cuda_share(lshard_store *store);
+void *cuda_shard(lshard_store *store);
 void *cuda_cell(lshard_store *store, uint32_t cell, uint32_t position);
 void *cuda_peer(lshard_store *store, uint32_t position);
 
@@ -216,10 +216,10 @@ int cuda_in_place(const struct cuda_store *store, const lshard_piece *piece, cud
 
 /* ---- cuda_caller.c ---- */
 
-/* Take the caller's memory for share and windows; where the share is. Text of a failure: the transport's error. */
+/* Take the caller's memory for shard and windows; where the shard is. Text of a failure: the transport's error. */
 lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *place);
 /* Let every rank hold the others' loans, until cuda_caller_close. */
-lshard_status cuda_caller_share(struct cuda_store *store, uint64_t tag, uint64_t deadline);
+lshard_status cuda_caller_shard(struct cuda_store *store, uint64_t tag, uint64_t deadline);
 /* @p settled: nothing of this rank uses the memory any more; else it is never given back. */
 void cuda_caller_close(struct cuda_store *store, int settled);
 /* Give back what nobody reads any more. */
@@ -229,7 +229,7 @@ void cuda_loans_close(struct cuda *cuda);
 
 /* ---- cuda_pull.c ---- */
 
-/* What is copied for each layer. Shares and cells have their addresses. */
+/* What is copied for each layer. Shards and cells have their addresses. */
 lshard_status cuda_pulls_open(struct cuda_store *store, lshard_error *error);
 void cuda_pulls_close(struct cuda_store *store);
 /* Outside captures: enqueue what brings the layer at @p position into @p cell on the store's stream of copies. */
@@ -272,7 +272,7 @@ lshard_status cuda_copy_cell(lshard_store *store, uint32_t to, uint32_t from, vo
 /* ---- cuda_link.c ---- */
 
 /* Share by descriptors (1) or by legacy handles (0) from now on; the same on all ranks. */
-void cuda_share_by(struct cuda *cuda, int descriptors);
+void cuda_shard_by(struct cuda *cuda, int descriptors);
 /* How memory is shared, in words. */
 const char *cuda_way(const struct cuda *cuda);
 /* Pull known bytes from every peer, check and time them; settle on how memory is shared. Collective. */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * local.c - `local`: the ranks are threads of one process, or there is one rank. The reference for right behaviour:
- * every share is host memory that all ranks see, a transfer is a memcpy by the rank that wants it. Options let the same
+ * every shard is host memory that all ranks see, a transfer is a memcpy by the rank that wants it. Options let the same
  * series run with copies as early as possible, as late as possible, at drawn moments in between, or in lockstep as on a
- * collective transport. Knows: pieces, cells and shares. Does not know: windows' states, layers' meaning. Ranks meet in
+ * collective transport. Knows: pieces, cells and shards. Does not know: windows' states, layers' meaning. Ranks meet in
  * hub.c.
  */
 #include "clock.h"
@@ -380,7 +380,7 @@ const lshard_transport_ops lshard__local = {
 	.abort = local_abort,
 	.store_open = local_store_open,
 	.store_close = local_store_close,
-	.share = local_share,
+	.shard = local_shard,
 	.cell = local_cell,
 	.fetch = local_fetch,
 	.wait = local_wait,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * local.h - what the files of the local transport share: local.c (table, transfers, reads), local_options.c, and
- * local_store.c (shares and cells). hub.h connects the ranks.
+ * local_store.c (shards and cells). hub.h connects the ranks.
  */
 #ifndef LAYERSHARD_LOCAL_H
 #define LAYERSHARD_LOCAL_H
@@ -29,7 +29,7 @@ struct local {
 /* What store_open tells the others. */
 struct announcement {
 	struct lshard__record record;
-	struct share *share;
+	struct shard *shard;
 };
 
 /* The last fetch into one cell. */
@@ -48,7 +48,7 @@ struct local_store {
 	lshard_store base;
 	uint32_t number;
 	uint64_t random;
-	struct share **shares; /* [size] */
+	struct shard **shards; /* [size] */
 	const void **bases;    /* [size] their memory */
 	void *cells_block;     /* as allocated */
 	unsigned char *cells;
@@ -78,7 +78,7 @@ lshard_status local_read_options(struct local *local, const char *options, lshar
 
 lshard_status local_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
 void local_store_close(lshard_store *store);
-void *local_share(lshard_store *store);
+void *local_shard(lshard_store *store);
 void *local_cell(lshard_store *store, uint32_t cell, uint32_t position);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * local_store.c - a series of the local transport: this rank's share, which all ranks see, and its cells. Knows memory;
+ * local_store.c - a series of the local transport: this rank's shard, which all ranks see, and its cells. Knows memory;
  * does not know when what is copied.
  */
 #include "local.h"
@@ -13,7 +13,7 @@
 #define ALIGNMENT 4096u
 
 /* Bytes of one rank and who still maps them. From libc: they may outlive the group that made them. */
-struct share {
+struct shard {
 	atomic_uint users;
 	void *memory;
 	lshard_memory_source source; /* .release is NULL for libc's memory */
@@ -24,15 +24,15 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit)
 	return (bytes + unit - 1) / unit * unit;
 }
 
-static void share_drop(struct share *share, unsigned users, bool forked)
+static void shard_drop(struct shard *shard, unsigned users, bool forked)
 {
-	if (!share || users == 0 || atomic_fetch_sub(&share->users, users) != users)
+	if (!shard || users == 0 || atomic_fetch_sub(&shard->users, users) != users)
 		return;
-	if (share->source.release && !forked)
-		share->source.release(share->source.user, LSHARD_FOR_SHARE, share->memory);
-	else if (!share->source.release)
-		free(share->memory);
-	free(share);
+	if (shard->source.release && !forked)
+		shard->source.release(shard->source.user, LSHARD_FOR_SHARD, shard->memory);
+	else if (!shard->source.release)
+		free(shard->memory);
+	free(shard);
 }
 
 /* Zeroed memory from the caller's source if there is one, else from libc. */
@@ -41,7 +41,7 @@ static void *shared_memory(const lshard_memory_source *source, uint64_t bytes)
 	void *memory = NULL;
 
 	if (source)
-		memory = source->allocate(source->user, LSHARD_FOR_SHARE, bytes, ALIGNMENT);
+		memory = source->allocate(source->user, LSHARD_FOR_SHARD, bytes, ALIGNMENT);
 	else if (posix_memalign(&memory, ALIGNMENT, bytes) != 0)
 		memory = NULL;
 	if (memory)
@@ -49,23 +49,23 @@ static void *shared_memory(const lshard_memory_source *source, uint64_t bytes)
 	return memory;
 }
 
-static struct share *share_new(const lshard_store_plan *plan, unsigned users)
+static struct shard *shard_new(const lshard_store_plan *plan, unsigned users)
 {
-	struct share *share = calloc(1, sizeof *share);
+	struct shard *shard = calloc(1, sizeof *shard);
 
-	if (!share)
+	if (!shard)
 		return NULL;
-	atomic_init(&share->users, users);
-	if (plan->share_bytes == 0)
-		return share;
-	share->memory = shared_memory(plan->memory_source, plan->share_bytes);
-	if (!share->memory) {
-		free(share);
+	atomic_init(&shard->users, users);
+	if (plan->shard_bytes == 0)
+		return shard;
+	shard->memory = shared_memory(plan->memory_source, plan->shard_bytes);
+	if (!shard->memory) {
+		free(shard);
 		return NULL;
 	}
 	if (plan->memory_source)
-		share->source = *plan->memory_source;
-	return share;
+		shard->source = *plan->memory_source;
+	return shard;
 }
 
 /* One block for all cells, each at a multiple of ALIGNMENT. */
@@ -111,7 +111,7 @@ static void store_free(struct local_store *store, const lshard_context *context)
 	context->release(context, store->queue);
 	context->release(context, store->transfers);
 	context->release(context, store->bases);
-	context->release(context, store->shares);
+	context->release(context, store->shards);
 	context->release(context, store);
 }
 
@@ -127,22 +127,22 @@ static struct local_store *store_new(struct local *local, const lshard_store_pla
 	store->base.transport = &local->base;
 	store->base.plan = plan;
 	store->random = local->seed * 2 + 1; /* any odd number but its own for each seed */
-	store->shares = context->allocate(context, size * sizeof store->shares[0]);
+	store->shards = context->allocate(context, size * sizeof store->shards[0]);
 	store->bases = context->allocate(context, size * sizeof store->bases[0]);
 	store->transfers = context->allocate(context, cells * sizeof store->transfers[0]);
 	store->queue = context->allocate(context, cells * sizeof store->queue[0]);
 	if (local->moment == IN_LOCKSTEP)
 		store->reserved = lshard__hub_reserve(local->hub, context->rank, plan->cells);
-	if (cells_open(store, context) && store->shares && store->bases && store->transfers && store->queue &&
+	if (cells_open(store, context) && store->shards && store->bases && store->transfers && store->queue &&
 	    store->reserved == (local->moment == IN_LOCKSTEP))
 		return store;
 	store_free(store, context);
 	return NULL;
 }
 
-/* After the exchange every rank that took part has one use of every share. Take them, or give them back if a rank
+/* After the exchange every rank that took part has one use of every shard. Take them, or give them back if a rank
  * failed. */
-static lshard_status shares_attach(struct local *local, struct local_store *store)
+static lshard_status shards_attach(struct local *local, struct local_store *store)
 {
 	const lshard_context *context = local->base.context;
 	const struct lshard__records records = {.first = local->announcements,
@@ -159,17 +159,17 @@ static lshard_status shares_attach(struct local *local, struct local_store *stor
 		return lshard_fail(&local->base.error, LSHARD_ERR_PEER_FAILED, "local: %s %s gone",
 				   lshard__ranks_text(&verdict.ranks), lshard__ranks_are(&verdict.ranks));
 	for (int32_t rank = 0; rank < context->size; rank++) {
-		store->shares[rank] = local->announcements[rank].share;
-		store->bases[rank] = local->announcements[rank].share->memory;
+		store->shards[rank] = local->announcements[rank].shard;
+		store->bases[rank] = local->announcements[rank].shard->memory;
 	}
 	return LSHARD_OK;
 }
 
-static void shares_give_back(struct local *local)
+static void shards_give_back(struct local *local)
 {
 	for (int32_t rank = 0; rank < local->base.context->size; rank++)
 		if (local->alive[rank])
-			share_drop(local->announcements[rank].share, 1, false);
+			shard_drop(local->announcements[rank].shard, 1, false);
 }
 
 lshard_status local_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened)
@@ -177,27 +177,27 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 	struct local *local = local_of(transport);
 	const lshard_context *context = transport->context;
 	struct local_store *store = store_new(local, plan);
-	struct share *share = store ? share_new(plan, (unsigned)context->size) : NULL;
-	struct announcement mine = {{share ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, 0}, share};
+	struct shard *shard = store ? shard_new(plan, (unsigned)context->size) : NULL;
+	struct announcement mine = {{shard ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, 0}, shard};
 	struct lshard__hub_offer offer = {MEET_OPEN, &mine, local->announcements, sizeof mine, local->alive};
 	lshard_status status = lshard__hub_exchange(local->hub, context->rank, &offer, &transport->error);
 	unsigned gone = 0;
 
-	if (status < 0) { /* nobody saw this rank's share */
-		share_drop(share, (unsigned)context->size, false);
+	if (status < 0) { /* nobody saw this rank's shard */
+		shard_drop(shard, (unsigned)context->size, false);
 		goto free_store;
 	}
 	for (int32_t rank = 0; rank < context->size; rank++)
 		gone += !local->alive[rank];
-	share_drop(share, gone, false);
+	shard_drop(shard, gone, false);
 	status =
-		share ? shares_attach(local, store)
+		shard ? shards_attach(local, store)
 		      : lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
-				    "local: rank %d has no memory for series '%s' (share %llu bytes, %u cells of %llu)",
-				    (int)context->rank, plan->name, (unsigned long long)plan->share_bytes, plan->cells,
+				    "local: rank %d has no memory for series '%s' (shard %llu bytes, %u cells of %llu)",
+				    (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->cells,
 				    (unsigned long long)plan->layer_bytes);
 	if (status < 0) {
-		shares_give_back(local);
+		shards_give_back(local);
 		goto free_store;
 	}
 	store->number = local->stores_opened++;
@@ -215,13 +215,13 @@ void local_store_close(lshard_store *base)
 	const lshard_context *context = base->transport->context;
 
 	for (int32_t rank = 0; rank < context->size; rank++)
-		share_drop(store->shares[rank], 1, context->forked(context));
+		shard_drop(store->shards[rank], 1, context->forked(context));
 	store_free(store, context);
 }
 
-void *local_share(lshard_store *base)
+void *local_shard(lshard_store *base)
 {
-	return store_of(base)->shares[base->transport->context->rank]->memory;
+	return store_of(base)->shards[base->transport->context->rank]->memory;
 }
 
 void *local_cell(lshard_store *base, uint32_t cell, uint32_t position)

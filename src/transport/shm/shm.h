@@ -59,10 +59,10 @@ struct shm_mapping {
 
 struct shm_store {
 	lshard_store base;
-	struct shm_mapping *shares; /* [size]; this rank's own is writable, the others' are not */
+	struct shm_mapping *shards; /* [size]; this rank's own is writable, the others' are not */
 	const void **bases;         /* [size] their addresses, as host_copy wants them */
 	struct shm_mapping cells;
-	struct shm_mapping composed;  /* layers put together from several shares */
+	struct shm_mapping composed;  /* layers put together from several shards */
 	void **layers;                /* direct: [layers] */
 	struct shm_request *requests; /* not direct: [cells] */
 	size_t n_queued;              /* with the copier's lock */
@@ -78,7 +78,7 @@ static inline void *shm_window(const struct shm_store *store, uint32_t cell)
 
 lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
 void shm_store_close(lshard_store *store);
-void *shm_share(lshard_store *store);
+void *shm_shard(lshard_store *store);
 void *shm_cell(lshard_store *store, uint32_t cell, uint32_t position);
 void *shm_peer(lshard_store *store, uint32_t position);
 lshard_status shm_read(lshard_store *store, uint32_t position, void *destination);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm_store.c - a series in shared memory: this rank's share, its cells, and the others' shares mapped read-only.
+ * shm_store.c - a series in shared memory: this rank's shard, its cells, and the others' shards mapped read-only.
  * Knows pieces and pages; knows nothing of windows' turns or of who waits.
  *
- * A share is a sealed memfd: its size is fixed, and the owner's mapping, made before the seal, is the only writable one
+ * A shard is a sealed memfd: its size is fixed, and the owner's mapping, made before the seal, is the only writable one
  * there can ever be. Descriptors are closed once mapped; the pages live as long as anybody maps them, also when their
  * owner has died.
  */
@@ -30,7 +30,7 @@ struct opening {
 	struct shm_store *store;
 	const lshard_store_plan *plan;
 	lshard_error *error;
-	int *fds; /* [size] shares to be mapped, this rank's own among them */
+	int *fds; /* [size] shards to be mapped, this rank's own among them */
 };
 
 static size_t page_bytes(void)
@@ -72,17 +72,17 @@ static lshard_status make_memory(struct opening *opening, const char *what, uint
 	return LSHARD_OK;
 }
 
-static lshard_status make_share(struct opening *opening)
+static lshard_status make_shard(struct opening *opening)
 {
 	int32_t rank = opening->shm->base.context->rank;
-	uint64_t bytes = opening->plan->share_bytes;
+	uint64_t bytes = opening->plan->shard_bytes;
 	lshard_status status;
 
 	if (bytes == 0)
 		return LSHARD_OK; /* more ranks than layers: a reader only */
-	status = make_memory(opening, "share", bytes, &opening->store->shares[rank], &opening->fds[rank]);
+	status = make_memory(opening, "shard", bytes, &opening->store->shards[rank], &opening->fds[rank]);
 	if (status == LSHARD_OK && fcntl(opening->fds[rank], F_ADD_SEALS, SHARE_SEALS))
-		status = refused(opening, "sealing a share", bytes);
+		status = refused(opening, "sealing a shard", bytes);
 	return status;
 }
 
@@ -123,7 +123,7 @@ static lshard_status make_own(struct unison_opening *together)
 {
 	struct opening *opening = (struct opening *)together;
 	lshard_status status = opening->store && opening->fds
-				       ? make_share(opening)
+				       ? make_shard(opening)
 				       : lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY,
 						     "series '%s': no memory for its tables", opening->plan->name);
 
@@ -134,13 +134,13 @@ static lshard_status make_own(struct unison_opening *together)
 	return status;
 }
 
-/* ---- the others' shares ---- */
+/* ---- the others' shards ---- */
 
-/* A share that could shrink under its readers would kill them: take only what cannot. */
-static lshard_status map_share(struct opening *opening, int32_t rank)
+/* A shard that could shrink under its readers would kill them: take only what cannot. */
+static lshard_status map_shard(struct opening *opening, int32_t rank)
 {
-	uint64_t bytes = opening->plan->share_bytes_of[rank];
-	struct shm_mapping *mapping = &opening->store->shares[rank];
+	uint64_t bytes = opening->plan->shard_bytes_of[rank];
+	struct shm_mapping *mapping = &opening->store->shards[rank];
 	struct stat found;
 	void *mapped;
 	int seals;
@@ -159,45 +159,45 @@ static lshard_status map_share(struct opening *opening, int32_t rank)
 				   (unsigned long long)bytes);
 	mapped = mmap(NULL, whole_pages(bytes), PROT_READ, MAP_SHARED, opening->fds[rank], 0);
 	if (mapped == MAP_FAILED)
-		return refused(opening, "mapping a share", bytes);
+		return refused(opening, "mapping a shard", bytes);
 	mapping->address = mapped;
 	mapping->bytes = whole_pages(bytes);
 	return LSHARD_OK;
 }
 
-static lshard_status map_shares(struct opening *opening)
+static lshard_status map_shards(struct opening *opening)
 {
 	lshard_status status = LSHARD_OK;
 
 	for (int32_t rank = 0; rank < opening->shm->base.context->size && status == LSHARD_OK; rank++) {
-		status = map_share(opening, rank);
-		opening->store->bases[rank] = opening->store->shares[rank].address;
+		status = map_shard(opening, rank);
+		opening->store->bases[rank] = opening->store->shards[rank].address;
 	}
 	return status;
 }
 
 /* ---- layers in place ---- */
 
-/* Where the layer lies as one range in one share, or NULL: it is spread. */
-static void *in_one_share(const struct opening *opening, uint32_t position)
+/* Where the layer lies as one range in one shard, or NULL: it is spread. */
+static void *in_one_shard(const struct opening *opening, uint32_t position)
 {
 	const lshard_store_plan *plan = opening->plan;
 	const lshard_piece *first = &plan->pieces[plan->first_piece[position]];
-	uint64_t start = first->share_offset - first->layer_offset;
+	uint64_t start = first->shard_offset - first->layer_offset;
 
 	for (uint32_t i = plan->first_piece[position]; i < plan->first_piece[position + 1]; i++) {
 		const lshard_piece *piece = &plan->pieces[i];
 
-		if (piece->rank != first->rank || piece->share_offset - piece->layer_offset != start ||
-		    (piece->rows > 1 && piece->share_pitch != piece->layer_pitch))
+		if (piece->rank != first->rank || piece->shard_offset - piece->layer_offset != start ||
+		    (piece->rows > 1 && piece->shard_pitch != piece->layer_pitch))
 			return NULL;
 	}
-	return (char *)opening->store->shares[first->rank].address + start;
+	return (char *)opening->store->shards[first->rank].address + start;
 }
 
 static int on_pages(const lshard_piece *piece)
 {
-	uint64_t low = piece->layer_offset | piece->share_offset | piece->width;
+	uint64_t low = piece->layer_offset | piece->shard_offset | piece->width;
 
 	return piece->rows == 1 && !(low & (page_bytes() - 1));
 }
@@ -215,7 +215,7 @@ static lshard_status compose(struct opening *opening, uint32_t position, char *t
 					   "series '%s': the part of rank %d of position %u is not made of whole pages",
 					   plan->name, (int)piece->rank, (unsigned)position);
 		if (mmap(to + piece->layer_offset, (size_t)piece->width, PROT_READ, MAP_SHARED | MAP_FIXED,
-			 opening->fds[piece->rank], (off_t)piece->share_offset) == MAP_FAILED)
+			 opening->fds[piece->rank], (off_t)piece->shard_offset) == MAP_FAILED)
 			return refused(opening, "composing a layer", plan->layer_bytes);
 	}
 	return LSHARD_OK;
@@ -251,7 +251,7 @@ static lshard_status place_layers(struct opening *opening)
 		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u addresses",
 				   plan->name, (unsigned)plan->layers);
 	for (uint32_t position = 0; position < plan->layers; position++) {
-		store->layers[position] = in_one_share(opening, position);
+		store->layers[position] = in_one_shard(opening, position);
 		spread += !store->layers[position];
 	}
 	status = reserve(opening, spread, stride);
@@ -268,7 +268,7 @@ static lshard_status place_layers(struct opening *opening)
 
 /* ---- opening ---- */
 
-static lshard_status get_shares(struct unison_opening *together, uint64_t round)
+static lshard_status get_shards(struct unison_opening *together, uint64_t round)
 {
 	struct opening *opening = (struct opening *)together;
 	const lshard_context *context = opening->shm->base.context;
@@ -277,7 +277,7 @@ static lshard_status get_shares(struct unison_opening *together, uint64_t round)
 
 	opening->fds[context->rank] = own; /* the swap has none of this rank */
 	if (status == LSHARD_OK)
-		status = map_shares(opening);
+		status = map_shards(opening);
 	if (status == LSHARD_OK && opening->plan->direct)
 		status = place_layers(opening);
 	return status;
@@ -293,9 +293,9 @@ static struct shm_store *allocate_store(struct shm *shm, const lshard_store_plan
 		return NULL;
 	store->base.transport = &shm->base;
 	store->base.plan = plan;
-	store->shares = context->allocate(context, size * sizeof *store->shares);
+	store->shards = context->allocate(context, size * sizeof *store->shards);
 	store->bases = context->allocate(context, size * sizeof *store->bases);
-	if (store->shares && store->bases)
+	if (store->shards && store->bases)
 		return store;
 	shm_store_close(&store->base);
 	return NULL;
@@ -315,7 +315,7 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 	struct opening opening = {.together = {.what = plan->name,
 					       .deadline = lshard__deadline_ns(context->timeout_ms),
 					       .make = make_own,
-					       .take = get_shares},
+					       .take = get_shards},
 				  .shm = shm,
 				  .plan = plan,
 				  .error = &transport->error};
@@ -356,20 +356,20 @@ void shm_store_close(lshard_store *base)
 		context->release(context, store->layers);
 	unmap(&store->composed);
 	unmap(&store->cells);
-	for (int32_t rank = 0; store->shares && rank < context->size; rank++)
-		unmap(&store->shares[rank]);
+	for (int32_t rank = 0; store->shards && rank < context->size; rank++)
+		unmap(&store->shards[rank]);
 	if (store->bases)
 		context->release(context, store->bases);
-	if (store->shares)
-		context->release(context, store->shares);
+	if (store->shards)
+		context->release(context, store->shards);
 	context->release(context, store);
 }
 
 /* ---- the table's functions ---- */
 
-void *shm_share(lshard_store *base)
+void *shm_shard(lshard_store *base)
 {
-	return ((struct shm_store *)base)->shares[base->transport->context->rank].address;
+	return ((struct shm_store *)base)->shards[base->transport->context->rank].address;
 }
 
 void *shm_cell(lshard_store *base, uint32_t cell, uint32_t position)

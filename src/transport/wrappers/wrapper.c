@@ -89,9 +89,9 @@ void lshard__wrapper_store_close(lshard_store *store)
 	context->release(context, store);
 }
 
-static void *share(lshard_store *store)
+static void *shard(lshard_store *store)
 {
-	return inner_store(store)->transport->ops->share(inner_store(store));
+	return inner_store(store)->transport->ops->shard(inner_store(store));
 }
 
 void *lshard__wrapper_cell(lshard_store *store, uint32_t cell, uint32_t position)
@@ -201,7 +201,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->abort = ops->abort ? ops->abort : lshard__wrapper_abort;
 	ops->store_open = ops->store_open ? ops->store_open : store_open;
 	ops->store_close = ops->store_close ? ops->store_close : lshard__wrapper_store_close;
-	ops->share = ops->share ? ops->share : share;
+	ops->shard = ops->shard ? ops->shard : shard;
 	ops->cell = ops->cell ? ops->cell : lshard__wrapper_cell;
 	ops->peer = inner->peer ? peer : NULL;
 	ops->direct = inner->direct ? direct : NULL;

@@ -302,12 +302,12 @@ def test_shares_and_windows_are_named_mappings(program, tiny, tmp_path, options)
     for rank, found in zip(result["ranks"], mappings):
         own = {
             kind: sum(size for size, mode, name in found if kind in name and "w" in mode)
-            for kind in (":share", ":windows")
+            for kind in (":shard", ":windows")
         }
-        assert own[":share"] == whole_pages(rank["share_bytes"])
+        assert own[":shard"] == whole_pages(rank["share_bytes"])
         assert own[":windows"] == whole_pages(rank["window_bytes"])
         foreign = [mode for size, mode, name in found if "w" not in mode]
-        assert foreign and all(mode.startswith("r--") for mode in foreign), "others' shares are mapped, to read only"
+        assert foreign and all(mode.startswith("r--") for mode in foreign), "others' shards are mapped, to read only"
 
 
 def test_a_rank_reads_its_own_layers_and_what_is_not_sharded(program, real):

@@ -3,7 +3,7 @@
  * sim_copy.c - how a transfer of the simulated machine moves bytes: in two halves, and everything in the cell is
  * garbage from the moment it begins, so that a reader who should have waited cannot be right by luck.
  *
- * Knows: pieces, shares, cells. Does not know: when it is called.
+ * Knows: pieces, shards, cells. Does not know: when it is called.
  */
 #include "sim_world.h"
 #include <string.h>
@@ -30,10 +30,10 @@ void sim_gather(const struct sim_store *store, uint32_t position, unsigned char 
 
 	for (uint32_t i = plan->first_piece[position]; i < plan->first_piece[position + 1]; i++) {
 		const lshard_piece *piece = &plan->pieces[i];
-		const unsigned char *from = store->shares[piece->rank] + piece->share_offset;
+		const unsigned char *from = store->shards[piece->rank] + piece->shard_offset;
 
 		for (uint64_t row = 0; row < piece->rows; row++, at += piece->width)
-			move_run(to + piece->layer_offset + row * piece->layer_pitch, from + row * piece->share_pitch,
+			move_run(to + piece->layer_offset + row * piece->layer_pitch, from + row * piece->shard_pitch,
 				 at, piece->width, from_byte, to_byte);
 	}
 }

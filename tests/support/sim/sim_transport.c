@@ -114,12 +114,12 @@ static struct sim_cell *cell_of(const struct sim_store *store, uint32_t number)
 	return &store->cell[number == LSHARD_NO_CELL ? store->base.plan->cells : number];
 }
 
-/* Everyone's share, by address: the ranks are in one process. */
-static lshard_status meet_shares(struct sim_store *store)
+/* Everyone's shard, by address: the ranks are in one process. */
+static lshard_status meet_shards(struct sim_store *store)
 {
 	lshard_transport *transport = store->base.transport;
 	uint8_t alive[SIM_RANKS];
-	lshard_status status = exchange(transport, &store->share, store->shares, sizeof store->share, alive);
+	lshard_status status = exchange(transport, &store->shard, store->shards, sizeof store->shard, alive);
 
 	for (int32_t r = 0; status == LSHARD_OK && r < store->rank->world->size; r++)
 		if (!alive[r])
@@ -128,16 +128,16 @@ static lshard_status meet_shares(struct sim_store *store)
 	return status;
 }
 
-static unsigned char *keep_share(struct sim_rank *rank, uint64_t bytes)
+static unsigned char *keep_shard(struct sim_rank *rank, uint64_t bytes)
 {
-	struct sim_share *share = sim_memory(1, sizeof *share);
+	struct sim_shard *shard = sim_memory(1, sizeof *shard);
 
-	share->bytes = sim_memory(bytes, 1);
+	shard->bytes = sim_memory(bytes, 1);
 	lock(rank);
-	share->next = rank->world->shares;
-	rank->world->shares = share;
+	shard->next = rank->world->shards;
+	rank->world->shards = shard;
 	unlock(rank);
-	return share->bytes;
+	return shard->bytes;
 }
 
 static lshard_status store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **out)
@@ -160,8 +160,8 @@ static lshard_status store_open(lshard_transport *transport, const lshard_store_
 		lshard_fail(&transport->error, status, "rank %d: no memory for %u cells", context->rank, plan->cells);
 		goto free_store;
 	}
-	store->share = keep_share(store->rank, plan->share_bytes);
-	status = meet_shares(store);
+	store->shard = keep_shard(store->rank, plan->shard_bytes);
+	status = meet_shards(store);
 	if (status < 0)
 		goto free_store;
 	*out = &store->base;
@@ -176,9 +176,9 @@ free_store:
 	return status;
 }
 
-static void *share(lshard_store *store)
+static void *shard(lshard_store *store)
 {
-	return store->plan->share_bytes ? store_of(store)->share : NULL;
+	return store->plan->shard_bytes ? store_of(store)->shard : NULL;
 }
 
 static void *cell(lshard_store *store, uint32_t number, uint32_t position)
@@ -619,7 +619,7 @@ SIM_OPEN(sim_host_lockstep)
 		.struct_size = sizeof(lshard_transport_ops), .abi = LSHARD_TRANSPORT_ABI, .name = #flavour,            \
 		.summary = (text), .capabilities = (caps), .granule_bytes = 16, .available = available,                \
 		.open = open_##flavour, .close = close_transport, .exchange = exchange, .abort = abort_transport,      \
-		.store_open = store_open, .store_close = store_close, .share = share, .cell = cell, .fetch = fetch,    \
+		.store_open = store_open, .store_close = store_close, .shard = shard, .cell = cell, .fetch = fetch,    \
 		.wait = wait_cell, .retire = retire, .join = join, .capture = capture, .drain = drain,                 \
 		.read = read_layer, .copy_cell = copy_cell                                                             \
 	}

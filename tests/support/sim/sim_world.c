@@ -117,14 +117,14 @@ static void free_graphs(struct sim_world *world)
 	}
 }
 
-static void free_shares(struct sim_world *world)
+static void free_shards(struct sim_world *world)
 {
-	while (world->shares) {
-		struct sim_share *share = world->shares;
+	while (world->shards) {
+		struct sim_shard *shard = world->shards;
 
-		world->shares = share->next;
-		free(share->bytes);
-		free(share);
+		world->shards = shard->next;
+		free(shard->bytes);
+		free(shard);
 	}
 }
 
@@ -137,7 +137,7 @@ void sim_world_destroy(struct sim_world *world)
 			sim_capture_abort(stream);
 	free_streams(world);
 	free_graphs(world);
-	free_shares(world);
+	free_shards(world);
 	free(world->posts);
 	free(world->read.result);
 	free(world->exchange.result);

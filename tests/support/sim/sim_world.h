@@ -111,8 +111,8 @@ struct sim_rank {
 	void *read_to;
 };
 
-struct sim_share {
-	struct sim_share *next;
+struct sim_shard {
+	struct sim_shard *next;
 	void *bytes;
 };
 
@@ -124,7 +124,7 @@ struct sim_world {
 	enum sim_policy policy;
 	struct sim_stream *streams;
 	struct sim_graph *graphs;
-	struct sim_share *shares; /* outlive the ranks that keep them */
+	struct sim_shard *shards; /* outlive the ranks that keep them */
 	uint64_t captures;
 	char capture_error[256];
 	struct sim_meeting exchange;
@@ -151,10 +151,10 @@ struct sim_store {
 	struct sim_rank *rank;
 	bool collective;
 	bool streams;
-	unsigned char *share;
+	unsigned char *shard;
 	unsigned char *cells;
 	struct sim_cell *cell;
-	const unsigned char *shares[SIM_RANKS];
+	const unsigned char *shards[SIM_RANKS];
 	uint64_t fork; /* the capture whose beginning is noted */
 };
 

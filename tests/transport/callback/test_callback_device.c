@@ -660,7 +660,7 @@ failed:
 static void a_device_without_memory_is_an_error_on_all_ranks(void **state)
 {
 	(void)state;
-	for (long rest = 0; rest < 3; rest++) /* staging, share, windows */
+	for (long rest = 0; rest < 3; rest++) /* staging, shard, windows */
 		assert_int_equal(team_of_threads(2, poor_body, &rest), 0);
 }
 

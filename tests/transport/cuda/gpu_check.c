@@ -177,7 +177,7 @@ failed:
 	return 0;
 }
 
-/* A share is given back when the last of the other survivors has destroyed its series too: up to 30 s. */
+/* A shard is given back when the last of the other survivors has destroyed its series too: up to 30 s. */
 static bool comes_back(struct rank *rank, uint64_t free_at_least)
 {
 	for (int tries = 0; tries < 3000 && gpu_free_memory(rank) < free_at_least; tries++)
@@ -216,7 +216,7 @@ static int live_once(struct rank *rank, int turn)
 	free_open = gpu_free_memory(rank);
 	EXPECT(rank->member, gpu_close_all(rank), "destroy");
 	if (rank->plan->kill) {
-		EXPECT(rank->member, comes_back(rank, free_open + stats.share_bytes + stats.window_bytes),
+		EXPECT(rank->member, comes_back(rank, free_open + stats.shard_bytes + stats.window_bytes),
 		       "destroy by a survivor leaves memory of the device behind");
 		gpu_tell_memory(rank, "destroy by a survivor", free_open, gpu_free_memory(rank));
 		return 1;

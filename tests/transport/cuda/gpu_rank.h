@@ -38,7 +38,7 @@ struct plan {
 	uint64_t weight_bytes;
 	uint64_t turns; /* of the comparing kernel: how long a layer "computes" */
 	int kill;
-	int lent; /* shares and windows are the program's memory */
+	int lent; /* shards and windows are the program's memory */
 	int gently;
 	unsigned series;
 	int late; /* on the stub: seed */

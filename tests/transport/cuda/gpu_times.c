@@ -211,9 +211,9 @@ void gpu_tell_memory(const struct rank *rank, const char *what, uint64_t free_be
 	if (rank->series)
 		lshard_series_stats(rank->series, &stats);
 	if (rank->member->rank == 0)
-		printf("  %s: %+.1f MiB of the device's free memory; rank 0: share %.1f, windows %.1f, residents %.1f "
+		printf("  %s: %+.1f MiB of the device's free memory; rank 0: shard %.1f, windows %.1f, residents %.1f "
 		       "MiB, layer %.3f MiB\n",
-		       what, ((double)free_now - (double)free_before) / mib, (double)stats.share_bytes / mib,
+		       what, ((double)free_now - (double)free_before) / mib, (double)stats.shard_bytes / mib,
 		       (double)stats.window_bytes / mib, (double)stats.resident_bytes / mib,
 		       (double)stats.layer_bytes / mib);
 }

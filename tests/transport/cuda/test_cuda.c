@@ -353,7 +353,7 @@ failed:
 	return 1;
 }
 
-/* A rank that cannot give its share says why, and all hear this rather than that they were given nothing. */
+/* A rank that cannot give its shard says why, and all hear this rather than that they were given nothing. */
 static int hears_the_cause(const struct member *member)
 {
 	struct rank rank;
@@ -362,7 +362,7 @@ static int hears_the_cause(const struct member *member)
 	if (member->rank == 1)
 		stub_cuda_fail("cuMemExportToShareableHandle", 1, CUDA_NO_MEMORY);
 	EXPECT(member, cuda_open_group(&rank, member, member->user) == LSHARD_ERR_NO_MEMORY, "%s", rank.error);
-	EXPECT(member, strstr(rank.error, "rank 1: ") && strstr(rank.error, "descriptor for a share"), "%s",
+	EXPECT(member, strstr(rank.error, "rank 1: ") && strstr(rank.error, "descriptor for a shard"), "%s",
 	       rank.error);
 	EXPECT(member, stub_cuda_outstanding() == 0, "%d things left", stub_cuda_outstanding());
 	return 0;

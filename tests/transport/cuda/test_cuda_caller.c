@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_cuda_caller.c - shares and windows of the cuda transport in the caller's memory, over a stand-in for the driver:
+ * test_cuda_caller.c - shards and windows of the cuda transport in the caller's memory, over a stand-in for the driver:
  * taken from an allocator that cuts them out of larger allocations, given back when nobody reads them, refused where
  * others could not.
  */
@@ -161,7 +161,7 @@ failed:
 
 static int is_balanced(const struct member *member, const struct purse *purse)
 {
-	for (int purpose = LSHARD_FOR_SHARE; purpose <= LSHARD_FOR_WINDOWS; purpose++)
+	for (int purpose = LSHARD_FOR_SHARD; purpose <= LSHARD_FOR_WINDOWS; purpose++)
 		EXPECT(member, purse->given[purpose] == purse->returned[purpose], "purpose %d: given %d, returned %d",
 		       purpose, purse->given[purpose], purse->returned[purpose]);
 	return 1;
@@ -197,7 +197,7 @@ static int uses_it(const struct member *member)
 	EXPECT(member, purse.given[LSHARD_FOR_WINDOWS] == purse.returned[LSHARD_FOR_WINDOWS], "windows");
 	EXPECT(member, team_barrier(member), "another rank failed"); /* nobody reads any more */
 	cuda_close_rank(&rank);
-	EXPECT(member, purse.given[LSHARD_FOR_SHARE] == 1 && is_balanced(member, &purse), "shares");
+	EXPECT(member, purse.given[LSHARD_FOR_SHARD] == 1 && is_balanced(member, &purse), "shards");
 	close_purse(&purse, member);
 	EXPECT(member, stub_cuda_outstanding() == 0 && stub_cuda_bytes() == 0, "%d objects are left",
 	       stub_cuda_outstanding());
@@ -228,7 +228,7 @@ static void the_callers_memory_is_used(void **state)
 
 /* ---- given back ---- */
 
-/* Rank 0 leaves its series while the others go on reading its share. */
+/* Rank 0 leaves its series while the others go on reading its shard. */
 static int lends(const struct member *member)
 {
 	static struct purse purse;
@@ -241,7 +241,7 @@ static int lends(const struct member *member)
 	if (member->rank == 0) {
 		EXPECT(member, lshard_series_destroy(rank.series) == LSHARD_OK, "destroy");
 		rank.series = NULL;
-		EXPECT(member, purse.returned[LSHARD_FOR_SHARE] == 0, "given back under its readers");
+		EXPECT(member, purse.returned[LSHARD_FOR_SHARD] == 0, "given back under its readers");
 	}
 	EXPECT(member, team_barrier(member), "another rank failed");
 	if (member->rank > 0 &&
@@ -251,7 +251,7 @@ static int lends(const struct member *member)
 	rank.series = NULL;
 	EXPECT(member, team_barrier(member), "another rank failed");
 	cuda_close_rank(&rank);
-	EXPECT(member, member->rank != 0 || purse.returned[LSHARD_FOR_SHARE] == 1, "not given back");
+	EXPECT(member, member->rank != 0 || purse.returned[LSHARD_FOR_SHARD] == 1, "not given back");
 	close_purse(&purse, member);
 	return 0;
 failed:
@@ -259,7 +259,7 @@ failed:
 	return 1;
 }
 
-static void a_share_is_given_back_when_nobody_reads_it(void **state)
+static void a_shard_is_given_back_when_nobody_reads_it(void **state)
 {
 	struct variant variant = {.setting = {.spec = "cuda", .prefetch = 1}, .rank = -1};
 
@@ -306,7 +306,7 @@ static int lends_to_parents(const struct member *member)
 	/* A meeting of the two that are left, after both have let go. */
 	EXPECT(member, create(&rank, &purse) == LSHARD_ERR_PEER_FAILED, "rank 2 is not dead yet");
 	cuda_close_rank(&rank);
-	EXPECT(member, purse.returned[LSHARD_FOR_SHARE] == 1, "not given back");
+	EXPECT(member, purse.returned[LSHARD_FOR_SHARD] == 1, "not given back");
 	close_purse(&purse, member);
 	return 0;
 failed:
@@ -345,7 +345,7 @@ static int keeps(const struct member *member)
 		lshard_group_destroy(rank.group);
 		rank.series = NULL;
 		rank.group = NULL;
-		EXPECT(member, purse.returned[LSHARD_FOR_SHARE] == 0 && strstr(rank.said, "is not given back"),
+		EXPECT(member, purse.returned[LSHARD_FOR_SHARD] == 0 && strstr(rank.said, "is not given back"),
 		       "said: %s", rank.said);
 	}
 	EXPECT(member, team_barrier(member), "another rank failed");
@@ -368,7 +368,7 @@ static void what_is_read_for_ever_is_not_given_back(void **state)
 	assert_int_equal(team_of_processes(2, keeps, &variant), 0);
 }
 
-/* Rank 0's device hangs with a copy on its way when it leaves; nobody else reads its share. */
+/* Rank 0's device hangs with a copy on its way when it leaves; nobody else reads its shard. */
 static int keeps_what_hangs(const struct member *member)
 {
 	static struct purse purse;
@@ -393,9 +393,9 @@ static int keeps_what_hangs(const struct member *member)
 	lshard_group_abort(rank.group); /* now it goes without */
 	EXPECT(member, lshard_series_destroy(rank.series) == LSHARD_OK, "destroy");
 	lshard_group_destroy(rank.group);
-	EXPECT(member, purse.given[LSHARD_FOR_SHARE] == 1 && purse.given[LSHARD_FOR_WINDOWS] == 1, "nothing was lent");
-	EXPECT(member, !purse.returned[LSHARD_FOR_SHARE] && !purse.returned[LSHARD_FOR_WINDOWS],
-	       "%d shares and %d windows were given back under a copy", purse.returned[LSHARD_FOR_SHARE],
+	EXPECT(member, purse.given[LSHARD_FOR_SHARD] == 1 && purse.given[LSHARD_FOR_WINDOWS] == 1, "nothing was lent");
+	EXPECT(member, !purse.returned[LSHARD_FOR_SHARD] && !purse.returned[LSHARD_FOR_WINDOWS],
+	       "%d shards and %d windows were given back under a copy", purse.returned[LSHARD_FOR_SHARD],
 	       purse.returned[LSHARD_FOR_WINDOWS]);
 	return 0;
 failed:
@@ -446,13 +446,13 @@ static void memory_that_will_not_do_is_refused(void **state)
 {
 	const struct setting setting = {.spec = "cuda", .prefetch = 1};
 	const struct variant variants[] = {
-		{setting, HOST, 1, LSHARD_ERR_INVALID, "for a share at 0x"},
+		{setting, HOST, 1, LSHARD_ERR_INVALID, "for a shard at 0x"},
 		{setting, HOST, 0, LSHARD_ERR_INVALID, "is not memory of device 0"},
 		{setting, OTHER_DEVICE, 1, LSHARD_ERR_INVALID, "is not memory of device 1"},
 		{setting, MAPPED, 1, LSHARD_ERR_NOT_SUPPORTED, "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False"},
 		{setting, CROOKED, 1, LSHARD_ERR_INVALID, "is not aligned to 256"},
 		{setting, NOTHING, 1, LSHARD_ERR_NO_MEMORY,
-		 "rank 1: series 'blocks': the caller has no memory for a share"},
+		 "rank 1: series 'blocks': the caller has no memory for a shard"},
 		{setting, NO_PIPE, 1, LSHARD_ERR_TRANSPORT, "who reads the caller's memory: Too many open files"},
 		{setting, FAR_END, 1, LSHARD_ERR_INVALID, "ends after 4096"},
 		{setting, CUT_OUT, 1, LSHARD_ERR_MISMATCH, "memory_source is 1 on rank 0 and 0 on rank 1"},
@@ -470,7 +470,7 @@ int main(int count, char **arguments)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_callers_memory_is_used),
-		cmocka_unit_test(a_share_is_given_back_when_nobody_reads_it),
+		cmocka_unit_test(a_shard_is_given_back_when_nobody_reads_it),
 		cmocka_unit_test(children_of_readers_are_no_readers),
 		cmocka_unit_test(what_is_read_for_ever_is_not_given_back),
 		cmocka_unit_test(what_a_copy_may_still_use_is_not_given_back),

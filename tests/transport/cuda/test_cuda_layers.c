@@ -174,7 +174,7 @@ failed:
 
 /* ---- a stripe is a shard ---- */
 
-/* This rank's rows or columns of one tensor, where the share has them. */
+/* This rank's rows or columns of one tensor, where the shard has them. */
 static int check_stripe(struct truth *truth, uint32_t layer, uint32_t t)
 {
 	const lshard_tensor *tensor = &truth->variant->shape->tensors[t];
@@ -236,12 +236,12 @@ static int check_memory(struct truth *truth, uint64_t before)
 
 	EXPECT(member, lshard_series_stats(truth->rank.series, &stats) == LSHARD_OK, "stats");
 	cells = stats.windows + stats.residents;
-	EXPECT(member, used >= stats.share_bytes + stats.window_bytes + stats.resident_bytes, "%llu bytes used",
+	EXPECT(member, used >= stats.shard_bytes + stats.window_bytes + stats.resident_bytes, "%llu bytes used",
 	       (unsigned long long)used);
 	EXPECT(member,
-	       used <= stats.share_bytes + stats.window_bytes + stats.resident_bytes + (cells + COUNT + 1) * GRANULE,
+	       used <= stats.shard_bytes + stats.window_bytes + stats.resident_bytes + (cells + COUNT + 1) * GRANULE,
 	       "%llu bytes used", (unsigned long long)used);
-	/* shares, and of what comes from others as much as the windows hold; a granule for each stripe and window */
+	/* shards, and of what comes from others as much as the windows hold; a granule for each stripe and window */
 	least = COUNT * (layer / size);
 	most = least + cells * (shape->composes ? layer - layer / size : layer) + (COUNT + cells) * GRANULE +
 	       (shape->composes ? cells * MIB : 0); /* columns are in windows whole */
@@ -321,7 +321,7 @@ static int lives(const struct member *member)
 	if (!keeps_addresses(&truth, addresses) || !check_memory(&truth, before))
 		goto failed;
 	/* Nobody can spoil another's layers, and copies do not queue behind the program's work. */
-	EXPECT(member, stub_cuda_writable_imports() == 0, "%u of the others' shares can be written to",
+	EXPECT(member, stub_cuda_writable_imports() == 0, "%u of the others' shards can be written to",
 	       stub_cuda_writable_imports());
 	EXPECT(member, stub_cuda_first_streams() >= 2, "%u streams of the highest priority", stub_cuda_first_streams());
 	OK(&truth.rank, lshard_series_commit(truth.rank.series, fill, &truth));

@@ -93,7 +93,7 @@ static int refuses_crooked_memory(const struct member *member)
 	EXPECT(member, status == LSHARD_ERR_NOT_SUPPORTED, "status %d: %s", (int)status,
 	       lshard_group_error(rank.group));
 	EXPECT(member,
-	       strstr(lshard_group_error(rank.group), "rank 1: series 'blocks': the driver puts its share at 0x") &&
+	       strstr(lshard_group_error(rank.group), "rank 1: series 'blocks': the driver puts its shard at 0x") &&
 		       strstr(lshard_group_error(rank.group), "which is not aligned to 256"),
 	       "%s", lshard_group_error(rank.group));
 	cuda_close_rank(&rank);

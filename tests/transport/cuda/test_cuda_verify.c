@@ -71,7 +71,7 @@ static void spoilt_copies_are_found(void **state)
 		assert_int_equal(team_of_processes(3, finds_spoilt_copies, &settings[i]), 0);
 }
 
-/* The first copy is that of a rank's own share: its hash is missing on all ranks. */
+/* The first copy is that of a rank's own shard: its hash is missing on all ranks. */
 static int hears_of_a_failed_copy(const struct member *member)
 {
 	struct rank rank;

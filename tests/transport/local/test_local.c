@@ -22,12 +22,12 @@
 
 /* ---- A group of one transport, without the core ---------------------------------------------------------------- */
 
-/* WHOLE: the layer at position p is in the share of rank p % size, all of it in one piece. */
+/* WHOLE: the layer at position p is in the shard of rank p % size, all of it in one piece. */
 struct arrangement {
 	lshard_store_plan plan;
 	lshard_piece pieces[LAYERS];
 	uint32_t first_piece[LAYERS + 1];
-	uint64_t share_bytes[8];
+	uint64_t shard_bytes[8];
 };
 
 static void arrange(struct arrangement *arrangement, const struct member *member, uint32_t windows)
@@ -37,28 +37,28 @@ static void arrange(struct arrangement *arrangement, const struct member *member
 		int32_t source = (int32_t)position % member->size;
 
 		arrangement->pieces[position] = (lshard_piece){.rank = source,
-							       .share_offset = arrangement->share_bytes[source],
+							       .shard_offset = arrangement->shard_bytes[source],
 							       .width = LAYER_BYTES,
 							       .rows = 1};
 		arrangement->first_piece[position + 1] = position + 1;
-		arrangement->share_bytes[source] += LAYER_BYTES;
+		arrangement->shard_bytes[source] += LAYER_BYTES;
 	}
 	arrangement->plan = (lshard_store_plan){.name = "s",
 						.layers = LAYERS,
 						.layer_bytes = LAYER_BYTES,
-						.share_bytes = arrangement->share_bytes[member->rank],
-						.share_bytes_of = arrangement->share_bytes,
+						.shard_bytes = arrangement->shard_bytes[member->rank],
+						.shard_bytes_of = arrangement->shard_bytes,
 						.cells = windows,
 						.windows = windows,
 						.pieces = arrangement->pieces,
 						.first_piece = arrangement->first_piece};
 }
 
-static void fill_share(const struct arrangement *arrangement, const struct member *member, unsigned char *share)
+static void fill_shard(const struct arrangement *arrangement, const struct member *member, unsigned char *shard)
 {
 	for (uint32_t position = 0; position < LAYERS; position++)
 		if (arrangement->pieces[position].rank == member->rank)
-			memset(share + arrangement->pieces[position].share_offset, (int)position + 1, LAYER_BYTES);
+			memset(shard + arrangement->pieces[position].shard_offset, (int)position + 1, LAYER_BYTES);
 }
 
 static bool cell_has(lshard_store *store, uint32_t cell, uint32_t position)
@@ -214,7 +214,7 @@ static int time_copies(const struct member *member)
 	EXPECT(member, lshard__local.open(&context, NULL, &transport, &error) == LSHARD_OK, "%s", error.text);
 	EXPECT(member, transport->ops->store_open(transport, &arrangement.plan, &store) == LSHARD_OK, "%s",
 	       transport->error.text);
-	fill_share(&arrangement, member, transport->ops->share(store));
+	fill_shard(&arrangement, member, transport->ops->shard(store));
 	EXPECT(member, team_barrier(member), "a rank failed");
 	for (uint32_t step = 0; member->rank == 1 && step < 48; step++) {
 		uint32_t position = step % 3 * 2, cell = step % 2;
@@ -285,7 +285,7 @@ static bool lockstep_open(struct lockstep *lockstep, const struct member *member
 	       lockstep->transport->ops->store_open(lockstep->transport, &lockstep->arrangement.plan,
 						    &lockstep->store) == LSHARD_OK,
 	       "%s", lockstep->transport->error.text);
-	fill_share(&lockstep->arrangement, member, lockstep->transport->ops->share(lockstep->store));
+	fill_shard(&lockstep->arrangement, member, lockstep->transport->ops->shard(lockstep->store));
 	EXPECT(member, team_barrier(member), "a rank failed");
 	return true;
 failed:
@@ -462,7 +462,7 @@ static void a_wait_in_vain_can_be_repeated(void **state)
 	assert_int_equal(team_of_threads(2, waits_twice, NULL), 0);
 }
 
-/* ---- Shares outlive their rank --------------------------------------------------------------------------------- */
+/* ---- Shards outlive their rank --------------------------------------------------------------------------------- */
 
 static int read_after_close(const struct member *member)
 {
@@ -477,7 +477,7 @@ static int read_after_close(const struct member *member)
 	EXPECT(member, lshard__local.open(&context, NULL, &transport, &error) == LSHARD_OK, "%s", error.text);
 	EXPECT(member, transport->ops->store_open(transport, &arrangement.plan, &store) == LSHARD_OK, "%s",
 	       transport->error.text);
-	fill_share(&arrangement, member, transport->ops->share(store));
+	fill_shard(&arrangement, member, transport->ops->shard(store));
 	EXPECT(member, team_barrier(member), "a rank failed");
 	if (member->rank == 0) {
 		transport->ops->store_close(store);
@@ -502,7 +502,7 @@ failed:
 	return 1;
 }
 
-static void a_share_outlives_its_rank(void **state)
+static void a_shard_outlives_its_rank(void **state)
 {
 	(void)state;
 	assert_int_equal(team_of_threads(2, read_after_close, NULL), 0);
@@ -520,7 +520,7 @@ int main(void)
 		cmocka_unit_test(jumps_without_waits_stay_in_step),
 		cmocka_unit_test(a_series_that_opens_disturbs_no_transfer),
 		cmocka_unit_test(a_wait_in_vain_can_be_repeated),
-		cmocka_unit_test(a_share_outlives_its_rank),
+		cmocka_unit_test(a_shard_outlives_its_rank),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

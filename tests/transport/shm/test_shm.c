@@ -471,11 +471,11 @@ static int asks_too_much(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
 	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
-	series.share_bytes[1] = UINT64_C(1) << 55;
-	series.plan.share_bytes = series.share_bytes[member->rank];
+	series.shard_bytes[1] = UINT64_C(1) << 55;
+	series.plan.shard_bytes = series.shard_bytes[member->rank];
 	EXPECT(member, store_open(&rank, &series) < 0, "opened");
 	EXPECT(member,
-	       strstr(rank.transport->error.text, "rank 1: series 'o_proj': share of 36028797018963968 bytes") != NULL,
+	       strstr(rank.transport->error.text, "rank 1: series 'o_proj': shard of 36028797018963968 bytes") != NULL,
 	       "%s", rank.transport->error.text);
 	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
 	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
@@ -579,9 +579,9 @@ static int leaves_nothing(const struct member *member)
 	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	EXPECT(member, count_entries("/proc/self/fd") == connected, "a series keeps descriptors");
 	EXPECT(member, count_entries("/proc/self/task") == threads + !mode->direct, "threads");
-	EXPECT(member, count_lines("/proc/self/maps", "memfd:layershard:o_proj:share", "r--s") > 0,
+	EXPECT(member, count_lines("/proc/self/maps", "memfd:layershard:o_proj:shard", "r--s") > 0,
 	       "named and read-only");
-	EXPECT(member, count_lines("/proc/self/maps", "memfd:layershard:o_proj:share", "rw-s") == 1,
+	EXPECT(member, count_lines("/proc/self/maps", "memfd:layershard:o_proj:shard", "rw-s") == 1,
 	       "one writable mapping");
 	EXPECT(member, count_lines("/proc/self/maps", "memfd:layershard:o_proj:windows", "rw-s") == !mode->direct,
 	       "windows");

@@ -28,9 +28,9 @@ static atomic_bool asked_again, looked_at;
 static atomic_bool closed; /* the store is */
 static atomic_bool torn;   /* it was while a copy ran */
 
-void __real_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
+void __real_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shards,
 				    void *layer);
-void __wrap_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
+void __wrap_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shards,
 				    void *layer);
 
 /* What is done too early has this long to be done. */
@@ -42,7 +42,7 @@ static void hold_until(const atomic_bool *flag)
 		usleep(1000);
 }
 
-void __wrap_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shares,
+void __wrap_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t position, const void *const *shards,
 				    void *layer)
 {
 	const int before = atomic_fetch_add(&begun, 1);
@@ -52,9 +52,9 @@ void __wrap_lshard__host_copy_layer(const lshard_store_plan *plan, uint32_t posi
 	else if (manner == IN_TURN)
 		hold_until(before == 0 ? &asked_again : &looked_at);
 	if (atomic_load(&closed))
-		atomic_store(&torn, true); /* plan, shares and layer have gone */
+		atomic_store(&torn, true); /* plan, shards and layer have gone */
 	else
-		__real_lshard__host_copy_layer(plan, position, shares, layer);
+		__real_lshard__host_copy_layer(plan, position, shards, layer);
 }
 
 static int closes_while_it_copies(const struct member *member)

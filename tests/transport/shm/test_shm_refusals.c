@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_shm_refusals.c - shares that the shm transport cannot or must not take from another rank. Both kinds are made by
+ * test_shm_refusals.c - shards that the shm transport cannot or must not take from another rank. Both kinds are made by
  * the system's own means, a limit and a filter of system calls: the library runs as it is.
  */
 #include "memfd.h"
@@ -36,7 +36,7 @@ static void store_close(struct shm_series *series)
 	series->store = NULL;
 }
 
-/* Where rank 0 may open nothing more, its own share and one more fit in, but not both of the others'. */
+/* Where rank 0 may open nothing more, its own shard and one more fit in, but not both of the others'. */
 static int has_no_room(const struct member *member)
 {
 	struct shm_rank rank = {.transport = NULL};
@@ -99,7 +99,7 @@ static int pretend_to_seal(void)
 	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
 
-/* A share that could shrink would kill its readers: it is not taken. */
+/* A shard that could shrink would kill its readers: it is not taken. */
 static int does_not_seal(const struct member *member)
 {
 	struct shm_rank rank = {.transport = NULL};
@@ -120,7 +120,7 @@ failed:
 	return 1;
 }
 
-static void shares_that_could_shrink_are_refused(void **state)
+static void shards_that_could_shrink_are_refused(void **state)
 {
 	pid_t child;
 	int status = -1;
@@ -202,7 +202,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(no_room_for_descriptors_is_said),
-		cmocka_unit_test(shares_that_could_shrink_are_refused),
+		cmocka_unit_test(shards_that_could_shrink_are_refused),
 		cmocka_unit_test(shared_memory_is_never_executable),
 	};
 

@@ -222,7 +222,7 @@ static void a_hopeless_link_does_not_hang(void **state)
 struct narrow {
 	lshard_piece piece;
 	uint32_t first_piece[2];
-	uint64_t share_bytes[2];
+	uint64_t shard_bytes[2];
 	lshard_store_plan plan;
 	lshard_context contexts[2]; /* local's and the wrapper's */
 	lshard_transport *transport;
@@ -235,12 +235,12 @@ static bool narrow_open(struct narrow *narrow, const struct member *member, cons
 	lshard_transport *inner = NULL;
 	lshard_error error = {""};
 
-	*narrow = (struct narrow){.piece = {.width = 300, .rows = 1}, .first_piece = {0, 1}, .share_bytes = {300, 0}};
+	*narrow = (struct narrow){.piece = {.width = 300, .rows = 1}, .first_piece = {0, 1}, .shard_bytes = {300, 0}};
 	narrow->plan = (lshard_store_plan){.name = "narrow",
 					   .layers = 1,
 					   .layer_bytes = 300,
-					   .share_bytes = narrow->share_bytes[member->rank],
-					   .share_bytes_of = narrow->share_bytes,
+					   .shard_bytes = narrow->shard_bytes[member->rank],
+					   .shard_bytes_of = narrow->shard_bytes,
 					   .cells = 1,
 					   .windows = 1,
 					   .pieces = &narrow->piece,
@@ -275,7 +275,7 @@ static int waits_twice(const struct member *member)
 	if (!narrow_open(&narrow, member, member->user, &lshard__throttle, "100"))
 		goto failed;
 	if (member->rank == 0)
-		memset(narrow.transport->ops->share(narrow.store), 77, 300);
+		memset(narrow.transport->ops->shard(narrow.store), 77, 300);
 	EXPECT(member, team_barrier(member), "a rank failed");
 	EXPECT(member, narrow.transport->ops->fetch(narrow.store, 0, 0, NULL, 0) == LSHARD_OK, "fetch");
 	narrow.contexts[1].timeout_ms = 50;
@@ -896,7 +896,7 @@ struct pair {
 	lshard_store_plan plan;
 	lshard_piece pieces[2];
 	uint32_t first_piece[3];
-	uint64_t share_bytes[2];
+	uint64_t shard_bytes[2];
 	struct seat *seat;
 	lshard__stack *stack;
 	lshard_transport *transport;
@@ -910,13 +910,13 @@ static bool pair_open(struct pair *pair, const struct member *member)
 	*pair = (struct pair){.context = context_for_member(member, "", 20000), .first_piece = {0, 1, 2}};
 	for (int32_t rank = 0; rank < 2; rank++) {
 		pair->pieces[rank] = (lshard_piece){.rank = rank, .width = PAIR_BYTES, .rows = 1};
-		pair->share_bytes[rank] = PAIR_BYTES;
+		pair->shard_bytes[rank] = PAIR_BYTES;
 	}
 	pair->plan = (lshard_store_plan){.name = "s",
 					 .layers = 2,
 					 .layer_bytes = PAIR_BYTES,
-					 .share_bytes = PAIR_BYTES,
-					 .share_bytes_of = pair->share_bytes,
+					 .shard_bytes = PAIR_BYTES,
+					 .shard_bytes_of = pair->shard_bytes,
 					 .cells = 2,
 					 .windows = 2,
 					 .pieces = pair->pieces,
@@ -929,7 +929,7 @@ static bool pair_open(struct pair *pair, const struct member *member)
 	pair->transport = lshard__stack_top(pair->stack);
 	EXPECT(member, pair->transport->ops->store_open(pair->transport, &pair->plan, &pair->store) == LSHARD_OK, "%s",
 	       pair->transport->error.text);
-	memset(pair->transport->ops->share(pair->store), member->rank + 1, PAIR_BYTES);
+	memset(pair->transport->ops->shard(pair->store), member->rank + 1, PAIR_BYTES);
 	return true;
 failed:
 	return false;
