@@ -222,7 +222,7 @@ def flat(way, given):
 
 @pytest.mark.parametrize("way", [*APART.values(), *MIXED.values()], ids=[*APART, *(f"mixed: {each}" for each in MIXED)])
 def test_every_element_that_changes_with_a_layer_comes_from_it(way):
-    from layershard.torch.origins import Origins
+    from layershard.torch.updates.origins import Origins
 
     first, *others = (flat(way, values(seed)) for seed in range(1, 7))
     changed = torch.stack([each != first for each in others]).any(0)
@@ -239,7 +239,7 @@ def test_every_element_that_changes_with_a_layer_comes_from_it(way):
 
 
 def test_what_is_written_through_a_nested_view_of_a_part_leaves_the_rest():
-    from layershard.torch.origins import Origins
+    from layershard.torch.updates.origins import Origins
 
     source, sizes = torch.ones(8), torch.tensor([[2, 2], [2, 2]])
     with Origins() as origins:
@@ -296,7 +296,7 @@ def by_indexes(flat, parts):
 
 @pytest.mark.parametrize("way", [out_of_one, into_one, by_indexes])
 def test_an_operator_takes_no_longer_the_more_there_were_before_it(way):
-    from layershard.torch.origins import Origins
+    from layershard.torch.updates.origins import Origins
 
     def work(n):
         parts = [torch.ones(8) for _ in range(n)]

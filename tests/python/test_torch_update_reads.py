@@ -490,7 +490,7 @@ def test_an_update_within_an_update_is_refused(is_caught):
 
 
 def test_nothing_followed_is_kept_alive():
-    from layershard.torch.origins import Origins
+    from layershard.torch.updates.origins import Origins
 
     finders = list(sys.meta_path)
     with Origins() as origins:
@@ -510,7 +510,7 @@ def test_nothing_followed_is_kept_alive():
 
 
 def test_other_threads_are_not_followed_and_do_not_break():
-    from layershard.torch.origins import Origins
+    from layershard.torch.updates.origins import Origins
 
     found = []
     with Origins() as origins:

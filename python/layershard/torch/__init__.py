@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from .checking import Checked, CheckFailed, check
 from .checkpoint import empty_weights, load
+from .checks.checking import Checked, CheckFailed, check
 from .dual import DualLinear, Regime, dual
 from .filling import fill
 from .handle import Handle, of

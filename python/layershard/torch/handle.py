@@ -24,7 +24,7 @@ from .refusals import Guarded, Refused
 from .report import table
 from .shared import Shared
 from .trace import Trace
-from .update import Update
+from .updates.update import Update
 from .wiring import Wiring
 
 _ATTRIBUTE = "_layershard_handle"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..grouping import Place
+from ..refusals import Refused, all_tensors
 from .backs import Back, is_array, keep, lies
-from .grouping import Place
-from .refusals import Refused, all_tensors
 
 _CLOSED = (nn.Parameter, type, FunctionType, MethodType, ModuleType)
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from .grouping import Place
-from .layout import Layout
-from .memory import address_of
-from .refusals import Refused
+from ..grouping import Place
+from ..layout import Layout
+from ..memory import address_of
+from ..refusals import Refused
 
 _FROM_SCRATCH = (
     "{name} was computed from {source}, which another rank stores: inside an update there is only scratch under that "

@@ -15,13 +15,13 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from . import ops
-from .compiled import forget_compiled
-from .grouping import Place
-from .memory import apart, give_back
+from .. import ops
+from ..compiled import forget_compiled
+from ..grouping import Place
+from ..memory import apart, give_back
+from ..refusals import Refused
+from ..shared import Read, Shared
 from .origins import Origins
-from .refusals import Refused
-from .shared import Read, Shared
 from .written import Hung, collect, refuse_sent, refuse_unshared
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .layout import Layout
+from ..layout import Layout
 
 Numbers = int | torch.Tensor  # of all elements, or of each
 

@@ -19,10 +19,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .containers import tensors_in
+from ..containers import tensors_in
+from ..ops import Step
+from ..shared import Shared
 from .observing import shown
-from .ops import Step
-from .shared import Shared
 
 StepsOf = Callable[[nn.Module], tuple[list[Step], list[Step]]]  # what a module reaches and what it waits for
 

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import Aborted, Error, OutOfStep, PeerFailed, Timeout
-from . import ops
-from .compiled import whole
+from ...errors import Aborted, Error, OutOfStep, PeerFailed, Timeout
+from .. import ops
+from ..compiled import whole
+from ..handle import Handle, of
+from ..memory import bytes_of
+from ..refusals import Refused
+from ..shared import Shared, poison_of
 from .digests import Unseen, bits_of
 from .findings import Words, causes_first, findings, poisoned_layers, read_early
-from .handle import Handle, of
 from .keeping import Kept, fresh, modules_in
-from .memory import bytes_of
 from .observing import Event, Observation, first_difference
 from .reading import Reads
-from .refusals import Refused
-from .shared import Shared, poison_of
 from .words import exchange
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .containers import tensors_in
+from ..containers import tensors_in
 from .digests import Unseen, digest
 
 

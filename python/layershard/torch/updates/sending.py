@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .containers import tensors_in
+from ..containers import tensors_in
 
 _SPACES = ("c10d", "_c10d_functional", "c10d_functional", "symm_mem")
 _GIVE_NOTHING = ("recv", "irecv", "wait", "barrier", "monitored_barrier", "check_for_nan")

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .containers import tensors_in
+from ..containers import tensors_in
 
 _OVERWRITES = frozenset(
     ["copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_"]

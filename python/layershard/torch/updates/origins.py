@@ -23,8 +23,8 @@ import torch
 from torch._compile import _disable_dynamo
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
-from .compiled import Eager
-from .containers import tensors_in
+from ..compiled import Eager
+from ..containers import tensors_in
 from .operators import Call, each_index, rule_of
 from .sending import is_collective, sent_by
 from .storages import Numbers, Storages, Unclear, any_of, even, flat, key_of
