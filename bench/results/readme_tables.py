@@ -24,6 +24,7 @@ behind it. FORMAT is Python's, or "bytes" (64 KiB). A value that a row lacks, or
 Without --check the files are rewritten; with it nothing is, and the status is 1 when a table differs from what its file
 gives. 2: a comment or a file is wrong.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -239,8 +240,10 @@ def work_on(path: pathlib.Path, check: bool) -> bool:
         sys.stderr.writelines(
             difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(path), "its saved results", n=1)
         )
-        print(f"readme_tables.py: {path} is not what its saved results give: run bench/results/readme_tables.py",
-              file=sys.stderr)
+        print(
+            f"readme_tables.py: {path} is not what its saved results give: run bench/results/readme_tables.py",
+            file=sys.stderr,
+        )
         return False
     if before != after:
         path.write_text(after)

@@ -12,6 +12,7 @@ one GPU say nothing of targets about a link between GPUs.
 
 Status 0: no target that was measured is missed; 1: one is; 2: a file cannot be used.
 """
+
 from __future__ import annotations
 
 import argparse

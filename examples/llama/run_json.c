@@ -15,8 +15,8 @@ static json_t *json_of_rank(const struct own_rank *own)
 
 	if (own->phase != RANK_REPORTED)
 		return json_pack("{s:i,s:I,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "rank", (int)own->task.rank, "pid",
-				 (json_int_t)own->worker->pid, "share_bytes", "window_bytes", "private_bytes", "pss_bytes",
-				 "read_bytes", "wait_ns", "total_ns", "tokens_per_s");
+				 (json_int_t)own->worker->pid, "share_bytes", "window_bytes", "private_bytes",
+				 "pss_bytes", "read_bytes", "wait_ns", "total_ns", "tokens_per_s");
 	return json_pack("{s:i,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:I,s:f}", "rank", (int)own->task.rank, "pid",
 			 (json_int_t)own->worker->pid, "share_bytes", (json_int_t)report->shard_bytes, "window_bytes",
 			 (json_int_t)report->window_bytes, "private_bytes",

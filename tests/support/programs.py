@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of programs share: the programs themselves, models, ways to run them, and what all of them must do.
 
-    LAYERSHARD_TEST_BUILD             folder of the programs (default: build in this tree)
-    LAYERSHARD_TEST_MODEL_TINY   a small model (default: made here by scripts/make_tiny_gguf.py)
-    LAYERSHARD_TEST_MODEL        the model of scripts/fetch_model.sh; tests that need it are skipped without
+LAYERSHARD_TEST_BUILD        folder of the programs (default: build in this tree)
+LAYERSHARD_TEST_MODEL_TINY   a small model (default: made here by scripts/make_tiny_gguf.py)
+LAYERSHARD_TEST_MODEL        the model of scripts/fetch_model.sh; tests that need it are skipped without
 """
+
 import json
 import os
 import pathlib

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for the tests of bench/c."""
+
 import pathlib
 import sys
 

@@ -20,9 +20,7 @@ ONE_CASE = ["--ratio", "1.2", "--prefetch", "1"]
 
 
 def bench(*arguments):
-    return subprocess.run(
-        [PROGRAM, *arguments], capture_output=True, text=True, timeout=LONG_S, check=False
-    )
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=LONG_S, check=False)
 
 
 def result_of(*arguments):
@@ -192,14 +190,17 @@ def test_step_of_one_rank_has_no_link():
 def test_step_with_any_number_of_ranks(placement, ranks):
     result = result_of("step", *SMALL, *ONE_CASE, "--ranks", ranks, "--placement", placement)
     assert result["config"]["ranks"] == int(ranks)
-    assert result["cases"][0]["fetched_layers"] == {
-        ("whole", "1"): 0,
-        ("whole", "3"): 8,
-        ("whole", "8"): 10,
-        ("striped", "1"): 0,
-        ("striped", "3"): 12,
-        ("striped", "8"): 12,
-    }[placement, ranks]
+    assert (
+        result["cases"][0]["fetched_layers"]
+        == {
+            ("whole", "1"): 0,
+            ("whole", "3"): 8,
+            ("whole", "8"): 10,
+            ("striped", "1"): 0,
+            ("striped", "3"): 12,
+            ("striped", "8"): 12,
+        }[placement, ranks]
+    )
 
 
 def test_step_in_lockstep():

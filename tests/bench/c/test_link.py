@@ -5,12 +5,12 @@
 
 How long anything takes is not judged here.
 """
+
 import json
 import os
 import re
 
 import pytest
-
 from programs import children_of, wait_until
 
 SMALL = ["--min-bytes", "4K", "--max-bytes", "64K", "--factor", "16", "--iters", "3", "--warmup", "1"]
@@ -213,8 +213,23 @@ def test_a_file_that_exists_is_replaced(program, tmp_path):
     "bench",
     [
         ["calls", "--max-ns", "1e9"],
-        ["step", "--layers", "4", "--layer-bytes", "4K", "--compute-us", "100", "--passes", "1", "--margin", "100",
-         "--ratio", "1", "--prefetch", "1"],
+        [
+            "step",
+            "--layers",
+            "4",
+            "--layer-bytes",
+            "4K",
+            "--compute-us",
+            "100",
+            "--passes",
+            "1",
+            "--margin",
+            "100",
+            "--ratio",
+            "1",
+            "--prefetch",
+            "1",
+        ],
     ],
     ids=["calls", "step"],
 )

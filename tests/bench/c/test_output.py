@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Help, output that fits a terminal of 80 columns or that nobody gets."""
+
 import re
 
 import pytest
-
 from programs import USAGE, fits_80_columns, refused, takes_closed_descriptors, tells_that_the_disk_is_full, too_wide
 
 COMMANDS = ["calls", "link", "step"]

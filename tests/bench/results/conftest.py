@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the tests of bench/results find what tests of programs share."""
+
 import pathlib
 import sys
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """bench/results/readme_tables.py: tables come from saved results, and one that was edited by hand is found."""
+
 import json
 import subprocess
 import sys
 
 import pytest
 from patience import LONG_S
-
 from programs import TREE
 
 SAVED = {

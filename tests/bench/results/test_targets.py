@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """bench/results/targets.py: what is met, missed, shown, not measured, by made-up results and this tree's."""
+
 import json
 import subprocess
 import sys
 
 import pytest
-
 from programs import TREE
 
 FETCHES = "one fetch, to a bare copy's speed"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `layershard-llama` tells of itself: help, version, the library's log; lines fit a terminal of 80 columns."""
+
 import re
 
 import pytest
-
 from programs import TREE, fits_80_columns, too_wide
 
 

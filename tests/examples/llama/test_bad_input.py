@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrong options, models and companions: a message that names what is wrong, the documented exit status."""
+
 import json
 import os
 import pathlib
@@ -10,10 +11,17 @@ import struct
 import subprocess
 
 import pytest
-
 from programs import (
-    BAD_MODEL, FAILED, USAGE, cpu_ticks, refused, shard_mappings, takes_closed_descriptors,
-    tells_that_the_disk_is_full, tokens_of, wait_until,
+    BAD_MODEL,
+    FAILED,
+    USAGE,
+    cpu_ticks,
+    refused,
+    shard_mappings,
+    takes_closed_descriptors,
+    tells_that_the_disk_is_full,
+    tokens_of,
+    wait_until,
 )  # fmt: skip
 
 # ---- Options --------------------------------------------------------------------------------------------
@@ -90,8 +98,18 @@ def test_prompts_that_hold_nothing(program, tiny, tmp_path):
 def test_one_bad_prompt_spares_the_others(program, tiny):
     good = program.json("--model", tiny, "--ranks", 2, "--max-tokens", 4, "--prompt", "a", "--prompt", "b")
     done = program.run(
-        "--model", tiny, "--ranks", 2, "--max-tokens", 4,
-        "--prompt", "a", "--prompt", "x" * 5000, "--prompt", "b",
+        "--model",
+        tiny,
+        "--ranks",
+        2,
+        "--max-tokens",
+        4,
+        "--prompt",
+        "a",
+        "--prompt",
+        "x" * 5000,
+        "--prompt",
+        "b",
     )
     refused(done, FAILED, "prompt 1 was not finished", "context")
     assert good["prompts"][0]["text"] in done.stdout
@@ -422,8 +440,7 @@ def test_a_copy_with_its_time_stamps_is_the_same_model(program, tiny, job, tmp_p
 def test_the_log_names_the_launcher(program, tiny, job):
     environment = {"WORLD_SIZE": "2", "LAYERSHARD_JOB": job, "LAYERSHARD_LOG": "info"}
     processes = [
-        program.start("--model", tiny, "--max-tokens", 1, env={**environment, "RANK": str(rank)})
-        for rank in range(2)
+        program.start("--model", tiny, "--max-tokens", 1, env={**environment, "RANK": str(rank)}) for rank in range(2)
     ]
     for rank, process in enumerate(processes):
         done = program.finish(process)
@@ -454,7 +471,7 @@ def test_a_separate_rank_goes_on_when_another_is_killed(program, tiny, job, tmp_
     work = ["--model", tiny, "--prompts", tmp_path / "prompts", "--max-tokens", 480, "--json"]
     processes = [start_rank(program, rank, 2, job, *work) for rank in range(2)]
     for process in processes:
-        wait_until(lambda: shard_mappings(process.pid), "the rank maps its layers")
+        wait_until(lambda process=process: shard_mappings(process.pid), "the rank maps its layers")
     before = cpu_ticks(processes[1].pid)
     wait_until(lambda: cpu_ticks(processes[1].pid) > before + 5, "the rank computes")
     processes[1].send_signal(signal.SIGKILL)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks that are killed, and programs that are: the others finish with the right tokens, and nothing is left behind."""
+
 import array
 import fcntl
 import json
@@ -11,7 +12,6 @@ import termios
 
 import pytest
 from patience import LONG_S
-
 from programs import children_of, wait_until, wait_until_generating
 
 RANKS = 4

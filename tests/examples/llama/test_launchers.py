@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks that torchrun, mpirun or srun have started: how they find each other, and what they print on one terminal."""
+
 import contextlib
 import json
 import os
@@ -12,9 +13,8 @@ import signal
 import subprocess
 
 import pytest
-
-from programs import clean_environment, cpu_ticks, make_model, shard_mappings, tokens_of, wait_until
 from patience import LONG_MS, LONG_S, patience
+from programs import clean_environment, cpu_ticks, make_model, shard_mappings, tokens_of, wait_until
 
 PROMPTS = [word for text in ("one", "two", "three", "four") for word in ("--prompt", text)]
 DEADLINE = {"LAYERSHARD_TIMEOUT_MS": str(LONG_MS)}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`layershard-llama`: the same tokens whatever the sharding, memory and reads as promised, output as documented."""
+
 import itertools
 import os
 import pathlib
@@ -10,9 +11,14 @@ import subprocess
 
 import pytest
 from patience import LONG_S
-
 from programs import (
-    clean_environment, cpu_ticks, make_model, shard_mappings, tokens_of, wait_until, wait_until_generating,
+    clean_environment,
+    cpu_ticks,
+    make_model,
+    shard_mappings,
+    tokens_of,
+    wait_until,
+    wait_until_generating,
 )  # fmt: skip
 
 PROMPTS = ["one", "the second prompt is longer", "3", "and a fourth", "fünf"]
@@ -73,8 +79,16 @@ def test_same_tokens_replicated_and_over_a_slow_link(program, tiny, expected):
 def test_prompts_from_a_file_and_from_standard_input(program, tiny, expected, tmp_path):
     (tmp_path / "prompts").write_text("\n".join(PROMPTS[1:]) + "\n\n")
     result = program.json(
-        "--model", tiny, "--max-tokens", 12, "--ranks", 2,
-        "--prompt", PROMPTS[0], "--prompts", tmp_path / "prompts",
+        "--model",
+        tiny,
+        "--max-tokens",
+        12,
+        "--ranks",
+        2,
+        "--prompt",
+        PROMPTS[0],
+        "--prompts",
+        tmp_path / "prompts",
     )
     assert tokens_of(result) == tokens_of(expected)
     done = program.run("--model", tiny, "--max-tokens", 3, "--prompts", "-", "--ranks", 2, input=b"only one\r\n")
@@ -197,8 +211,17 @@ def test_windows_are_as_many_as_promised(program, tiny):
     """At most k + 1, and no more than blocks of equal length need."""
     for ranks, prefetch in itertools.product((2, 3), (0, 1, 3, 29)):
         result = program.json(
-            "--model", tiny, "--ranks", ranks, "--prefetch", prefetch,
-            "--shm-copy", "--max-tokens", 2, "--prompt", "a",
+            "--model",
+            tiny,
+            "--ranks",
+            ranks,
+            "--prefetch",
+            prefetch,
+            "--shm-copy",
+            "--max-tokens",
+            2,
+            "--prompt",
+            "a",
         )
         layers, layer_bytes = result["model"]["layers"], result["model"]["layer_bytes"]
         for rank in result["ranks"]:

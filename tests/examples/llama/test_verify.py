@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`layershard-llama --verify`: one hash, whoever looks and however the layers are kept."""
+
 import re
 
 import pytest

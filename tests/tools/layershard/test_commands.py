@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of `layershard`, and those that it had: help, exit status, output that nobody gets."""
+
 import re
 
 import pytest
-
 from programs import USAGE, fits_80_columns, refused, takes_closed_descriptors, tells_that_the_disk_is_full, too_wide
 
 COMMANDS = ["info"]

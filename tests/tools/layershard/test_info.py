@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`layershard info`, --version and --help."""
+
 import json
 import re
 
 import pytest
-
 from programs import TREE
 
 
