@@ -34,7 +34,7 @@ struct calls_bench {
 	char failure[768];
 };
 
-static const char *const kind_texts[] = {"kept by the rank", "held in its window", "in place at its source"};
+static const char *const kind_texts[] = {"resident", "held in its window", "in place at its source"};
 static const char *const kind_names[] = {"stored", "held", "direct"};
 
 /* ---- Measuring ----------------------------------------------------------------------------------------------- */
@@ -220,10 +220,9 @@ static int print_help(void)
 {
 	printf("Usage: layershard-bench calls [OPTION]...\n\n"
 	       "The cost of lshard_reach and lshard_wait together when there is nothing to\n"
-	       "transfer: the layer is kept by the rank, is held in its window, or is computed\n"
-	       "from where its source keeps it. For 8 to 8192 layers of %u bytes; 2, 8 and 64\n"
-	       "ranks as threads (local), 2 processes (shm). Only rank 0 calls; the others are\n"
-	       "idle.\n\n"
+	       "transfer: the layer is resident, is held in its window, or is computed from\n"
+	       "where its source stores it. For 8 to 8192 layers of %u bytes; 2, 8 and 64 ranks\n"
+	       "as threads (local), 2 processes (shm). Only rank 0 calls; the others are idle.\n\n"
 	       "  --max-ns N   exit status 1 when a median is above N nanoseconds (default 200)\n"
 	       "  --rounds R   samples of each row, at least %u (default %u)\n"
 	       "  --json       one JSON object instead of the table\n"

@@ -19,9 +19,9 @@ extern const uint32_t calls_counts[CALLS_COUNTS];
 
 /* Why nothing is transferred. */
 enum calls_kind {
-	CALLS_STORED, /* every layer is kept by this rank */
-	CALLS_HELD,   /* the same layer over and over: it stays in its window */
-	CALLS_DIRECT  /* computed from where the source keeps it: nothing ever moves */
+	CALLS_RESIDENT, /* every layer is resident */
+	CALLS_HELD,     /* the same layer over and over: it stays in its window */
+	CALLS_DIRECT    /* computed from where the source stores it: nothing ever moves */
 };
 
 /* One timed series, as rank 0 holds it. */

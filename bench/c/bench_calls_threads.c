@@ -13,7 +13,7 @@ const int32_t calls_sizes[CALLS_SIZES] = {2, 8, 64};
 const uint32_t calls_counts[CALLS_COUNTS] = {8, 64, 512, 8192};
 
 #define LARGEST (CALLS_SIZES - 1)
-#define KINDS   2u /* CALLS_STORED, CALLS_HELD */
+#define KINDS   2u /* CALLS_RESIDENT, CALLS_HELD */
 
 /* What one thread has open. */
 struct calls_thread {
@@ -30,12 +30,12 @@ static bool open_series(struct bench_circle *all, lshard_group *group, uint32_t 
 	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
 	char name[32];
 
-	snprintf(name, sizeof name, "%s-%u", kind == CALLS_STORED ? "stored" : "held", layers);
+	snprintf(name, sizeof name, "%s-%u", kind == CALLS_RESIDENT ? "stored" : "held", layers);
 	options.name = name;
 	options.layer_count = layers;
 	options.tensors = &tensor;
 	options.tensor_count = 1;
-	options.resident_bytes = kind == CALLS_STORED ? UINT64_MAX : 0;
+	options.resident_bytes = kind == CALLS_RESIDENT ? UINT64_MAX : 0;
 	if (lshard_series_create(group, &options, series) != LSHARD_OK)
 		return bench_circle_fail(all, "%s", lshard_group_error(group));
 	if (lshard_series_commit(*series, bench_post_process, &bytes) != LSHARD_OK)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * bench_data.c - layers whose every byte follows from layer and offset, so that what arrives can be checked anywhere
- * without a second copy to compare with. Knows: the public header. Does not know: ranks, arms, time.
+ * without a second copy to compare with. Knows: the public header. Does not know: ranks, variants, time.
  */
 #include "bench.h"
 

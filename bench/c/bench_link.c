@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_link.c - `layershard-bench link`: turns options into sizes, arms and rows, has the ranks measure them, and
+ * bench_link.c - `layershard-bench link`: turns options into sizes, variants and rows, has the ranks measure them, and
  * reports. Knows: processes and threads as ranks. Does not know: how a rank measures, how a result is printed.
  */
 #include "bench_link.h"
@@ -14,7 +14,7 @@
 
 #define COMMAND "link"
 
-/* ---- Sizes, arms, rows --------------------------------------------------------------------------------------- */
+/* ---- Sizes, variants, rows --------------------------------------------------------------------------------------- */
 
 uint64_t link_biggest(const struct link_bench *bench)
 {
@@ -28,26 +28,26 @@ uint64_t link_block_bytes(const struct link_bench *bench)
 	return 2 * (link_biggest(bench) + (uint64_t)bench->options.ranks * GRANULE_MOST);
 }
 
-struct link_sample *link_sample_at(const struct link_bench *bench, uint32_t arm, int32_t rank, uint32_t round)
+struct link_sample *link_sample_at(const struct link_bench *bench, uint32_t variant, int32_t rank, uint32_t round)
 {
-	const size_t row = (size_t)arm * (size_t)bench->options.ranks + (size_t)rank;
+	const size_t row = (size_t)variant * (size_t)bench->options.ranks + (size_t)rank;
 
 	return &bench->shared->samples[row * bench->options.rounds + round];
 }
 
-static uint32_t add_arm(struct link_bench *bench, struct link_arm arm, enum link_kind kind)
+static uint32_t add_variant(struct link_bench *bench, struct link_variant variant, enum link_kind kind)
 {
-	arm.kind = kind;
-	bench->arms[bench->arm_count] = arm;
-	return bench->arm_count++;
+	variant.kind = kind;
+	bench->variants[bench->variant_count] = variant;
+	return bench->variant_count++;
 }
 
-/* A pull, and beside it the bare copy between the same ranks. */
-static void add_pull(struct link_bench *bench, struct link_arm arm)
+/* A fetch, and beside it the bare copy between the same ranks. */
+static void add_fetch(struct link_bench *bench, struct link_variant variant)
 {
-	const uint32_t pull = add_arm(bench, arm, LINK_PULL);
+	const uint32_t fetch = add_variant(bench, variant, LINK_FETCH);
 
-	bench->rows[bench->row_count++] = (struct link_row){pull, add_arm(bench, arm, LINK_BARE)};
+	bench->rows[bench->row_count++] = (struct link_row){fetch, add_variant(bench, variant, LINK_BARE)};
 }
 
 static void add_placement(struct link_bench *bench, uint32_t placement, uint32_t size)
@@ -55,22 +55,22 @@ static void add_placement(struct link_bench *bench, uint32_t placement, uint32_t
 	const struct link_options *options = &bench->options;
 	const bool striped = options->placements[placement] == LSHARD_STRIPED;
 	const int32_t readers = (int32_t)options->readers;
-	struct link_arm arm = {.placement = placement, .size = size, .to_count = 1};
+	struct link_variant variant = {.placement = placement, .size = size, .to_count = 1};
 
 	for (int32_t to = 0; to < options->ranks; to++)
 		for (int32_t from = 0; from < (striped ? 1 : options->ranks); from++) {
-			arm.first_to = to;
-			arm.from = striped ? LINK_ALL : from;
-			if (arm.from != to)
-				add_pull(bench, arm);
+			variant.first_to = to;
+			variant.from = striped ? LINK_ALL : from;
+			if (variant.from != to)
+				add_fetch(bench, variant);
 		}
 	if (readers == 0)
 		return;
-	arm.from = striped ? LINK_ALL : 0;
-	arm.first_to = options->ranks - readers;
-	arm.to_count = readers;
-	arm.is_readers = true;
-	add_pull(bench, arm);
+	variant.from = striped ? LINK_ALL : 0;
+	variant.first_to = options->ranks - readers;
+	variant.to_count = readers;
+	variant.is_readers = true;
+	add_fetch(bench, variant);
 }
 
 static void add_size(struct link_bench *bench, uint32_t size)
@@ -78,9 +78,10 @@ static void add_size(struct link_bench *bench, uint32_t size)
 	for (uint32_t placement = 0; placement < bench->options.placement_count; placement++)
 		add_placement(bench, placement, size);
 	for (int32_t rank = 0; rank < bench->options.ranks; rank++) {
-		const struct link_arm inside = {.size = size, .from = rank, .first_to = rank, .to_count = 1};
+		const struct link_variant inside = {.size = size, .from = rank, .first_to = rank, .to_count = 1};
 
-		bench->rows[bench->row_count++] = (struct link_row){LINK_NO_ARM, add_arm(bench, inside, LINK_BARE)};
+		bench->rows[bench->row_count++] =
+			(struct link_row){LINK_NO_VARIANT, add_variant(bench, inside, LINK_BARE)};
 	}
 }
 
@@ -111,7 +112,7 @@ static bool open_sources(struct link_bench *bench)
 	for (int32_t rank = 0; rank < bench->options.ranks && !bench->options.has_devices; rank++) {
 		bench->sources[rank] = bench_shared_allocate(link_block_bytes(bench));
 		if (!bench->sources[rank]) {
-			cli_message(COMMAND ": no memory of %llu bytes that ranks share",
+			cli_message(COMMAND ": no memory of %llu bytes that the ranks could share",
 				    (unsigned long long)link_block_bytes(bench));
 			return false;
 		}
@@ -123,7 +124,7 @@ static bool open_shared(struct link_bench *bench)
 {
 	const struct link_options *options = &bench->options;
 
-	bench->shared_bytes = sizeof *bench->shared + (uint64_t)bench->arm_count * (uint64_t)options->ranks *
+	bench->shared_bytes = sizeof *bench->shared + (uint64_t)bench->variant_count * (uint64_t)options->ranks *
 							      options->rounds * sizeof(struct link_sample);
 	bench->shared = bench_shared_allocate(bench->shared_bytes);
 	if (!bench->shared) {
@@ -193,10 +194,10 @@ int bench_link(int argc, char **argv)
 	bool help = false;
 
 	if (bench) {
-		bench->arms = calloc(LINK_ARMS_MOST, sizeof *bench->arms);
-		bench->rows = calloc(LINK_ARMS_MOST, sizeof *bench->rows);
+		bench->variants = calloc(LINK_VARIANTS_MOST, sizeof *bench->variants);
+		bench->rows = calloc(LINK_VARIANTS_MOST, sizeof *bench->rows);
 	}
-	if (!bench || !bench->arms || !bench->rows) {
+	if (!bench || !bench->variants || !bench->rows) {
 		cli_message(COMMAND ": no memory");
 		goto free_bench;
 	}
@@ -208,7 +209,7 @@ int bench_link(int argc, char **argv)
 free_bench:
 	if (bench) {
 		free(bench->rows);
-		free(bench->arms);
+		free(bench->variants);
 	}
 	free(bench);
 	return result;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_link.h - what `bench link` measures, as data: how fast a layer comes from another rank by the library's own
+ * bench_link.h - what `bench link` measures, as data: how fast a layer is fetched from another rank by the library's own
  * path, beside a bare copy of as many bytes in the same rounds.
  *
- * Each size has a series of 2n layers with one window. Rank r brings layer s and layer s + n in turn, both of source s
- * (STRIPED: of all ranks): as the window holds only one, every reach + wait is one pull. An arm is one way of moving
- * bytes between certain ranks; every round runs every arm once, in a new order, while the ranks that have no part in it
+ * Each size has a series of 2n layers with one window. Rank r fetches layer s and layer s + n in turn, both of source s
+ * (STRIPED: of all ranks): as the window holds only one, every reach + wait is one fetch. A variant is one way of moving
+ * bytes between certain ranks; every round runs every variant once, in a new order, while the ranks that have no part in it
  * are idle.
  */
 #ifndef BENCH_LINK_H
@@ -14,13 +14,13 @@
 #include "bench.h"
 #include "bench_ranks.h"
 
-#define LINK_RANKS_MOST      8u
-#define LINK_SIZES_MOST      24u
-#define LINK_PLACEMENTS_MOST 2u
-#define LINK_SERIES_MOST     (LINK_SIZES_MOST * LINK_PLACEMENTS_MOST)
-#define LINK_PAIRS_MOST      (LINK_RANKS_MOST * (LINK_RANKS_MOST - 1))
-#define LINK_ARMS_OF_SIZE    (LINK_PLACEMENTS_MOST * 2 * (LINK_PAIRS_MOST + 1) + LINK_RANKS_MOST)
-#define LINK_ARMS_MOST       (LINK_SIZES_MOST * LINK_ARMS_OF_SIZE)
+#define LINK_RANKS_MOST       8u
+#define LINK_SIZES_MOST       24u
+#define LINK_PLACEMENTS_MOST  2u
+#define LINK_SERIES_MOST      (LINK_SIZES_MOST * LINK_PLACEMENTS_MOST)
+#define LINK_PAIRS_MOST       (LINK_RANKS_MOST * (LINK_RANKS_MOST - 1))
+#define LINK_VARIANTS_OF_SIZE (LINK_PLACEMENTS_MOST * 2 * (LINK_PAIRS_MOST + 1) + LINK_RANKS_MOST)
+#define LINK_VARIANTS_MOST    (LINK_SIZES_MOST * LINK_VARIANTS_OF_SIZE)
 
 struct link_options {
 	bool has_devices; /* GPUs; else host memory */
@@ -44,11 +44,11 @@ struct link_options {
 /** Fills *options. CLI_DONE: go on, unless *help was printed; else a cli_exit after a message. */
 int link_options_parse(int argc, char **argv, struct link_options *options, bool *help);
 
-enum link_kind { LINK_PULL, LINK_BARE };
+enum link_kind { LINK_FETCH, LINK_BARE };
 
 #define LINK_ALL (-1) /* as a source: every other rank gives its part */
 
-struct link_arm {
+struct link_variant {
 	enum link_kind kind;
 	uint32_t placement; /* index in options */
 	uint32_t size;
@@ -60,17 +60,17 @@ struct link_arm {
 
 /* One line of the table. */
 struct link_row {
-	uint32_t pull; /* arms; LINK_NO_ARM: a copy inside one memory has none */
+	uint32_t fetch; /* variants; LINK_NO_VARIANT: a copy inside one memory has none */
 	uint32_t bare;
 };
 
-#define LINK_NO_ARM UINT32_MAX
+#define LINK_NO_VARIANT UINT32_MAX
 
 /* Of one rank in one round. */
 struct link_sample {
-	double each_ns;  /* of one after the other, per pull or copy */
+	double each_ns;  /* of one after the other, per fetch or copy */
 	double alone_ns; /* of a single one, by the host's clock, from the call until the bytes are there */
-	uint64_t moved;  /* bytes of one pull that came from other ranks, or of one copy */
+	uint64_t moved;  /* bytes of one fetch that came from other ranks, or of one copy */
 };
 
 /* What a rank tells of its place. */
@@ -85,7 +85,7 @@ struct link_place {
 struct link_shared {
 	struct bench_ranks ranks;
 	struct link_place places[LINK_RANKS_MOST];
-	struct link_sample samples[]; /* [arms][ranks][rounds] */
+	struct link_sample samples[]; /* [variants][ranks][rounds] */
 };
 
 struct link_bench {
@@ -93,9 +93,9 @@ struct link_bench {
 	char job[48];
 	uint64_t sizes[LINK_SIZES_MOST];
 	uint32_t size_count;
-	struct link_arm *arms; /* [LINK_ARMS_MOST] */
-	uint32_t arm_count;
-	struct link_row *rows; /* [LINK_ARMS_MOST] */
+	struct link_variant *variants; /* [LINK_VARIANTS_MOST] */
+	uint32_t variant_count;
+	struct link_row *rows; /* [LINK_VARIANTS_MOST] */
 	uint32_t row_count;
 	uint64_t shared_bytes;
 	struct link_shared *shared;
@@ -104,7 +104,7 @@ struct link_bench {
 	struct bench_circle circle;              /* of ranks that are threads */
 };
 
-struct link_sample *link_sample_at(const struct link_bench *bench, uint32_t arm, int32_t rank, uint32_t round);
+struct link_sample *link_sample_at(const struct link_bench *bench, uint32_t variant, int32_t rank, uint32_t round);
 uint64_t link_biggest(const struct link_bench *bench);
 /** Bytes of the memory that bare copies read: two of the biggest layer, with what the granules of stripes add to it. */
 uint64_t link_block_bytes(const struct link_bench *bench);
@@ -125,7 +125,7 @@ struct link_bare *link_bare_open(struct link_bench *bench, int32_t rank, struct 
 void link_bare_close(struct link_bare *bare);
 /**
  * Enqueue (host memory: do) a bare copy of @p bytes from rank @p from, or LINK_ALL: equal parts of all others; from two
- * places in turn, as pulls bring two layers in turn: one place would be read from a cache. False: the text is in
+ * places in turn, as fetches read two layers in turn: one place would be read from a cache. False: the text is in
  * gpu->error.text.
  */
 bool link_bare_copy(struct link_bare *bare, int32_t from, uint64_t bytes);

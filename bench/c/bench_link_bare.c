@@ -58,10 +58,10 @@ static bool post_descriptor(const struct link_bare *bare, int32_t to, int descri
 	room.head.cmsg_len = CMSG_LEN(sizeof descriptor);
 	memcpy(CMSG_DATA(&room.head), &descriptor, sizeof descriptor);
 	return sendmsg(bare->bench->mail[to][1], &message, MSG_NOSIGNAL) == (ssize_t)sizeof from ||
-	       fail_system(bare, "sending a descriptor");
+	       fail_system(bare, "its GPU memory could not be sent to another rank");
 }
 
-/* Who sent it is in the message: they come in any order. */
+/* Who sent it is in the message: they arrive in any order. */
 static bool take_descriptor(const struct link_bare *bare, int32_t *from, int *descriptor)
 {
 	union descriptor_room room;
@@ -72,12 +72,12 @@ static bool take_descriptor(const struct link_bare *bare, int32_t *from, int *de
 
 	memset(&room, 0, sizeof room);
 	if (poll(&mail, 1, MAIL_MS) != 1)
-		return fail(bare, "no descriptor has come from the other ranks");
+		return fail(bare, "the other ranks have sent no descriptor of their GPU memory within a minute");
 	if (recvmsg(mail.fd, &message, MSG_CMSG_CLOEXEC) != (ssize_t)sizeof *from)
-		return fail_system(bare, "taking a descriptor");
+		return fail_system(bare, "GPU memory of another rank could not be received");
 	if (message.msg_controllen < CMSG_LEN(sizeof *descriptor) || room.head.cmsg_type != SCM_RIGHTS || *from < 0 ||
 	    *from >= bare->bench->options.ranks)
-		return fail(bare, "a message without a descriptor has come");
+		return fail(bare, "a message from another rank has no descriptor");
 	memcpy(descriptor, CMSG_DATA(&room.head), sizeof *descriptor);
 	return true;
 }

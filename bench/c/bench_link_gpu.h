@@ -2,7 +2,7 @@
  *
  * bench_link_gpu.h - what `bench link` does on a GPU without the library: one device, memory that other processes map,
  * copies, and how long they took. By the cuda transport's table of the driver's entry points, so that a bare copy and a
- * pull ask the same driver. Knows: that table. Does not know: ranks, layers, what is measured.
+ * fetch ask the same driver. Knows: that table. Does not know: ranks, layers, what is measured.
  *
  * Functions return false after a failure, whose text is then in gpu->error, in the driver's own words. What is opened
  * is closed by its counterpart, in reverse order; closing what was never opened does nothing.

@@ -55,10 +55,10 @@ static const struct option long_options[] = {{"devices", required_argument, NULL
 static const char help_text[] = "Usage: layershard-bench link --devices 0,1 [OPTION]...\n"
 				"       layershard-bench link [--transport SPEC] [OPTION]...\n"
 				"\n"
-				"How fast a layer comes from another rank, by size: lshard_reach and lshard_wait\n"
-				"with a transfer, beside a bare copy of as many bytes between the same ranks in\n"
-				"the same rounds, and a copy inside one memory. All bytes are compared at the\n"
-				"end.\n"
+				"How fast a layer is fetched from another rank, by size: lshard_reach and\n"
+				"lshard_wait with a transfer, beside a bare copy of as many bytes between the\n"
+				"same ranks in the same rounds, and a copy inside one memory. All bytes are\n"
+				"compared at the end.\n"
 				"\n"
 				"The ranks\n"
 				"  --devices D[,D]...    one process per entry on that GPU: 0,1 are two GPUs, 0,0\n"
@@ -69,7 +69,7 @@ static const char help_text[] = "Usage: layershard-bench link --devices 0,1 [OPT
 				"                        else shm:copy); cuda:copy copies between ranks on one\n"
 				"                        GPU too; on local, ranks are threads\n"
 				"  --placement P[,P]     whole (default), striped, or both\n"
-				"  --readers R           also: the last R ranks read from rank 0 (striped: from\n"
+				"  --readers R           also: the last R ranks fetch from rank 0 (striped: from\n"
 				"                        all) at once\n"
 				"The sizes\n"
 				"  --min-bytes B         the smallest, a multiple of 64 (default 64K; suffix K, M\n"
@@ -77,8 +77,8 @@ static const char help_text[] = "Usage: layershard-bench link --devices 0,1 [OPT
 				"  --max-bytes B         the biggest (default 256M with --devices, else 16M)\n"
 				"  --factor F            from one to the next, 2 to 1024 (default 4)\n"
 				"The measurement\n"
-				"  --iters I             pulls of a sample, one after the other (default 20)\n"
-				"  --warmup W            pulls before them, at least 1 (default 3)\n"
+				"  --iters I             fetches of a sample, one after the other (default 20)\n"
+				"  --warmup W            fetches before them, at least 1 (default 3)\n"
 				"  --rounds R            samples of each line, at least 9 (default 9)\n"
 				"  --json                one JSON object instead of the table\n"
 				"  --save FILE           also write it to FILE, with machine, date, command and\n"
@@ -176,7 +176,7 @@ static int check_transport(const struct link_options *options)
 		return cli_usage(COMMAND, "--transport '%s': there is no such transport; 'layershard info' lists them",
 				 options->transport);
 	if (cli_transport_is_collective(options->transport))
-		return cli_usage(COMMAND, "on '%s' no rank can pull alone", options->transport);
+		return cli_usage(COMMAND, "on '%s' no rank can fetch alone", options->transport);
 	if (options->has_devices && found.memory != LSHARD_MEMORY_CUDA)
 		return cli_usage(COMMAND, "--devices needs a transport for a GPU's memory, and %s is for the host's",
 				 found.name);
@@ -202,7 +202,7 @@ static int check_all(const struct link_options *options)
 	if (sizes > LINK_SIZES_MOST)
 		return cli_usage(COMMAND, "%u sizes are more than %u: give a larger --factor", sizes, LINK_SIZES_MOST);
 	if (options->readers >= (uint32_t)options->ranks)
-		return cli_usage(COMMAND, "--readers %u: %d ranks have %d that can read from rank 0", options->readers,
+		return cli_usage(COMMAND, "--readers %u: %d ranks have %d that can fetch from rank 0", options->readers,
 				 (int)options->ranks, (int)options->ranks - 1);
 	if (options->save && !bench_save_possible(COMMAND, options->save))
 		return CLI_USAGE;

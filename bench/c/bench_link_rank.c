@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * bench_link_rank.c - one rank of `bench link`: opens its group, a series per size and placement and the memory of bare
- * copies, runs every arm it has a part in, and compares every byte at the end.
- * Knows: the public header, bench_link_gpu.h. Does not know: what the samples come to.
+ * copies, runs every variant it has a part in, and compares every byte at the end.
+ * Knows: the public header, bench_link_gpu.h. Does not know: what is made of the samples.
  */
 #include "bench_link.h"
 #include "bench_link_gpu.h"
@@ -25,8 +25,8 @@ struct link_rank {
 	struct cli_log log;
 	lshard_group *group;
 	lshard_series *series[LINK_SERIES_MOST];
-	uint32_t turn[LINK_SERIES_MOST];  /* which of the two layers comes next */
-	uint64_t moved[LINK_SERIES_MOST]; /* bytes of one pull from the others; 0: in place */
+	uint32_t turn[LINK_SERIES_MOST];  /* which of the two layers is next */
+	uint64_t moved[LINK_SERIES_MOST]; /* bytes of one fetch from the others; 0: in place */
 	struct link_bare *bare;
 };
 
@@ -45,9 +45,9 @@ static bool series_good(const struct link_rank *self, uint32_t series, lshard_st
 	return status == LSHARD_OK || fail(self, lshard_series_error(self->series[series]));
 }
 
-static uint32_t series_of(const struct link_bench *bench, const struct link_arm *arm)
+static uint32_t series_of(const struct link_bench *bench, const struct link_variant *variant)
 {
-	return arm->placement * bench->size_count + arm->size;
+	return variant->placement * bench->size_count + variant->size;
 }
 
 /* ---- Opening ------------------------------------------------------------------------------------------------- */
@@ -174,7 +174,7 @@ static void close_rank(struct link_rank *self)
 
 /* ---- Moving bytes -------------------------------------------------------------------------------------------- */
 
-static bool bring(struct link_rank *self, uint32_t series, uint32_t layer)
+static bool fetch(struct link_rank *self, uint32_t series, uint32_t layer)
 {
 	return series_good(self, series, lshard_reach(self->series[series], layer, self->stream)) &&
 	       series_good(self, series, lshard_wait(self->series[series], layer, self->stream));
@@ -192,69 +192,71 @@ static bool is_in_place(const struct link_rank *self, uint32_t series, int32_t f
 }
 
 /* A striped layer may have an address of its own around the window; in place are then all of them or none. */
-static uint64_t pulled_bytes(const struct link_rank *self, const struct link_arm *arm)
+static uint64_t fetched_bytes(const struct link_rank *self, const struct link_variant *variant)
 {
-	const uint32_t series = series_of(self->bench, arm);
+	const uint32_t series = series_of(self->bench, variant);
 
-	return arm->from != LINK_ALL && is_in_place(self, series, arm->from) ? 0 : self->moved[series];
+	return variant->from != LINK_ALL && is_in_place(self, series, variant->from) ? 0 : self->moved[series];
 }
 
-/* As many as a pull of the row brings. A stripe is whole granules, so that of a small layer is more than its part. */
-static uint64_t bare_bytes(const struct link_rank *self, const struct link_arm *arm)
+/* As many as a fetch of the row moves. A stripe is whole granules, so that of a small layer is more than its part. */
+static uint64_t bare_bytes(const struct link_rank *self, const struct link_variant *variant)
 {
-	const uint64_t bytes = self->bench->sizes[arm->size];
+	const uint64_t bytes = self->bench->sizes[variant->size];
 	const uint64_t ranks = (uint64_t)self->bench->options.ranks;
-	const uint64_t moved = self->moved[series_of(self->bench, arm)];
+	const uint64_t moved = self->moved[series_of(self->bench, variant)];
 
-	if (arm->from != LINK_ALL)
+	if (variant->from != LINK_ALL)
 		return bytes;
 	return moved ? moved : bytes / ranks * (ranks - 1);
 }
 
-/* One pull, or one bare copy: enqueued, or on the host done. */
-static bool move_once(struct link_rank *self, const struct link_arm *arm)
+/* One fetch, or one bare copy: enqueued, or on the host done. */
+static bool move_once(struct link_rank *self, const struct link_variant *variant)
 {
-	const uint32_t series = series_of(self->bench, arm);
-	const uint32_t from = arm->from == LINK_ALL ? 0 : (uint32_t)arm->from;
+	const uint32_t series = series_of(self->bench, variant);
+	const uint32_t from = variant->from == LINK_ALL ? 0 : (uint32_t)variant->from;
 
-	if (arm->kind == LINK_BARE)
-		return link_bare_copy(self->bare, arm->from, bare_bytes(self, arm)) || fail(self, self->gpu.error.text);
-	return bring(self, series, from + (self->turn[series]++ % 2) * (uint32_t)self->bench->options.ranks);
+	if (variant->kind == LINK_BARE)
+		return link_bare_copy(self->bare, variant->from, bare_bytes(self, variant)) ||
+		       fail(self, self->gpu.error.text);
+	return fetch(self, series, from + (self->turn[series]++ % 2) * (uint32_t)self->bench->options.ranks);
 }
 
-static bool move_often(struct link_rank *self, const struct link_arm *arm, uint32_t count)
+static bool move_often(struct link_rank *self, const struct link_variant *variant, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
-		if (!move_once(self, arm))
+		if (!move_once(self, variant))
 			return false;
 	return true;
 }
 
-static cuda_stream stream_of(const struct link_rank *self, const struct link_arm *arm)
+static cuda_stream stream_of(const struct link_rank *self, const struct link_variant *variant)
 {
-	return arm->kind == LINK_BARE ? self->urgent : self->stream;
+	return variant->kind == LINK_BARE ? self->urgent : self->stream;
 }
 
-static bool finish(struct link_rank *self, const struct link_arm *arm)
+static bool finish(struct link_rank *self, const struct link_variant *variant)
 {
-	return !self->used || gpu_good(self, link_gpu_stream_finish(self->used, stream_of(self, arm)));
+	return !self->used || gpu_good(self, link_gpu_stream_finish(self->used, stream_of(self, variant)));
 }
 
-/* One after the other: on a GPU by its own clock, between what comes before the first and after the last. */
-static bool time_row(struct link_rank *self, const struct link_arm *arm, double *each_ns)
+/* One after the other: on a GPU by its own clock, between what is before the first and after the last. */
+static bool time_row(struct link_rank *self, const struct link_variant *variant, double *each_ns)
 {
 	const uint32_t count = self->bench->options.iterations;
-	const cuda_stream stream = stream_of(self, arm);
+	const cuda_stream stream = stream_of(self, variant);
 	const uint64_t begin = bench_now_ns();
 	double elapsed;
 
 	if (!self->used) {
-		if (!move_often(self, arm, count))
+		if (!move_often(self, variant, count))
 			return false;
 		*each_ns = (double)(bench_now_ns() - begin) / count;
 		return true;
 	}
-	if (!gpu_good(self, link_gpu_event_record(self->used, self->begin, stream)) || !move_often(self, arm, count) ||
+	if (!gpu_good(self, link_gpu_event_record(self->used, self->begin, stream)) ||
+	    !move_often(self, variant, count) ||
 	    !gpu_good(self, link_gpu_event_record(self->used, self->end, stream)) ||
 	    !gpu_good(self, link_gpu_event_finish(self->used, self->end)) ||
 	    !gpu_good(self, link_gpu_event_elapsed(self->used, self->begin, self->end, &elapsed)))
@@ -263,24 +265,24 @@ static bool time_row(struct link_rank *self, const struct link_arm *arm, double 
 	return true;
 }
 
-static bool time_alone(struct link_rank *self, const struct link_arm *arm, double *alone_ns)
+static bool time_alone(struct link_rank *self, const struct link_variant *variant, double *alone_ns)
 {
 	const uint64_t begin = bench_now_ns();
 
-	if (!move_once(self, arm) || !finish(self, arm))
+	if (!move_once(self, variant) || !finish(self, variant))
 		return false;
 	*alone_ns = (double)(bench_now_ns() - begin);
 	return true;
 }
 
-static bool time_arm(struct link_rank *self, const struct link_arm *arm, struct link_sample *sample)
+static bool time_variant(struct link_rank *self, const struct link_variant *variant, struct link_sample *sample)
 {
-	sample->moved = arm->kind == LINK_BARE ? bare_bytes(self, arm) : pulled_bytes(self, arm);
-	return move_often(self, arm, self->bench->options.warm_up) && finish(self, arm) &&
-	       time_row(self, arm, &sample->each_ns) && time_alone(self, arm, &sample->alone_ns);
+	sample->moved = variant->kind == LINK_BARE ? bare_bytes(self, variant) : fetched_bytes(self, variant);
+	return move_often(self, variant, self->bench->options.warm_up) && finish(self, variant) &&
+	       time_row(self, variant, &sample->each_ns) && time_alone(self, variant, &sample->alone_ns);
 }
 
-/* A layer from another rank, then another one: what the second brings. */
+/* A layer from another rank, then another one: what the second moves. */
 static bool find_moved(struct link_rank *self, uint32_t series)
 {
 	const uint32_t ranks = (uint32_t)self->bench->options.ranks;
@@ -288,10 +290,10 @@ static bool find_moved(struct link_rank *self, uint32_t series)
 	lshard_stats before = LSHARD_STATS_INIT;
 	lshard_stats after = LSHARD_STATS_INIT;
 
-	if (!bring(self, series, other))
+	if (!fetch(self, series, other))
 		return false;
 	lshard_series_stats(self->series[series], &before);
-	if (!bring(self, series, other + ranks))
+	if (!fetch(self, series, other + ranks))
 		return false;
 	lshard_series_stats(self->series[series], &after);
 	self->moved[series] = after.fetched_bytes - before.fetched_bytes;
@@ -308,33 +310,33 @@ static bool find_all_moved(struct link_rank *self)
 
 /* ---- Rounds -------------------------------------------------------------------------------------------------- */
 
-static bool run_arm(struct link_rank *self, uint32_t index, uint32_t round)
+static bool run_variant(struct link_rank *self, uint32_t index, uint32_t round)
 {
-	const struct link_arm *arm = &self->bench->arms[index];
+	const struct link_variant *variant = &self->bench->variants[index];
 
 	if (!bench_ranks_meet(&self->bench->shared->ranks, self->rank))
 		return false;
-	if (self->rank < arm->first_to || self->rank >= arm->first_to + arm->to_count)
+	if (self->rank < variant->first_to || self->rank >= variant->first_to + variant->to_count)
 		return true;
-	return time_arm(self, arm, link_sample_at(self->bench, index, self->rank, round));
+	return time_variant(self, variant, link_sample_at(self->bench, index, self->rank, round));
 }
 
 /* All ranks draw the same orders. */
 static bool run_rounds(struct link_rank *self)
 {
 	const struct link_bench *bench = self->bench;
-	uint32_t *order = calloc(bench->arm_count, sizeof *order);
+	uint32_t *order = calloc(bench->variant_count, sizeof *order);
 	uint64_t random = 1;
-	bool good = order != NULL || fail(self, "no memory for the order of the arms");
+	bool good = order != NULL || fail(self, "no memory for the order of the variants");
 
-	for (uint32_t i = 0; good && i < bench->arm_count; i++)
+	for (uint32_t i = 0; good && i < bench->variant_count; i++)
 		order[i] = i;
 	for (uint32_t round = 0; good && round < bench->options.rounds; round++) {
 		if (self->rank == 0)
 			cli_progress("link: round %u of %u", round + 1, bench->options.rounds);
-		bench_shuffle(order, bench->arm_count, &random);
-		for (uint32_t i = 0; good && i < bench->arm_count; i++)
-			good = run_arm(self, order[i], round);
+		bench_shuffle(order, bench->variant_count, &random);
+		for (uint32_t i = 0; good && i < bench->variant_count; i++)
+			good = run_variant(self, order[i], round);
 	}
 	if (self->rank == 0)
 		cli_progress_erase();
@@ -348,7 +350,7 @@ static bool check_layer(struct link_rank *self, uint32_t series, uint32_t layer,
 {
 	void *address = NULL;
 
-	if (!bring(self, series, layer) ||
+	if (!fetch(self, series, layer) ||
 	    !series_good(self, series, lshard_series_address(self->series[series], layer, 0, &address)))
 		return false;
 	if (self->used) {

@@ -2,11 +2,11 @@
  *
  * bench_link_report.c - the result of `bench link` as a table and as JSON.
  *
- *   us      one pull, of those that follow one another      GB/s   what came from other ranks, 10^9 bytes a second
- *   alone   one pull by the host's clock, until it is there
- *   share   the bare copy's time of the same round divided by the pull's: medians
+ *   us      one fetch, of those that follow one another      GB/s   what other ranks sent, 10^9 bytes a second
+ *   alone   one fetch by the host's clock, until it is there
+ *   of bare the bare copy's time of the same round divided by the fetch's: medians
  *
- * Knows: the samples. Does not know: how they came about.
+ * Knows: the samples. Does not know: how they were taken.
  */
 #include "bench_link.h"
 #include "bench_save.h"
@@ -17,8 +17,8 @@
 
 #define COMMAND "link"
 
-/* Of one arm; of ranks that read at once the slowest counts. Nanoseconds. */
-struct arm_figures {
+/* Of one variant; of ranks that read at once the slowest counts. Nanoseconds. */
+struct variant_figures {
 	struct bench_spread each;
 	double alone;   /* median */
 	uint64_t moved; /* bytes of all readers together */
@@ -26,8 +26,8 @@ struct arm_figures {
 
 struct row_figures {
 	const struct link_row *row;
-	const struct link_arm *arm;
-	struct arm_figures pull, bare;
+	const struct link_variant *variant;
+	struct variant_figures fetch, bare;
 	double share;
 	bool in_place; /* nothing moved: the layer is used where it lies */
 };
@@ -42,10 +42,10 @@ struct link_result {
 
 static double slowest(const struct link_bench *bench, uint32_t index, uint32_t round, bool alone)
 {
-	const struct link_arm *arm = &bench->arms[index];
+	const struct link_variant *variant = &bench->variants[index];
 	double most = 0;
 
-	for (int32_t to = arm->first_to; to < arm->first_to + arm->to_count; to++) {
+	for (int32_t to = variant->first_to; to < variant->first_to + variant->to_count; to++) {
 		const struct link_sample *sample = link_sample_at(bench, index, to, round);
 		const double one = alone ? sample->alone_ns : sample->each_ns;
 
@@ -63,13 +63,13 @@ static struct bench_spread spread_of(const struct link_result *result, uint32_t 
 	return bench_spread_of(result->scratch, rounds);
 }
 
-static struct arm_figures figures_of(const struct link_result *result, uint32_t index)
+static struct variant_figures figures_of(const struct link_result *result, uint32_t index)
 {
-	const struct link_arm *arm = &result->bench->arms[index];
-	struct arm_figures figures = {.each = spread_of(result, index, false),
-				      .alone = spread_of(result, index, true).median};
+	const struct link_variant *variant = &result->bench->variants[index];
+	struct variant_figures figures = {.each = spread_of(result, index, false),
+					  .alone = spread_of(result, index, true).median};
 
-	for (int32_t to = arm->first_to; to < arm->first_to + arm->to_count; to++)
+	for (int32_t to = variant->first_to; to < variant->first_to + variant->to_count; to++)
 		figures.moved += link_sample_at(result->bench, index, to, 0)->moved;
 	return figures;
 }
@@ -79,57 +79,58 @@ static double share_of(const struct link_result *result, const struct link_row *
 	const struct link_bench *bench = result->bench;
 
 	for (uint32_t round = 0; round < bench->options.rounds; round++) {
-		const double pull = slowest(bench, row->pull, round, false);
+		const double fetch = slowest(bench, row->fetch, round, false);
 
-		result->scratch[round] = pull > 0 ? slowest(bench, row->bare, round, false) / pull : 0;
+		result->scratch[round] = fetch > 0 ? slowest(bench, row->bare, round, false) / fetch : 0;
 	}
 	return bench_spread_of(result->scratch, bench->options.rounds).median;
 }
 
-static void judge(struct link_result *result, uint32_t index)
+static void evaluate(struct link_result *result, uint32_t index)
 {
 	const struct link_bench *bench = result->bench;
 	struct row_figures *figures = &result->rows[index];
 
 	figures->row = &bench->rows[index];
-	figures->arm = &bench->arms[figures->row->bare];
+	figures->variant = &bench->variants[figures->row->bare];
 	figures->bare = figures_of(result, figures->row->bare);
-	if (figures->row->pull == LINK_NO_ARM)
+	if (figures->row->fetch == LINK_NO_VARIANT)
 		return;
-	figures->pull = figures_of(result, figures->row->pull);
-	figures->in_place = figures->pull.moved == 0;
+	figures->fetch = figures_of(result, figures->row->fetch);
+	figures->in_place = figures->fetch.moved == 0;
 	figures->share = share_of(result, figures->row);
 }
 
-static double gigabytes(const struct arm_figures *figures)
+static double gigabytes(const struct variant_figures *figures)
 {
 	return figures->each.median > 0 ? (double)figures->moved / figures->each.median : 0;
 }
 
 /* ---- The table ----------------------------------------------------------------------------------------------- */
 
-static const char *way_of(const struct link_bench *bench, const struct row_figures *row)
+static const char *placement_of(const struct link_bench *bench, const struct row_figures *row)
 {
-	if (row->row->pull == LINK_NO_ARM)
+	if (row->row->fetch == LINK_NO_VARIANT)
 		return "inside";
-	return cli_placement_name(bench->options.placements[row->arm->placement]);
+	return cli_placement_name(bench->options.placements[row->variant->placement]);
 }
 
-static void add_ranks(struct cli_table *table, const struct link_arm *arm)
+static void add_ranks(struct cli_table *table, const struct link_variant *variant)
 {
-	if (arm->from == LINK_ALL)
+	if (variant->from == LINK_ALL)
 		cli_table_cell(table, "others");
 	else
-		cli_table_cell(table, "%d", (int)arm->from);
-	if (arm->to_count > 1)
-		cli_table_cell(table, "%d..%d", (int)arm->first_to, (int)(arm->first_to + arm->to_count - 1));
+		cli_table_cell(table, "%d", (int)variant->from);
+	if (variant->to_count > 1)
+		cli_table_cell(table, "%d..%d", (int)variant->first_to,
+			       (int)(variant->first_to + variant->to_count - 1));
 	else
-		cli_table_cell(table, "%d", (int)arm->first_to);
+		cli_table_cell(table, "%d", (int)variant->first_to);
 }
 
-static void add_pull_cells(struct cli_table *table, const struct row_figures *row)
+static void add_fetch_cells(struct cli_table *table, const struct row_figures *row)
 {
-	const bool timed = row->row->pull != LINK_NO_ARM;
+	const bool timed = row->row->fetch != LINK_NO_VARIANT;
 
 	if (!timed || row->in_place) {
 		cli_table_cell(table, "%s", timed ? "in place" : "-");
@@ -137,22 +138,22 @@ static void add_pull_cells(struct cli_table *table, const struct row_figures *ro
 			cli_table_cell(table, "-");
 		return;
 	}
-	cli_table_cell(table, "%.1f", row->pull.each.median * 1e-3);
-	cli_table_cell(table, "%.1f..%.1f", row->pull.each.least * 1e-3, row->pull.each.most * 1e-3);
-	cli_table_cell(table, "%.1f", row->pull.alone * 1e-3);
-	cli_table_cell(table, "%.2f", gigabytes(&row->pull));
+	cli_table_cell(table, "%.1f", row->fetch.each.median * 1e-3);
+	cli_table_cell(table, "%.1f..%.1f", row->fetch.each.least * 1e-3, row->fetch.each.most * 1e-3);
+	cli_table_cell(table, "%.1f", row->fetch.alone * 1e-3);
+	cli_table_cell(table, "%.2f", gigabytes(&row->fetch));
 }
 
 static void add_row(struct cli_table *table, const struct link_bench *bench, const struct row_figures *row)
 {
-	cli_table_cell(table, "%llu", (unsigned long long)bench->sizes[row->arm->size]);
-	cli_table_cell(table, "%s%s", way_of(bench, row), row->arm->is_readers ? ", at once" : "");
-	add_ranks(table, row->arm);
-	add_pull_cells(table, row);
+	cli_table_cell(table, "%llu", (unsigned long long)bench->sizes[row->variant->size]);
+	cli_table_cell(table, "%s%s", placement_of(bench, row), row->variant->is_readers ? ", at once" : "");
+	add_ranks(table, row->variant);
+	add_fetch_cells(table, row);
 	cli_table_cell(table, "%.1f", row->bare.each.median * 1e-3);
 	cli_table_cell(table, "%.1f", row->bare.alone * 1e-3);
 	cli_table_cell(table, "%.2f", gigabytes(&row->bare));
-	if (row->row->pull == LINK_NO_ARM || row->in_place)
+	if (row->row->fetch == LINK_NO_VARIANT || row->in_place)
 		cli_table_cell(table, "-");
 	else
 		cli_table_cell(table, "%.1f%%", row->share * 100);
@@ -173,13 +174,14 @@ static void print_head(const struct link_bench *bench)
 	const struct link_options *options = &bench->options;
 
 	cli_paragraph(stdout, 0,
-		      "Layers brought by lshard_reach and lshard_wait on %d ranks over %s, beside bare copies.",
+		      "Layers fetched by lshard_reach and lshard_wait on %d ranks over %s, beside bare copies.",
 		      (int)options->ranks, bench->shared->places[0].transport);
 	print_places(bench);
-	printf("Medians of %u samples of %u in shuffled order, after %u; every byte compared.\n"
+	printf("Medians of %u samples in shuffled order; a sample is %u fetches or copies, after %u\n"
+	       "that are not timed; every byte compared.\n"
 	       "  us: microseconds of one, of those that follow one another; alone: of a\n"
-	       "  single one, by the host's clock until it is there; share: speed of the pull\n"
-	       "  in %% of the bare copy's; at once: by several readers\n\n",
+	       "  single one, by the host's clock until it is there; of bare: speed of the\n"
+	       "  fetch in %% of the bare copy's; at once: by several readers\n\n",
 	       options->rounds, options->iterations, options->warm_up);
 }
 
@@ -187,7 +189,7 @@ static bool print_table(const struct link_result *result)
 {
 	const struct link_bench *bench = result->bench;
 	struct cli_table *table = cli_table_create(
-		"bytes|<placement|from|to|us|least..most|alone|GB/s|bare us|bare alone|bare GB/s|share");
+		"bytes|<placement|from|to|us|least..most|alone|GB/s|bare us|bare alone|bare GB/s|of bare");
 	bool good;
 
 	if (!table)
@@ -203,7 +205,7 @@ static bool print_table(const struct link_result *result)
 
 /* ---- JSON ---------------------------------------------------------------------------------------------------- */
 
-static json_t *arm_json(const struct arm_figures *figures)
+static json_t *variant_json(const struct variant_figures *figures)
 {
 	return json_pack("{s:o, s:f, s:I, s:f}", "ns", bench_spread_json(&figures->each), "alone_ns", figures->alone,
 			 "moved_bytes", (json_int_t)figures->moved, "gigabytes_per_s", gigabytes(figures));
@@ -211,14 +213,14 @@ static json_t *arm_json(const struct arm_figures *figures)
 
 static json_t *row_json(const struct link_bench *bench, const struct row_figures *row)
 {
-	json_t *object =
-		json_pack("{s:I, s:s, s:b, s:i, s:i, s:i, s:b, s:o}", "bytes", (json_int_t)bench->sizes[row->arm->size],
-			  "placement", way_of(bench, row), "readers", row->arm->is_readers, "from", (int)row->arm->from,
-			  "first_to", (int)row->arm->first_to, "to_count", (int)row->arm->to_count, "in_place",
-			  row->in_place, "bare", arm_json(&row->bare));
+	json_t *object = json_pack("{s:I, s:s, s:b, s:i, s:i, s:i, s:b, s:o}", "bytes",
+				   (json_int_t)bench->sizes[row->variant->size], "placement", placement_of(bench, row),
+				   "readers", row->variant->is_readers, "from", (int)row->variant->from, "first_to",
+				   (int)row->variant->first_to, "to_count", (int)row->variant->to_count, "in_place",
+				   row->in_place, "bare", variant_json(&row->bare));
 
-	if (object && row->row->pull != LINK_NO_ARM &&
-	    (json_object_set_new(object, "fetch", arm_json(&row->pull)) != 0 ||
+	if (object && row->row->fetch != LINK_NO_VARIANT &&
+	    (json_object_set_new(object, "fetch", variant_json(&row->fetch)) != 0 ||
 	     json_object_set_new(object, "share", row->in_place ? json_null() : json_real(row->share)) != 0)) {
 		json_decref(object);
 		return NULL;
@@ -298,7 +300,7 @@ int link_report(const struct link_bench *bench, int argc, char **argv)
 	result.scratch = calloc(bench->options.rounds, sizeof *result.scratch);
 	if (result.rows && result.scratch) {
 		for (uint32_t index = 0; index < bench->row_count; index++)
-			judge(&result, index);
+			evaluate(&result, index);
 		code = show(&result, argc, argv);
 	} else {
 		cli_message(COMMAND ": no memory for the result");

@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LONGEST_S 120 /* of a rank's way to a meeting: loading, or a sample */
+#define LONGEST_S 120 /* that a rank may take until a meeting: loading, or a sample */
 #define GRACE_S   10  /* for a rank to end after another's failure */
 
 void *bench_shared_allocate(uint64_t bytes)

@@ -24,7 +24,7 @@ struct bench_ranks {
 void *bench_shared_allocate(uint64_t bytes);
 void bench_shared_free(void *memory, uint64_t bytes);
 
-/** Wait for all ranks, at most two minutes; false when one has failed or does not come. */
+/** Wait for all ranks, at most two minutes; false when one has failed or does not arrive. */
 bool bench_ranks_meet(struct bench_ranks *ranks, int32_t rank);
 /** Break the meetings, keeping the text of the first failure. Returns false. */
 bool bench_ranks_fail(struct bench_ranks *ranks, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -37,7 +37,7 @@ bool bench_save_possible(const char *command, const char *path)
 	return good;
 }
 
-/* ---- Where it came from -------------------------------------------------------------------------------------- */
+/* ---- Where it is from ---------------------------------------------------------------------------------------- */
 
 /* As a shell would take it again; only what needs quotes has them. */
 static void write_word(FILE *stream, const char *word)

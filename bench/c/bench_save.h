@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_save.h - `--save FILE` of the benches: the JSON result under a head that says where it came from, one object:
+ * bench_save.h - `--save FILE` of the benches: the JSON result under a head that says where it is from, one object:
  *
  *   {"schema", "command", "date" (UTC), "version", "machine": {"cpu", "cores", "kernel", "load"}, "gpus": [...],
  *    "result": {"schema", ...}}

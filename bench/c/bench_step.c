@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_step.c - `layershard-bench step`: turns options into links, series, arms and cases, has them measured, and
+ * bench_step.c - `layershard-bench step`: turns options into links, series, variants and cases, has them measured, and
  * reports. Knows: the planner. Does not know: how ranks run, how a result is printed.
  */
 #include "bench_step.h"
@@ -44,7 +44,7 @@ static bool plan_rank(const struct step_bench *bench, uint32_t series, uint64_t 
 	input.collective = link->collective;
 	input.direct = bench->stats[series].generation > 0 && bench->stats[series].windows == 0;
 	input.compute_ns = compute_ns;
-	input.link_bytes_per_s = link->bytes_per_s ? link->bytes_per_s : 1; /* of a link that nothing comes over */
+	input.link_bytes_per_s = link->bytes_per_s ? link->bytes_per_s : 1; /* of a link that carries nothing */
 	return lshard_plan(&options, &input, plan) == LSHARD_OK;
 }
 
@@ -64,9 +64,9 @@ bool step_predict(const struct step_bench *bench, uint32_t series, uint64_t comp
 }
 
 /*
- * What a pass without residents brings over the link. Over one of 1 byte/ns its transfers take as many ns as its layers
- * have bytes. Where all of a rank's layers stay in its window from pass to pass: what the rank that stores least brings
- * to begin with. 0: there is nobody to bring anything from.
+ * What a pass without residents fetches over the link. Over one of 1 byte/ns its transfers take as many ns as its layers
+ * have bytes. Where all of a rank's layers stay in its window from pass to pass: what the rank that stores least
+ * fetches to begin with. 0: there is nobody to fetch anything from.
  */
 static bool find_pass_bytes(struct step_bench *bench, double *bytes)
 {
@@ -122,7 +122,7 @@ static bool add_links(struct step_bench *bench)
 	return true;
 }
 
-/* ---- Series, arms, cases ------------------------------------------------------------------------------------- */
+/* ---- Series, variants, cases ------------------------------------------------------------------------------------- */
 
 static uint32_t add_series(struct step_bench *bench, uint32_t link, uint32_t prefetch, uint64_t resident_bytes)
 {
@@ -134,10 +134,10 @@ static uint32_t add_series(struct step_bench *bench, uint32_t link, uint32_t pre
 	return bench->series_count++;
 }
 
-static uint32_t add_arm(struct step_bench *bench, enum step_kind kind, uint32_t series)
+static uint32_t add_variant(struct step_bench *bench, enum step_kind kind, uint32_t series)
 {
-	bench->arms[bench->arm_count] = (struct step_arm){kind, series, bench->options.all_compute, 0};
-	return bench->arm_count++;
+	bench->variants[bench->variant_count] = (struct step_variant){kind, series, bench->options.all_compute, 0};
+	return bench->variant_count++;
 }
 
 /* A percentage is of the bytes that the rank with the fewest of its own does not store: the same on every rank. */
@@ -150,10 +150,10 @@ static uint64_t resident_bytes(const struct bench_resident *resident, const lsha
 	return (uint64_t)((double)(last_rank->replicated_bytes - last_rank->shard_bytes) * resident->percent / 100);
 }
 
-/* All prefetch steps of one link and amount; one after the other is the same for all of them. */
+/* All prefetch distances of one link and amount; one after the other is the same for all of them. */
 static void add_cases(struct step_bench *bench, uint32_t link, uint32_t resident, uint64_t bytes)
 {
-	const uint32_t serial = add_arm(bench, STEP_SERIAL, add_series(bench, link, 0, bytes));
+	const uint32_t serial = add_variant(bench, STEP_SERIAL, add_series(bench, link, 0, bytes));
 
 	for (uint32_t i = 0; i < bench->options.prefetch_count; i++) {
 		struct step_case *one = &bench->cases[bench->case_count++];
@@ -161,8 +161,8 @@ static void add_cases(struct step_bench *bench, uint32_t link, uint32_t resident
 		one->link = link;
 		one->resident = resident;
 		one->series = add_series(bench, link, bench->options.prefetches[i], bytes);
-		one->transfers = add_arm(bench, STEP_TRANSFERS, one->series);
-		one->overlapped = add_arm(bench, STEP_OVERLAPPED, one->series);
+		one->transfers = add_variant(bench, STEP_TRANSFERS, one->series);
+		one->overlapped = add_variant(bench, STEP_OVERLAPPED, one->series);
 		one->serial = serial;
 	}
 }
@@ -175,15 +175,15 @@ static void add_slow(struct step_bench *bench)
 	const uint64_t delay_ns = (uint64_t)(pass_ns * bench->options.slow_percent / 100);
 
 	add_link(bench, LOCKSTEP_SPEC, bench->links[first.link].bytes_per_s, bench->links[first.link].ratio);
-	for (unsigned way = 0; way < STEP_SLOW_WAYS; way++) {
-		const uint32_t link = way == STEP_SLOW_PULLS ? first.link : bench->link_count - 1;
+	for (unsigned variant = 0; variant < STEP_SLOW_VARIANTS; variant++) {
+		const uint32_t link = variant == STEP_SLOW_ONE_SIDED ? first.link : bench->link_count - 1;
 		const uint32_t series = add_series(bench, link, first.prefetch, first.resident_bytes);
 
-		bench->slow[way].even = add_arm(bench, STEP_OVERLAPPED, series);
-		bench->slow[way].delayed = add_arm(bench, STEP_OVERLAPPED, series);
-		bench->arms[bench->slow[way].even].all = true;
-		bench->arms[bench->slow[way].delayed].all = true;
-		bench->arms[bench->slow[way].delayed].delay_ns = delay_ns;
+		bench->slow[variant].even = add_variant(bench, STEP_OVERLAPPED, series);
+		bench->slow[variant].delayed = add_variant(bench, STEP_OVERLAPPED, series);
+		bench->variants[bench->slow[variant].even].all = true;
+		bench->variants[bench->slow[variant].delayed].all = true;
+		bench->variants[bench->slow[variant].delayed].delay_ns = delay_ns;
 	}
 }
 
@@ -194,9 +194,9 @@ static bool build(struct step_bench *bench)
 
 	if (!add_links(bench) || !plan_rank(bench, 0, options->compute_ns, options->ranks - 1, &last_rank))
 		return false;
-	add_arm(bench, STEP_RESIDENT, STEP_NO_SERIES);
-	add_arm(bench, STEP_RESIDENT, STEP_NO_SERIES);
-	add_arm(bench, STEP_CONTROL, add_series(bench, 0, options->prefetches[0], UINT64_MAX));
+	add_variant(bench, STEP_REPLICATED, STEP_NO_SERIES);
+	add_variant(bench, STEP_REPLICATED, STEP_NO_SERIES);
+	add_variant(bench, STEP_CONTROL, add_series(bench, 0, options->prefetches[0], UINT64_MAX));
 	for (uint32_t link = 0; link < options->ratio_count; link++)
 		for (uint32_t resident = 0; resident < options->resident_count; resident++)
 			add_cases(bench, link, resident, resident_bytes(&options->residents[resident], &last_rank));
@@ -207,9 +207,9 @@ static bool build(struct step_bench *bench)
 
 /* ---- The run ------------------------------------------------------------------------------------------------- */
 
-struct step_sample *step_sample_at(const struct step_bench *bench, uint32_t arm, int32_t rank, uint32_t round)
+struct step_sample *step_sample_at(const struct step_bench *bench, uint32_t variant, int32_t rank, uint32_t round)
 {
-	const size_t row = (size_t)arm * (size_t)bench->options.ranks + (size_t)rank;
+	const size_t row = (size_t)variant * (size_t)bench->options.ranks + (size_t)rank;
 
 	return &bench->samples[row * bench->options.rounds + round];
 }
@@ -225,8 +225,8 @@ static int check_combination(const struct step_options *options)
 	const uint32_t links = options->ratio_count ? options->ratio_count : 1;
 
 	if (links * options->resident_count * options->prefetch_count > STEP_CASES_MOST)
-		return cli_usage(COMMAND, "%u ratios, %u amounts and %u prefetch steps make more than %u cases", links,
-				 options->resident_count, options->prefetch_count, STEP_CASES_MOST);
+		return cli_usage(COMMAND, "%u ratios, %u amounts and %u prefetch distances make more than %u cases",
+				 links, options->resident_count, options->prefetch_count, STEP_CASES_MOST);
 	if (cli_transport_is_collective(options->transport) && !options->all_compute)
 		return cli_usage(COMMAND, "on '%s' all ranks must step together; give --all-compute",
 				 options->transport);
@@ -241,7 +241,7 @@ static int measure(struct step_bench *bench)
 	int result = CLI_FAILED;
 
 	bench->samples =
-		calloc((size_t)bench->arm_count * (size_t)options->ranks * options->rounds, sizeof *bench->samples);
+		calloc((size_t)bench->variant_count * (size_t)options->ranks * options->rounds, sizeof *bench->samples);
 	if (!bench->samples || !bench_circle_open(&bench->circle, options->ranks)) {
 		cli_message(COMMAND ": no memory for the samples");
 		goto free_samples;

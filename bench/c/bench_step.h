@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_step.h - what `bench step` measures, as data: options, links, series, arms, cases, samples.
+ * bench_step.h - what `bench step` measures, as data: options, links, series, variants, cases, samples.
  *
- * An arm is one way of running passes over the stack. Every round runs every arm once, in a new order, but for A
- * (everything resident, no library), which runs first and last in each round: the difference of the two is the drift of
+ * A variant is one way of running passes over the stack. Every round runs every variant once, in a new order, but for A
+ * (replicated, no library), which runs first and last in each round: the difference of the two is the drift of
  * the machine.
  *
- *   A  everything resident          B  transfers alone          control  the sharded program, everything resident
+ *   A  replicated, no library       B  transfers alone          control  the sharded program, everything resident
  *   C  overlapped                   D  one after the other
  */
 #ifndef BENCH_STEP_H
@@ -17,12 +17,12 @@
 
 #include <layershard/plan.h>
 
-#define STEP_LIST_MOST   8u
-#define STEP_LINKS_MOST  (STEP_LIST_MOST + 1)
-#define STEP_SERIES_MOST 256u
-#define STEP_CASES_MOST  128u
-#define STEP_ARMS_MOST   384u
-#define STEP_SPEC_BYTES  256u
+#define STEP_LIST_MOST     8u
+#define STEP_LINKS_MOST    (STEP_LIST_MOST + 1)
+#define STEP_SERIES_MOST   256u
+#define STEP_CASES_MOST    128u
+#define STEP_VARIANTS_MOST 384u
+#define STEP_SPEC_BYTES    256u
 
 struct step_options {
 	uint32_t layers;
@@ -43,7 +43,7 @@ struct step_options {
 	double slow_percent; /* 0: no slow rank */
 	bool all_compute;
 	double margin_percent;
-	double most_off_percent; /* 0: not judged */
+	double most_off_percent; /* 0: not found */
 	bool json;
 	const char *save; /* NULL: nowhere */
 	int argc;         /* of the bench, for what is saved */
@@ -57,7 +57,7 @@ int step_options_parse(int argc, char **argv, struct step_options *options, bool
 struct step_link {
 	char spec[STEP_SPEC_BYTES];
 	double ratio;         /* compute of a pass : transfers of a pass without residents; 0: there are none */
-	uint64_t bytes_per_s; /* 0: no throttle, as there is one rank and nothing to bring */
+	uint64_t bytes_per_s; /* 0: no throttle, as there is one rank and nothing to fetch */
 	bool collective;
 };
 
@@ -67,32 +67,32 @@ struct step_series {
 	uint64_t resident_bytes;
 };
 
-enum step_kind { STEP_RESIDENT, STEP_CONTROL, STEP_TRANSFERS, STEP_OVERLAPPED, STEP_SERIAL };
+enum step_kind { STEP_REPLICATED, STEP_CONTROL, STEP_TRANSFERS, STEP_OVERLAPPED, STEP_SERIAL };
 
 #define STEP_NO_SERIES UINT32_MAX
 
-struct step_arm {
+struct step_variant {
 	enum step_kind kind;
 	uint32_t series;   /* STEP_NO_SERIES: the rank's own copy of the stack */
 	bool all;          /* every rank runs passes, not rank 0 alone */
 	uint64_t delay_ns; /* the last rank loses that much in every pass */
 };
 
-enum { STEP_ARM_FIRST, STEP_ARM_LAST, STEP_ARM_CONTROL, STEP_ARM_SHUFFLED = STEP_ARM_CONTROL };
+enum { STEP_VARIANT_FIRST, STEP_VARIANT_LAST, STEP_VARIANT_CONTROL, STEP_VARIANT_SHUFFLED = STEP_VARIANT_CONTROL };
 
 /* One line of the table. */
 struct step_case {
 	uint32_t link;
 	uint32_t resident; /* index in options */
 	uint32_t series;
-	uint32_t transfers; /* arms */
+	uint32_t transfers; /* variants */
 	uint32_t overlapped;
 	uint32_t serial;
 };
 
-enum { STEP_SLOW_PULLS, STEP_SLOW_LOCKSTEP, STEP_SLOW_WAYS };
+enum { STEP_SLOW_ONE_SIDED, STEP_SLOW_LOCKSTEP, STEP_SLOW_VARIANTS };
 
-/* Arms of one way of bringing layers with a slow rank: without and with its delay. */
+/* Variants of one way of fetching layers with a slow rank: without and with its delay. */
 struct step_slow {
 	uint32_t even;
 	uint32_t delayed;
@@ -111,13 +111,13 @@ struct step_bench {
 	uint32_t link_count;
 	struct step_series series[STEP_SERIES_MOST];
 	uint32_t series_count;
-	struct step_arm arms[STEP_ARMS_MOST];
-	uint32_t arm_count;
+	struct step_variant variants[STEP_VARIANTS_MOST];
+	uint32_t variant_count;
 	struct step_case cases[STEP_CASES_MOST];
 	uint32_t case_count;
-	struct step_slow slow[STEP_SLOW_WAYS];
+	struct step_slow slow[STEP_SLOW_VARIANTS];
 	struct bench_circle circle;
-	struct step_sample *samples;          /* [arms][ranks][rounds] */
+	struct step_sample *samples;          /* [variants][ranks][rounds] */
 	lshard_stats stats[STEP_SERIES_MOST]; /* of rank 0, at the end */
 };
 
@@ -129,7 +129,7 @@ void step_series_options(const struct step_bench *bench, uint32_t series, lshard
  * that compute. False: it refused.
  */
 bool step_predict(const struct step_bench *bench, uint32_t series, uint64_t compute_ns, lshard_plan_result *plan);
-struct step_sample *step_sample_at(const struct step_bench *bench, uint32_t arm, int32_t rank, uint32_t round);
+struct step_sample *step_sample_at(const struct step_bench *bench, uint32_t variant, int32_t rank, uint32_t round);
 
 /** Run all rounds on all ranks (bench_step_rank.c). False: the text is in bench->circle.failure. */
 bool step_ranks_run(struct step_bench *bench);

@@ -1,32 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * bench_step_json.c - the result of `bench step` as one JSON object.
- * Knows: the result, jansson. Does not know: how it came about.
+ * Knows: the result, jansson. Does not know: how it was measured.
  */
 #include "bench_step_result.h"
 #include "cli.h"
 
 #include <string.h>
 
-static json_t *case_json(const struct step_bench *bench, const struct case_result *judged)
+static json_t *case_json(const struct step_bench *bench, const struct case_result *found)
 {
-	const struct step_link *link = &bench->links[judged->one->link];
-	const lshard_plan_result *plan = &judged->plan;
+	const struct step_link *link = &bench->links[found->one->link];
+	const lshard_plan_result *plan = &found->plan;
 	json_t *object = json_pack("{s:o, s:o, s:I, s:s, s:i, s:i, s:i, s:i}", "ratio",
 				   link->ratio > 0 ? json_real(link->ratio) : json_null(), "link_bytes_per_s",
 				   link->bytes_per_s ? json_integer((json_int_t)link->bytes_per_s) : json_null(),
-				   "prefetch", (json_int_t)bench->series[judged->one->series].prefetch, "resident",
-				   bench->options.residents[judged->one->resident].text, "residents",
+				   "prefetch", (json_int_t)bench->series[found->one->series].prefetch, "resident",
+				   bench->options.residents[found->one->resident].text, "residents",
 				   (int)plan->residents, "fetched_layers", (int)plan->fetched_layers, "windows",
 				   (int)plan->windows, "late_count", (int)plan->late_count);
 	json_t *times = json_pack(
 		"{s:o, s:o, s:o, s:f, s:f, s:o, s:f, s:I, s:I, s:f}", "transfers_ns",
-		bench_spread_json(&judged->transfers.elapsed), "overlapped_ns",
-		bench_spread_json(&judged->overlapped.elapsed), "serial_ns", bench_spread_json(&judged->serial.elapsed),
-		"exposed_ns", judged->exposed, "stall_ns", judged->stall, "hidden_share",
-		judged->has_transfers ? json_real(judged->hidden) : json_null(), "link_busy_share", judged->link_share,
+		bench_spread_json(&found->transfers.elapsed), "overlapped_ns",
+		bench_spread_json(&found->overlapped.elapsed), "serial_ns", bench_spread_json(&found->serial.elapsed),
+		"exposed_ns", found->exposed, "stall_ns", found->stall, "hidden_share",
+		found->has_transfers ? json_real(found->hidden) : json_null(), "link_busy_share", found->link_share,
 		"predicted_pass_ns", (json_int_t)plan->pass_ns, "predicted_exposed_ns", (json_int_t)plan->exposed_ns,
-		"difference_percent", judged->off_percent);
+		"difference_percent", found->off_percent);
 
 	if (!object || !times || json_object_update(object, times) != 0) {
 		json_decref(object);
@@ -50,18 +50,19 @@ static json_t *cases_json(const struct step_result *result)
 
 static json_t *slow_json(const struct step_result *result)
 {
-	json_t *ways = json_array();
+	json_t *variants = json_array();
 
-	for (unsigned way = 0; result->bench->options.slow_percent > 0 && way < STEP_SLOW_WAYS; way++) {
-		const struct slow_result *slow = &result->slow[way];
+	for (unsigned variant = 0; result->bench->options.slow_percent > 0 && variant < STEP_SLOW_VARIANTS; variant++) {
+		const struct slow_result *slow = &result->slow[variant];
 
-		json_array_append_new(ways, json_pack("{s:s, s:o, s:o, s:o, s:o}", "variant", slow->way, "rank_0_ns",
-						      bench_spread_json(&slow->first_even), "rank_0_delayed_ns",
-						      bench_spread_json(&slow->first_delayed), "slow_rank_ns",
-						      bench_spread_json(&slow->last_even), "slow_rank_delayed_ns",
-						      bench_spread_json(&slow->last_delayed)));
+		json_array_append_new(variants,
+				      json_pack("{s:s, s:o, s:o, s:o, s:o}", "variant", slow->variant, "rank_0_ns",
+						bench_spread_json(&slow->first_even), "rank_0_delayed_ns",
+						bench_spread_json(&slow->first_delayed), "slow_rank_ns",
+						bench_spread_json(&slow->last_even), "slow_rank_delayed_ns",
+						bench_spread_json(&slow->last_delayed)));
 	}
-	return ways;
+	return variants;
 }
 
 static json_t *config_json(const struct step_options *options)

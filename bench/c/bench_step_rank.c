@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_step_rank.c - one rank of `bench step`: opens its groups and series, runs the arms round by round, and checks
+ * bench_step_rank.c - one rank of `bench step`: opens its groups and series, runs the variants round by round, and checks
  * the bits.
  *
  * A sample is a few passes that are not timed and then P that are, so that it begins and ends in the steady state in
- * which passes flow into one another; then the ring is brought to rest, and the next arm finds the link idle. Knows:
- * the public header. Does not know: why an arm is run, what is made of its samples.
+ * which passes flow into one another; then the ring comes to rest, and the next variant finds the link idle. Knows:
+ * the public header. Does not know: why a variant is run, what is made of its samples.
  */
 #include "bench_step.h"
 #include "cli.h"
@@ -133,9 +133,9 @@ static bool open_own(struct step_rank *self)
 }
 
 /* On a collective transport k = 0 starts no transfer before its layer is reached: there is nothing else to wait for. */
-static bool waits_ahead(const struct step_bench *bench, const struct step_arm *arm)
+static bool waits_ahead(const struct step_bench *bench, const struct step_variant *variant)
 {
-	return arm->kind == STEP_SERIAL && !bench->links[bench->series[arm->series].link].collective;
+	return variant->kind == STEP_SERIAL && !bench->links[bench->series[variant->series].link].collective;
 }
 
 static bool open_rank(struct step_rank *self)
@@ -146,9 +146,9 @@ static bool open_rank(struct step_rank *self)
 		good = open_group(self, link);
 	for (uint32_t index = 0; good && index < self->bench->series_count; index++)
 		good = open_series(self, index);
-	for (uint32_t index = 0; good && index < self->bench->arm_count; index++)
-		if (waits_ahead(self->bench, &self->bench->arms[index]))
-			find_awaited(&self->series[self->bench->arms[index].series], self->bench->options.layers);
+	for (uint32_t index = 0; good && index < self->bench->variant_count; index++)
+		if (waits_ahead(self->bench, &self->bench->variants[index]))
+			find_awaited(&self->series[self->bench->variants[index].series], self->bench->options.layers);
 	return good;
 }
 
@@ -170,25 +170,25 @@ static void close_rank(struct step_rank *self)
 /* ---- Passes -------------------------------------------------------------------------------------------------- */
 
 /* Use the layer: look at some of its bytes and, but for B, let as much time pass as its compute takes. */
-static void use_layer(struct step_rank *self, const struct step_arm *arm, const void *bytes, uint32_t layer)
+static void use_layer(struct step_rank *self, const struct step_variant *variant, const void *bytes, uint32_t layer)
 {
 	const struct step_options *options = &self->bench->options;
 	const uint64_t deadline_ns = bench_now_ns() + options->compute_ns;
 
 	if (!bench_probe(bytes, options->layer_bytes, layer, bench_random(&self->random)) && self->wrong < 0)
 		self->wrong = (int64_t)layer;
-	if (arm->kind != STEP_TRANSFERS)
+	if (variant->kind != STEP_TRANSFERS)
 		bench_compute_until(deadline_ns);
 }
 
 /* D waits for whatever reach set in motion before it lets the layer compute. */
-static bool bring_layer(struct step_rank *self, const struct step_arm *arm, uint32_t layer)
+static bool fetch_layer(struct step_rank *self, const struct step_variant *variant, uint32_t layer)
 {
-	const struct rank_series *one = &self->series[arm->series];
+	const struct rank_series *one = &self->series[variant->series];
 
 	if (lshard_reach(one->series, layer, NULL) != LSHARD_OK || lshard_wait(one->series, layer, NULL) != LSHARD_OK)
 		return false;
-	return !waits_ahead(self->bench, arm) || lshard_wait(one->series, one->awaited[layer], NULL) == LSHARD_OK;
+	return !waits_ahead(self->bench, variant) || lshard_wait(one->series, one->awaited[layer], NULL) == LSHARD_OK;
 }
 
 static void sleep_ns(uint64_t duration_ns)
@@ -198,20 +198,20 @@ static void sleep_ns(uint64_t duration_ns)
 	clock_nanosleep(CLOCK_MONOTONIC, 0, &duration, NULL);
 }
 
-static bool run_pass(struct step_rank *self, const struct step_arm *arm)
+static bool run_pass(struct step_rank *self, const struct step_variant *variant)
 {
 	const struct step_options *options = &self->bench->options;
-	const struct rank_series *one = arm->series == STEP_NO_SERIES ? NULL : &self->series[arm->series];
+	const struct rank_series *one = variant->series == STEP_NO_SERIES ? NULL : &self->series[variant->series];
 
 	for (uint32_t layer = 0; layer < options->layers; layer++) {
 		const void *bytes = one ? one->addresses[layer] : self->own + layer * options->layer_bytes;
 
-		if (one && !bring_layer(self, arm, layer))
+		if (one && !fetch_layer(self, variant, layer))
 			return fail_series(self, one);
-		use_layer(self, arm, bytes, layer);
+		use_layer(self, variant, bytes, layer);
 	}
-	if (arm->delay_ns && self->member.rank == options->ranks - 1)
-		sleep_ns(arm->delay_ns);
+	if (variant->delay_ns && self->member.rank == options->ranks - 1)
+		sleep_ns(variant->delay_ns);
 	return true;
 }
 
@@ -224,20 +224,20 @@ static lshard_stats stats_of(const struct rank_series *one)
 	return stats;
 }
 
-static bool time_passes(struct step_rank *self, const struct step_arm *arm, struct step_sample *sample)
+static bool time_passes(struct step_rank *self, const struct step_variant *variant, struct step_sample *sample)
 {
-	const struct rank_series *one = arm->series == STEP_NO_SERIES ? NULL : &self->series[arm->series];
+	const struct rank_series *one = variant->series == STEP_NO_SERIES ? NULL : &self->series[variant->series];
 	const uint32_t passes = self->bench->options.passes;
 	lshard_stats before, after;
 	uint64_t begin;
 
 	for (uint32_t pass = 0; pass < WARM_PASSES; pass++)
-		if (!run_pass(self, arm))
+		if (!run_pass(self, variant))
 			return false;
 	before = stats_of(one);
 	begin = bench_now_ns();
 	for (uint32_t pass = 0; pass < passes; pass++)
-		if (!run_pass(self, arm))
+		if (!run_pass(self, variant))
 			return false;
 	sample->elapsed = (double)(bench_now_ns() - begin) / passes;
 	after = stats_of(one);
@@ -254,15 +254,15 @@ static bool fail_bits(struct step_rank *self, int64_t layer)
 				 (long long)layer, (int)self->member.rank);
 }
 
-static bool run_arm(struct step_rank *self, uint32_t index, uint32_t round)
+static bool run_variant(struct step_rank *self, uint32_t index, uint32_t round)
 {
-	const struct step_arm *arm = &self->bench->arms[index];
+	const struct step_variant *variant = &self->bench->variants[index];
 
 	if (!bench_circle_meet(self->member.circle))
 		return false;
-	if (self->member.rank != 0 && !arm->all)
+	if (self->member.rank != 0 && !variant->all)
 		return true;
-	if (!time_passes(self, arm, step_sample_at(self->bench, index, self->member.rank, round)))
+	if (!time_passes(self, variant, step_sample_at(self->bench, index, self->member.rank, round)))
 		return false;
 	return self->wrong < 0 || fail_bits(self, self->wrong);
 }
@@ -271,22 +271,22 @@ static bool run_arm(struct step_rank *self, uint32_t index, uint32_t round)
 static bool run_rounds(struct step_rank *self)
 {
 	const struct step_bench *bench = self->bench;
-	uint32_t order[STEP_ARMS_MOST];
-	const uint32_t count = bench->arm_count - STEP_ARM_SHUFFLED;
+	uint32_t order[STEP_VARIANTS_MOST];
+	const uint32_t count = bench->variant_count - STEP_VARIANT_SHUFFLED;
 	uint64_t random = 1;
 
 	for (uint32_t i = 0; i < count; i++)
-		order[i] = STEP_ARM_SHUFFLED + i;
+		order[i] = STEP_VARIANT_SHUFFLED + i;
 	for (uint32_t round = 0; round < bench->options.rounds; round++) {
 		if (self->member.rank == 0)
 			cli_progress("step: round %u of %u", round + 1, bench->options.rounds);
 		bench_shuffle(order, count, &random);
-		if (!run_arm(self, STEP_ARM_FIRST, round))
+		if (!run_variant(self, STEP_VARIANT_FIRST, round))
 			return false;
 		for (uint32_t i = 0; i < count; i++)
-			if (!run_arm(self, order[i], round))
+			if (!run_variant(self, order[i], round))
 				return false;
-		if (!run_arm(self, STEP_ARM_LAST, round))
+		if (!run_variant(self, STEP_VARIANT_LAST, round))
 			return false;
 	}
 	return true;

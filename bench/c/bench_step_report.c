@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_step_report.c - the result of `bench step` as tables, and the verdict.
- * Knows: the result. Does not know: how it came about.
+ * bench_step_report.c - the result of `bench step` as tables, and the exit status.
+ * Knows: the result. Does not know: how it was measured.
  */
 #include "bench_save.h"
 #include "bench_step_result.h"
@@ -23,53 +23,54 @@ static void print_head(const struct step_result *result)
 
 	cli_paragraph(stdout, 0,
 		      "A synthetic stack of %u layers of %llu bytes on %d ranks (threads), placement %s; %s. A layer's "
-		      "compute is a model: %g us pass by the clock. Bytes come by '%s' over a throttled link. "
-		      "Milliseconds per pass, medians of %u samples of %u passes in shuffled order; all bytes checked.",
+		      "compute is a model: %g us pass by the clock. Layers are fetched by '%s' over a throttled link. "
+		      "Milliseconds per pass, medians of %u samples (passes in each: %u) in shuffled order; all bytes "
+		      "checked.",
 		      options->layers, (unsigned long long)options->layer_bytes, (int)options->ranks,
 		      cli_placement_name(options->placement),
 		      options->all_compute ? "all ranks compute" : "rank 0 computes",
 		      (double)options->compute_ns * 1e-3, options->transport, options->rounds, options->passes);
 	printf("\n");
-	cli_paragraph(
-		stdout, 5,
-		"  A  everything resident, no library: %.2f (%.2f to %.2f); again at the end of each round: %.2f, "
-		"so the machine drifted by %.2f %%; the sharded program with everything resident: %.2f",
-		ms(result->first.median), ms(result->first.least), ms(result->first.most), ms(result->last.median),
-		result->drift_percent, ms(result->control.median));
+	cli_paragraph(stdout, 5,
+		      "  A  replicated, no library: %.2f (%.2f to %.2f); again at the end of each round: %.2f, "
+		      "so the machine drifted by %.2f %%; the sharded program with everything resident: %.2f",
+		      ms(result->first.median), ms(result->first.least), ms(result->first.most),
+		      ms(result->last.median), result->drift_percent, ms(result->control.median));
 	printf("  B  transfers alone\n"
 	       "  C  overlapped (median, least..most)\n"
 	       "  D  one after the other\n"
-	       "  ratio: compute to transfers of a pass without residents; fetched: layers\n"
-	       "  brought in a steady pass; exposed: C - A, of it stalled in wait; predicted: by\n"
-	       "  the planner from A and the link; off: their difference in %% of A; hidden:\n"
-	       "  1 - exposed / B, - where nothing moves\n\n");
+	       "  ratio: compute to transfers of a pass without residents; resident: layers\n"
+	       "  kept beside the shard; fetched: layers that a steady pass fetches; exposed:\n"
+	       "  C - A; stalled: the part of it spent in lshard_wait; predicted: exposed, by\n"
+	       "  the planner from A and the link; off: exposed less predicted, in %% of A;\n"
+	       "  hidden: 1 - exposed / B, - where nothing moves\n\n");
 }
 
-static void add_row(struct cli_table *table, const struct step_result *result, const struct case_result *judged)
+static void add_row(struct cli_table *table, const struct step_result *result, const struct case_result *found)
 {
 	const struct step_bench *bench = result->bench;
 
-	if (bench->links[judged->one->link].ratio > 0)
-		cli_table_cell(table, "%.2g", bench->links[judged->one->link].ratio);
+	if (bench->links[found->one->link].ratio > 0)
+		cli_table_cell(table, "%.2g", bench->links[found->one->link].ratio);
 	else
 		cli_table_cell(table, "-");
-	cli_table_cell(table, "%u", bench->series[judged->one->series].prefetch);
-	cli_table_cell(table, "%u", judged->plan.residents);
-	cli_table_cell(table, "%u", judged->plan.fetched_layers);
-	cli_table_cell(table, "%u", judged->plan.windows);
-	cli_table_cell(table, "%.2f", ms(judged->transfers.elapsed.median));
-	cli_table_cell(table, "%.2f", ms(judged->overlapped.elapsed.median));
-	cli_table_cell(table, "%.2f..%.2f", ms(judged->overlapped.elapsed.least), ms(judged->overlapped.elapsed.most));
-	cli_table_cell(table, "%.2f", ms(judged->serial.elapsed.median));
-	cli_table_cell(table, "%.2f", ms(judged->exposed));
-	cli_table_cell(table, "%.2f", ms(judged->stall));
-	cli_table_cell(table, "%.2f", ms((double)judged->plan.exposed_ns));
-	cli_table_cell(table, "%+.1f%%", judged->off_percent);
-	if (judged->has_transfers)
-		cli_table_cell(table, "%.0f%%", judged->hidden * 100);
+	cli_table_cell(table, "%u", bench->series[found->one->series].prefetch);
+	cli_table_cell(table, "%u", found->plan.residents);
+	cli_table_cell(table, "%u", found->plan.fetched_layers);
+	cli_table_cell(table, "%u", found->plan.windows);
+	cli_table_cell(table, "%.2f", ms(found->transfers.elapsed.median));
+	cli_table_cell(table, "%.2f", ms(found->overlapped.elapsed.median));
+	cli_table_cell(table, "%.2f..%.2f", ms(found->overlapped.elapsed.least), ms(found->overlapped.elapsed.most));
+	cli_table_cell(table, "%.2f", ms(found->serial.elapsed.median));
+	cli_table_cell(table, "%.2f", ms(found->exposed));
+	cli_table_cell(table, "%.2f", ms(found->stall));
+	cli_table_cell(table, "%.2f", ms((double)found->plan.exposed_ns));
+	cli_table_cell(table, "%+.1f%%", found->off_percent);
+	if (found->has_transfers)
+		cli_table_cell(table, "%.0f%%", found->hidden * 100);
 	else
 		cli_table_cell(table, "-");
-	cli_table_cell(table, "%.0f%%", judged->link_share * 100);
+	cli_table_cell(table, "%.0f%%", found->link_share * 100);
 }
 
 static bool print_cases(const struct step_result *result)
@@ -91,15 +92,15 @@ static bool print_cases(const struct step_result *result)
 static bool print_slow(const struct step_result *result)
 {
 	const struct step_options *options = &result->bench->options;
-	struct cli_table *table = cli_table_create("<way|rank 0 even|delayed|slow rank even|delayed|rank 0 pays");
+	struct cli_table *table = cli_table_create("<transport|rank 0 even|delayed|slow rank even|delayed|rank 0 pays");
 	bool good;
 
 	if (!table)
 		return false;
-	for (unsigned way = 0; way < STEP_SLOW_WAYS; way++) {
-		const struct slow_result *slow = &result->slow[way];
+	for (unsigned variant = 0; variant < STEP_SLOW_VARIANTS; variant++) {
+		const struct slow_result *slow = &result->slow[variant];
 
-		cli_table_cell(table, "%s", slow->way);
+		cli_table_cell(table, "%s", slow->variant);
 		cli_table_cell(table, "%.2f", ms(slow->first_even.median));
 		cli_table_cell(table, "%.2f", ms(slow->first_delayed.median));
 		cli_table_cell(table, "%.2f", ms(slow->last_even.median));
@@ -109,7 +110,7 @@ static bool print_slow(const struct step_result *result)
 	}
 	printf("\n");
 	cli_paragraph(stdout, 0,
-		      "The first line again with all %d ranks computing, and rank %d losing %g %% of a step per pass.",
+		      "The first line again: all %d ranks compute, and rank %d loses %g %% of a step in every pass.",
 		      (int)options->ranks, (int)options->ranks - 1, options->slow_percent);
 	printf("\n");
 	good = cli_table_print(table, stdout);
@@ -136,16 +137,17 @@ static bool save(const struct step_result *result, bool conclusive)
 	return good;
 }
 
-/* ---- The verdict --------------------------------------------------------------------------------------------- */
+/* ---- The exit status --------------------------------------------------------------------------------------------- */
 
-static int verdict(const struct step_result *result)
+static int exit_code(const struct step_result *result)
 {
 	const struct step_options *options = &result->bench->options;
 
 	if (result->drift_percent > options->margin_percent) {
 		cli_message(
 			COMMAND
-			": inconclusive: with everything resident, the last samples differ from the first by %.2f %%, "
+			": inconclusive: replicated and without the library, the last samples differ from the first by "
+			"%.2f %%, "
 			"more than %g %%. Something else uses this machine or its clock changes: end it, or give more "
 			"--rounds or a longer --compute-us, or accept a larger --margin",
 			result->drift_percent, options->margin_percent);
@@ -172,7 +174,7 @@ int step_report(const struct step_bench *bench)
 		goto free_scratch;
 	}
 	result->bench = bench;
-	if (!step_judge(result, scratch)) {
+	if (!step_evaluate(result, scratch)) {
 		cli_message(COMMAND ": the planner refuses this stack");
 		goto free_scratch;
 	}
@@ -181,7 +183,7 @@ int step_report(const struct step_bench *bench)
 	good = (bench->options.json ? cli_json_print(step_json(result, conclusive)) == CLI_DONE : print_text(result)) &&
 	       good;
 	if (good)
-		code = verdict(result);
+		code = exit_code(result);
 free_scratch:
 	free(scratch);
 	free(result);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_step_result.h - what the samples of `bench step` come to.
+ * bench_step_result.h - the results that the samples of `bench step` give.
  *
  *   exposed      C - A: what of the transfers was not hidden behind compute, per pass
  *   stall        the part of it spent in lshard_wait
- *   hidden       1 - exposed / B; nothing where a steady pass brings no layer: then there is nothing to hide
+ *   hidden       1 - exposed / B; nothing where a steady pass fetches no layer: then there is nothing to hide
  *   off          measured less predicted exposed time, in per cent of a step (A)
  */
 #ifndef BENCH_STEP_RESULT_H
@@ -12,8 +12,8 @@
 
 #include "bench_step.h"
 
-/* Of one arm: the slowest rank's time per pass, and what that rank waited and its link worked. Nanoseconds. */
-struct arm_result {
+/* Of one variant: the slowest rank's time per pass, and what that rank waited and its link worked. Nanoseconds. */
+struct variant_result {
 	struct bench_spread elapsed;
 	double blocked; /* medians */
 	double link_busy;
@@ -22,7 +22,7 @@ struct arm_result {
 struct case_result {
 	const struct step_case *one;
 	lshard_plan_result plan;
-	struct arm_result transfers, overlapped, serial;
+	struct variant_result transfers, overlapped, serial;
 	double exposed;
 	double stall;
 	bool has_transfers;
@@ -31,9 +31,9 @@ struct case_result {
 	double off_percent;
 };
 
-/* One way of bringing layers with a slow rank: rank 0 and the slow one, without and with the delay. */
+/* One way of fetching layers with a slow rank: rank 0 and the slow one, without and with the delay. */
 struct slow_result {
-	const char *way;
+	const char *variant;
 	struct bench_spread first_even, last_even, first_delayed, last_delayed;
 };
 
@@ -42,12 +42,12 @@ struct step_result {
 	struct bench_spread first, last, control;
 	double drift_percent;
 	struct case_result cases[STEP_CASES_MOST];
-	struct slow_result slow[STEP_SLOW_WAYS];
+	struct slow_result slow[STEP_SLOW_VARIANTS];
 	double worst_off_percent;
 };
 
 /** From the samples of all ranks; @p scratch has room for one number per round. False: the planner refused. */
-bool step_judge(struct step_result *result, double *scratch);
+bool step_evaluate(struct step_result *result, double *scratch);
 /** @p result as one object (bench_step_json.c). NULL: no memory. */
 json_t *step_json(const struct step_result *result, bool conclusive);
 

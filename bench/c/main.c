@@ -13,7 +13,7 @@ static int run(int argc, char **argv)
 {
 	static const struct cli_command commands[] = {
 		{"calls", bench_calls, "reach and wait with nothing to transfer, in nanoseconds"},
-		{"link", bench_link, "how fast a layer comes from another rank, beside bare copies"},
+		{"link", bench_link, "how fast a layer is fetched from another rank, beside bare copies"},
 		{"step", bench_step,
 		 "passes over a stack of layers behind a link of limited speed, beside\n"
 		 "           what the planner predicts"},

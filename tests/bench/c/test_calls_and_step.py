@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`layershard-bench`: options, exit codes, the shape of the results, and that wrong bits never pass.
 
-How long anything takes is not judged here, with one exception: a throttled link is never faster than its speed.
+How long anything takes is not tested here, with one exception: a throttled link is never faster than its speed.
 The program is build/layershard-bench, or that of the folder that LAYERSHARD_TEST_BUILD names.
 """
 
@@ -14,7 +14,7 @@ from patience import LONG_S
 
 PROGRAM = os.path.join(os.environ.get("LAYERSHARD_TEST_BUILD", "build"), "layershard-bench")
 
-# A stack so small that all arms take a moment; --margin lets a busy machine pass.
+# A stack so small that all variants take a moment; --margin lets a busy machine pass.
 SMALL = ["--layers", "12", "--layer-bytes", "4K", "--compute-us", "200", "--passes", "1", "--margin", "100"]
 ONE_CASE = ["--ratio", "1.2", "--prefetch", "1"]
 
@@ -112,20 +112,20 @@ def test_calls_fails_when_the_target_is_missed():
 # ---- step
 
 
-def test_step_has_every_case_and_arm():
+def test_step_has_every_case_and_variant():
     result = result_of("step", *SMALL, "--ratio", "2.6,0.6", "--prefetch", "0,2", "--resident", "0,34%")
     assert result["bench"] == "step"
     assert result["bits_checked"] is True
     assert result["config"]["layers"] == 12
     assert result["slow_rank"] == []
-    for arm in ("replicated_first_ns", "replicated_last_ns", "control_ns"):
-        assert is_spread(result[arm])
+    for variant in ("replicated_first_ns", "replicated_last_ns", "control_ns"):
+        assert is_spread(result[variant])
     cases = result["cases"]
     assert {(case["ratio"], case["prefetch"], case["resident"]) for case in cases} == {
         (ratio, prefetch, resident) for ratio in (2.6, 0.6) for prefetch in (0, 2) for resident in ("0", "34%")
     }
     for case in cases:
-        assert all(is_spread(case[arm]) for arm in ("transfers_ns", "overlapped_ns", "serial_ns"))
+        assert all(is_spread(case[variant]) for variant in ("transfers_ns", "overlapped_ns", "serial_ns"))
         assert case["windows"] <= case["prefetch"] + 1
         assert case["residents"] + case["fetched_layers"] == 6
         assert case["residents"] == (0 if case["resident"] == "0" else 2)

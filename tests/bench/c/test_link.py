@@ -3,7 +3,7 @@
 
     LAYERSHARD_TEST_STUB_CUDA   the stub of NVIDIA's driver that the tests build; what needs it is skipped without
 
-How long anything takes is not judged here.
+How long anything takes is not tested here.
 """
 
 import json
@@ -32,7 +32,7 @@ def link(program, *arguments, env=None):
     return result
 
 
-def pulls(result, placement="whole", readers=False):
+def fetches(result, placement="whole", readers=False):
     return [row for row in result["rows"] if row["placement"] == placement and row["readers"] is readers]
 
 
@@ -66,7 +66,7 @@ def test_help(program):
         (["--devices", "0,1", "--transport", "shm:copy"], "GPU's memory"),
         (["--transport", "cuda:copy"], "--devices"),
         (["--transport", "pigeon"], "pigeon"),
-        (["--transport", "local:lockstep"], "no rank can pull alone"),
+        (["--transport", "local:lockstep"], "no rank can fetch alone"),
         (["--ranks", "1"], "--ranks"),
         (["--ranks", "9"], "--ranks"),
         (["--placement", "round"], "round"),
@@ -107,7 +107,7 @@ def test_a_driver_that_is_missing_is_told(program, tmp_path):
 @pytest.mark.parametrize("transport", ["local", "shm:copy"])
 def test_every_pair_and_size(program, transport):
     result = link(program, "--transport", transport, "--ranks", "3")
-    rows = pulls(result)
+    rows = fetches(result)
     assert ends(rows) == {(size, a, b) for size in SIZES for a in range(3) for b in range(3) if a != b}
     for row in rows:
         assert row["in_place"] is False
@@ -115,7 +115,7 @@ def test_every_pair_and_size(program, transport):
         check_figures(row["fetch"])
         check_figures(row["bare"])
         assert row["share"] > 0
-    inside = pulls(result, "inside")
+    inside = fetches(result, "inside")
     assert ends(inside) == {(size, rank, rank) for size in SIZES for rank in range(3)}
     for row in inside:
         assert "fetch" not in row
@@ -123,8 +123,8 @@ def test_every_pair_and_size(program, transport):
 
 
 def test_striped_layers_come_from_all_others(program):
-    """Of 64 KiB on two ranks half is here already; bare copies move as much as the pull beside them."""
-    rows = pulls(link(program, "--transport", "local", "--placement", "whole,striped"), "striped")
+    """Of 64 KiB on two ranks half is here already; bare copies move as much as the fetch beside them."""
+    rows = fetches(link(program, "--transport", "local", "--placement", "whole,striped"), "striped")
     assert ends(rows) == {(size, -1, rank) for size in SIZES for rank in range(2)}
     for row in rows:
         assert row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"] // 2
@@ -134,16 +134,16 @@ def test_striped_layers_come_from_all_others(program):
 def test_readers_of_one_source(program, transport):
     result = link(program, "--transport", transport, "--ranks", "3", "--readers", "2", "--placement", "whole,striped")
     for placement, source in (("whole", 0), ("striped", -1)):
-        rows = pulls(result, placement, readers=True)
+        rows = fetches(result, placement, readers=True)
         assert ends(rows) == {(size, source, 1) for size in SIZES}
         assert all(row["to_count"] == 2 for row in rows)
-    for row in pulls(result, "whole", readers=True):
+    for row in fetches(result, "whole", readers=True):
         assert row["fetch"]["moved_bytes"] == 2 * row["bytes"]
         assert row["bare"]["moved_bytes"] == 2 * row["bytes"]
 
 
 def test_nothing_moves_where_ranks_share_memory(program):
-    rows = pulls(link(program, "--transport", "shm"))
+    rows = fetches(link(program, "--transport", "shm"))
     assert rows and all(row["in_place"] is True and row["fetch"]["moved_bytes"] == 0 for row in rows)
     assert all(row["share"] is None for row in rows)  # of a copy's speed: there was no copy
 
@@ -250,7 +250,7 @@ def test_the_other_benches_save_too(program, tmp_path, bench):
 def test_gpus_pull(program, stub, tmp_path):
     path = tmp_path / "saved.json"
     result = link(program, "--devices", "0,1", "--save", path, env=stub)
-    for row in pulls(result):
+    for row in fetches(result):
         assert row["in_place"] is False
         assert row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"] == row["bytes"]
     assert [gpu["name"] for gpu in json.loads(path.read_text())["gpus"]] == ["Stub 0", "Stub 1"]
@@ -258,23 +258,23 @@ def test_gpus_pull(program, stub, tmp_path):
 
 
 def test_ranks_on_one_gpu_use_layers_in_place(program, stub):
-    rows = pulls(link(program, "--devices", "0,0,1", env=stub))
+    rows = fetches(link(program, "--devices", "0,0,1", env=stub))
     assert {(row["from"], row["first_to"]) for row in rows if row["in_place"]} == {(0, 1), (1, 0)}
-    rows = pulls(link(program, "--devices", "0,0", "--transport", "cuda:copy", env=stub))
+    rows = fetches(link(program, "--devices", "0,0", "--transport", "cuda:copy", env=stub))
     assert rows and not any(row["in_place"] for row in rows)
 
 
 def test_striped_layers_and_readers_on_gpus(program, stub):
     """A stripe is whole granules of 2 MiB: what is copied beside it is as much."""
     result = link(program, "--devices", "0,1,2", "--placement", "whole,striped", "--readers", "2", env=stub)
-    for row in pulls(result, "striped") + pulls(result, "striped", readers=True):
+    for row in fetches(result, "striped") + fetches(result, "striped", readers=True):
         assert row["in_place"] or row["fetch"]["moved_bytes"] == row["bare"]["moved_bytes"]
-    assert len(pulls(result, "whole", readers=True)) == len(SIZES)
+    assert len(fetches(result, "whole", readers=True)) == len(SIZES)
 
 
 def test_large_striped_layers_move_although_each_has_its_own_address(program, stub):
     sizes = ["--min-bytes", "8M", "--max-bytes", "8M"]
-    rows = pulls(link(program, "--devices", "0,1", "--placement", "striped", *sizes, env=stub), "striped")
+    rows = fetches(link(program, "--devices", "0,1", "--placement", "striped", *sizes, env=stub), "striped")
     assert [row["fetch"]["moved_bytes"] for row in rows] == [4 << 20, 4 << 20]
     assert not any(row["in_place"] for row in rows)
 
