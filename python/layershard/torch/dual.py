@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .handle import Handle, of
-from .ranks import process_group
+from .joining import process_group
 from .refusals import Refused
 
 

@@ -20,8 +20,8 @@ from .compiled import is_recording, refuse_tracing
 from .containers import tensors_in
 from .gradients import HookAfter, Saving, refuse_inputs, refuse_results
 from .noticing import Watch
+from .one_thread import Turn, held
 from .ops import Step
-from .turns import Turn, held
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 

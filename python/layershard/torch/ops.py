@@ -34,8 +34,8 @@ from ..errors import Busy
 from ..series import Series
 from .compiled import refuse_exporting
 from .noticing import Watch
+from .one_thread import Turn, held
 from .refusals import Refused, refuse_freezing
-from .turns import Turn, held
 
 Step = tuple[Series, int]  # a series and the library's number of one of its layers
 

@@ -19,14 +19,14 @@ from ..group import Group
 from ..series import ALL, choice, unsigned
 from .compiled import whole
 from .coverage import left_out
-from .elsewhere import held_elsewhere
 from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
 from .handle import Handle, is_closed, is_sharded, of
+from .joining import memory_of, open_group, process_group, refuse_to_all
 from .memory import give_back
+from .other_holders import held_elsewhere
 from .packed import refuse_repacked
 from .patterns import select, strings
-from .ranks import memory_of, open_group, process_group, refuse_to_all
 from .refusals import (
     Refused,
     all_tensors,

@@ -24,13 +24,13 @@ from . import ops
 from .gradients import Saving
 from .grouping import Place, SeriesPlan, difference
 from .hooks import Hooks, Switch, arrival_hooks
+from .joining import await_ranks, open_group
 from .layout import Layout
+from .one_thread import Turn
 from .patterns import layer_number
 from .processed import Processed, adopt, process
-from .ranks import await_ranks, open_group
 from .refusals import Refused
 from .shared import Shared
-from .turns import Turn
 
 _ATTRIBUTE = "_layershard_series"
 _registering: dict[str, _Series] = {}

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import ops, turns
+from . import ops
 from .compiled import whole
 from .gradients import Saving
 from .grouping import Place
 from .hooks import Switch, arrival_hooks, install, runs_forward
 from .noticing import Watch
+from .one_thread import Turn, Uses, entering, turns_of
 from .ops import Step
 from .patterns import Unit
 from .refusals import Refused
@@ -82,7 +83,7 @@ class Wiring:
         self._watches = {module: Watch(places) for module, places in self._places.items()}
         self._entries = _entries(model, {*self._reaches, *self._waits})
         users = dict.fromkeys([*self._reaches, *self._waits])
-        self._turns = turns.turns_of({module: self._uses_of(module) for module in users}, self.token)
+        self._turns = turns_of({module: self._uses_of(module) for module in users}, self.token)
         for each in shared:
             each.hung = self._record
 
@@ -95,15 +96,15 @@ class Wiring:
             self._waits.setdefault(module, []).append(step)
             self._places.setdefault(module, []).extend(places)
 
-    def _uses_of(self, module: nn.Module) -> turns.Uses:
+    def _uses_of(self, module: nn.Module) -> Uses:
         reaches, waits = self.steps_of(module)
-        return turns.Uses(frozenset(series for series, _ in waits), frozenset(series for series, _ in reaches))
+        return Uses(frozenset(series for series, _ in waits), frozenset(series for series, _ in reaches))
 
     def install(self) -> None:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
         for each in self._entries:
-            self._handles.append(each.register_forward_pre_hook(turns.entering(turns.Turn([each])), prepend=True))
+            self._handles.append(each.register_forward_pre_hook(entering(Turn([each])), prepend=True))
         self._handles.append(Waiting({module: self._names[module] for module in self._waits}))
         for module in self._turns:
             places = self._places.get(module, [])

@@ -25,11 +25,11 @@ from ..memory import bytes_of
 from ..refusals import Refused
 from ..shared import Shared, poison_of
 from .digests import Unseen, bits_of
+from .exchange import exchange
 from .findings import Words, causes_first, findings, poisoned_layers, read_early
-from .keeping import Kept, fresh, modules_in
 from .observing import Event, Observation, first_difference
 from .reading import Reads
-from .words import exchange
+from .state import Kept, fresh, modules_in
 
 
 class CheckFailed(RuntimeError):

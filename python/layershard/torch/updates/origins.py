@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from ..compiled import Eager
 from ..containers import tensors_in
+from .collective_operators import is_collective, sent_by
 from .operators import Call, each_index, rule_of
-from .sending import is_collective, sent_by
 from .storages import Numbers, Storages, Unclear, any_of, even, flat, key_of
 
 

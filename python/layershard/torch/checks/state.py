@@ -19,7 +19,7 @@ from torch import nn
 
 from ..grouping import Place
 from ..refusals import Refused, all_tensors
-from .backs import Back, is_array, keep, lies
+from .restoring import Back, is_array, keep, lies
 
 _CLOSED = (nn.Parameter, type, FunctionType, MethodType, ModuleType)
 
