@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 
-class Kept:
+class FirstError:
     """The first exception of a callback, kept while it cannot pass through C."""
 
     def __init__(self) -> None:

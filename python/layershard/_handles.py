@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import _declarations as c
-from ._calls import Kept, run_interruptible
+from ._calls import FirstError, run_interruptible
 from ._library import library
 from .errors import WrongState, error_of
 
@@ -47,7 +47,7 @@ class GroupHandle:
     anywhere, also by a callback or by the garbage collector in the middle of such a call.
     """
 
-    def __init__(self, pointer: ctypes.c_void_p, kept: Kept, callbacks: Sequence[object]) -> None:
+    def __init__(self, pointer: ctypes.c_void_p, kept: FirstError, callbacks: Sequence[object]) -> None:
         self.library = library()
         self.pointer = pointer
         self.kept = kept
@@ -227,7 +227,7 @@ class SeriesHandle:
     def refuse_closed(self) -> NoReturn:
         raise WrongState(f"series '{self._name}' is closed", rank=self.group.rank)
 
-    def fail(self, code: int, layer: int | None, kept: Kept | None = None) -> NoReturn:
+    def fail(self, code: int, layer: int | None, kept: FirstError | None = None) -> NoReturn:
         """Raise what a failed call left: a callback's exception, or the library's text."""
         self.group.is_settled = True
         text = self.library.lshard_series_error(self.pointer) or self.library.lshard_status_text(code)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from . import _declarations as c
-from ._calls import Kept
+from ._calls import FirstError
 from .errors import Error
 
 
@@ -74,7 +74,7 @@ class Device(Protocol):
 class _Failures:
     """Exceptions of Python's functions as statuses; nothing passes through C."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: FirstError) -> None:
         self._kept = kept
 
     def status(self, exception: BaseException, error: int | None, error_bytes: int) -> int:
@@ -227,7 +227,7 @@ class _Translation:
         self._try(stop, None, 0)
 
 
-def c_callbacks(collectives: Collectives | None, kept: Kept) -> c.Callbacks | None:
+def c_callbacks(collectives: Collectives | None, kept: FirstError) -> c.Callbacks | None:
     """The C structure; it holds the functions, so it must live as long as the group."""
     if collectives is None:
         return None

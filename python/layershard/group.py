@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal
 
 from . import _declarations as c
-from ._calls import Kept, run_interruptible
+from ._calls import FirstError, run_interruptible
 from ._handles import GroupHandle
 from ._library import library, library_path
 from .callbacks import Collectives, c_callbacks
@@ -45,7 +45,7 @@ def _log_callback(log: LogFunction | logging.Logger | None) -> object:
     return c.LOG(called)
 
 
-def _allgather_callback(allgather: Callable[[bytes], list[bytes]] | None, size: int | None, kept: Kept) -> object:
+def _allgather_callback(allgather: Callable[[bytes], list[bytes]] | None, size: int | None, kept: FirstError) -> object:
     if allgather is None:
         return c.ALLGATHER()
     function = allgather
@@ -100,7 +100,7 @@ class Group:
         log: LogFunction | logging.Logger | None = None,
         log_level: Literal["error", "warn", "info", "debug"] = "info",
     ) -> None:
-        kept = Kept()
+        kept = FirstError()
         c_allgather, c_log = _allgather_callback(allgather, size, kept), _log_callback(log)
         c_collectives = c_callbacks(callbacks, kept)
         options = c.GroupOptions(
@@ -220,7 +220,7 @@ def _creation_error(status: int, text: str, rank: int) -> Error:
     return error_of(status, text, rank=rank if rank >= 0 else None)
 
 
-def _create(options: c.GroupOptions, kept: Kept, callbacks: Sequence[object]) -> GroupHandle:
+def _create(options: c.GroupOptions, kept: FirstError, callbacks: Sequence[object]) -> GroupHandle:
     """The new group. Interrupted, it is left to the thread that creates it, which then has the deadline to give up."""
     loaded = library()
     pointer = ctypes.c_void_p()

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from . import _declarations as c
-from ._calls import Kept
+from ._calls import FirstError
 from ._handles import GroupHandle, SeriesHandle
 from ._interrupts import interruptible
 from .dlpack import View, data_type
@@ -137,7 +137,7 @@ def series_options(
     )
 
 
-def _post_process_callback(post_process: PostProcess | None, tensor_count: int, kept: Kept) -> object:
+def _post_process_callback(post_process: PostProcess | None, tensor_count: int, kept: FirstError) -> object:
     if post_process is None:
         return c.POST_PROCESS()
     function = post_process
@@ -275,7 +275,7 @@ class Series:
         self._fill(self._handle.library.lshard_series_update_end, post_process)
 
     def _fill(self, function: Callable[..., int], post_process: PostProcess | None) -> None:
-        pointer, kept = self._c, Kept()
+        pointer, kept = self._c, FirstError()
         callback = _post_process_callback(post_process, len(self._bytes), kept)
         status = self._handle.group.run(lambda: int(function(pointer, callback, None)))
         if status < 0:

@@ -257,11 +257,11 @@ def hold_model(rank, size, directory, shared, ready, go):
     else:
         from safetensors.torch import load_file
 
-        from layershard.torch.memory import give_back
+        from layershard.torch.memory import release_freed_memory
 
         model = ranks.stack(**options)
         model.load_state_dict(load_file(directory / "model.safetensors"))
-        give_back()
+        release_freed_memory()
     with torch.inference_mode():
         result = model(ranks.inputs(0))
     ready.release()

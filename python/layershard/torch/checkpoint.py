@@ -19,7 +19,7 @@ from torch import nn
 
 from .filling import Filling, Give, refuse_lost, unshared
 from .handle import Handle, of
-from .memory import give_back
+from .memory import release_freed_memory
 from .refusals import Refused
 
 
@@ -130,7 +130,7 @@ def load(model: nn.Module, checkpoint_dir: str | os.PathLike[str]) -> nn.Module:
     """
     handle = of(model)
     with ExitStack() as ends:
-        ends.callback(give_back)
+        ends.callback(release_freed_memory)
 
         def open_checkpoint() -> Give:
             refuse_lost(model)

@@ -17,7 +17,7 @@ from ..errors import Error
 from .grouping import Place
 from .handle import Handle, of
 from .layout import Layout
-from .memory import give_back
+from .memory import release_freed_memory
 from .refusals import Refused, all_tensors
 from .shared import Read, Shared
 
@@ -167,5 +167,5 @@ def fill(model: nn.Module, give: Give) -> nn.Module:
         return give
 
     Filling(model, of(model), prepare, everything=False).run()
-    give_back()
+    release_freed_memory()
     return model

@@ -19,7 +19,7 @@ from . import ops
 from .compiled import forget_compiled, is_recording, whole
 from .grouping import Place
 from .guards import Guards, above, refuse_keeping, refuse_loading
-from .memory import bytes_at, give_back
+from .memory import bytes_at, release_freed_memory
 from .refusals import Guarded, Refused
 from .report import table
 from .shared import Shared
@@ -246,7 +246,7 @@ class Handle:
                 for place, copy in zip(places, copies, strict=True):
                     place.give(copy)
         self.leave()
-        give_back()
+        release_freed_memory()
         return self._model
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ def address_of(tensor: torch.Tensor) -> int:
         return 0
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Let the C library return to the system what has been freed: it keeps large parts of it otherwise."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -50,7 +50,7 @@ def _held(module: nn.Module | ExportedProgram) -> list[torch.Tensor]:
         return []
 
 
-def held_elsewhere(model: nn.Module, shared: Iterable[Named]) -> str | None:
+def held_outside(model: nn.Module, shared: Iterable[Named]) -> str | None:
     """One line on the first one; None where there is none."""
     names = {id(tensor): name for name, tensor in shared}
     for module in _holders(model):

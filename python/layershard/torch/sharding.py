@@ -23,8 +23,8 @@ from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
 from .handle import Handle, is_closed, is_sharded, of
 from .joining import memory_of, open_group, process_group, refuse_to_all
-from .memory import give_back
-from .other_holders import held_elsewhere
+from .memory import release_freed_memory
+from .other_holders import held_outside
 from .packed import refuse_repacked
 from .patterns import select, strings
 from .refusals import (
@@ -37,7 +37,7 @@ from .refusals import (
 )
 from .report import wasted
 from .shared import Shared, describe
-from .wiring import Wiring, refuse_unheard
+from .wiring import Wiring, refuse_uncalled
 
 _log = logging.getLogger("layershard")
 NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
@@ -50,7 +50,7 @@ def _plan(model: nn.Module, modules: str | Sequence[str], scope: str, buffers: S
     if is_closed(model):
         raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
     units = select(model, modules)
-    refuse_unheard(model, units, scope)
+    refuse_uncalled(model, units, scope)
     named = [(unit.name, unit.module) for unit in units]
     refuse_own_copies(named)
     refuse_cut_up(named)
@@ -145,7 +145,7 @@ def _fill(model: nn.Module, shared: Sequence[Shared]) -> str | None:
 
 def _tell_of_others(model: nn.Module, shared: Sequence[Shared]) -> None:
     moving = [place for each in shared if each.moves for places in each.plan.places for place in places]
-    told = held_elsewhere(model, ((place.name, place.tensor) for place in moving)) if moving else None
+    told = held_outside(model, ((place.name, place.tensor) for place in moving)) if moving else None
     if told is not None:
         _log.warning("%s", told)
 
@@ -237,7 +237,7 @@ def shard(
         _tell_of_others(model, shared)
         handle.take(Wiring(model, shared, scope, place))
         handle.gate(missing)
-    give_back()
+    release_freed_memory()
     for line in wasted(ranks, shared):
         _log.warning("%s", line)
     return given

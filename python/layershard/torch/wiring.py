@@ -28,7 +28,7 @@ from .shared import Shared
 _UNCALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # of MultiheadAttention and its copies
 
 
-def refuse_unheard(model: nn.Module, units: Iterable[Unit], scope: str) -> None:
+def refuse_uncalled(model: nn.Module, units: Iterable[Unit], scope: str) -> None:
     """A module that is never called cannot say when its weights are needed. The block round it can, with scope block.
     Told by torch's own marks: frameworks leave none on modules such as Mamba's dt_proj, which check finds."""
     modules = dict(model.named_modules())
@@ -88,9 +88,9 @@ class Wiring:
             each.hung = self._record
 
     def _wire(self, step: Step, block: nn.Module, units: list[Unit], places: list[Place], scope: str) -> None:
-        heard = runs_forward(block)
-        users = [block] if scope == "block" and heard else [unit.module for unit in units]
-        for module in [block] if heard else users:
+        is_called = runs_forward(block)
+        users = [block] if scope == "block" and is_called else [unit.module for unit in units]
+        for module in [block] if is_called else users:
             self._reaches.setdefault(module, []).append(step)
         for module in users:
             self._waits.setdefault(module, []).append(step)

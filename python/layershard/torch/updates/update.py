@@ -18,7 +18,7 @@ from torch import nn
 from .. import ops
 from ..compiled import forget_compiled
 from ..grouping import Place
-from ..memory import apart, give_back
+from ..memory import apart, release_freed_memory
 from ..refusals import Refused
 from ..shared import Read, Shared
 from .origins import Origins
@@ -116,7 +116,7 @@ class Update:
         finally:
             for shared in self._shared:
                 shared.hang()
-            give_back()
+            release_freed_memory()
             if not is_whole:
                 forget_compiled()  # a compiled program does not look whether passes are refused
         if refusal is not None:
