@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights put into a sharded model tensor by tensor: on each rank its own layers, and what is not shared.
 
-Knows the model's tensors and where each hangs; where values come from is the caller's: a checkpoint, a generator.
+Knows the model's tensors and where each is; where values come from is the caller's: a checkpoint, a generator.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Progress:
 
 
 def _saved(model: nn.Module) -> dict[int, tuple[torch.Tensor, list[Place]]]:
-    """What a state_dict would hold: each tensor with every place where it hangs. Tied ones hang in several."""
+    """What a state_dict would hold: each tensor with every place where it is. Tied ones are in several."""
     found: dict[int, tuple[torch.Tensor, list[Place]]] = {}
     for path, owner in model.named_modules(remove_duplicate=False):
         named = [*owner._parameters.items()]

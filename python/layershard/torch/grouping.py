@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chosen modules made into series: which layers, which tensors in each, where each of them hangs in the model.
+"""Chosen modules made into series: which layers, which tensors in each, where in the model each of them is.
 
 Knows modules and layouts; nothing of ranks, memory or the library.
 """
@@ -23,7 +23,7 @@ SCOPES = ("linear", "block")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor hangs: owner._parameters[key] or owner._buffers[key]."""
+    """Where a tensor is: owner._parameters[key] or owner._buffers[key]."""
 
     name: str  # qualified
     owner: nn.Module
@@ -41,7 +41,7 @@ class Place:
         return tensor
 
     def put(self, tensor: torch.Tensor) -> None:
-        """Hang @tensor there. What hangs there stays the same object where torch allows it: others may hold it. What
+        """Put @tensor there. What is there stays the same object where torch allows it: others may hold it. What
         was made in inference mode cannot show what was not."""
         old = self.tensor
         if old.device.type != tensor.device.type or old.is_inference() != tensor.is_inference():
@@ -51,7 +51,7 @@ class Place:
         old.data = tensor
 
     def give(self, tensor: torch.Tensor) -> None:
-        """Hang @tensor there for good: shared no more, it is as trainable as it was before."""
+        """Put @tensor there for good: shared no more, it is as trainable as it was before."""
         self.put(tensor)
         self.tensor.requires_grad_(self.wants_gradients)
 
@@ -64,7 +64,7 @@ class Place:
         self.owner._parameters[self.key] = new
 
     def undo(self) -> Callable[[], None]:
-        """What brings back what hangs there now, whatever has been put there since."""
+        """What brings back what is there now, whatever has been put there since."""
         before, tensors = self.tensor, self.owner._parameters if self.is_parameter else self.owner._buffers
         data, wants_gradients = before.data, before.requires_grad
 
@@ -97,7 +97,7 @@ class SeriesPlan:
         return sum(layout.nbytes for layout in self.tensors.values())
 
     def layers(self) -> Iterator[tuple[int, list[Place]]]:
-        """The library's layer numbers and what hangs there."""
+        """The library's layer numbers and what is there."""
         return enumerate(self.places, self.first_layer)
 
 

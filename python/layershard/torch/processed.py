@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What processing loaded weights leaves on a layer, put so that ranks that do not store the layer can have it, too.
 
-Parameters and persistent buffers are shared, and so are tensors that hang as plain attributes. Names that are gone and
+Parameters and persistent buffers are shared, and so are plain attributes that are tensors. Names that are gone and
 plain values (numbers, texts, dtypes and containers of them) are told. All else, a function or an object that was put
 there, cannot be brought to another process: it is refused by name.
 
@@ -72,7 +72,7 @@ def tensors_of(layer: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.data for name, tensor in {**parameters, **buffers}.items() if tensor.numel()}
 
 
-def _hang_tensors(layer: nn.Module) -> None:
+def _register_tensors(layer: nn.Module) -> None:
     """Plain attributes that are tensors become buffers, which are looked up by the same name."""
     for name, value in _attributes(layer).items():
         if isinstance(value, torch.Tensor):
@@ -102,7 +102,7 @@ def process(layer: nn.Module, method: Callable[[nn.Module], None]) -> Processed:
         method(layer)
     if dict(layer._modules) != modules:
         raise Refused(f"processing the weights of {layer.prefix} changed its child modules; tensors alone are shared")
-    _hang_tensors(layer)
+    _register_tensors(layer)
     values = _changed_values(layer, before)
     parameters, buffers = _named(layer)
     now = tensors_of(layer)
@@ -121,7 +121,7 @@ def _clear(layer: nn.Module, name: str) -> None:
 
 
 def adopt(layer: nn.Module, processed: Processed, device: torch.device) -> None:
-    """Make a layer that was not processed here look like one that was; its tensors are hung there later."""
+    """Make a layer that was not processed here look like one that was; its tensors are attached later."""
     for name in processed.gone:
         _clear(layer, name)
     for name in processed.unset:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules and parameters that are hung on modules, anywhere in this process: torch tells of them here, for good, and
-here those are told who want to know. One that raises refuses what is hung."""
+"""Modules and parameters that are registered on modules, anywhere in this process: torch tells of them here, for good,
+and this tells those who asked to be told. One that raises refuses what is registered.
+"""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _fill(model: nn.Module, shared: Sequence[Shared]) -> str | None:
         for each in shared:
             each.commit(lambda place: place.tensor)
     for each in shared:
-        each.hang()
+        each.attach()
     return NOT_LOADED if empty else None
 
 

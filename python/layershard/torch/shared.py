@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One series and the tensors of the model that are hung into it.
+"""One series and the tensors of the model that are attached to it.
 
-Knows a plan (what hangs where), a series (where bytes are) and a device; nothing of hooks or of how ranks meet.
+Knows a plan (which tensor is where), a series (where bytes are) and a device; nothing of hooks or of how ranks meet.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Shared:
         self.moves = self.series.stats().windows > 0
         self.committed = False
         self.updating = False
-        self.hung: Callable[[], None] = _nobody  # called whenever the tensors have been hung
+        self.on_attached: Callable[[], None] = _nobody  # called whenever the tensors have been attached
         self.loading = False  # the update that is under way is a load's, which must be made again if it fails
 
     # ---- Layers and tensors ----
@@ -108,13 +108,13 @@ class Shared:
         return layout.view(bytes_of(self.series, layer, index, layout.nbytes, writable=writable))
 
     @torch.inference_mode(False)
-    def hang(self) -> None:
+    def attach(self) -> None:
         """Let the model's parameters be views of the library's memory, for good. Not as tensors of inference mode,
         whoever calls: of those torch counts no writes, and after detach they could not be trained."""
         for layer, places in self.plan.layers():
             for index, place in enumerate(places):
                 place.put(self.view(layer, index))
-        self.hung()
+        self.on_attached()
 
     @torch.inference_mode(False)
     def gathered(self, layer: int, stream: int) -> list[torch.Tensor]:

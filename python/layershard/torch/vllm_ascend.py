@@ -171,7 +171,7 @@ class _Series:
         except BaseException:
             group.close()
             raise
-        shared.hang()
+        shared.attach()
         self.shared = shared
         self._wrap_forwards(shared)
         _registering.pop(self.name, None)

@@ -85,7 +85,7 @@ class Wiring:
         users = dict.fromkeys([*self._reaches, *self._waits])
         self._turns = turns_of({module: self._uses_of(module) for module in users}, self.token)
         for each in shared:
-            each.hung = self._record
+            each.on_attached = self._record
 
     def _wire(self, step: Step, block: nn.Module, units: list[Unit], places: list[Place], scope: str) -> None:
         is_called = runs_forward(block)

@@ -22,7 +22,7 @@ from ..memory import apart, release_freed_memory
 from ..refusals import Refused
 from ..shared import Read, Shared
 from .origins import Origins
-from .written import Hung, collect, refuse_sent, refuse_unshared
+from .written import StandIn, collect, refuse_sent, refuse_unshared
 
 
 class _Abandoned(RuntimeError):
@@ -38,7 +38,7 @@ class Update:
         self._gate = gate  # given a reason, no pass is made
         self._copies: dict[str, torch.Tensor] = {}
         self._own: dict[str, Place] = {}
-        self._hung: list[Hung] = []
+        self._stand_ins: list[StandIn] = []
         self._is_open = False
         self._origins = Origins()
 
@@ -80,7 +80,7 @@ class Update:
             raise
         self._origins = Origins()
         for shared in self._shared:
-            self._hang_writable(shared)
+            self._attach_writable(shared)
         self._is_open = True
         self._origins.__enter__()
         return self
@@ -99,9 +99,9 @@ class Update:
             return place.tensor
 
         self._gate("an update has failed, and the shared weights may be half written: make the update again")
-        for hung in self._hung:
-            hung.restore()
-        self._hung.clear()
+        for stand_in in self._stand_ins:
+            stand_in.restore()
+        self._stand_ins.clear()
         is_whole = False
         try:
             for shared in self._shared:
@@ -115,7 +115,7 @@ class Update:
                 raise
         finally:
             for shared in self._shared:
-                shared.hang()
+                shared.attach()
             release_freed_memory()
             if not is_whole:
                 forget_compiled()  # a compiled program does not look whether passes are refused
@@ -125,8 +125,8 @@ class Update:
     def _take_written(self) -> Refused | None:
         try:
             refuse_sent(self._origins.sent)
-            refuse_unshared(self._model, self._hung, self._origins.source_of)
-            collect(self._hung, self._origins.source_of)
+            refuse_unshared(self._model, self._stand_ins, self._origins.source_of)
+            collect(self._stand_ins, self._origins.source_of)
         except Refused as refusal:
             return refusal
         return None
@@ -155,7 +155,7 @@ class Update:
             tensors = shared.gathered(layer, stream)
             self._copies.update({place.name: tensor for place, tensor in zip(places, tensors, strict=True)})
 
-    def _hang_writable(self, shared: Shared) -> None:
+    def _attach_writable(self, shared: Shared) -> None:
         scratch = [layout.ones(shared.device) for layout in shared.layouts]
         for layer, places in shared.plan.layers():
             own = shared.series.is_source(layer)
@@ -163,9 +163,9 @@ class Update:
                 if not own:
                     target = shared.layouts[index].view(apart(scratch[index]))
                     self._origins.follow(target, place.name)
-                    self._hung.append(Hung(place, target, own=False))
+                    self._stand_ins.append(StandIn(place, target, own=False))
                     continue
                 copy = self._copies.get(place.name)
                 target = shared.view(layer, index, writable=True) if copy is None else copy
-                self._hung.append(Hung(place, target, own=True))
+                self._stand_ins.append(StandIn(place, target, own=True))
                 self._own[place.name] = place

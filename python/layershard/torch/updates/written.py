@@ -3,7 +3,7 @@
 
 Code writes weights in place, by p.data = new, by another Parameter, by swapping objects. What lies under the name at
 the end is what was meant. It is copied to where the library wants it, or refused by name; then the model's own objects
-hang there again, since optimizers, adapters and compiled code may hold them.
+are put back, since optimizers, adapters and compiled code may hold them.
 
 Knows places and tensors; nothing of ranks, series or the library.
 """
@@ -38,8 +38,8 @@ _SENT = (
 SourceOf = Callable[[torch.Tensor], str | None]
 
 
-class Hung:
-    """One of the model's tensors for as long as @target, memory that may be written, hangs in its place."""
+class StandIn:
+    """One of the model's tensors for as long as @target, memory that may be written, stands in its place."""
 
     def __init__(self, place: Place, target: torch.Tensor, *, own: bool) -> None:
         place.put(target)
@@ -50,7 +50,7 @@ class Hung:
         self._home = place.owner._parameters if place.is_parameter else place.owner._buffers
 
     def found(self) -> torch.Tensor:
-        """What lies under the name now. Refused where it is not a tensor like the one that hung there."""
+        """What lies under the name now. Refused where it is not a tensor like the one that was there."""
         name, owner, key = self.place.name, self.place.owner, self.place.key
         homes = [home for home in (owner._parameters, owner._buffers, owner.__dict__) if home.get(key) is not None]
         now = homes[0][key] if homes else None
@@ -63,7 +63,7 @@ class Hung:
         return now.data
 
     def restore(self) -> None:
-        """The model's own object, over the memory that was hung there."""
+        """The model's own object, over the memory that stood in."""
         for home in (self.place.owner._parameters, self.place.owner._buffers, self.place.owner.__dict__):
             if home is not self._home:
                 home.pop(self.place.key, None)
@@ -71,13 +71,13 @@ class Hung:
         self._holder.data = self.target
 
 
-def collect(hung: Sequence[Hung], source_of: SourceOf) -> None:
+def collect(stand_ins: Sequence[StandIn], source_of: SourceOf) -> None:
     """Bring into each own target what lies under its name. Nothing is copied if anything is refused: @source_of tells
     of values which weight of another rank they were computed from."""
-    memory = {address_of(each.target): each.place.name for each in hung}
-    storages = {each.target.untyped_storage()._cdata: each.place.name for each in hung}
+    memory = {address_of(each.target): each.place.name for each in stand_ins}
+    storages = {each.target.untyped_storage()._cdata: each.place.name for each in stand_ins}
     moved = []
-    for each in hung:
+    for each in stand_ins:
         now = each.found()
         source = source_of(now) if each.own else None
         if source is not None:
@@ -100,9 +100,9 @@ def refuse_sent(sent: tuple[str, str] | None) -> None:
         raise Refused(_SENT.format(operator=operator, source=source))
 
 
-def refuse_unshared(model: nn.Module, hung: Sequence[Hung], source_of: SourceOf) -> None:
+def refuse_unshared(model: nn.Module, stand_ins: Sequence[StandIn], source_of: SourceOf) -> None:
     """What each rank has of its own must be computed from weights, not from the scratch that stands for them."""
-    shared = {(each.place.owner, each.place.key) for each in hung}
+    shared = {(each.place.owner, each.place.key) for each in stand_ins}
     found = [(name, source_of(tensor)) for where, name, tensor in _tensors(model) if where not in shared]
     wrong = [(name, source) for name, source in found if source is not None]
     if wrong:
@@ -111,7 +111,7 @@ def refuse_unshared(model: nn.Module, hung: Sequence[Hung], source_of: SourceOf)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[tuple[nn.Module, str], str, torch.Tensor]]:
-    """Parameters, buffers and plain attributes, with where they hang."""
+    """Parameters, buffers and plain attributes, with where they are."""
     for path, owner in model.named_modules():
         for key, value in {**owner.__dict__, **owner._parameters, **owner._buffers}.items():
             if isinstance(value, torch.Tensor):
