@@ -5,7 +5,7 @@
 # each saved as DIRECTORY/DATE-PART.json (default bench/results), and what bench/results/targets.py says of them.
 # Without parts all are run. On one GPU two processes share it and copies are forced.
 #
-#   link       1 min  pulls by size, beside bare copies
+#   link       1 min  fetches by size, beside bare copies
 #   readers    1 min  four ranks, two of them reading one source at once: whole and striped (two GPUs)
 #   in-place          two ranks on one GPU that compute from each other's memory: 1024 and 16 tokens
 #   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs, with
