@@ -3,7 +3,8 @@
 # A front to CMake; a fresh Debian or Ubuntu machine needs make and a shell, no more.
 #   make          build the libraries, and build/layershard, layershard-llama, layershard-bench
 #   make demo     install what is missing, build, fetch the model, show it at work
-#   make check    install what is missing, build, run the tests (Python packages: 5 GB in ~/.cache)
+#   make check    install what is missing, build, run the tests (Python packages: 5 GB in ~/.cache); FOLDER=core: those
+#                 of tests/core
 #   make install  with PREFIX and DESTDIR as usual
 #   make lint     look through the sources: format, Python, shell scripts; make format mends what can be
 # The longer checks: check-long, after check; with clang in build directories of their own check-clang, check-asan and
@@ -16,6 +17,9 @@ JOBS ?= $(shell nproc)
 CMAKE_FLAGS ?=
 # Passed to ctest: make check TEST_FLAGS="-R ring"
 TEST_FLAGS ?=
+# Of which folder of tests/, and those in it: make check FOLDER=transport/shm
+FOLDER ?=
+IN_FOLDER = $(if $(FOLDER),-L '^in:$(patsubst tests/%,%,$(FOLDER:/=))(/|$$)')
 # Which of tests/mutants: make check-mutants MUTANTS="registry-users trace-each-wait". All if none is named.
 MUTANTS ?=
 
@@ -48,7 +52,7 @@ check: check-deps
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
-		tests/run_tests.sh $(BUILD) -LE 'gpu|long' $(TEST_FLAGS)
+		tests/run_tests.sh $(BUILD) -LE 'gpu|long' $(IN_FOLDER) $(TEST_FLAGS)
 
 # After make check, with its build: the tests of PyTorch that take minutes.
 .PHONY: check-long
