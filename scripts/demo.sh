@@ -48,13 +48,13 @@ part "1b. The same with all blocks in every process" \
 	"buffers included, is in 'pss': compare the rows 'all'."
 run_model --replicated
 
-part "2. Layers that come over a slow link while the layers before them compute" \
-	"Compare 'exposed', what a pass takes longer than with all layers resident, with 'predicted', what the planner says." \
+part "2. Layers that are fetched over a slow link while the layers before them compute" \
+	"Compare 'exposed', what a pass takes longer than replicated, with 'predicted', what the planner says." \
 	"ratio is compute : transfer, that of a 70B Llama on two H200 GPUs at 2048, 1024 and 512 tokens: 2.6, 1.2 and 0.6."
 measure --layers 12 --compute-us 2000 --ratio 2.6,1.2,0.6 --prefetch 0,1,2 --resident 0,33.4%
 
 part "3. One slow rank" \
-	"Compare the first 'delayed' with 'rank 0 even': with pulls a slow rank costs the others nothing, in lockstep" \
+	"Compare the first 'delayed' with 'rank 0 even': one-sided transports let nobody else pay, in lockstep" \
 	"all wait."
 measure --layers 12 --compute-us 2000 --ratio 2.6 --prefetch 2 --slow-rank-percent 50
 
@@ -71,5 +71,5 @@ if [ "$gpus" -eq 1 ]; then
 fi
 
 part "4. On the GPU: layers that the other rank stores" \
-	"Compare 'GB/s', a pull by lshard_reach and lshard_wait, with 'bare GB/s', the driver's copy of as many bytes."
+	"Compare 'GB/s', a fetch by lshard_reach and lshard_wait, with 'bare GB/s', the driver's copy of as many bytes."
 "$build/layershard-bench" link --devices "$devices" --transport "$transport" --min-bytes 1M --factor 16
