@@ -192,6 +192,24 @@ lshard_status readers_note(lshard_series *series, void *stream);
 /* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
 lshard_status readers_retire(lshard_series *series, uint32_t slot);
 
+/* ---- capture.c ---- */
+
+/* Where streams can be captured: the capture that @p stream is in now, if it is in one. */
+lshard_status capture_look(lshard_series *series, void *stream);
+/* What follows is in the capture that @p stream is in, if any. */
+static inline lshard_status capture_follow(lshard_series *series, void *stream)
+{
+	const bool can_be = series->group->transport->ops->capabilities & LSHARD_CAP_CAPTURE;
+
+	return can_be ? capture_look(series, stream) : LSHARD_OK;
+}
+/* The windows are as before the capture. Nothing to do outside one. */
+void capture_leave(lshard_series *series);
+/* What follows cannot be captured: the rest of a capture would miss it. */
+void capture_spoil(lshard_series *series);
+/* Nothing of this rank reads or writes any more; a capture is spoilt. */
+lshard_status capture_drain(lshard_series *series);
+
 /* ---- poison.c ---- */
 
 /* What options and environment say together. */
@@ -242,7 +260,5 @@ lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const cha
  * is ordered after it; the transport's copy is.
  */
 lshard_status pass_bring(lshard_series *series, uint32_t position);
-/* Nothing of this rank reads or writes any more. */
-lshard_status pass_drain(lshard_series *series);
 
 #endif

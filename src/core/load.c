@@ -353,7 +353,7 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 		status = refuse_dead_sources(series);
 	if (status < 0)
 		return status;
-	status = pass_drain(series);
+	status = capture_drain(series);
 	if (status >= 0)
 		status = poison_fill(series);
 	status = group_meet(series->group, series_card(series, MEET_UPDATE_READY, status), &series->error);

@@ -8,70 +8,6 @@
 
 #include <string.h>
 
-/* ---- Captures ---- */
-
-/* Nothing to do outside one. */
-static void leave_capture(lshard_series *series)
-{
-	if (!series->capture.number)
-		return;
-	memcpy(series->slots, series->capture.slots, series->scheme.map.n_slots * sizeof *series->slots);
-	memcpy(series->slot_status, series->capture.status, series->scheme.map.n_slots * sizeof *series->slot_status);
-	series->ring.position = series->capture.position;
-	series->ring.passed = series->capture.passed;
-	poison_leave_capture(series);
-	series->capture.number = 0;
-}
-
-/* What follows cannot be captured: the rest of a capture would miss it. */
-static void spoil_capture(lshard_series *series)
-{
-	if (series->capture.number)
-		series->capture.spoilt = series->capture.number;
-	leave_capture(series);
-}
-
-static void enter_capture(lshard_series *series, uint64_t number)
-{
-	memcpy(series->capture.slots, series->slots, series->scheme.map.n_slots * sizeof *series->slots);
-	memcpy(series->capture.status, series->slot_status, series->scheme.map.n_slots * sizeof *series->slot_status);
-	series->capture.position = series->ring.position;
-	series->capture.passed = series->ring.passed;
-	poison_enter_capture(series);
-	series->capture.number = number;
-}
-
-/*
- * While a stream is captured nothing really happens: the ring's state is a copy, dropped at join or when the capture is
- * found gone.
- */
-static lshard_status follow_capture(lshard_series *series, void *stream)
-{
-	const lshard_transport_ops *ops = series->group->transport->ops;
-	uint64_t number = 0;
-	lshard_status status;
-
-	if (!(ops->capabilities & LSHARD_CAP_CAPTURE))
-		return LSHARD_OK;
-	status = ops->capture(series->store, stream, &number);
-	if (status < 0)
-		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
-				   series->store->error.text);
-	if (number == series->capture.number)
-		return LSHARD_OK;
-	if (number && number == series->capture.spoilt)
-		return lshard_fail(&series->error, LSHARD_ERR_STATE,
-				   SERIES_FORMAT
-				   ": something that cannot be captured came between the calls of this "
-				   "capture (an update, a rewind, a verification, a prepare, a region that "
-				   "does not end as it began): end it and capture again",
-				   SERIES_NAMES(series));
-	leave_capture(series);
-	if (number)
-		enter_capture(series, number);
-	return LSHARD_OK;
-}
-
 /* ---- Transfers ---- */
 
 static lshard_status start_fetch(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
@@ -194,7 +130,7 @@ static lshard_status await_slot(lshard_series *series, uint32_t position, uint32
 
 static void empty_windows(lshard_series *series)
 {
-	leave_capture(series);
+	capture_leave(series);
 	ring_reset(&series->ring);
 	hide_what_is_left(series, poison_stream(series));
 	memset(series->slot_status, 0, series->scheme.map.n_slots * sizeof *series->slot_status);
@@ -244,7 +180,7 @@ static inline lshard_status enter(lshard_series *series, uint32_t layer, void *s
 	status = series_position(series, layer, position);
 	if (status < 0)
 		return status;
-	return follow_capture(series, stream);
+	return capture_follow(series, stream);
 }
 
 lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream)
@@ -377,11 +313,11 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_prepare");
 
 	if (status >= 0)
-		status = follow_capture(series, stream);
+		status = capture_follow(series, stream);
 	if (status < 0)
 		return status;
 	if (series->capture.number) {
-		spoil_capture(series); /* what is captured already has moved the windows on */
+		capture_spoil(series); /* what is captured already has moved the windows on */
 		return lshard_fail(&series->error, LSHARD_ERR_STATE,
 				   SERIES_FORMAT ": prepare comes before a capture, not into it", SERIES_NAMES(series));
 	}
@@ -424,10 +360,10 @@ static lshard_status end_capture(lshard_series *series)
 			break;
 	}
 	if (failed < 0 || slot < map->n_slots)
-		spoil_capture(
+		capture_spoil(
 			series); /* a further region in the same capture would find other windows than it thinks */
 	else
-		leave_capture(series);
+		capture_leave(series);
 	if (failed < 0)
 		return lshard_fail(&series->error, failed, SERIES_FORMAT ": a fetch could not be captured: %s",
 				   SERIES_NAMES(series), series->store->error.text);
@@ -447,7 +383,7 @@ lshard_status lshard_series_join(lshard_series *series, void *stream)
 	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_join");
 
 	if (status >= 0)
-		status = follow_capture(series, stream);
+		status = capture_follow(series, stream);
 	if (status >= 0)
 		status = refuse_after_failure(series);
 	if (status < 0)
@@ -461,7 +397,7 @@ lshard_status lshard_series_join(lshard_series *series, void *stream)
 		return end_capture(series);
 	if (!series->capture.number)
 		return end_together(series, status, "lshard_series_join");
-	spoil_capture(series);
+	capture_spoil(series);
 	return status;
 }
 
@@ -499,7 +435,7 @@ lshard_status lshard_series_poison(lshard_series *series, int on, void *stream)
 	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_poison");
 
 	if (status >= 0)
-		status = follow_capture(series, stream);
+		status = capture_follow(series, stream);
 	if (status >= 0)
 		status = refuse_after_failure(series);
 	if (status < 0 || !series->scheme.windows || !on == !series->poison.on)
@@ -548,22 +484,6 @@ lshard_status pass_bring(lshard_series *series, uint32_t position)
 	return await_slot(series, position, slot, NULL); /* tells what failed */
 }
 
-lshard_status pass_drain(lshard_series *series)
-{
-	const lshard_transport_ops *ops = series->group->transport->ops;
-	lshard_status status = LSHARD_OK;
-
-	spoil_capture(series);
-	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
-		status = ops->retire(series->store, LSHARD_NO_CELL, series->streams[number]);
-	if (status >= 0)
-		status = ops->drain(series->store);
-	if (status < 0)
-		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
-				   series->store->error.text);
-	return LSHARD_OK;
-}
-
 lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const char *call)
 {
 	lshard_group *group = series->group;
@@ -573,13 +493,13 @@ lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const cha
 	if (status < 0)
 		return status;
 	if (!group_collective(group)) {
-		spoil_capture(series);
+		capture_spoil(series);
 		ring_prepare(&series->ring);
 		status = poison_hide(series, poison_stream(series));
 		start_fetches(series, NULL);
 		return status;
 	}
-	status = pass_drain(series);
+	status = capture_drain(series);
 	ring_join(&series->ring);
 	if (status >= 0) /* before the ranks meet: that a layer cannot be hidden is told to all */
 		status = poison_hide(series, poison_stream(series));

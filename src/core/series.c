@@ -300,7 +300,7 @@ lshard_status lshard_series_destroy(lshard_series *series)
 	 * worse.
 	 */
 	if (series->state == SERIES_COMMITTED && group_is_ours(series->group) &&
-	    pass_drain(series) == LSHARD_ERR_TIMEOUT)
+	    capture_drain(series) == LSHARD_ERR_TIMEOUT)
 		return LSHARD_ERR_TIMEOUT;
 	atomic_fetch_sub(&series->group->n_series, 1);
 	series_free(series);

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * capture.c - a stream is captured: nothing really happens meanwhile, so the ring's state is a copy, dropped at join or
+ * when the capture is found gone; and the drain, which is nothing to be captured. Knows the ring's state; starts nothing.
+ */
+#include "internal.h"
+
+#include <string.h>
+
+void capture_leave(lshard_series *series)
+{
+	if (!series->capture.number)
+		return;
+	memcpy(series->slots, series->capture.slots, series->scheme.map.n_slots * sizeof *series->slots);
+	memcpy(series->slot_status, series->capture.status, series->scheme.map.n_slots * sizeof *series->slot_status);
+	series->ring.position = series->capture.position;
+	series->ring.passed = series->capture.passed;
+	poison_leave_capture(series);
+	series->capture.number = 0;
+}
+
+void capture_spoil(lshard_series *series)
+{
+	if (series->capture.number)
+		series->capture.spoilt = series->capture.number;
+	capture_leave(series);
+}
+
+static void enter(lshard_series *series, uint64_t number)
+{
+	memcpy(series->capture.slots, series->slots, series->scheme.map.n_slots * sizeof *series->slots);
+	memcpy(series->capture.status, series->slot_status, series->scheme.map.n_slots * sizeof *series->slot_status);
+	series->capture.position = series->ring.position;
+	series->capture.passed = series->ring.passed;
+	poison_enter_capture(series);
+	series->capture.number = number;
+}
+
+lshard_status capture_look(lshard_series *series, void *stream)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	uint64_t number = 0;
+	const lshard_status status = ops->capture(series->store, stream, &number);
+
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+				   series->store->error.text);
+	if (number == series->capture.number)
+		return LSHARD_OK;
+	if (number && number == series->capture.spoilt)
+		return lshard_fail(&series->error, LSHARD_ERR_STATE,
+				   SERIES_FORMAT
+				   ": something that cannot be captured came between the calls of this "
+				   "capture (an update, a rewind, a verification, a prepare, a region that "
+				   "does not end as it began): end it and capture again",
+				   SERIES_NAMES(series));
+	capture_leave(series);
+	if (number)
+		enter(series, number);
+	return LSHARD_OK;
+}
+
+lshard_status capture_drain(lshard_series *series)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	lshard_status status = LSHARD_OK;
+
+	capture_spoil(series);
+	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
+		status = ops->retire(series->store, LSHARD_NO_CELL, series->streams[number]);
+	if (status >= 0)
+		status = ops->drain(series->store);
+	if (status < 0)
+		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
+				   series->store->error.text);
+	return LSHARD_OK;
+}
