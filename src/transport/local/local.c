@@ -4,7 +4,7 @@
  * every shard is host memory that all ranks see, a transfer is a memcpy by the rank that wants it. Options let the same
  * series run with copies as early as possible, as late as possible, at drawn moments in between, or in lockstep as on a
  * collective transport. Knows: pieces, cells and shards. Does not know: windows' states, layers' meaning. Ranks meet in
- * hub.c.
+ * process_group.c.
  */
 #include "clock.h"
 #include "host_copy.h"
@@ -65,7 +65,8 @@ static lshard_status local_open(const lshard_context *context, lshard_transport 
 		status = lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "local: layers live in host memory only");
 		goto free_local;
 	}
-	status = lshard__hub_join(context, context->options, local != NULL, local ? &local->hub : &unheard.hub, error);
+	status = lshard__process_group_join(context, context->options, local != NULL,
+					    local ? &local->group : &unheard.group, error);
 	if (status < 0)
 		goto free_local;
 	if (local->moment == IN_LOCKSTEP)
@@ -83,23 +84,24 @@ static void local_close(lshard_transport *transport)
 	struct local *local = local_of(transport);
 
 	if (transport->context->forked(transport->context))
-		lshard__hub_drop(local->hub);
+		lshard__process_group_drop(local->group);
 	else
-		lshard__hub_leave(local->hub, transport->context->rank);
+		lshard__process_group_leave(local->group, transport->context->rank);
 	local_free(transport->context, local);
 }
 
 static lshard_status local_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
 				    uint8_t *alive)
 {
-	struct lshard__hub_offer offer = {MEET_EXCHANGE, send, receive, bytes, alive};
+	struct lshard__process_group_offer offer = {MEET_EXCHANGE, send, receive, bytes, alive};
 
-	return lshard__hub_exchange(local_of(transport)->hub, transport->context->rank, &offer, &transport->error);
+	return lshard__process_group_exchange(local_of(transport)->group, transport->context->rank, &offer,
+					      &transport->error);
 }
 
 static void local_abort(lshard_transport *transport)
 {
-	lshard__hub_abort(local_of(transport)->hub, transport->context->rank);
+	lshard__process_group_abort(local_of(transport)->group, transport->context->rank);
 }
 
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */
@@ -186,12 +188,12 @@ static lshard_status local_fetch(lshard_store *base, uint32_t position, uint32_t
 {
 	struct local_store *store = store_of(base);
 	struct local *local = local_of(base->transport);
-	struct lshard__hub_post post = {sequence, store->number, position, 0};
+	struct lshard__process_group_post post = {sequence, store->number, position, 0};
 	struct transfer *transfer;
 
 	(void)stream;
 	if (local->moment == IN_LOCKSTEP)
-		lshard__hub_post(local->hub, base->transport->context->rank, &post);
+		lshard__process_group_post(local->group, base->transport->context->rank, &post);
 	if (cell == LSHARD_NO_CELL)
 		return LSHARD_OK; /* only gives the layer: nothing to copy here */
 	transfer = &store->transfers[cell];
@@ -219,10 +221,10 @@ static lshard_status lockstep_finish(struct local_store *store, uint32_t cell, u
 {
 	lshard_transport *transport = store->base.transport;
 	struct transfer *transfer = &store->transfers[cell];
-	struct lshard__hub_post post = {transfer->sequence, store->number, transfer->position, 0};
+	struct lshard__process_group_post post = {transfer->sequence, store->number, transfer->position, 0};
 	uint64_t started_ns;
-	lshard_status status = lshard__hub_meet(local_of(transport)->hub, transport->context->rank, &post, deadline_ns,
-						&started_ns, &transfer->error);
+	lshard_status status = lshard__process_group_await(local_of(transport)->group, transport->context->rank, &post,
+							   deadline_ns, &started_ns, &transfer->error);
 
 	if (status == LSHARD_OK)
 		copy(store, cell, started_ns);
@@ -260,7 +262,7 @@ static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream,
 	pass_a_call(store);
 	if (transfer->pending) {
 		began_ns = lshard__now_ns();
-		status = finish(store, cell, lshard__hub_deadline(local_of(base->transport)->hub));
+		status = finish(store, cell, lshard__process_group_deadline(local_of(base->transport)->group));
 		blocked_ns = lshard__now_ns() - began_ns;
 	} else {
 		status = tell(store, transfer, transfer->status);
@@ -283,7 +285,7 @@ static lshard_status local_retire(lshard_store *base, uint32_t cell, void *strea
 static lshard_status local_join(lshard_store *base, void *stream)
 {
 	struct local_store *store = store_of(base);
-	const uint64_t deadline_ns = lshard__hub_deadline(local_of(base->transport)->hub);
+	const uint64_t deadline_ns = lshard__process_group_deadline(local_of(base->transport)->group);
 	lshard_status status = LSHARD_OK;
 
 	(void)stream;
@@ -347,8 +349,9 @@ static lshard_status lockstep_read(struct local_store *store, uint32_t position)
 {
 	struct local *local = local_of(store->base.transport);
 	struct reading mine = {lshard__record_of(LSHARD_OK), store->number, position};
-	struct lshard__hub_offer offer = {MEET_READ, &mine, local->announcements, sizeof mine, local->alive};
-	lshard_status status = lshard__hub_exchange(local->hub, local->base.context->rank, &offer, &store->base.error);
+	struct lshard__process_group_offer offer = {MEET_READ, &mine, local->announcements, sizeof mine, local->alive};
+	lshard_status status =
+		lshard__process_group_exchange(local->group, local->base.context->rank, &offer, &store->base.error);
 
 	return status == LSHARD_OK ? judge_readings(store, &mine) : status;
 }

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * local.h - what the files of the local transport share: local.c (table, transfers, reads), local_options.c, and
- * local_store.c (shards and cells). hub.h connects the ranks.
+ * local_store.c (shards and cells). process_group.h connects the ranks.
  */
 #ifndef LAYERSHARD_LOCAL_H
 #define LAYERSHARD_LOCAL_H
 
-#include "hub.h"
+#include "process_group.h"
 #include "verdict.h"
 
-/* Kinds of hub exchanges: ranks in different ones are out of step. */
+/* Kinds of exchanges in the process: ranks in different ones are out of step. */
 enum meeting { MEET_EXCHANGE, MEET_OPEN, MEET_READ };
 
 /* When a transfer copies. */
@@ -18,7 +18,7 @@ enum moment { AT_REACH, AT_WAIT, AT_DRAWN, IN_LOCKSTEP };
 struct local {
 	lshard_transport base;
 	lshard_transport_ops ops; /* of this instance: lockstep has other capabilities */
-	struct lshard__hub *hub;
+	struct lshard__process_group *group;
 	enum moment moment;
 	uint64_t seed;
 	uint32_t stores_opened;             /* the same on all ranks, so it numbers them */
@@ -56,7 +56,7 @@ struct local_store {
 	struct transfer *transfers; /* [cells] */
 	uint32_t *queue;            /* cells with a pending transfer, in the order of fetch */
 	uint32_t queued;
-	bool reserved; /* its cells have room in the hub's book */
+	bool reserved; /* its cells have room in the group's book */
 };
 
 static inline struct local *local_of(const lshard_transport *transport)

@@ -46,9 +46,9 @@ lshard_status local_read_options(struct local *local, const char *options, lshar
 {
 	if (options[0] == '\0')
 		return LSHARD_OK;
-	if (strlen(options) >= LSHARD__HUB_TAG_BYTES)
+	if (strlen(options) >= LSHARD__PROCESS_GROUP_TAG_BYTES)
 		return lshard_fail(error, LSHARD_ERR_INVALID, "local: options of more than %u characters",
-				   LSHARD__HUB_TAG_BYTES - 1);
+				   LSHARD__PROCESS_GROUP_TAG_BYTES - 1);
 	for (const char *word = options; word;) {
 		size_t length = strcspn(word, "+");
 

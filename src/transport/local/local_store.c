@@ -106,7 +106,8 @@ static void store_free(struct local_store *store, const lshard_context *context)
 	if (!store)
 		return;
 	if (store->reserved && !context->forked(context))
-		lshard__hub_unreserve(local_of(store->base.transport)->hub, context->rank, store->base.plan->cells);
+		lshard__process_group_unreserve(local_of(store->base.transport)->group, context->rank,
+						store->base.plan->cells);
 	cells_close(store, context);
 	context->release(context, store->queue);
 	context->release(context, store->transfers);
@@ -132,7 +133,7 @@ static struct local_store *store_new(struct local *local, const lshard_store_pla
 	store->transfers = context->allocate(context, cells * sizeof store->transfers[0]);
 	store->queue = context->allocate(context, cells * sizeof store->queue[0]);
 	if (local->moment == IN_LOCKSTEP)
-		store->reserved = lshard__hub_reserve(local->hub, context->rank, plan->cells);
+		store->reserved = lshard__process_group_reserve(local->group, context->rank, plan->cells);
 	if (cells_open(store, context) && store->shards && store->bases && store->transfers && store->queue &&
 	    store->reserved == (local->moment == IN_LOCKSTEP))
 		return store;
@@ -179,8 +180,8 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 	struct local_store *store = store_new(local, plan);
 	struct shard *shard = store ? shard_new(plan, (unsigned)context->size) : NULL;
 	struct announcement mine = {{shard ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, 0}, shard};
-	struct lshard__hub_offer offer = {MEET_OPEN, &mine, local->announcements, sizeof mine, local->alive};
-	lshard_status status = lshard__hub_exchange(local->hub, context->rank, &offer, &transport->error);
+	struct lshard__process_group_offer offer = {MEET_OPEN, &mine, local->announcements, sizeof mine, local->alive};
+	lshard_status status = lshard__process_group_exchange(local->group, context->rank, &offer, &transport->error);
 	unsigned gone = 0;
 
 	if (status < 0) { /* nobody saw this rank's shard */

@@ -93,7 +93,7 @@ static int late_rank(const struct member *member)
 	context.timeout_ms = LONG_MS;
 	status = transport->ops->exchange(transport, &member->rank, all, sizeof member->rank, alive);
 	if (status ==
-	    LSHARD_ERR_TIMEOUT) /* the hub keeps the deadline it was made with: on a slow machine, once more */
+	    LSHARD_ERR_TIMEOUT) /* the group keeps the deadline it was made with: on a slow machine, once more */
 		status = transport->ops->exchange(transport, &member->rank, all, sizeof member->rank, alive);
 	EXPECT(member, status == LSHARD_OK, "%s", transport->error.text);
 	EXPECT(member, all[0] == 0 && all[1] == 1 && all[2] == 2, "%d %d %d", (int)all[0], (int)all[1], (int)all[2]);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * hub.c - where the threads of one process that are ranks of one group meet.
- * One mutex and one condition per group, no globals. The hub is made by rank 0, found by the others through the
- * bootstrap, and freed by whoever leaves last; as it may outlive the group that made it, it comes from libc and not
- * from the group's allocator.
+ * process_group.c - where the threads of one process that are ranks of one group meet.
+ * One mutex and one condition per group, no globals. The in-process group is made by rank 0, found by the others
+ * through the bootstrap, and freed by whoever leaves last; as it may outlive the group that made it, it comes from libc
+ * and not from the group's allocator.
  */
-#include "hub.h"
+#include "process_group.h"
 #include "verdict.h"
 
 #include <pthread.h>
@@ -26,21 +26,21 @@ enum presence { ABSENT, ARRIVED, SERVED, GAVE_UP };
 struct member {
 	bool gone;
 	enum presence presence;
-	struct lshard__hub_offer offer; /* buffers of the rank that is blocked; filled by the rank that comes last */
+	struct lshard__process_group_offer offer; /* of the blocked rank; the one that comes last fills it */
 	lshard_status result;
 	char why[sizeof(((lshard_error *)NULL)->text)];
 	uint64_t last;  /* highest sequence posted */
 	uint64_t ahead; /* posts it may have outstanding: the sum of what it reserved */
 };
 
-struct lshard__hub {
+struct lshard__process_group {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	atomic_uint users; /* members that have not left, plus rank 0 while ranks join */
 	int32_t size;
 	uint32_t timeout_ms;
-	struct lshard__hub_post *books; /* [size][pages], by sequence; NULL until somebody reserves */
-	uint64_t pages;                 /* of each rank */
+	struct lshard__process_group_post *books; /* [size][pages], by sequence; NULL until somebody reserves */
+	uint64_t pages;                           /* of each rank */
 	struct member members[];
 };
 
@@ -51,13 +51,13 @@ struct card {
 	struct lshard__record record;
 	uint64_t process;
 	unsigned char process_random[16]; /* the kernel's, drawn at exec: tells processes of different hosts apart */
-	char tag[LSHARD__HUB_TAG_BYTES];
-	struct lshard__hub *hub; /* rank 0's */
+	char tag[LSHARD__PROCESS_GROUP_TAG_BYTES];
+	struct lshard__process_group *group; /* rank 0's */
 };
 
-uint64_t lshard__hub_deadline(const struct lshard__hub *hub)
+uint64_t lshard__process_group_deadline(const struct lshard__process_group *group)
 {
-	return lshard__now_ns() + (uint64_t)hub->timeout_ms * 1000000u;
+	return lshard__now_ns() + (uint64_t)group->timeout_ms * 1000000u;
 }
 
 static struct timespec until(uint64_t deadline_ns)
@@ -66,14 +66,14 @@ static struct timespec until(uint64_t deadline_ns)
 				 .tv_nsec = (long)(deadline_ns % 1000000000u)};
 }
 
-static void hub_free(struct lshard__hub *hub)
+static void group_free(struct lshard__process_group *group)
 {
-	if (!hub)
+	if (!group)
 		return;
-	pthread_cond_destroy(&hub->changed);
-	pthread_mutex_destroy(&hub->lock);
-	free(hub->books);
-	free(hub);
+	pthread_cond_destroy(&group->changed);
+	pthread_mutex_destroy(&group->lock);
+	free(group->books);
+	free(group);
 }
 
 static bool condition_open(pthread_cond_t *condition)
@@ -89,33 +89,33 @@ static bool condition_open(pthread_cond_t *condition)
 	return done;
 }
 
-static struct lshard__hub *hub_new(const lshard_context *context)
+static struct lshard__process_group *group_new(const lshard_context *context)
 {
 	size_t size = (size_t)context->size;
-	struct lshard__hub *hub = calloc(1, sizeof *hub + size * sizeof hub->members[0]);
+	struct lshard__process_group *group = calloc(1, sizeof *group + size * sizeof group->members[0]);
 
-	if (!hub)
+	if (!group)
 		return NULL;
-	hub->size = context->size;
-	hub->timeout_ms = context->timeout_ms;
-	if (pthread_mutex_init(&hub->lock, NULL) != 0)
-		goto free_hub;
-	if (!condition_open(&hub->changed))
+	group->size = context->size;
+	group->timeout_ms = context->timeout_ms;
+	if (pthread_mutex_init(&group->lock, NULL) != 0)
+		goto free_group;
+	if (!condition_open(&group->changed))
 		goto destroy_lock;
 	for (size_t rank = 0; rank < size; rank++)
-		hub->members[rank].last = NOTHING;
-	atomic_init(&hub->users,
+		group->members[rank].last = NOTHING;
+	atomic_init(&group->users,
 		    1); /* rank 0, from the beginning, so that nobody can be the last before all have joined */
-	return hub;
+	return group;
 
 destroy_lock:
-	pthread_mutex_destroy(&hub->lock);
-free_hub:
-	free(hub);
+	pthread_mutex_destroy(&group->lock);
+free_group:
+	free(group);
 	return NULL;
 }
 
-static void card_write(struct card *card, const char *tag, bool ready, struct lshard__hub *hub)
+static void card_write(struct card *card, const char *tag, bool ready, struct lshard__process_group *group)
 {
 	const void *random = (const void *)getauxval(AT_RANDOM);
 
@@ -125,7 +125,7 @@ static void card_write(struct card *card, const char *tag, bool ready, struct ls
 		memcpy(card->process_random, random, sizeof card->process_random);
 	card->record = lshard__record_of(ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY);
 	snprintf(card->tag, sizeof card->tag, "%s", tag);
-	card->hub = hub;
+	card->group = group;
 }
 
 /* All ranks find the same first difference. */
@@ -145,7 +145,7 @@ static lshard_status cards_check(const struct card *cards, int32_t size, lshard_
 {
 	const struct lshard__records records = {.first = cards, .bytes = sizeof *cards, .size = size};
 	const int32_t other = lshard__first_differing(&records, offsetof(struct card, process),
-						      offsetof(struct card, hub) - offsetof(struct card, process));
+						      offsetof(struct card, group) - offsetof(struct card, process));
 	struct lshard__verdict verdict = lshard__judge(&records);
 
 	if (other >= 0)
@@ -156,9 +156,9 @@ static lshard_status cards_check(const struct card *cards, int32_t size, lshard_
 	return LSHARD_OK;
 }
 
-static void count_in(struct lshard__hub *hub)
+static void count_in(struct lshard__process_group *group)
 {
-	atomic_fetch_add(&hub->users, 1);
+	atomic_fetch_add(&group->users, 1);
 }
 
 static lshard_status gather_failed(const lshard_context *context, lshard_error *error)
@@ -168,21 +168,21 @@ static lshard_status gather_failed(const lshard_context *context, lshard_error *
 }
 
 /*
- * Two gathers: the first tells where the hub is, the second that everyone who read it has joined. Rank 0 holds the hub
- * until the second is over, so a rank on which only the first one failed leaves nothing behind.
+ * Two gathers: the first tells where the group's memory is, the second that everyone who read it has joined. Rank 0
+ * holds it until the second is over, so a rank on which only the first one failed leaves nothing behind.
  */
-lshard_status lshard__hub_join(const lshard_context *context, const char *tag, bool ready, struct lshard__hub **joined,
-			       lshard_error *error)
+lshard_status lshard__process_group_join(const lshard_context *context, const char *tag, bool ready,
+					 struct lshard__process_group **joined, lshard_error *error)
 {
 	const lshard_bootstrap *bootstrap = context->bootstrap;
 	struct card *cards = context->allocate(context, ((size_t)context->size + 1) * sizeof *cards);
 	struct card *mine = cards ? cards + context->size : NULL;
-	struct lshard__hub *own = context->rank == 0 ? hub_new(context) : NULL;
-	struct lshard__hub *hub;
+	struct lshard__process_group *own = context->rank == 0 ? group_new(context) : NULL;
+	struct lshard__process_group *group;
 	lshard_status status;
 
 	if (!cards) { /* cannot even hear the others: they are told by its opening's end */
-		hub_free(own);
+		group_free(own);
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "local: rank %d has no memory to join",
 				   (int)context->rank);
 	}
@@ -192,16 +192,16 @@ lshard_status lshard__hub_join(const lshard_context *context, const char *tag, b
 	else
 		status = cards_check(cards, context->size, error);
 	if (status < 0) {
-		hub_free(own);
+		group_free(own);
 		goto free_cards;
 	}
-	hub = cards[0].hub;
+	group = cards[0].group;
 	if (context->rank != 0)
-		count_in(hub);
+		count_in(group);
 	if (bootstrap->allgather(bootstrap->user, mine, cards, sizeof *cards) == 0) {
-		*joined = hub;
+		*joined = group;
 	} else {
-		lshard__hub_leave(hub, context->rank);
+		lshard__process_group_leave(group, context->rank);
 		status = gather_failed(context, error);
 	}
 
@@ -213,18 +213,18 @@ free_cards:
 /* ---- Exchange -------------------------------------------------------------------------------------------------- */
 
 /* Two members that stand at different calls, so that nothing can be exchanged. */
-static bool offers_differ(const struct lshard__hub *hub, int32_t *one, int32_t *other)
+static bool offers_differ(const struct lshard__process_group *group, int32_t *one, int32_t *other)
 {
 	*one = -1;
-	for (int32_t rank = 0; rank < hub->size; rank++) {
-		const struct member *member = &hub->members[rank];
+	for (int32_t rank = 0; rank < group->size; rank++) {
+		const struct member *member = &group->members[rank];
 
 		if (member->presence != ARRIVED)
 			continue;
 		if (*one < 0) {
 			*one = rank;
-		} else if (member->offer.kind != hub->members[*one].offer.kind ||
-			   member->offer.bytes != hub->members[*one].offer.bytes) {
+		} else if (member->offer.kind != group->members[*one].offer.kind ||
+			   member->offer.bytes != group->members[*one].offer.bytes) {
 			*other = rank;
 			return true;
 		}
@@ -233,10 +233,10 @@ static bool offers_differ(const struct lshard__hub *hub, int32_t *one, int32_t *
 }
 
 /* Into the buffers of a blocked member: what every other one brought. */
-static void serve(struct lshard__hub *hub, struct member *member)
+static void serve(struct lshard__process_group *group, struct member *member)
 {
-	for (int32_t rank = 0; rank < hub->size; rank++) {
-		const struct member *from = &hub->members[rank];
+	for (int32_t rank = 0; rank < group->size; rank++) {
+		const struct member *from = &group->members[rank];
 		unsigned char *to = (unsigned char *)member->offer.receive + (size_t)rank * member->offer.bytes;
 
 		member->offer.alive[rank] = !from->gone;
@@ -249,17 +249,17 @@ static void serve(struct lshard__hub *hub, struct member *member)
 }
 
 /* If every living member has arrived, the exchange happens: here, at once and for all. */
-static void complete(struct lshard__hub *hub)
+static void complete(struct lshard__process_group *group)
 {
 	int32_t one, other = -1;
 	bool differ;
 
-	for (int32_t rank = 0; rank < hub->size; rank++)
-		if (!hub->members[rank].gone && hub->members[rank].presence != ARRIVED)
+	for (int32_t rank = 0; rank < group->size; rank++)
+		if (!group->members[rank].gone && group->members[rank].presence != ARRIVED)
 			return;
-	differ = offers_differ(hub, &one, &other);
-	for (int32_t rank = 0; rank < hub->size; rank++) {
-		struct member *member = &hub->members[rank];
+	differ = offers_differ(group, &one, &other);
+	for (int32_t rank = 0; rank < group->size; rank++) {
+		struct member *member = &group->members[rank];
 
 		if (member->gone)
 			continue;
@@ -268,22 +268,22 @@ static void complete(struct lshard__hub *hub)
 			snprintf(member->why, sizeof member->why, "ranks %d and %d are in different collective calls",
 				 (int)one, (int)other);
 		} else {
-			serve(hub, member);
+			serve(group, member);
 		}
 	}
-	for (int32_t rank = 0; rank < hub->size; rank++)
-		if (!hub->members[rank].gone)
-			hub->members[rank].presence = SERVED;
-	pthread_cond_broadcast(&hub->changed);
+	for (int32_t rank = 0; rank < group->size; rank++)
+		if (!group->members[rank].gone)
+			group->members[rank].presence = SERVED;
+	pthread_cond_broadcast(&group->changed);
 }
 
 /* The living ranks that never came; if all did at some time, those that are not here any more. */
-static struct lshard__ranks who_is_missing(const struct lshard__hub *hub)
+static struct lshard__ranks who_is_missing(const struct lshard__process_group *group)
 {
 	struct lshard__ranks absent = {0}, gave_up = {0};
 
-	for (int32_t rank = 0; rank < hub->size; rank++) {
-		const struct member *member = &hub->members[rank];
+	for (int32_t rank = 0; rank < group->size; rank++) {
+		const struct member *member = &group->members[rank];
 
 		if (!member->gone && member->presence == GAVE_UP)
 			lshard__ranks_add(&gave_up, rank);
@@ -293,19 +293,19 @@ static struct lshard__ranks who_is_missing(const struct lshard__hub *hub)
 	return absent.count > 0 ? absent : gave_up;
 }
 
-static lshard_status late(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_offer *offer,
-			  lshard_error *error)
+static lshard_status late(struct lshard__process_group *group, int32_t rank,
+			  const struct lshard__process_group_offer *offer, lshard_error *error)
 {
-	struct lshard__ranks missing = who_is_missing(hub);
+	struct lshard__ranks missing = who_is_missing(group);
 
-	for (int32_t other = 0; other < hub->size; other++) {
-		enum presence presence = hub->members[other].presence;
+	for (int32_t other = 0; other < group->size; other++) {
+		enum presence presence = group->members[other].presence;
 
-		offer->alive[other] = !hub->members[other].gone && (presence == ARRIVED || presence == GAVE_UP);
+		offer->alive[other] = !group->members[other].gone && (presence == ARRIVED || presence == GAVE_UP);
 	}
-	hub->members[rank].presence = GAVE_UP;
+	group->members[rank].presence = GAVE_UP;
 	return lshard_fail(error, LSHARD_ERR_TIMEOUT, "rank %d waited %u ms for %s", (int)rank,
-			   (unsigned)hub->timeout_ms, lshard__ranks_text(&missing));
+			   (unsigned)group->timeout_ms, lshard__ranks_text(&missing));
 }
 
 static lshard_status aborted(int32_t rank, lshard_error *error)
@@ -313,25 +313,25 @@ static lshard_status aborted(int32_t rank, lshard_error *error)
 	return lshard_fail(error, LSHARD_ERR_ABORTED, "rank %d: the group was aborted", (int)rank);
 }
 
-lshard_status lshard__hub_exchange(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_offer *offer,
-				   lshard_error *error)
+lshard_status lshard__process_group_exchange(struct lshard__process_group *group, int32_t rank,
+					     const struct lshard__process_group_offer *offer, lshard_error *error)
 {
-	struct member *member = &hub->members[rank];
-	struct timespec deadline = until(lshard__hub_deadline(hub));
+	struct member *member = &group->members[rank];
+	struct timespec deadline = until(lshard__process_group_deadline(group));
 	lshard_status status;
 	int waited = 0;
 
-	pthread_mutex_lock(&hub->lock);
+	pthread_mutex_lock(&group->lock);
 	if (!member->gone) {
 		member->offer = *offer;
 		member->presence = ARRIVED;
-		complete(hub);
+		complete(group);
 	}
 	while (member->presence == ARRIVED && waited == 0)
-		waited = pthread_cond_timedwait(&hub->changed, &hub->lock, &deadline);
+		waited = pthread_cond_timedwait(&group->changed, &group->lock, &deadline);
 
 	if (member->presence == ARRIVED) {
-		status = late(hub, rank, offer, error);
+		status = late(group, rank, offer, error);
 	} else if (member->presence == SERVED) { /* it happened for the others, so it did for an aborted rank too */
 		member->presence = ABSENT;
 		status = member->result;
@@ -340,7 +340,7 @@ lshard_status lshard__hub_exchange(struct lshard__hub *hub, int32_t rank, const 
 	} else {
 		status = aborted(rank, error);
 	}
-	pthread_mutex_unlock(&hub->lock);
+	pthread_mutex_unlock(&group->lock);
 	return status;
 }
 
@@ -355,26 +355,27 @@ static uint64_t pages_for(uint64_t ahead)
 	return 2 * ahead + 256;
 }
 
-static struct lshard__hub_post *page_of(const struct lshard__hub *hub, int32_t rank, uint64_t sequence)
+static struct lshard__process_group_post *page_of(const struct lshard__process_group *group, int32_t rank,
+						  uint64_t sequence)
 {
-	return &hub->books[(uint64_t)rank * hub->pages + sequence % hub->pages];
+	return &group->books[(uint64_t)rank * group->pages + sequence % group->pages];
 }
 
 /* With the lock. Larger books, with what stood in the old ones; of two posts on one page the later stays. */
-static bool rebind(struct lshard__hub *hub, uint64_t pages)
+static bool rebind(struct lshard__process_group *group, uint64_t pages)
 {
-	struct lshard__hub_post *old = hub->books;
-	uint64_t old_pages = hub->pages;
-	struct lshard__hub_post *books = calloc((size_t)hub->size * pages, sizeof *books);
+	struct lshard__process_group_post *old = group->books;
+	uint64_t old_pages = group->pages;
+	struct lshard__process_group_post *books = calloc((size_t)group->size * pages, sizeof *books);
 
 	if (!books)
 		return false;
-	for (uint64_t page = 0; page < (uint64_t)hub->size * pages; page++)
+	for (uint64_t page = 0; page < (uint64_t)group->size * pages; page++)
 		books[page].sequence = NOTHING;
-	hub->books = books;
-	hub->pages = pages;
-	for (uint64_t at = 0; at < (uint64_t)hub->size * old_pages; at++) {
-		struct lshard__hub_post *page = page_of(hub, (int32_t)(at / old_pages), old[at].sequence);
+	group->books = books;
+	group->pages = pages;
+	for (uint64_t at = 0; at < (uint64_t)group->size * old_pages; at++) {
+		struct lshard__process_group_post *page = page_of(group, (int32_t)(at / old_pages), old[at].sequence);
 
 		if (old[at].sequence != NOTHING && (page->sequence == NOTHING || page->sequence < old[at].sequence))
 			*page = old[at];
@@ -383,39 +384,40 @@ static bool rebind(struct lshard__hub *hub, uint64_t pages)
 	return true;
 }
 
-bool lshard__hub_reserve(struct lshard__hub *hub, int32_t rank, uint32_t posts)
+bool lshard__process_group_reserve(struct lshard__process_group *group, int32_t rank, uint32_t posts)
 {
 	uint64_t ahead;
 	bool done;
 
-	pthread_mutex_lock(&hub->lock);
-	ahead = hub->members[rank].ahead + posts;
-	done = pages_for(ahead) <= hub->pages || rebind(hub, pages_for(ahead));
+	pthread_mutex_lock(&group->lock);
+	ahead = group->members[rank].ahead + posts;
+	done = pages_for(ahead) <= group->pages || rebind(group, pages_for(ahead));
 	if (done)
-		hub->members[rank].ahead = ahead;
-	pthread_mutex_unlock(&hub->lock);
+		group->members[rank].ahead = ahead;
+	pthread_mutex_unlock(&group->lock);
 	return done;
 }
 
-void lshard__hub_unreserve(struct lshard__hub *hub, int32_t rank, uint32_t posts)
+void lshard__process_group_unreserve(struct lshard__process_group *group, int32_t rank, uint32_t posts)
 {
-	pthread_mutex_lock(&hub->lock);
-	hub->members[rank].ahead -= posts;
-	pthread_mutex_unlock(&hub->lock);
+	pthread_mutex_lock(&group->lock);
+	group->members[rank].ahead -= posts;
+	pthread_mutex_unlock(&group->lock);
 }
 
-void lshard__hub_post(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post)
+void lshard__process_group_post(struct lshard__process_group *group, int32_t rank,
+				const struct lshard__process_group_post *post)
 {
-	struct member *member = &hub->members[rank];
-	struct lshard__hub_post *page;
+	struct member *member = &group->members[rank];
+	struct lshard__process_group_post *page;
 
-	pthread_mutex_lock(&hub->lock);
-	page = page_of(hub, rank, post->sequence);
+	pthread_mutex_lock(&group->lock);
+	page = page_of(group, rank, post->sequence);
 	*page = *post;
 	page->posted_ns = lshard__now_ns();
 	member->last = post->sequence;
-	pthread_cond_broadcast(&hub->changed);
-	pthread_mutex_unlock(&hub->lock);
+	pthread_cond_broadcast(&group->changed);
+	pthread_mutex_unlock(&group->lock);
 }
 
 /*
@@ -423,13 +425,14 @@ void lshard__hub_post(struct lshard__hub *hub, int32_t rank, const struct lshard
  * for none of its last posts may be so far ahead that the page was used again: it is past this one, and what exactly it
  * asked for is not known any more.
  */
-static lshard_status look(const struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
-			  struct lshard__ranks *missing, uint64_t *started_ns, lshard_error *error)
+static lshard_status look(const struct lshard__process_group *group, int32_t rank,
+			  const struct lshard__process_group_post *post, struct lshard__ranks *missing,
+			  uint64_t *started_ns, lshard_error *error)
 {
 	*started_ns = 0;
-	for (int32_t other = 0; other < hub->size; other++) {
-		const struct member *member = &hub->members[other];
-		const struct lshard__hub_post *page = page_of(hub, other, post->sequence);
+	for (int32_t other = 0; other < group->size; other++) {
+		const struct member *member = &group->members[other];
+		const struct lshard__process_group_post *page = page_of(group, other, post->sequence);
 
 		if (member->last == NOTHING || member->last < post->sequence) {
 			if (member->gone)
@@ -458,66 +461,67 @@ static lshard_status look(const struct lshard__hub *hub, int32_t rank, const str
 	return missing->count == 0 ? LSHARD_OK : LSHARD_IN_PROGRESS;
 }
 
-lshard_status lshard__hub_meet(struct lshard__hub *hub, int32_t rank, const struct lshard__hub_post *post,
-			       uint64_t deadline_ns, uint64_t *started_ns, lshard_error *error)
+lshard_status lshard__process_group_await(struct lshard__process_group *group, int32_t rank,
+					  const struct lshard__process_group_post *post, uint64_t deadline_ns,
+					  uint64_t *started_ns, lshard_error *error)
 {
 	struct timespec deadline = until(deadline_ns);
 	struct lshard__ranks missing;
 	lshard_status status;
 	int waited = 0;
 
-	pthread_mutex_lock(&hub->lock);
+	pthread_mutex_lock(&group->lock);
 	for (;;) {
 		missing = (struct lshard__ranks){0};
-		status = hub->members[rank].gone ? aborted(rank, error)
-						 : look(hub, rank, post, &missing, started_ns, error);
+		status = group->members[rank].gone ? aborted(rank, error)
+						   : look(group, rank, post, &missing, started_ns, error);
 		if (status != LSHARD_IN_PROGRESS || waited != 0)
 			break;
-		waited = pthread_cond_timedwait(&hub->changed, &hub->lock, &deadline);
+		waited = pthread_cond_timedwait(&group->changed, &group->lock, &deadline);
 	}
 	if (*started_ns == 0) /* so long ago that nobody's page is left */
 		*started_ns = lshard__now_ns();
 	if (status == LSHARD_IN_PROGRESS)
 		status = lshard_fail(error, LSHARD_ERR_TIMEOUT,
 				     "rank %d waited %u ms for transfer %llu: %s did not ask for it", (int)rank,
-				     (unsigned)hub->timeout_ms, (unsigned long long)post->sequence,
+				     (unsigned)group->timeout_ms, (unsigned long long)post->sequence,
 				     lshard__ranks_text(&missing));
-	pthread_mutex_unlock(&hub->lock);
+	pthread_mutex_unlock(&group->lock);
 	return status;
 }
 
 /* ---- Leaving --------------------------------------------------------------------------------------------------- */
 
-static void member_goes(struct lshard__hub *hub, int32_t rank)
+static void member_goes(struct lshard__process_group *group, int32_t rank)
 {
-	struct member *member = &hub->members[rank];
+	struct member *member = &group->members[rank];
 
 	member->gone = true;
 	if (member->presence != SERVED)
 		member->presence = ABSENT;
-	complete(hub);
-	pthread_cond_broadcast(&hub->changed);
+	complete(group);
+	pthread_cond_broadcast(&group->changed);
 }
 
-void lshard__hub_abort(struct lshard__hub *hub, int32_t rank)
+void lshard__process_group_abort(struct lshard__process_group *group, int32_t rank)
 {
-	pthread_mutex_lock(&hub->lock);
-	member_goes(hub, rank);
-	pthread_mutex_unlock(&hub->lock);
+	pthread_mutex_lock(&group->lock);
+	member_goes(group, rank);
+	pthread_mutex_unlock(&group->lock);
 }
 
-void lshard__hub_leave(struct lshard__hub *hub, int32_t rank)
+void lshard__process_group_leave(struct lshard__process_group *group, int32_t rank)
 {
-	lshard__hub_abort(hub, rank);
-	if (atomic_fetch_sub(&hub->users, 1) == 1)
-		hub_free(hub);
+	lshard__process_group_abort(group, rank);
+	if (atomic_fetch_sub(&group->users, 1) == 1)
+		group_free(group);
 }
 
 /* The lock may be held by a thread that is not there. */
-void lshard__hub_drop(struct lshard__hub *hub)
+void lshard__process_group_drop(struct lshard__process_group *group)
 {
-	if (atomic_fetch_sub(&hub->users, 1) != 1)
+	if (atomic_fetch_sub(&group->users, 1) != 1)
 		return;
-	free(hub->books);
-	free(hub);
+	free(group->books);
+	free(group);
 }
