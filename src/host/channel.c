@@ -4,14 +4,14 @@
  * gets for its `exchange`. Knows what each of them is for; adds nothing to what they do.
  */
 #include "sockets.h"
-#include "unison.h"
+#include "agreement.h"
 
 struct lshard_channel {
 	const lshard_context *context;
 	lshard_error *error; /* of the transport */
 	struct mesh mesh;
 	struct control control;
-	struct unison unison;
+	struct agreement agreement;
 };
 
 static uint64_t deadline_of(const lshard_channel *channel)
@@ -42,14 +42,14 @@ lshard_status lshard_channel_open(const lshard_context *context, lshard_error *e
 				   (int)context->rank, (int)context->size);
 	made->context = context;
 	made->error = error;
-	status = unison_make(&made->unison, context, &made->control, error);
+	status = agreement_make(&made->agreement, context, &made->control, error);
 	if (status == LSHARD_OK)
 		status = connect_ranks(made);
 	if (status == LSHARD_OK) {
 		*channel = made;
 		return LSHARD_OK;
 	}
-	unison_free(&made->unison, context);
+	agreement_free(&made->agreement, context);
 	context->release(context, made);
 	return status;
 }
@@ -60,7 +60,7 @@ void lshard_channel_close(lshard_channel *channel)
 		return;
 	control_close(&channel->control);
 	mesh_close(&channel->mesh);
-	unison_free(&channel->unison, channel->context);
+	agreement_free(&channel->agreement, channel->context);
 	channel->context->release(channel->context, channel);
 }
 
@@ -77,9 +77,9 @@ lshard_status lshard_channel_exchange(lshard_channel *channel, const void *send,
 
 static lshard_status agree(lshard_channel *channel, const char *what, lshard_status mine, uint64_t *round)
 {
-	struct unison_report report = {.step = round != NULL}; /* the two calls are told apart */
+	struct agreement_report report = {.step = round != NULL}; /* the two calls are told apart */
 
-	return unison_agree(&channel->unison, what, &report, mine, round, deadline_of(channel));
+	return agreement_exchange(&channel->agreement, what, &report, mine, round, deadline_of(channel));
 }
 
 lshard_status lshard_channel_agree(lshard_channel *channel, const char *what, lshard_status mine)

@@ -88,13 +88,14 @@ static void settle_on(struct cuda *cuda)
 static lshard_status introduce(struct cuda *cuda, const struct cuda_card *card, lshard_status status)
 {
 	const lshard_context *context = cuda->base.context;
-	struct unison_report report = {.step = 1};
+	struct agreement_report report = {.step = 1};
 
 	_Static_assert(sizeof *card <= sizeof report.body, "a rank tells of its device in one report");
 	memcpy(report.body, card, sizeof *card);
-	status = unison_agree(&cuda->unison, "cuda", &report, status, NULL, lshard__deadline_ns(context->timeout_ms));
+	status = agreement_exchange(&cuda->agreement, "cuda", &report, status, NULL,
+				    lshard__deadline_ns(context->timeout_ms));
 	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++)
-		memcpy(&cuda->cards[rank], cuda->unison.reports[rank].body, sizeof *card);
+		memcpy(&cuda->cards[rank], cuda->agreement.reports[rank].body, sizeof *card);
 	if (status == LSHARD_OK)
 		settle_on(cuda);
 	return status;
@@ -131,7 +132,7 @@ static void release_tables(struct cuda *cuda)
 
 	if (!context->forked(context))
 		pthread_mutex_destroy(&cuda->loans_lock);
-	unison_free(&cuda->unison, context);
+	agreement_free(&cuda->agreement, context);
 	if (cuda->pace && !cuda->unsettled)
 		context->release(context, cuda->pace);
 	if (cuda->cards)
@@ -169,7 +170,7 @@ static struct cuda *allocate_tables(const lshard_context *context)
 	cuda->base.ops = &cuda->ops;
 	cuda->base.context = context;
 	cuda->cards = context->allocate(context, size * sizeof *cuda->cards);
-	if (cuda->cards && unison_make(&cuda->unison, context, &cuda->control, &cuda->base.error) == LSHARD_OK)
+	if (cuda->cards && agreement_make(&cuda->agreement, context, &cuda->control, &cuda->base.error) == LSHARD_OK)
 		return cuda;
 	release_tables(cuda);
 	return NULL;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_link.c - how the ranks share memory, and is every peer's memory read right, and fast? Knows a store; knows nothing
- * of how it is made.
+ * cuda_link.c - how the ranks share memory, and is every peer's memory read right, and fast? Knows a store; knows
+ * nothing of how it is made.
  *
  * A pull that the driver stages through the host gives the right bits at a tenth of the speed, and nothing else tells.
  * So every rank shows the others known bytes once, and reads, checks and times theirs. Where a pull is too slow, the
@@ -243,16 +243,16 @@ static void free_sample(struct cuda *cuda, struct sample *sample)
 /* @p slowest: of this rank; becomes the slowest of all. */
 static lshard_status agree(struct cuda *cuda, int step, lshard_status status, double *slowest)
 {
-	struct unison_report report = {.step = step};
+	struct agreement_report report = {.step = step};
 
 	if (slowest)
 		memcpy(report.body, slowest, sizeof *slowest);
-	status = unison_agree(&cuda->unison, "link check", &report, status, NULL,
-			      lshard__deadline_ns(cuda->base.context->timeout_ms));
+	status = agreement_exchange(&cuda->agreement, "link check", &report, status, NULL,
+				    lshard__deadline_ns(cuda->base.context->timeout_ms));
 	for (int32_t rank = 0; slowest && rank < cuda->base.context->size && status == LSHARD_OK; rank++) {
 		double other;
 
-		memcpy(&other, cuda->unison.reports[rank].body, sizeof other);
+		memcpy(&other, cuda->agreement.reports[rank].body, sizeof other);
 		*slowest = other < *slowest ? other : *slowest;
 	}
 	return status;

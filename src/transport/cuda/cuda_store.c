@@ -19,7 +19,7 @@
 
 /* While a store is opened. */
 struct opening {
-	struct unison_opening together;
+	struct agreement_opening together;
 	struct cuda *cuda;
 	struct cuda_store *store;
 	const lshard_store_plan *plan;
@@ -157,7 +157,7 @@ static lshard_status make_from_caller(struct opening *opening)
 	return status;
 }
 
-static lshard_status make_own(struct unison_opening *together)
+static lshard_status make_own(struct agreement_opening *together)
 {
 	struct opening *opening = (struct opening *)together;
 	lshard_status status;
@@ -291,7 +291,7 @@ static lshard_status open_legacy(struct opening *opening)
 
 		if (rank == context->rank || opening->plan->shard_bytes_of[rank] == 0)
 			continue;
-		memcpy(&place, opening->cuda->unison.reports[rank].body, sizeof place);
+		memcpy(&place, opening->cuda->agreement.reports[rank].body, sizeof place);
 		status = refuse_thread(opening, rank);
 		if (status == LSHARD_OK)
 			status = not_opened(
@@ -328,7 +328,7 @@ static lshard_status open_others(struct opening *opening, uint64_t round)
 	return status == LSHARD_OK ? cuda_layers_map(opening->store) : status;
 }
 
-static lshard_status take_others(struct unison_opening *together, uint64_t round)
+static lshard_status take_others(struct agreement_opening *together, uint64_t round)
 {
 	struct opening *opening = (struct opening *)together;
 	const lshard_status status = open_others(opening, round);
@@ -383,7 +383,7 @@ lshard_status cuda_store_open(lshard_transport *transport, const lshard_store_pl
 
 	opening.store = allocate_store(cuda, plan);
 	opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
-	status = unison_open(&cuda->unison, &opening.together);
+	status = agreement_open(&cuda->agreement, &opening.together);
 	if (opening.fds)
 		context->release(context, opening.fds);
 	if (opening.store)

@@ -5,14 +5,14 @@
  * mapping), cuda_pull.c (what is copied for a layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream
  * order), cuda_caller.c (shards and windows in the caller's memory), cuda_store.c (a series' memory), cuda_link.c (how
  * memory is shared; is every peer's read right and fast?) and cuda.c (table, a group's life). mesh.h, control.h and
- * unison.h connect the ranks.
+ * agreement.h connect the ranks.
  */
 #ifndef LAYERSHARD_CUDA_TRANSPORT_H
 #define LAYERSHARD_CUDA_TRANSPORT_H
 
 #include "cuda_driver.h"
 #include "cuda_pace.h"
-#include "unison.h"
+#include "agreement.h"
 
 #include <pthread.h>
 
@@ -49,9 +49,9 @@ struct cuda {
 	int priority;         /* the highest for streams */
 	struct mesh mesh;
 	struct control control;
-	struct unison unison;    /* of the ranks while something opens */
-	struct cuda_card *cards; /* [size] */
-	struct cuda_loan *loans; /* the caller's shards that are not given back yet */
+	struct agreement agreement; /* of the ranks while something opens */
+	struct cuda_card *cards;    /* [size] */
+	struct cuda_loan *loans;    /* the caller's shards that are not given back yet */
 	pthread_mutex_t loans_lock;
 	struct cuda_pace *pace; /* of all this rank's pulls, or NULL */
 	int virtual_memory;     /* all ranks have it; else legacy handles */

@@ -55,7 +55,7 @@ static void shm_close(lshard_transport *transport)
 		shm_copier_close(&shm->copier);
 	control_close(&shm->control);
 	mesh_close(&shm->mesh);
-	unison_free(&shm->unison, context);
+	agreement_free(&shm->agreement, context);
 	context->release(context, shm);
 }
 
@@ -108,7 +108,7 @@ static lshard_status shm_open_group(const lshard_context *context, lshard_transp
 	shm->base.ops = &shm->ops;
 	shm->base.context = context;
 	if (status == LSHARD_OK)
-		status = unison_make(&shm->unison, context, &shm->control, &shm->base.error);
+		status = agreement_make(&shm->agreement, context, &shm->control, &shm->base.error);
 	if (status == LSHARD_OK)
 		status = connect_group(shm, context);
 	if (status == LSHARD_OK) {
@@ -117,7 +117,7 @@ static lshard_status shm_open_group(const lshard_context *context, lshard_transp
 	}
 	if (error)
 		*error = shm->base.error;
-	unison_free(&shm->unison, context);
+	agreement_free(&shm->agreement, context);
 	context->release(context, shm);
 	return status;
 }

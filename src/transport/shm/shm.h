@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * shm.h - what the files of the shm transport share: shm.c (table, group), shm_store.c (memory), shm_copy.c (the
- * copying thread). mesh.h, control.h and unison.h connect the ranks.
+ * copying thread). mesh.h, control.h and agreement.h connect the ranks.
  */
 #ifndef LAYERSHARD_SHM_H
 #define LAYERSHARD_SHM_H
 
 #include "mesh.h"
-#include "unison.h"
+#include "agreement.h"
 
 #include <pthread.h>
 
@@ -49,7 +49,7 @@ struct shm {
 	struct mesh mesh;
 	struct control control;
 	struct shm_copier copier;
-	struct unison unison; /* of the ranks while a series opens */
+	struct agreement agreement; /* of the ranks while a series opens */
 };
 
 struct shm_mapping {

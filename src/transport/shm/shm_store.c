@@ -25,7 +25,7 @@
 
 /* While a store is opened. */
 struct opening {
-	struct unison_opening together;
+	struct agreement_opening together;
 	struct shm *shm;
 	struct shm_store *store;
 	const lshard_store_plan *plan;
@@ -119,7 +119,7 @@ static lshard_status make_requests(struct opening *opening)
 	return shm_copier_start(&opening->shm->copier, opening->error);
 }
 
-static lshard_status make_own(struct unison_opening *together)
+static lshard_status make_own(struct agreement_opening *together)
 {
 	struct opening *opening = (struct opening *)together;
 	lshard_status status = opening->store && opening->fds
@@ -268,7 +268,7 @@ static lshard_status place_layers(struct opening *opening)
 
 /* ---- opening ---- */
 
-static lshard_status get_shards(struct unison_opening *together, uint64_t round)
+static lshard_status get_shards(struct agreement_opening *together, uint64_t round)
 {
 	struct opening *opening = (struct opening *)together;
 	const lshard_context *context = opening->shm->base.context;
@@ -325,7 +325,7 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 	opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
 	for (int32_t rank = 0; opening.fds && rank < context->size; rank++)
 		opening.fds[rank] = -1;
-	status = unison_open(&shm->unison, &opening.together);
+	status = agreement_open(&shm->agreement, &opening.together);
 	if (opening.fds) {
 		close_fds(opening.fds, context->size);
 		context->release(context, opening.fds);
