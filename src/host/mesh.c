@@ -6,7 +6,7 @@
 #include "greeting.h"
 #include "hello.h"
 #include "limit_reason.h"
-#include "lobby.h"
+#include "pending_connections.h"
 #include "sockets.h"
 
 #include <errno.h>
@@ -145,20 +145,20 @@ static lshard_status connect_lower(struct mesh *mesh, const struct card *cards, 
 }
 
 /* Which rank it is; -1 for a stranger. */
-static int32_t identify(const struct mesh *mesh, struct lshard__lobby *lobby, const struct lshard__newcomer *newcomer,
-			const struct card *cards)
+static int32_t identify(const struct mesh *mesh, struct lshard__pending_connections *pending,
+			const struct lshard__connecting_peer *connecting, const struct card *cards)
 {
 	const lshard_context *context = mesh->context;
-	const struct lshard__hello *hello = &newcomer->hello;
+	const struct lshard__hello *hello = &connecting->hello;
 
-	if (newcomer->got == sizeof *hello && hello->token == cards[context->rank].token &&
+	if (connecting->got == sizeof *hello && hello->token == cards[context->rank].token &&
 	    hello->rank > context->rank && hello->rank < context->size && mesh->peers[hello->rank].fd < 0)
 		return hello->rank;
-	if (lshard__lobby_first_stranger(lobby))
+	if (lshard__pending_first_stranger(pending))
 		context->log(
 			context, LSHARD_LOG_WARN,
 			"rank %d: process %d has connected, does not speak as a rank of the group, and is sent away",
-			(int)context->rank, (int)newcomer->pid);
+			(int)context->rank, (int)connecting->pid);
 	return -1;
 }
 
@@ -218,46 +218,46 @@ static lshard_status late(struct mesh *mesh, const struct card *cards)
 	return LSHARD_OK;
 }
 
-/* Take in those of the lobby that have said who they are, and answer them. Returns how many ranks came. */
-static int32_t take_in(struct mesh *mesh, struct lshard__lobby *lobby, const struct card *cards)
+/* Take in the pending connections that have said who they are, and answer them. Returns how many ranks came. */
+static int32_t take_in(struct mesh *mesh, struct lshard__pending_connections *pending, const struct card *cards)
 {
-	struct lshard__newcomer newcomer;
+	struct lshard__connecting_peer connecting;
 	struct lshard__hello answer;
 	int32_t came = 0;
 
-	while (lshard__lobby_next(lobby, &newcomer)) {
-		int32_t rank = identify(mesh, lobby, &newcomer, cards);
+	while (lshard__pending_next(pending, &connecting)) {
+		int32_t rank = identify(mesh, pending, &connecting, cards);
 
 		if (rank < 0) {
-			close(newcomer.fd);
+			close(connecting.fd);
 			continue;
 		}
 		answer = hello_to(mesh, &cards[rank]);
 		/* A new connection has room for it; a rank that has died meanwhile is seen to be gone later. */
-		(void)lshard__socket_send(newcomer.fd, &answer, sizeof answer, lshard__now_ns());
-		mesh->peers[rank].fd = newcomer.fd;
+		(void)lshard__socket_send(connecting.fd, &answer, sizeof answer, lshard__now_ns());
+		mesh->peers[rank].fd = connecting.fd;
 		came++;
 	}
 	return came;
 }
 
-static lshard_status accept_higher(struct mesh *mesh, int listener, struct lshard__lobby *lobby,
+static lshard_status accept_higher(struct mesh *mesh, int listener, struct lshard__pending_connections *pending,
 				   const struct card *cards, uint64_t deadline)
 {
 	int32_t wanted = mesh->context->size - 1 - mesh->context->rank;
 
 	while (wanted > 0) {
-		size_t count = lshard__lobby_poll(lobby, listener, mesh->polled);
+		size_t count = lshard__pending_poll(pending, listener, mesh->polled);
 		int ready = poll(mesh->polled, count, lshard__left_ms(deadline));
 
 		if (ready == 0)
 			return late(mesh, cards);
 		if (ready < 0 && errno == EINTR)
 			continue;
-		if (ready < 0 || lshard__lobby_hear(lobby, mesh->polled) < 0)
+		if (ready < 0 || lshard__pending_hear(pending, mesh->polled) < 0)
 			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "waiting for ranks: %s",
 					   lshard__reason(errno, 0).text);
-		wanted -= take_in(mesh, lobby, cards);
+		wanted -= take_in(mesh, pending, cards);
 	}
 	return LSHARD_OK;
 }
@@ -323,8 +323,8 @@ static lshard_status watch_processes(struct mesh *mesh)
 	return LSHARD_OK;
 }
 
-static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby, struct card *mine, struct card *cards,
-				 uint64_t deadline)
+static lshard_status connect_all(struct mesh *mesh, struct lshard__pending_connections *pending, struct card *mine,
+				 struct card *cards, uint64_t deadline)
 {
 	int listener = mine->failed ? -1 : listen_somewhere(mesh, mine);
 	lshard_status status = deal_cards(mesh, mine, cards);
@@ -332,7 +332,7 @@ static lshard_status connect_all(struct mesh *mesh, struct lshard__lobby *lobby,
 	if (status == LSHARD_OK)
 		status = connect_lower(mesh, cards, deadline);
 	if (status == LSHARD_OK)
-		status = accept_higher(mesh, listener, lobby, cards, deadline);
+		status = accept_higher(mesh, listener, pending, cards, deadline);
 	if (status == LSHARD_OK)
 		status = watch_processes(mesh);
 	if (status == LSHARD_OK)
@@ -348,7 +348,7 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 	struct card *cards = context->allocate(context, size * sizeof *cards);
 	struct card mine = {.greeting = lshard__greeting_make(CARD_MAGIC, sizeof mine, sizeof(struct packet)),
 			    .pid = (int32_t)getpid()};
-	struct lshard__lobby lobby = {.newcomers = NULL};
+	struct lshard__pending_connections pending = {.peers = NULL};
 	lshard_status status;
 
 	memset(mesh, 0, sizeof *mesh);
@@ -356,21 +356,21 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 	mesh->error = error;
 	mesh->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	mesh->peers = context->allocate(context, size * sizeof *mesh->peers);
-	/* More than the lobby's, and more than the [2 * size + 1] that are needed later. */
-	mesh->polled = context->allocate(context, (lshard__lobby_polls(context->size) + size) * sizeof *mesh->polled);
+	/* More than pending_connections.h needs, and more than the [2 * size + 1] that are needed later. */
+	mesh->polled = context->allocate(context, (lshard__pending_polls(context->size) + size) * sizeof *mesh->polled);
 	for (size_t i = 0; mesh->peers && i < size; i++) {
 		mesh->peers[i].fd = mesh->peers[i].inbox[0].fd = mesh->peers[i].inbox[1].fd = -1;
 		mesh->peers[i].process = -1;
 	}
 	if (mesh->wake < 0)
 		refuse(&mine, LSHARD_ERR_SYSTEM, "eventfd: ", lshard__reason(errno, 0).text);
-	if (!lshard__lobby_open(&lobby, context, greeting()) || !mesh->peers || !mesh->polled)
+	if (!lshard__pending_open(&pending, context, greeting()) || !mesh->peers || !mesh->polled)
 		refuse(&mine, LSHARD_ERR_NO_MEMORY, "", "no memory to connect the ranks");
 	if (cards)
-		status = connect_all(mesh, &lobby, &mine, cards, deadline_ns);
+		status = connect_all(mesh, &pending, &mine, cards, deadline_ns);
 	else /* it cannot even hear the others, who are told by its opening's end */
 		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
-	lshard__lobby_close(&lobby);
+	lshard__pending_close(&pending);
 	if (cards)
 		context->release(context, cards);
 	if (status != LSHARD_OK)

@@ -9,7 +9,7 @@
  */
 #include "outside.h"
 #include "limit_reason.h"
-#include "lobby.h"
+#include "pending_connections.h"
 #include "meeting_place.h"
 #include "sockets.h"
 #include "verdict.h"
@@ -49,9 +49,9 @@ struct lshard__rendezvous {
 	int process;           /* others: of rank 0, as that of a member */
 	pid_t root_pid;        /* others: as the system tells, 0 before */
 	struct lshard__place place;
-	struct member *members;     /* rank 0: [size]; its own entry is unused */
-	struct lshard__lobby lobby; /* rank 0, while ranks are missing */
-	struct pollfd *polled;      /* rank 0: [size] members, the lobby's, their processes */
+	struct member *members;                     /* rank 0: [size]; its own entry is unused */
+	struct lshard__pending_connections pending; /* rank 0, while ranks are missing */
+	struct pollfd *polled;                      /* rank 0: [size] members, pending connections, their processes */
 	char job[64];
 };
 
@@ -93,16 +93,16 @@ static void tell(int fd, lshard_status status, const void *text, uint64_t bytes)
 /* Those who have connected and wait to be accepted; from now on nobody can connect. */
 static void tell_queued(lshard__rendezvous *r, lshard_status status)
 {
-	struct lshard__newcomer newcomer;
+	struct lshard__connecting_peer connecting;
 
 	if (r->listener < 0)
 		return;
 	(void)shutdown(r->listener, SHUT_RDWR);
 	close_if_open(&r->spare);
-	while (lshard__lobby_accept(&r->lobby, r->listener, &newcomer) == LSHARD_OK) {
-		if (newcomer.fd >= 0)
-			tell(newcomer.fd, status, r->error.text, strlen(r->error.text));
-		close_if_open(&newcomer.fd);
+	while (lshard__pending_accept(&r->pending, r->listener, &connecting) == LSHARD_OK) {
+		if (connecting.fd >= 0)
+			tell(connecting.fd, status, r->error.text, strlen(r->error.text));
+		close_if_open(&connecting.fd);
 	}
 }
 
@@ -113,12 +113,12 @@ static lshard_status tell_all(lshard__rendezvous *r, lshard_status status)
 	for (int32_t rank = 1; rank < r->context->size; rank++)
 		if (r->members[rank].fd >= 0)
 			tell(r->members[rank].fd, status, r->error.text, strlen(r->error.text));
-	for (size_t i = 0; i < r->lobby.count; i++)
-		tell(r->lobby.newcomers[i].fd, status, r->error.text, strlen(r->error.text));
+	for (size_t i = 0; i < r->pending.count; i++)
+		tell(r->pending.peers[i].fd, status, r->error.text, strlen(r->error.text));
 	return status;
 }
 
-/* Is it one of ours? The text is for the newcomer as well. */
+/* Is it one of ours? The text is for the connecting peer as well. */
 static lshard_status check_hello(lshard__rendezvous *r, const struct lshard__hello *hello, pid_t pid)
 {
 	int32_t size = r->context->size;
@@ -141,26 +141,26 @@ static lshard_status check_hello(lshard__rendezvous *r, const struct lshard__hel
 }
 
 /* Another build's hello may be of another form: nothing is read of it but its greeting. */
-static lshard_status check_greeting(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+static lshard_status check_greeting(lshard__rendezvous *r, const struct lshard__connecting_peer *connecting)
 {
 	char whom[120];
 
-	snprintf(whom, sizeof whom, "process %d, which has come to job '%s',", (int)newcomer->pid, r->job);
-	return lshard__greeting_compare(&r->lobby.greeting, &newcomer->hello.greeting, "rank 0", whom, &r->error);
+	snprintf(whom, sizeof whom, "process %d, which has come to job '%s',", (int)connecting->pid, r->job);
+	return lshard__greeting_compare(&r->pending.greeting, &connecting->hello.greeting, "rank 0", whom, &r->error);
 }
 
 /* Whatever else connects is no rank, and ends nobody's meeting. */
-static int is_stranger(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+static int is_stranger(lshard__rendezvous *r, const struct lshard__connecting_peer *connecting)
 {
 	const lshard_context *context = r->context;
 
-	if (newcomer->hello.greeting.magic == r->lobby.greeting.magic)
+	if (connecting->hello.greeting.magic == r->pending.greeting.magic)
 		return 0;
-	if (lshard__lobby_first_stranger(&r->lobby))
+	if (lshard__pending_first_stranger(&r->pending))
 		context->log(
 			context, LSHARD_LOG_WARN,
 			"rank 0: process %d has connected to job '%s', does not speak as a rank does, and is sent away",
-			(int)newcomer->pid, r->job);
+			(int)connecting->pid, r->job);
 	return 1;
 }
 
@@ -171,47 +171,47 @@ static lshard_status cannot(lshard__rendezvous *r, const char *what, int error)
 }
 
 /* It is a member from here on, and told with the others where rank 0 fails. */
-static lshard_status take_in(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+static lshard_status take_in(lshard__rendezvous *r, const struct lshard__connecting_peer *connecting)
 {
-	struct member *member = &r->members[newcomer->hello.rank];
+	struct member *member = &r->members[connecting->hello.rank];
 
-	*member = (struct member){.fd = newcomer->fd,
-				  .process = lshard__socket_peer_process(newcomer->fd),
-				  .pid = newcomer->pid,
+	*member = (struct member){.fd = connecting->fd,
+				  .process = lshard__socket_peer_process(connecting->fd),
+				  .pid = connecting->pid,
 				  .heard = 1};
 	if (member->process < 0 && (errno == EMFILE || errno == ENFILE))
 		return cannot(r, "watch the other ranks", errno);
 	return LSHARD_OK;
 }
 
-static lshard_status hear_newcomer(lshard__rendezvous *r, const struct lshard__newcomer *newcomer)
+static lshard_status hear_peer(lshard__rendezvous *r, const struct lshard__connecting_peer *connecting)
 {
 	lshard_status status;
 
-	if (is_stranger(r, newcomer)) {
-		close(newcomer->fd);
+	if (is_stranger(r, connecting)) {
+		close(connecting->fd);
 		return LSHARD_OK;
 	}
-	status = check_greeting(r, newcomer);
+	status = check_greeting(r, connecting);
 	if (status == LSHARD_OK)
-		status = check_hello(r, &newcomer->hello, newcomer->pid);
+		status = check_hello(r, &connecting->hello, connecting->pid);
 	if (status == LSHARD_OK)
-		return take_in(r, newcomer);
-	tell(newcomer->fd, status, r->error.text, strlen(r->error.text));
-	close(newcomer->fd);
+		return take_in(r, connecting);
+	tell(connecting->fd, status, r->error.text, strlen(r->error.text));
+	close(connecting->fd);
 	return status;
 }
 
-/* Take in those of the lobby that have said who they are. */
+/* Take in the pending connections that have said who they are. */
 static lshard_status welcome(lshard__rendezvous *r)
 {
-	struct lshard__newcomer newcomer;
+	struct lshard__connecting_peer connecting;
 	lshard_status status = LSHARD_OK;
 
-	if (lshard__lobby_hear(&r->lobby, r->polled + r->context->size) < 0)
+	if (lshard__pending_hear(&r->pending, r->polled + r->context->size) < 0)
 		return cannot(r, "accept the other ranks", errno);
-	while (status == LSHARD_OK && lshard__lobby_next(&r->lobby, &newcomer))
-		status = hear_newcomer(r, &newcomer);
+	while (status == LSHARD_OK && lshard__pending_next(&r->pending, &connecting))
+		status = hear_peer(r, &connecting);
 	return status;
 }
 
@@ -260,7 +260,7 @@ static lshard_status await_members(lshard__rendezvous *r, uint64_t deadline)
 
 	for (int32_t rank = 0; rank < size; rank++)
 		r->polled[rank] = (struct pollfd){.fd = r->members[rank].fd, .events = POLLIN};
-	count = (size_t)size + lshard__lobby_poll(&r->lobby, r->listener, r->polled + size);
+	count = (size_t)size + lshard__pending_poll(&r->pending, r->listener, r->polled + size);
 	ready = poll(r->polled, add_processes(r, count), lshard__left_ms(deadline));
 	note_ended(r, ready > 0 ? count : 0);
 	if (ready > 0 || (ready < 0 && errno == EINTR))
@@ -602,7 +602,7 @@ static lshard_status open_root(lshard__rendezvous *r, uint64_t deadline)
 	if (status != LSHARD_OK)
 		return tell_all(r, status);
 	stop_listening(r);
-	lshard__lobby_close(&r->lobby);
+	lshard__pending_close(&r->pending);
 	for (int32_t rank = 1; rank < r->context->size; rank++)
 		tell(r->members[rank].fd, LSHARD_OK, NULL, 0);
 	return LSHARD_OK;
@@ -637,10 +637,10 @@ static lshard__rendezvous *allocate(const lshard_context *context, const char *j
 	if (context->rank)
 		return r;
 	r->members = context->allocate(context, size * sizeof *r->members);
-	r->polled = context->allocate(context, (2 * size + lshard__lobby_polls(context->size)) * sizeof *r->polled);
+	r->polled = context->allocate(context, (2 * size + lshard__pending_polls(context->size)) * sizeof *r->polled);
 	for (size_t i = 0; r->members && i < size; i++)
 		r->members[i].fd = r->members[i].process = -1;
-	if (lshard__lobby_open(&r->lobby, context, greeting()) && r->members && r->polled)
+	if (lshard__pending_open(&r->pending, context, greeting()) && r->members && r->polled)
 		return r;
 	lshard__rendezvous_close(r);
 	return NULL;
@@ -692,7 +692,7 @@ void lshard__rendezvous_close(lshard__rendezvous *r)
 		close_if_open(&r->members[rank].fd);
 		close_if_open(&r->members[rank].process);
 	}
-	lshard__lobby_close(&r->lobby);
+	lshard__pending_close(&r->pending);
 	if (r->polled)
 		r->context->release(r->context, r->polled);
 	if (r->members)

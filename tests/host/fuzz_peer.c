@@ -9,7 +9,7 @@
  */
 #include "contexts.h"
 #include "control_page.h"
-#include "lobby.h"
+#include "pending_connections.h"
 #include "memfd.h"
 #include "mesh.h"
 #include "sockets.h"
@@ -40,16 +40,16 @@ static void pair(int type, int sockets[2])
 static void greet(const lshard_context *context, const uint8_t *data, size_t size)
 {
 	const struct lshard__greeting greeting = lshard__hello_greeting(16);
-	struct lshard__lobby lobby = {.newcomers = NULL};
-	struct lshard__newcomer newcomer;
+	struct lshard__pending_connections pending = {.peers = NULL};
+	struct lshard__connecting_peer connecting;
 	struct pollfd polled[2];
 	lshard_error error;
 	int sockets[2];
 
 	pair(SOCK_STREAM, sockets);
-	require(lshard__lobby_open(&lobby, context, greeting));
-	lobby.newcomers[lobby.count++] = (struct lshard__newcomer){.fd = sockets[0]};
-	for (size_t at = 0; at < size && lobby.count == 1;) {
+	require(lshard__pending_open(&pending, context, greeting));
+	pending.peers[pending.count++] = (struct lshard__connecting_peer){.fd = sockets[0]};
+	for (size_t at = 0; at < size && pending.count == 1;) {
 		size_t part = data[at++] % 48;
 
 		part = part < size - at ? part : size - at;
@@ -57,15 +57,16 @@ static void greet(const lshard_context *context, const uint8_t *data, size_t siz
 		at += part;
 		polled[0] = (struct pollfd){.fd = -1};
 		polled[1] = (struct pollfd){.fd = sockets[0], .revents = part ? POLLIN : 0};
-		(void)lshard__lobby_hear(&lobby, polled);
-		if (!lshard__lobby_next(&lobby, &newcomer))
+		(void)lshard__pending_hear(&pending, polled);
+		if (!lshard__pending_next(&pending, &connecting))
 			continue;
-		require(newcomer.got >= sizeof greeting && newcomer.got <= sizeof newcomer.hello);
-		if (lshard__greeting_compare(&greeting, &newcomer.hello.greeting, "rank 0", "it", &error) == LSHARD_OK)
-			require(newcomer.got == sizeof newcomer.hello);
-		close(newcomer.fd);
+		require(connecting.got >= sizeof greeting && connecting.got <= sizeof connecting.hello);
+		if (lshard__greeting_compare(&greeting, &connecting.hello.greeting, "rank 0", "it", &error) ==
+		    LSHARD_OK)
+			require(connecting.got == sizeof connecting.hello);
+		close(connecting.fd);
 	}
-	lshard__lobby_close(&lobby);
+	lshard__pending_close(&pending);
 	close(sockets[1]);
 }
 
