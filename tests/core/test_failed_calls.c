@@ -32,15 +32,15 @@ static const char *const call_names[CALLS] = {"create", "commit", "join",       
 					      "rewind", "verify", "update_begin", "update_end"};
 
 enum trouble {
-	NONE,    /* or what the specification's faults make */
-	LATE,    /* the last rank calls when the others have given up */
-	ASTRAY,  /* the last rank has reached another layer */
-	BROKEN,  /* the last rank's collectives fail from now on */
+	NONE,        /* or what the specification's faults make */
+	LATE,        /* the last rank calls when the others have given up */
+	OUT_OF_STEP, /* the last rank has reached another layer */
+	BROKEN,      /* the last rank's collectives fail from now on */
 	ABORTED, /* the last rank aborts its group, which tells the others; one that is killed: test_killed_calls.c */
 	TROUBLES
 };
 
-static const char *const trouble_names[TROUBLES] = {"nothing", "late", "astray", "broken", "aborted"};
+static const char *const trouble_names[TROUBLES] = {"nothing", "late", "out of step", "broken", "aborted"};
 
 struct trial {
 	char spec[96];
@@ -116,7 +116,7 @@ static lshard_status make(struct player *player, enum call call)
 	}
 }
 
-static void go_astray(struct player *player)
+static void go_out_of_step(struct player *player)
 {
 	if (is_last(player) && player->rank.series)
 		lshard_reach(player->rank.series, LAYERS - 2, NULL);
@@ -132,8 +132,8 @@ static bool together(struct player *player, enum call call, struct fared *fared)
 
 	player->troubled = player->troubled || now;
 	player->ends = player->ends || trouble == BROKEN || trouble == ABORTED;
-	if (trouble == ASTRAY)
-		go_astray(player);
+	if (trouble == OUT_OF_STEP)
+		go_out_of_step(player);
 	if (trouble == BROKEN && is_last(player))
 		seat_fail_at(player->rank.seat, 0);
 	if (trouble == ABORTED && is_last(player)) {

@@ -630,7 +630,7 @@ static void a_control_page_is_looked_at_before_it_is_used(void **state)
 		assert_int_equal(team_of_processes(2, takes_a_forgery, &kind), 0);
 }
 
-/* A rank that writes where the page says how many ranks there are leads nobody astray. */
+/* A rank that writes where the page says how many ranks there are misleads nobody. */
 static int spoils_the_page(const struct member *member)
 {
 	struct shm_rank rank;

@@ -283,7 +283,7 @@ bool device_capture_drop(struct rank *rank)
 	drop_entries(device);
 	if (subject.poison && result == CUDA_OK) /* the copies may have been led back by a wait */
 		return device->graph_destroy(graph) == CUDA_OK;
-	EXPECT(device->member, result != CUDA_OK && !graph, "a capture with streams astray became a graph");
+	EXPECT(device->member, result != CUDA_OK && !graph, "a capture with streams left unjoined became a graph");
 	return true;
 failed:
 	return false;

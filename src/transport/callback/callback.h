@@ -109,8 +109,8 @@ struct callback {
 	lshard_status broken; /* a collective failed: all that comes fails */
 	lshard_error why_broken;
 	struct callback_store *stores; /* open ones: for messages */
-	bool astray;                   /* ranks went different ways: transfers fail until the next exchange */
-	lshard_error why_astray;
+	bool out_of_step;              /* transfers fail until the next exchange */
+	lshard_error why_out_of_step;
 	uint64_t asked_ns;     /* when the round under way began; 0: there is none */
 	uint64_t roll_call_ns; /* when the next one is due, if nothing else is to be done */
 	uint64_t rounds;       /* that have ended */

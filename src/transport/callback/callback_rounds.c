@@ -4,7 +4,7 @@
  * worker. Knows operations, cards and pieces; makes collectives through callback_worker.c.
  *
  * transfers  a round; then the data of as many of the announced ones as are the same on all ranks. None: the ranks have
- *            gone different ways (astray): transfers fail until they have met in an exchange.
+ *            gone different ways (out of step): transfers fail until they have agreed in an exchange.
  * exchange   a round; a rank that finds others elsewhere comes again. Once all are here, a second all-gather carries
  *            what they brought and whether their callers still wait: for all of them it happens, or for none.
  * read       a round; a second one in which each says that its caller still waits; then the data.
@@ -137,9 +137,9 @@ static void differ(struct callback *callback, int32_t other, lshard_error *error
 	describe(callback, &callback->cards[0], first, sizeof first);
 	describe(callback, &callback->cards[other], second, sizeof second);
 	lshard_fail(error, LSHARD_ERR_OUT_OF_STEP, "rank 0 is %s, rank %d %s", first, (int)other, second);
-	if (any_is(callback, TRANSFER) && !callback->astray) {
-		callback->astray = true;
-		callback->why_astray = *error;
+	if (any_is(callback, TRANSFER) && !callback->out_of_step) {
+		callback->out_of_step = true;
+		callback->why_out_of_step = *error;
 	}
 }
 
@@ -455,8 +455,8 @@ static void serve_transfers(struct callback *callback)
 	int32_t other = 0;
 	uint32_t same;
 
-	if (callback->astray) {
-		callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &callback->why_astray);
+	if (callback->out_of_step) {
+		callback_conclude(callback, LSHARD_ERR_OUT_OF_STEP, &callback->why_out_of_step);
 		return;
 	}
 	announce(callback, operations);
@@ -507,7 +507,7 @@ static void serve_exchange(struct callback *callback, const struct operation *op
 	}
 	if (hold_vote(callback, operation->ticket, operation->bytes, &left)) {
 		hand_out(callback, operation->bytes);
-		callback->astray = false;
+		callback->out_of_step = false;
 		callback_conclude(callback, LSHARD_OK, NULL);
 	} else if (callback->visitor.ticket == operation->ticket && !callback_at_end(callback)) {
 		callback->visitor.stage = WAITING; /* it did not happen: again, as long as the caller waits */

@@ -131,7 +131,7 @@ static void release_tables(struct cuda *cuda)
 	const lshard_context *context = cuda->base.context;
 
 	if (!context->forked(context))
-		pthread_mutex_destroy(&cuda->loans_lock);
+		pthread_mutex_destroy(&cuda->borrowed_lock);
 	agreement_free(&cuda->agreement, context);
 	if (cuda->pace && !cuda->unsettled)
 		context->release(context, cuda->pace);
@@ -165,7 +165,7 @@ static struct cuda *allocate_tables(const lshard_context *context)
 
 	if (!cuda)
 		return NULL;
-	pthread_mutex_init(&cuda->loans_lock, NULL);
+	pthread_mutex_init(&cuda->borrowed_lock, NULL);
 	cuda->ops = lshard__cuda;
 	cuda->base.ops = &cuda->ops;
 	cuda->base.context = context;
@@ -207,7 +207,7 @@ static void cuda_close(lshard_transport *transport)
 {
 	struct cuda *cuda = (struct cuda *)transport;
 
-	cuda_loans_close(cuda);
+	cuda_borrowed_close(cuda);
 	control_close(&cuda->control);
 	mesh_close(&cuda->mesh);
 	if (!transport->context->forked(transport->context)) /* the driver takes no calls in a child */
@@ -228,7 +228,7 @@ static void cuda_abort(lshard_transport *transport)
 {
 	struct cuda *cuda = (struct cuda *)transport;
 
-	cuda_pace_hurry(cuda->pace, 1);
+	cuda_pace_bypass(cuda->pace, 1);
 	mesh_abort(&cuda->mesh);
 }
 

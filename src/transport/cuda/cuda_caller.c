@@ -22,8 +22,8 @@
 #include <unistd.h>
 
 /* A shard of the caller's. */
-struct cuda_loan {
-	struct cuda_loan *next;
+struct cuda_borrowed {
+	struct cuda_borrowed *next;
 	lshard_memory_source source;
 	void *pointer;
 	int readers;    /* the end that hears from them */
@@ -34,24 +34,24 @@ struct cuda_loan {
 
 /* ---- giving back ---- */
 
-static void hear_readers(const struct cuda *cuda, struct cuda_loan *loan)
+static void hear_readers(const struct cuda *cuda, struct cuda_borrowed *borrowed)
 {
 	int32_t rank;
 
-	while (recv(loan->readers, &rank, sizeof rank, MSG_DONTWAIT) == (ssize_t)sizeof rank)
+	while (recv(borrowed->readers, &rank, sizeof rank, MSG_DONTWAIT) == (ssize_t)sizeof rank)
 		if (rank >= 0 && rank < cuda->base.context->size)
-			loan->done[rank] = 1;
+			borrowed->done[rank] = 1;
 }
 
-static int is_read(const struct cuda *cuda, struct cuda_loan *loan)
+static int is_read(const struct cuda *cuda, struct cuda_borrowed *borrowed)
 {
-	struct pollfd polled = {.fd = loan->readers, .events = POLLIN};
+	struct pollfd polled = {.fd = borrowed->readers, .events = POLLIN};
 
-	hear_readers(cuda, loan);
+	hear_readers(cuda, borrowed);
 	if (poll(&polled, 1, 0) == 1 && polled.revents & POLLHUP)
 		return 0;
 	for (int32_t rank = 0; rank < cuda->base.context->size; rank++)
-		if (rank != cuda->base.context->rank && !loan->done[rank] && !mesh_process_ended(&cuda->mesh, rank))
+		if (rank != cuda->base.context->rank && !borrowed->done[rank] && !mesh_process_ended(&cuda->mesh, rank))
 			return 1;
 	return 0;
 }
@@ -63,56 +63,56 @@ static void stop_reading(const struct cuda *cuda, int hold)
 	close(hold);
 }
 
-static void stop_offering(struct cuda_loan *loan)
+static void stop_offering(struct cuda_borrowed *borrowed)
 {
-	if (loan->offered >= 0)
-		close(loan->offered);
-	loan->offered = -1;
+	if (borrowed->offered >= 0)
+		close(borrowed->offered);
+	borrowed->offered = -1;
 }
 
-static void end_loan(struct cuda *cuda, struct cuda_loan *loan, int give_back)
+static void end_borrowing(struct cuda *cuda, struct cuda_borrowed *borrowed, int give_back)
 {
 	if (give_back)
-		loan->source.release(loan->source.user, LSHARD_FOR_SHARD, loan->pointer);
-	stop_offering(loan);
-	if (loan->readers >= 0)
-		close(loan->readers);
-	cuda->base.context->release(cuda->base.context, loan);
+		borrowed->source.release(borrowed->source.user, LSHARD_FOR_SHARD, borrowed->pointer);
+	stop_offering(borrowed);
+	if (borrowed->readers >= 0)
+		close(borrowed->readers);
+	cuda->base.context->release(cuda->base.context, borrowed);
 }
 
-void cuda_loans_settle(struct cuda *cuda)
+void cuda_borrowed_settle(struct cuda *cuda)
 {
-	pthread_mutex_lock(&cuda->loans_lock);
-	for (struct cuda_loan **at = &cuda->loans; *at;) {
-		struct cuda_loan *loan = *at;
+	pthread_mutex_lock(&cuda->borrowed_lock);
+	for (struct cuda_borrowed **at = &cuda->borrowed; *at;) {
+		struct cuda_borrowed *borrowed = *at;
 
-		if (!loan->over || is_read(cuda, loan)) {
-			at = &loan->next;
+		if (!borrowed->over || is_read(cuda, borrowed)) {
+			at = &borrowed->next;
 			continue;
 		}
-		*at = loan->next;
-		end_loan(cuda, loan, 1);
+		*at = borrowed->next;
+		end_borrowing(cuda, borrowed, 1);
 	}
-	pthread_mutex_unlock(&cuda->loans_lock);
+	pthread_mutex_unlock(&cuda->borrowed_lock);
 }
 
-void cuda_loans_close(struct cuda *cuda)
+void cuda_borrowed_close(struct cuda *cuda)
 {
 	const int forked = cuda->base.context->forked(cuda->base.context);
 
 	if (!forked)
-		cuda_loans_settle(cuda);
-	while (cuda->loans) {
-		struct cuda_loan *loan = cuda->loans;
+		cuda_borrowed_settle(cuda);
+	while (cuda->borrowed) {
+		struct cuda_borrowed *borrowed = cuda->borrowed;
 
-		cuda->loans = loan->next;
+		cuda->borrowed = borrowed->next;
 		if (!forked)
 			cuda->base.context->log(
 				cuda->base.context, LSHARD_LOG_WARN,
 				"rank %d: the caller's memory at %p is not given back: another rank may still "
 				"read it",
-				(int)cuda->base.context->rank, loan->pointer);
-		end_loan(cuda, loan, 0);
+				(int)cuda->base.context->rank, borrowed->pointer);
+		end_borrowing(cuda, borrowed, 0);
 	}
 }
 
@@ -131,15 +131,15 @@ void cuda_caller_close(struct cuda_store *store, int settled)
 		cuda->base.context->release(cuda->base.context, store->holds);
 	if (forked)
 		return;
-	if (store->lent_windows && settled)
-		source->release(source->user, LSHARD_FOR_WINDOWS, store->lent_windows);
-	pthread_mutex_lock(&cuda->loans_lock);
-	if (store->loan) {
-		stop_offering(store->loan); /* opening may have ended before everyone had it */
-		store->loan->over = settled;
+	if (store->borrowed_windows && settled)
+		source->release(source->user, LSHARD_FOR_WINDOWS, store->borrowed_windows);
+	pthread_mutex_lock(&cuda->borrowed_lock);
+	if (store->borrowed) {
+		stop_offering(store->borrowed); /* opening may have ended before everyone had it */
+		store->borrowed->over = settled;
 	}
-	pthread_mutex_unlock(&cuda->loans_lock);
-	cuda_loans_settle(cuda);
+	pthread_mutex_unlock(&cuda->borrowed_lock);
+	cuda_borrowed_settle(cuda);
 }
 
 /* ---- taking ---- */
@@ -187,29 +187,29 @@ static lshard_status take(struct cuda_store *store, lshard_purpose purpose, uint
 	return status;
 }
 
-static lshard_status new_loan(struct cuda_store *store, struct cuda_loan **made)
+static lshard_status new_borrowed(struct cuda_store *store, struct cuda_borrowed **made)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_context *context = cuda->base.context;
-	struct cuda_loan *loan = context->allocate(context, sizeof *loan + (size_t)context->size);
+	struct cuda_borrowed *borrowed = context->allocate(context, sizeof *borrowed + (size_t)context->size);
 	int ends[2];
 
-	if (!loan)
-		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory to lend a shard",
-				   plan->name);
+	if (!borrowed)
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': no memory to track a shard in the caller's memory", plan->name);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
 		const int cause = errno;
 
-		context->release(context, loan);
+		context->release(context, borrowed);
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_TRANSPORT,
 				   "series '%s': no sockets to see who reads the caller's memory: %s", plan->name,
 				   lshard__reason(cause, 0).text);
 	}
-	loan->source = *plan->memory_source;
-	loan->readers = ends[0];
-	loan->offered = ends[1];
-	*made = loan;
+	borrowed->source = *plan->memory_source;
+	borrowed->readers = ends[0];
+	borrowed->offered = ends[1];
+	*made = borrowed;
 	return LSHARD_OK;
 }
 
@@ -243,25 +243,25 @@ static lshard_status take_shard(struct cuda_store *store, struct cuda_place *pla
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
 	const lshard_store_plan *plan = store->base.plan;
-	struct cuda_loan *loan = NULL;
+	struct cuda_borrowed *borrowed = NULL;
 	lshard_status status;
 
 	if (plan->shard_bytes == 0)
 		return LSHARD_OK;
-	status = new_loan(store, &loan);
+	status = new_borrowed(store, &borrowed);
 	if (status != LSHARD_OK)
 		return status;
-	status = take(store, LSHARD_FOR_SHARD, plan->shard_bytes, &loan->pointer);
+	status = take(store, LSHARD_FOR_SHARD, plan->shard_bytes, &borrowed->pointer);
 	if (status != LSHARD_OK) {
-		end_loan(cuda, loan, 0);
+		end_borrowing(cuda, borrowed, 0);
 		return status;
 	}
-	pthread_mutex_lock(&cuda->loans_lock);
-	loan->next = cuda->loans;
-	cuda->loans = store->loan = loan;
-	pthread_mutex_unlock(&cuda->loans_lock);
+	pthread_mutex_lock(&cuda->borrowed_lock);
+	borrowed->next = cuda->borrowed;
+	cuda->borrowed = store->borrowed = borrowed;
+	pthread_mutex_unlock(&cuda->borrowed_lock);
 	store->shards[cuda->base.context->rank] =
-		(struct cuda_range){CUDA_LENT, (uintptr_t)loan->pointer, plan->shard_bytes, 0};
+		(struct cuda_range){CUDA_BORROWED, (uintptr_t)borrowed->pointer, plan->shard_bytes, 0};
 	return name_shard(store, place);
 }
 
@@ -272,7 +272,7 @@ lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *plac
 	const uint64_t bytes = plan->cells * plan->layer_bytes;
 	lshard_status status;
 
-	cuda_loans_settle((struct cuda *)store->base.transport);
+	cuda_borrowed_settle((struct cuda *)store->base.transport);
 	store->holds = context->allocate(context, (size_t)context->size * sizeof *store->holds);
 	if (!store->holds)
 		return lshard_fail(&store->base.transport->error, LSHARD_ERR_NO_MEMORY,
@@ -282,19 +282,20 @@ lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *plac
 	status = take_shard(store, place);
 	if (status != LSHARD_OK || bytes == 0)
 		return status;
-	status = take(store, LSHARD_FOR_WINDOWS, bytes, &store->lent_windows);
+	status = take(store, LSHARD_FOR_WINDOWS, bytes, &store->borrowed_windows);
 	if (status == LSHARD_OK)
-		store->windows = (struct cuda_range){CUDA_LENT, (uintptr_t)store->lent_windows, bytes, 0};
+		store->windows = (struct cuda_range){CUDA_BORROWED, (uintptr_t)store->borrowed_windows, bytes, 0};
 	return status;
 }
 
 lshard_status cuda_caller_shard(struct cuda_store *store, uint64_t tag, uint64_t deadline)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	struct cuda_loan *loan = store->loan;
-	const lshard_status status = mesh_swap(&cuda->mesh, tag, loan ? loan->offered : -1, store->holds, deadline);
+	struct cuda_borrowed *borrowed = store->borrowed;
+	const lshard_status status =
+		mesh_swap(&cuda->mesh, tag, borrowed ? borrowed->offered : -1, store->holds, deadline);
 
-	if (loan)
-		stop_offering(loan);
+	if (borrowed)
+		stop_offering(borrowed);
 	return status;
 }

@@ -15,20 +15,20 @@
 struct cuda_pace {
 	double ns_per_byte;
 	_Atomic uint64_t due_ns; /* when the next slice may begin */
-	atomic_int hurried;      /* not 0: nothing sleeps */
+	atomic_int bypassed;     /* not 0: nothing sleeps */
 };
 
 /* What stands in front of a slice of a copy; stays where it is while any graph may run the slice. */
-struct cuda_toll {
+struct cuda_charge {
 	struct cuda_pace *pace;
 	uint64_t bytes;
 };
 
 /* Bytes that are copied in one go at this pace. */
 uint64_t cuda_pace_slice(const struct cuda_pace *pace);
-/* A host function: sleeps until the slice of the toll (its argument) may begin. */
-void cuda_pace_pay(void *toll);
+/* A host function: sleeps until the slice of the charge (its argument) may begin. */
+void cuda_pace_wait(void *charge);
 /* While somebody waits for the end of all copies they run unpaced; counted, @p step is 1 or -1. NULL: nothing. */
-void cuda_pace_hurry(struct cuda_pace *pace, int step);
+void cuda_pace_bypass(struct cuda_pace *pace, int step);
 
 #endif

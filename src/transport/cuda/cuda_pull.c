@@ -19,7 +19,7 @@ struct cuda_slice {
 	uint32_t piece;
 	uint64_t begin;
 	uint64_t count;
-	struct cuda_toll toll; /* bytes 0: free */
+	struct cuda_charge charge; /* bytes 0: free */
 };
 
 struct cuda_pulls {
@@ -206,8 +206,8 @@ cuda_result cuda_copy_layer(struct cuda_store *store, cuda_stream stream, uint32
 
 		if (cuda_in_place(store, piece, to))
 			continue;
-		if (paced && slice->toll.bytes)
-			result = driver->host_function(stream, cuda_pace_pay, &slice->toll);
+		if (paced && slice->charge.bytes)
+			result = driver->host_function(stream, cuda_pace_wait, &slice->charge);
 		if (result == CUDA_OK)
 			result = copy_slice(store, stream, slice, piece, to);
 	}
@@ -309,7 +309,7 @@ void cuda_pulls_close(struct cuda_store *store)
 			cuda_of(store)->driver.graph_exec_destroy(pulls->graphs[i]);
 	if (pulls->graphs)
 		context->release(context, pulls->graphs);
-	if (pulls->slices && !(store->unsettled && cuda_of(store)->pace)) /* a toll may still be called for */
+	if (pulls->slices && !(store->unsettled && cuda_of(store)->pace)) /* a charge may still be made */
 		context->release(context, pulls->slices);
 	if (pulls->first_slice)
 		context->release(context, pulls->first_slice);

@@ -177,7 +177,7 @@ lshard_status cuda_settle(struct cuda_store *store, int heed_abort)
 
 	if (!store->point)
 		return LSHARD_OK; /* was never opened */
-	cuda_pace_hurry(cuda->pace, 1);
+	cuda_pace_bypass(cuda->pace, 1);
 	status = await_copies(store, deadline, heed_abort);
 	for (uint32_t i = 0; i <= store->base.plan->windows && status == LSHARD_OK; i++) {
 		struct cuda_cell *cell = &store->cells[i];
@@ -190,7 +190,7 @@ lshard_status cuda_settle(struct cuda_store *store, int heed_abort)
 	}
 	store->unsettled = status != LSHARD_OK;
 	cuda->unsettled |= store->unsettled && !heed_abort; /* host functions may still come */
-	cuda_pace_hurry(cuda->pace, -1);
+	cuda_pace_bypass(cuda->pace, -1);
 	return status;
 }
 

@@ -49,10 +49,10 @@ struct cuda {
 	int priority;         /* the highest for streams */
 	struct mesh mesh;
 	struct control control;
-	struct agreement agreement; /* of the ranks while something opens */
-	struct cuda_card *cards;    /* [size] */
-	struct cuda_loan *loans;    /* the caller's shards that are not given back yet */
-	pthread_mutex_t loans_lock;
+	struct agreement agreement;     /* of the ranks while something opens */
+	struct cuda_card *cards;        /* [size] */
+	struct cuda_borrowed *borrowed; /* the caller's shards that are not given back yet */
+	pthread_mutex_t borrowed_lock;
 	struct cuda_pace *pace; /* of all this rank's pulls, or NULL */
 	int virtual_memory;     /* all ranks have it; else legacy handles */
 	char remark[48];        /* for the group's description, when its pulls are slow */
@@ -69,7 +69,7 @@ struct cuda_range {
 		CUDA_RESERVED,  /* addresses, onto which physical memory is mapped */
 		CUDA_ALLOCATED, /* legacy */
 		CUDA_OPENED,    /* in a peer's legacy allocation */
-		CUDA_LENT       /* the caller's */
+		CUDA_BORROWED   /* the caller's */
 	} kind;
 	cuda_address address;
 	uint64_t bytes;
@@ -127,14 +127,14 @@ struct cuda_store {
 	struct cuda_cell *cells; /* [windows + 1] */
 	struct cuda_block *blocks;
 	uint32_t n_blocks;
-	struct cuda_range *shards; /* [size] */
-	struct cuda_range windows; /* and residents; not composed */
-	cuda_handle window_memory; /* only while the store is opened */
-	struct cuda_range layers;  /* composed: in a row, put together by mapping */
-	struct cuda_loan *loan;    /* the caller's memory for the shard; see cuda_caller.c */
-	void *lent_windows;        /* the caller's */
-	int *holds;                /* [size] what says to the others that this rank reads their loans; -1: none */
-	struct cuda_gap *gaps;     /* composed: of every layer */
+	struct cuda_range *shards;      /* [size] */
+	struct cuda_range windows;      /* and residents; not composed */
+	cuda_handle window_memory;      /* only while the store is opened */
+	struct cuda_range layers;       /* composed: in a row, put together by mapping */
+	struct cuda_borrowed *borrowed; /* the caller's memory for the shard; see cuda_caller.c */
+	void *borrowed_windows;         /* the caller's */
+	int *holds; /* [size] what says to the others that this rank reads their borrowed buffers; -1: none */
+	struct cuda_gap *gaps; /* composed: of every layer */
 	uint32_t n_gaps;
 	cuda_handle *gap_memory; /* [cells][n_gaps] only while the store is opened */
 };
@@ -218,14 +218,14 @@ int cuda_in_place(const struct cuda_store *store, const lshard_piece *piece, cud
 
 /* Take the caller's memory for shard and windows; where the shard is. Text of a failure: the transport's error. */
 lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *place);
-/* Let every rank hold the others' loans, until cuda_caller_close. */
+/* Let every rank hold the others' borrowed buffers, until cuda_caller_close. */
 lshard_status cuda_caller_shard(struct cuda_store *store, uint64_t tag, uint64_t deadline);
 /* @p settled: nothing of this rank uses the memory any more; else it is never given back. */
 void cuda_caller_close(struct cuda_store *store, int settled);
 /* Give back what nobody reads any more. */
-void cuda_loans_settle(struct cuda *cuda);
+void cuda_borrowed_settle(struct cuda *cuda);
 /* The transport ends: what others still read is not given back. */
-void cuda_loans_close(struct cuda *cuda);
+void cuda_borrowed_close(struct cuda *cuda);
 
 /* ---- cuda_pull.c ---- */
 

@@ -147,7 +147,7 @@ static void a_striped_layer_is_one_collective(void **state)
 /* ---- Out of step ----------------------------------------------------------------------------------------------- */
 
 /* The ranks that go right are told too, in the same words, before any deadline. */
-static int astray_body(const struct member *member)
+static int out_of_step_body(const struct member *member)
 {
 	struct setting setting = {.layers = 9, .first_layer = 2, .prefetch = 1, .timeout_ms = LONG_MS};
 	lshard_status status = LSHARD_OK;
@@ -184,7 +184,7 @@ static void ranks_that_go_different_ways_are_all_told(void **state)
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
-		play(3, astray_body, &placements[i]);
+		play(3, out_of_step_body, &placements[i]);
 }
 
 /* Two series whose ranks call them in another order: never the bytes of the other one. */
@@ -786,7 +786,7 @@ static void a_store_is_closed_after_its_transfers(void **state)
 	play(2, closing_body, &watch);
 }
 
-/* Rank 1's last fetches come when rank 0 waits for the last one: what lands in its cell before may not end that wait. */
+/* Rank 1's last fetches come when rank 0 waits for the last one: what landed before may not end that wait. */
 static void hold_back(struct watch *watch, uint32_t to_come)
 {
 	while (to_come == 2 && !atomic_load(&watch->waits))

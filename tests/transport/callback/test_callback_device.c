@@ -374,7 +374,7 @@ static void the_host_never_waits_for_the_device_in_a_pass(void **state)
 
 /* ---- Ranks that do not keep in step ---------------------------------------------------------------------------- */
 
-static int astray_body(const struct member *member)
+static int out_of_step_body(const struct member *member)
 {
 	struct setting setting = {.layers = 9, .first_layer = 2, .prefetch = 1, .timeout_ms = LONG_MS};
 	lshard_status status = LSHARD_OK;
@@ -403,7 +403,7 @@ static void ranks_that_go_different_ways_are_all_told(void **state)
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
-		assert_int_equal(team_of_threads(3, astray_body, &placements[i]), 0);
+		assert_int_equal(team_of_threads(3, out_of_step_body, &placements[i]), 0);
 }
 
 /* Nothing of a layer that a rank has not asked for is on any device. */
