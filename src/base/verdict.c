@@ -46,79 +46,77 @@ const char *lshard__ranks_text(struct lshard__ranks *ranks)
 
 /* ---- Records --------------------------------------------------------------------------------------------------- */
 
-struct lshard__record lshard__record_of(int32_t status)
+struct lshard__outcome lshard__outcome_of(int32_t status)
 {
-	return (struct lshard__record){.status = status, .echo = status == LSHARD_ERR_PEER_FAILED};
+	return (struct lshard__outcome){.status = status, .echo = status == LSHARD_ERR_PEER_FAILED};
 }
 
-static const unsigned char *record_of(const struct lshard__records *records, int32_t rank)
+static const unsigned char *record_of(const struct lshard__record_set *set, int32_t rank)
 {
-	return (const unsigned char *)records->first + (size_t)rank * records->bytes;
+	return (const unsigned char *)set->first + (size_t)rank * set->bytes;
 }
 
-static bool is_here(const struct lshard__records *records, int32_t rank)
+static bool is_here(const struct lshard__record_set *set, int32_t rank)
 {
-	return !records->alive || records->alive[rank];
+	return !set->alive || set->alive[rank];
 }
 
-static bool is_elsewhere(const struct lshard__records *records, int32_t rank)
+static bool is_elsewhere(const struct lshard__record_set *set, int32_t rank)
 {
-	const size_t head = sizeof(struct lshard__record);
+	const size_t head = sizeof(struct lshard__outcome);
 
-	return memcmp(record_of(records, rank) + head, record_of(records, records->rank) + head, records->call_bytes) !=
-	       0;
+	return memcmp(record_of(set, rank) + head, record_of(set, set->rank) + head, set->call_bytes) != 0;
 }
 
 /* What is to be said of one rank. @p echoes: failures that came of others count too. */
-static enum lshard__finding find(const struct lshard__records *records, int32_t rank, bool echoes)
+static enum lshard__finding find(const struct lshard__record_set *set, int32_t rank, bool echoes)
 {
-	struct lshard__record record;
+	struct lshard__outcome outcome;
 
-	if (!is_here(records, rank))
+	if (!is_here(set, rank))
 		return LSHARD__MISSING;
-	if (is_elsewhere(records, rank))
+	if (is_elsewhere(set, rank))
 		return LSHARD__ELSEWHERE;
-	memcpy(&record, record_of(records, rank), sizeof record);
-	if (record.status < 0 && (echoes || !record.echo))
+	memcpy(&outcome, record_of(set, rank), sizeof outcome);
+	if (outcome.status < 0 && (echoes || !outcome.echo))
 		return LSHARD__FAILED;
 	return LSHARD__AGREED;
 }
 
 /* True if there is a rank of which @p finding is to be said. */
-static bool collect(const struct lshard__records *records, enum lshard__finding finding, bool echoes,
+static bool collect(const struct lshard__record_set *set, enum lshard__finding finding, bool echoes,
 		    struct lshard__verdict *verdict)
 {
-	struct lshard__record record;
+	struct lshard__outcome outcome;
 
 	*verdict = (struct lshard__verdict){.finding = finding, .rank = -1};
-	for (int32_t rank = 0; rank < records->size; rank++)
-		if (find(records, rank, echoes) == finding)
+	for (int32_t rank = 0; rank < set->size; rank++)
+		if (find(set, rank, echoes) == finding)
 			lshard__ranks_add(&verdict->ranks, rank);
 	if (verdict->ranks.count == 0)
 		return false;
 	verdict->rank = verdict->ranks.named[0];
-	memcpy(&record, record_of(records, verdict->rank), sizeof record);
-	verdict->status = finding == LSHARD__FAILED ? record.status : 0;
+	memcpy(&outcome, record_of(set, verdict->rank), sizeof outcome);
+	verdict->status = finding == LSHARD__FAILED ? outcome.status : 0;
 	verdict->echo = finding == LSHARD__FAILED && echoes;
 	return true;
 }
 
-struct lshard__verdict lshard__judge(const struct lshard__records *records)
+struct lshard__verdict lshard__judge(const struct lshard__record_set *set)
 {
 	struct lshard__verdict verdict;
 
-	if (collect(records, LSHARD__ELSEWHERE, true, &verdict) ||
-	    (!records->may_miss && collect(records, LSHARD__MISSING, true, &verdict)) ||
-	    collect(records, LSHARD__FAILED, false, &verdict) || collect(records, LSHARD__FAILED, true, &verdict))
+	if (collect(set, LSHARD__ELSEWHERE, true, &verdict) ||
+	    (!set->may_miss && collect(set, LSHARD__MISSING, true, &verdict)) ||
+	    collect(set, LSHARD__FAILED, false, &verdict) || collect(set, LSHARD__FAILED, true, &verdict))
 		return verdict;
 	return (struct lshard__verdict){.finding = LSHARD__AGREED, .rank = -1};
 }
 
-int32_t lshard__first_differing(const struct lshard__records *records, size_t offset, size_t bytes)
+int32_t lshard__first_differing(const struct lshard__record_set *set, size_t offset, size_t bytes)
 {
-	for (int32_t rank = 1; rank < records->size; rank++)
-		if (is_here(records, rank) &&
-		    memcmp(record_of(records, rank) + offset, record_of(records, 0) + offset, bytes) != 0)
+	for (int32_t rank = 1; rank < set->size; rank++)
+		if (is_here(set, rank) && memcmp(record_of(set, rank) + offset, record_of(set, 0) + offset, bytes) != 0)
 			return rank;
 	return -1;
 }

@@ -36,17 +36,17 @@ static inline const char *lshard__ranks_are(const struct lshard__ranks *ranks)
 /* ---- Records --------------------------------------------------------------------------------------------------- */
 
 /* What every record begins with. Behind it stand the bytes that are the same on all ranks in the same call. */
-struct lshard__record {
+struct lshard__outcome {
 	int32_t status; /* how the rank fared: an lshard_status */
 	int32_t echo;   /* 1: of a failure elsewhere, which tells more */
 };
 
 /* Of a rank that fared so. That it has lost another rank is an echo: it lives, and may itself have heard it said. */
-struct lshard__record lshard__record_of(int32_t status);
+struct lshard__outcome lshard__outcome_of(int32_t status);
 
 /* One record of each rank. */
-struct lshard__records {
-	const void *first;    /* [size] structs that begin with a struct lshard__record */
+struct lshard__record_set {
+	const void *first;    /* [size] structs that begin with a struct lshard__outcome */
 	size_t bytes;         /* of each */
 	size_t call_bytes;    /* behind its beginning: the call */
 	int32_t size;         /* ranks */
@@ -69,9 +69,9 @@ struct lshard__verdict {
  * The first of these that there is: ranks in another call than this one; ranks that are missing, of which what others
  * failed in may have come; ranks that failed of their own accord; ranks that failed because of another's failure.
  */
-struct lshard__verdict lshard__judge(const struct lshard__records *records);
+struct lshard__verdict lshard__judge(const struct lshard__record_set *set);
 
 /* The first living rank whose @p bytes at @p offset of the record differ from those of rank 0; -1: none. */
-int32_t lshard__first_differing(const struct lshard__records *records, size_t offset, size_t bytes);
+int32_t lshard__first_differing(const struct lshard__record_set *set, size_t offset, size_t bytes);
 
 #endif

@@ -41,7 +41,7 @@ static lshard_status differ(lshard_error *error, const char *series, const char 
 static lshard_status agree_on_fields(lshard_group *group, const lshard_series_options *options, lshard_status mine,
 				     lshard_error *error)
 {
-	struct meeting_card card = {.record.status = mine,
+	struct meeting_card card = {.outcome.status = mine,
 				    .meeting = MEET_CREATE,
 				    .number = group->n_created,
 				    .values = {options->first_layer, options->layer_count, options->placement,
@@ -49,14 +49,14 @@ static lshard_status agree_on_fields(lshard_group *group, const lshard_series_op
 					       options->poison != LSHARD_POISON_OFF, options->prefetch,
 					       options->resident_bytes}};
 	const int compared = group_collective(group) ? CARD_VALUES : FIELD_PREFETCH;
-	const struct lshard__records records = group_records(group, group->cards, sizeof card, 0);
+	const struct lshard__record_set set = group_records(group, group->cards, sizeof card, 0);
 	lshard_status status;
 
 	strcpy(card.series, options->name);
 	status = group_meet_all(group, card, error);
 	for (int field = 0; field < compared && status >= 0; field++) {
 		const size_t offset = offsetof(struct meeting_card, values) + (size_t)field * sizeof *card.values;
-		const int32_t other = lshard__first_differing(&records, offset, sizeof *card.values);
+		const int32_t other = lshard__first_differing(&set, offset, sizeof *card.values);
 
 		if (other >= 0)
 			status = differ(error, options->name, field_names[field], other, group->cards[0].values[field],

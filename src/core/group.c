@@ -418,14 +418,14 @@ static const char *meeting_name(uint64_t meeting)
 	}
 }
 
-struct lshard__records group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes)
+struct lshard__record_set group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes)
 {
-	return (struct lshard__records){.first = first,
-					.bytes = bytes,
-					.call_bytes = call_bytes,
-					.size = group->context.size,
-					.rank = group->context.rank,
-					.alive = group->alive};
+	return (struct lshard__record_set){.first = first,
+					   .bytes = bytes,
+					   .call_bytes = call_bytes,
+					   .size = group->context.size,
+					   .rank = group->context.rank,
+					   .alive = group->alive};
 }
 
 lshard_status group_fail_missing(const lshard_group *group, const char *series, const char *what, lshard_error *error)
@@ -474,12 +474,12 @@ static lshard_status fail_failed(const lshard_group *group, const struct meeting
 static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, bool may_miss,
 				 lshard_error *error)
 {
-	const size_t call_bytes = offsetof(struct meeting_card, values) - sizeof mine->record;
-	struct lshard__records records = group_records(group, group->cards, sizeof *mine, call_bytes);
+	const size_t call_bytes = offsetof(struct meeting_card, values) - sizeof mine->outcome;
+	struct lshard__record_set set = group_records(group, group->cards, sizeof *mine, call_bytes);
 	struct lshard__verdict verdict;
 
-	records.may_miss = may_miss;
-	verdict = lshard__judge(&records);
+	set.may_miss = may_miss;
+	verdict = lshard__judge(&set);
 	switch (verdict.finding) {
 	case LSHARD__ELSEWHERE:
 		return fail_elsewhere(group, mine, &verdict, error);
@@ -498,10 +498,10 @@ static lshard_status meet(lshard_group *group, struct meeting_card *card, bool m
 	lshard_transport *transport = group->transport;
 	lshard_status status;
 
-	card->record = lshard__record_of(card->record.status);
+	card->outcome = lshard__outcome_of(card->outcome.status);
 	status = transport->ops->exchange(transport, card, group->cards, sizeof *card, group->alive);
-	if (card->record.status < 0)
-		return (lshard_status)card->record.status; /* the text is there already */
+	if (card->outcome.status < 0)
+		return (lshard_status)card->outcome.status; /* the text is there already */
 	if (status < 0)
 		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, card->series,
 				   meeting_name(card->meeting), transport->error.text);

@@ -32,9 +32,9 @@ enum meeting {
 #define CARD_VALUES 8
 
 struct meeting_card {
-	struct lshard__record record; /* how the rank fared so far */
-	uint64_t meeting;             /* with number and series: which call it is in */
-	uint64_t number;              /* of the series in the group */
+	struct lshard__outcome outcome; /* how the rank fared so far */
+	uint64_t meeting;               /* with number and series: which call it is in */
+	uint64_t number;                /* of the series in the group */
 	char series[64];
 	uint64_t values[CARD_VALUES]; /* of the meeting: a sequence number, a hash, the fields of a series */
 };
@@ -127,7 +127,7 @@ lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lsha
 /* PEER_FAILED naming those of the group->alive that are not, needed in @p what. */
 lshard_status group_fail_missing(const lshard_group *group, const char *series, const char *what, lshard_error *error);
 /* Those who took part in the last meeting, as records of @p bytes at @p first. */
-struct lshard__records group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes);
+struct lshard__record_set group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes);
 
 /* False in a child by fork of the process that created the group. */
 static inline bool group_is_ours(const lshard_group *group)

@@ -19,7 +19,7 @@ static const char *state_name(enum series_state state)
 
 struct meeting_card series_card(const lshard_series *series, enum meeting meeting, lshard_status status)
 {
-	struct meeting_card card = {.record.status = status, .meeting = (uint64_t)meeting, .number = series->number};
+	struct meeting_card card = {.outcome.status = status, .meeting = (uint64_t)meeting, .number = series->number};
 
 	strcpy(card.series, series->name);
 	return card;

@@ -198,7 +198,7 @@ static lshard_status learn_hashes(struct sight *sight, uint32_t position)
 	lshard_series *series = sight->series;
 	lshard_group *group = series->group;
 	const uint64_t mine = hash_shard(sight, position);
-	const struct lshard__records records = group_records(group, group->cards, sizeof *group->cards, 0);
+	const struct lshard__record_set set = group_records(group, group->cards, sizeof *group->cards, 0);
 	struct meeting_card card = series_card(series, MEET_VERIFY, sight->status);
 	lshard_status status;
 	int32_t other;
@@ -206,7 +206,7 @@ static lshard_status learn_hashes(struct sight *sight, uint32_t position)
 	card.values[0] = mine;
 	card.values[1] = position;
 	status = group_meet_all(group, card, &series->error);
-	other = lshard__first_differing(&records, offsetof(struct meeting_card, values[1]), sizeof card.values[1]);
+	other = lshard__first_differing(&set, offsetof(struct meeting_card, values[1]), sizeof card.values[1]);
 	if (status < 0 || other < 0)
 		return status;
 	return lshard_fail(&series->error, LSHARD_ERR_OUT_OF_STEP,

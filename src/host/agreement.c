@@ -43,14 +43,14 @@ static lshard_status fail_gone(const struct agreement *agreement, const char *wh
 static lshard_status judge(const struct agreement *agreement, const char *what)
 {
 	const lshard_context *context = agreement->control->mesh->context;
-	const struct lshard__records records = {.first = agreement->reports,
-						.bytes = sizeof *agreement->reports,
-						.call_bytes = offsetof(struct agreement_report, body) -
-							      sizeof(struct lshard__record),
-						.size = context->size,
-						.rank = context->rank,
-						.alive = agreement->alive};
-	struct lshard__verdict verdict = lshard__judge(&records);
+	const struct lshard__record_set set = {.first = agreement->reports,
+					       .bytes = sizeof *agreement->reports,
+					       .call_bytes = offsetof(struct agreement_report, body) -
+							     sizeof(struct lshard__outcome),
+					       .size = context->size,
+					       .rank = context->rank,
+					       .alive = agreement->alive};
+	struct lshard__verdict verdict = lshard__judge(&set);
 
 	switch (verdict.finding) {
 	case LSHARD__ELSEWHERE:
@@ -77,7 +77,7 @@ lshard_status agreement_exchange(struct agreement *agreement, const char *what, 
 	if (status == LSHARD_ERR_ABORTED)
 		return status; /* the others see this rank as gone */
 	mine->what = lshard__text_hash(what);
-	mine->record = (struct lshard__record){status, mine->record.echo || lshard__record_of(status).echo};
+	mine->outcome = (struct lshard__outcome){status, mine->outcome.echo || lshard__outcome_of(status).echo};
 	if (status != LSHARD_OK)
 		snprintf(mine->text, sizeof mine->text, "%.*s", (int)sizeof mine->text - 1, cause.text);
 	met = control_exchange(agreement->control, mine, agreement->reports, sizeof *mine, agreement->alive, round,

@@ -13,7 +13,7 @@
 
 /* What every rank says at each step of an opening. */
 struct agreement_report {
-	struct lshard__record record;
+	struct lshard__outcome outcome;
 	uint64_t what; /* hash of the name of what is opened: ranks open in the same order */
 	int64_t step;
 	unsigned char body[AGREEMENT_BODY_BYTES];

@@ -13,7 +13,7 @@
 #define PAYLOAD_BYTES 400u
 
 struct gathering_frame {
-	struct lshard__record record;
+	struct lshard__outcome outcome;
 	uint64_t bytes; /* of what is gathered; the end: ALL_DONE */
 	char payload[PAYLOAD_BYTES];
 };
@@ -35,13 +35,13 @@ static lshard_status end(struct gathering *gathering, lshard_status status, int3
 
 static lshard_status judge(struct gathering *gathering)
 {
-	const struct lshard__records records = {.first = gathering->frames,
-						.bytes = sizeof *gathering->frames,
-						.size = gathering->context->size,
-						.rank = gathering->context->rank};
-	const struct lshard__verdict verdict = lshard__judge(&records);
-	const int32_t other = lshard__first_differing(&records, offsetof(struct gathering_frame, bytes),
-						      sizeof gathering->frames->bytes);
+	const struct lshard__record_set set = {.first = gathering->frames,
+					       .bytes = sizeof *gathering->frames,
+					       .size = gathering->context->size,
+					       .rank = gathering->context->rank};
+	const struct lshard__verdict verdict = lshard__judge(&set);
+	const int32_t other =
+		lshard__first_differing(&set, offsetof(struct gathering_frame, bytes), sizeof gathering->frames->bytes);
 
 	if (verdict.finding == LSHARD__FAILED)
 		return end(gathering, (lshard_status)verdict.status, verdict.rank,
@@ -111,7 +111,7 @@ lshard_status gathering_conclude(struct gathering *gathering, lshard_status open
 	struct gathering_frame *mine = own_frame(gathering);
 
 	if (gathering->ended == LSHARD_OK) {
-		*mine = (struct gathering_frame){.record = {opened, is_echo(opened)}, .bytes = ALL_DONE};
+		*mine = (struct gathering_frame){.outcome = {opened, is_echo(opened)}, .bytes = ALL_DONE};
 		if (opened < 0)
 			snprintf(mine->payload, sizeof mine->payload, "%.*s", (int)sizeof mine->payload - 1,
 				 error->text);

@@ -87,7 +87,7 @@ lshard_status lshard_transport_info(uint32_t index, lshard_transport_information
 #define WHY_BYTES  96
 
 struct card {
-	struct lshard__record record; /* failed: this rank cannot take part, and `text` says why */
+	struct lshard__outcome outcome; /* failed: this rank cannot take part, and `text` says why */
 	/* the same on all ranks, as far as the spec */
 	int32_t size;
 	int32_t memory;
@@ -143,7 +143,7 @@ static void fill_card(struct card *card, const lshard__stack *stack, const char 
 	card->memory = (int32_t)stack->base->memory;
 	card->callbacks = stack->base->callbacks != NULL &&
 			  (card->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
-	card->record.status = failed;
+	card->outcome.status = failed;
 	card->spec_hash = lshard__text_hash(spec);
 	snprintf(card->spec, sizeof card->spec, "%.*s", (int)sizeof card->spec - 1, spec);
 	if (stack->custom && !failed)
@@ -175,9 +175,9 @@ static lshard_status compare(const struct card *first, const struct card *other,
 /* All ranks find the same first difference. */
 static lshard_status compare_all(const struct card *cards, int32_t size, lshard_error *error)
 {
-	const struct lshard__records records = {.first = cards, .bytes = sizeof *cards, .size = size};
-	const struct lshard__verdict verdict = lshard__judge(&records);
-	const int32_t other = lshard__first_differing(&records, offsetof(struct card, size),
+	const struct lshard__record_set set = {.first = cards, .bytes = sizeof *cards, .size = size};
+	const struct lshard__verdict verdict = lshard__judge(&set);
+	const int32_t other = lshard__first_differing(&set, offsetof(struct card, size),
 						      offsetof(struct card, spec) - offsetof(struct card, size));
 
 	if (verdict.finding == LSHARD__FAILED)
@@ -399,8 +399,8 @@ static lshard_status greet(const lshard_context *base, lshard_error *error)
 static void tame_cards(struct card *cards, int32_t size)
 {
 	for (int32_t rank = 0; rank < size; rank++) {
-		if (cards[rank].record.status > 0)
-			cards[rank].record.status = LSHARD_ERR_TRANSPORT;
+		if (cards[rank].outcome.status > 0)
+			cards[rank].outcome.status = LSHARD_ERR_TRANSPORT;
 		cards[rank].spec[sizeof cards->spec - 1] = 0;
 		cards[rank].custom[sizeof cards->custom - 1] = 0;
 		cards[rank].text[sizeof cards->text - 1] = 0;

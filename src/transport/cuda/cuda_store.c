@@ -210,7 +210,7 @@ static lshard_status open_block(struct opening *opening, struct cuda_block *bloc
 	struct cuda *cuda = opening->cuda;
 	lshard_status status;
 
-	opening->together.report.record.echo = fd < 0;
+	opening->together.report.outcome.echo = fd < 0;
 	if (fd < 0)
 		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
 				   "series '%s': rank %d shares nothing instead of %llu bytes", opening->plan->name,

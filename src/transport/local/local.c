@@ -311,7 +311,7 @@ static lshard_status local_drain(lshard_store *base)
 
 /* A record like those of store_open, in whose place they are gathered. */
 struct reading {
-	struct lshard__record record;
+	struct lshard__outcome outcome;
 	uint32_t store;
 	uint32_t position;
 };
@@ -323,13 +323,13 @@ static lshard_status judge_readings(struct local_store *store, const struct read
 	const struct local *local = local_of(store->base.transport);
 	const lshard_context *context = local->base.context;
 	const struct reading *all = (const struct reading *)local->announcements;
-	const struct lshard__records records = {.first = all,
-						.bytes = sizeof *all,
-						.call_bytes = sizeof *all - sizeof all->record,
-						.size = context->size,
-						.rank = context->rank,
-						.alive = local->alive};
-	struct lshard__verdict verdict = lshard__judge(&records);
+	const struct lshard__record_set set = {.first = all,
+					       .bytes = sizeof *all,
+					       .call_bytes = sizeof *all - sizeof all->outcome,
+					       .size = context->size,
+					       .rank = context->rank,
+					       .alive = local->alive};
+	struct lshard__verdict verdict = lshard__judge(&set);
 	const struct reading *other = &all[verdict.rank >= 0 ? verdict.rank : 0];
 
 	if (verdict.finding == LSHARD__ELSEWHERE)
@@ -348,7 +348,7 @@ static lshard_status judge_readings(struct local_store *store, const struct read
 static lshard_status lockstep_read(struct local_store *store, uint32_t position)
 {
 	struct local *local = local_of(store->base.transport);
-	struct reading mine = {lshard__record_of(LSHARD_OK), store->number, position};
+	struct reading mine = {lshard__outcome_of(LSHARD_OK), store->number, position};
 	struct lshard__process_group_offer offer = {MEET_READ, &mine, local->announcements, sizeof mine, local->alive};
 	lshard_status status =
 		lshard__process_group_exchange(local->group, local->base.context->rank, &offer, &store->base.error);

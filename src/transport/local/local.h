@@ -28,7 +28,7 @@ struct local {
 
 /* What store_open tells the others. */
 struct announcement {
-	struct lshard__record record;
+	struct lshard__outcome outcome;
 	struct shard *shard;
 };
 

@@ -146,12 +146,12 @@ static struct local_store *store_new(struct local *local, const lshard_store_pla
 static lshard_status shards_attach(struct local *local, struct local_store *store)
 {
 	const lshard_context *context = local->base.context;
-	const struct lshard__records records = {.first = local->announcements,
-						.bytes = sizeof *local->announcements,
-						.size = context->size,
-						.rank = context->rank,
-						.alive = local->alive};
-	struct lshard__verdict verdict = lshard__judge(&records);
+	const struct lshard__record_set set = {.first = local->announcements,
+					       .bytes = sizeof *local->announcements,
+					       .size = context->size,
+					       .rank = context->rank,
+					       .alive = local->alive};
+	struct lshard__verdict verdict = lshard__judge(&set);
 
 	if (verdict.finding == LSHARD__FAILED)
 		return lshard_fail(&local->base.error, (lshard_status)verdict.status,

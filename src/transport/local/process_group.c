@@ -48,7 +48,7 @@ struct lshard__process_group {
 
 /* Told by each rank at the bootstrap; the same bytes are judged by all, so that all come to the same end. */
 struct card {
-	struct lshard__record record;
+	struct lshard__outcome outcome;
 	uint64_t process;
 	unsigned char process_random[16]; /* the kernel's, drawn at exec: tells processes of different hosts apart */
 	char tag[LSHARD__PROCESS_GROUP_TAG_BYTES];
@@ -123,7 +123,7 @@ static void card_write(struct card *card, const char *tag, bool ready, struct ls
 	card->process = (uint64_t)getpid();
 	if (random)
 		memcpy(card->process_random, random, sizeof card->process_random);
-	card->record = lshard__record_of(ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY);
+	card->outcome = lshard__outcome_of(ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY);
 	snprintf(card->tag, sizeof card->tag, "%s", tag);
 	card->group = group;
 }
@@ -143,10 +143,10 @@ static lshard_status compare(const struct card *first, const struct card *other,
 
 static lshard_status cards_check(const struct card *cards, int32_t size, lshard_error *error)
 {
-	const struct lshard__records records = {.first = cards, .bytes = sizeof *cards, .size = size};
-	const int32_t other = lshard__first_differing(&records, offsetof(struct card, process),
+	const struct lshard__record_set set = {.first = cards, .bytes = sizeof *cards, .size = size};
+	const int32_t other = lshard__first_differing(&set, offsetof(struct card, process),
 						      offsetof(struct card, group) - offsetof(struct card, process));
-	struct lshard__verdict verdict = lshard__judge(&records);
+	struct lshard__verdict verdict = lshard__judge(&set);
 
 	if (other >= 0)
 		return compare(&cards[0], &cards[other], other, error);
