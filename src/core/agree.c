@@ -11,25 +11,25 @@
 #define TENSORS_PER_PAGE 8
 
 /* A tensor's description as it travels. */
-struct tensor_card {
+struct tensor_record {
 	char name[64];
 	uint64_t bytes, alignment, stripe, rows, column_bytes;
 };
 
 struct tensor_page {
-	struct tensor_card tensors[TENSORS_PER_PAGE];
+	struct tensor_record tensors[TENSORS_PER_PAGE];
 };
 
 _Static_assert(sizeof(struct tensor_page) <= LSHARD_EXCHANGE_BYTES, "a page of tensors fits one exchange");
 
 /*
- * The fields of a series as they travel in a card; from FIELD_PREFETCH on they must agree only where transfers go in
+ * The fields of a series as they travel in a record; from FIELD_PREFETCH on they must agree only where transfers go in
  * step.
  */
 enum { FIELD_PREFETCH = 6 };
 
-static const char *const field_names[CARD_VALUES] = {"first_layer",   "layer_count", "placement", "tensor_count",
-						     "memory_source", "poison",      "prefetch",  "resident_bytes"};
+static const char *const field_names[RECORD_VALUES] = {"first_layer",   "layer_count", "placement", "tensor_count",
+						       "memory_source", "poison",      "prefetch",  "resident_bytes"};
 
 static lshard_status differ(lshard_error *error, const char *series, const char *field, int32_t rank, uint64_t first,
 			    uint64_t other)
@@ -41,32 +41,32 @@ static lshard_status differ(lshard_error *error, const char *series, const char 
 static lshard_status agree_on_fields(lshard_group *group, const lshard_series_options *options, lshard_status mine,
 				     lshard_error *error)
 {
-	struct meeting_card card = {.outcome.status = mine,
-				    .meeting = MEET_CREATE,
-				    .number = group->n_created,
-				    .values = {options->first_layer, options->layer_count, options->placement,
-					       options->tensor_count, options->memory_source != NULL,
-					       options->poison != LSHARD_POISON_OFF, options->prefetch,
-					       options->resident_bytes}};
-	const int compared = group_collective(group) ? CARD_VALUES : FIELD_PREFETCH;
-	const struct lshard__record_set set = group_records(group, group->cards, sizeof card, 0);
+	struct call_record record = {.outcome.status = mine,
+				     .meeting = MEET_CREATE,
+				     .number = group->n_created,
+				     .values = {options->first_layer, options->layer_count, options->placement,
+						options->tensor_count, options->memory_source != NULL,
+						options->poison != LSHARD_POISON_OFF, options->prefetch,
+						options->resident_bytes}};
+	const int compared = group_collective(group) ? RECORD_VALUES : FIELD_PREFETCH;
+	const struct lshard__record_set set = group_records(group, group->records, sizeof record, 0);
 	lshard_status status;
 
-	strcpy(card.series, options->name);
-	status = group_meet_all(group, card, error);
+	strcpy(record.series, options->name);
+	status = group_meet_all(group, record, error);
 	for (int field = 0; field < compared && status >= 0; field++) {
-		const size_t offset = offsetof(struct meeting_card, values) + (size_t)field * sizeof *card.values;
-		const int32_t other = lshard__first_differing(&set, offset, sizeof *card.values);
+		const size_t offset = offsetof(struct call_record, values) + (size_t)field * sizeof *record.values;
+		const int32_t other = lshard__first_differing(&set, offset, sizeof *record.values);
 
 		if (other >= 0)
-			status = differ(error, options->name, field_names[field], other, group->cards[0].values[field],
-					group->cards[other].values[field]);
+			status = differ(error, options->name, field_names[field], other,
+					group->records[0].values[field], group->records[other].values[field]);
 	}
 	return status;
 }
 
-static lshard_status compare_tensors(const char *series, const struct tensor_card *first,
-				     const struct tensor_card *other, int32_t rank, lshard_error *error)
+static lshard_status compare_tensors(const char *series, const struct tensor_record *first,
+				     const struct tensor_record *other, int32_t rank, lshard_error *error)
 {
 	const struct {
 		const char *name;
@@ -98,14 +98,14 @@ static void fill_page(struct tensor_page *page, const lshard_series_options *opt
 	memset(page, 0, sizeof *page);
 	for (uint32_t index = 0; index < TENSORS_PER_PAGE && begin + index < options->tensor_count; index++) {
 		const lshard_tensor tensor = options_tensor(options, begin + index);
-		struct tensor_card *card = &page->tensors[index];
+		struct tensor_record *record = &page->tensors[index];
 
-		strcpy(card->name, tensor.name);
-		card->bytes = tensor.bytes;
-		card->alignment = tensor.alignment;
-		card->stripe = tensor.stripe;
-		card->rows = tensor.rows;
-		card->column_bytes = tensor.column_bytes;
+		strcpy(record->name, tensor.name);
+		record->bytes = tensor.bytes;
+		record->alignment = tensor.alignment;
+		record->stripe = tensor.stripe;
+		record->rows = tensor.rows;
+		record->column_bytes = tensor.column_bytes;
 	}
 }
 

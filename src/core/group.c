@@ -171,9 +171,9 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 		status = find_timeout(context, options, error);
 	if (status < 0)
 		return status;
-	group->cards = group_allocate(group, (size_t)context->size * sizeof *group->cards);
+	group->records = group_allocate(group, (size_t)context->size * sizeof *group->records);
 	group->alive = group_allocate(group, (size_t)context->size);
-	if (!group->cards || !group->alive)
+	if (!group->records || !group->alive)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "rank %d: no memory for a group of %d", context->rank,
 				   context->size);
 	return LSHARD_OK;
@@ -245,7 +245,7 @@ static void group_free(lshard_group *group)
 
 	lshard__stack_close(group->stack);
 	group_release(group, group->alive);
-	group_release(group, group->cards);
+	group_release(group, group->records);
 	lshard__process_close(&group->process);
 	allocator.release(allocator.user, group);
 }
@@ -437,10 +437,10 @@ lshard_status group_fail_missing(const lshard_group *group, const char *series, 
 			   what);
 }
 
-static lshard_status fail_elsewhere(const lshard_group *group, const struct meeting_card *mine,
+static lshard_status fail_elsewhere(const lshard_group *group, const struct call_record *mine,
 				    struct lshard__verdict *verdict, lshard_error *error)
 {
-	const struct meeting_card *other = &group->cards[verdict->rank];
+	const struct call_record *other = &group->records[verdict->rank];
 
 	return lshard_fail(error, LSHARD_ERR_MISMATCH,
 			   "rank %d is in %s of series '%s' while %s %s in %s of series '%s': all ranks make the same "
@@ -451,7 +451,7 @@ static lshard_status fail_elsewhere(const lshard_group *group, const struct meet
 }
 
 /* Who only lost another rank lives: it is no news of it that a rank is gone, and the one that is may be known here. */
-static lshard_status fail_failed(const lshard_group *group, const struct meeting_card *mine,
+static lshard_status fail_failed(const lshard_group *group, const struct call_record *mine,
 				 struct lshard__verdict *verdict, lshard_error *error)
 {
 	const lshard_status status = (lshard_status)verdict->status;
@@ -470,12 +470,12 @@ static lshard_status fail_failed(const lshard_group *group, const struct meeting
 			   ranks, gone.count > 1 ? "them" : "it", call);
 }
 
-/* What the cards say of the other ranks: in another call than this one, fared badly; gone, unless they may miss. */
-static lshard_status judge_cards(lshard_group *group, const struct meeting_card *mine, bool may_miss,
-				 lshard_error *error)
+/* What the records say of the other ranks: in another call than this one, fared badly; gone, unless they may miss. */
+static lshard_status judge_records(lshard_group *group, const struct call_record *mine, bool may_miss,
+				   lshard_error *error)
 {
-	const size_t call_bytes = offsetof(struct meeting_card, values) - sizeof mine->outcome;
-	struct lshard__record_set set = group_records(group, group->cards, sizeof *mine, call_bytes);
+	const size_t call_bytes = offsetof(struct call_record, values) - sizeof mine->outcome;
+	struct lshard__record_set set = group_records(group, group->records, sizeof *mine, call_bytes);
 	struct lshard__verdict verdict;
 
 	set.may_miss = may_miss;
@@ -493,27 +493,27 @@ static lshard_status judge_cards(lshard_group *group, const struct meeting_card 
 	return LSHARD_OK;
 }
 
-static lshard_status meet(lshard_group *group, struct meeting_card *card, bool may_miss, lshard_error *error)
+static lshard_status meet(lshard_group *group, struct call_record *record, bool may_miss, lshard_error *error)
 {
 	lshard_transport *transport = group->transport;
 	lshard_status status;
 
-	card->outcome = lshard__outcome_of(card->outcome.status);
-	status = transport->ops->exchange(transport, card, group->cards, sizeof *card, group->alive);
-	if (card->outcome.status < 0)
-		return (lshard_status)card->outcome.status; /* the text is there already */
+	record->outcome = lshard__outcome_of(record->outcome.status);
+	status = transport->ops->exchange(transport, record, group->records, sizeof *record, group->alive);
+	if (record->outcome.status < 0)
+		return (lshard_status)record->outcome.status; /* the text is there already */
 	if (status < 0)
-		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, card->series,
-				   meeting_name(card->meeting), transport->error.text);
-	return judge_cards(group, card, may_miss, error);
+		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, record->series,
+				   meeting_name(record->meeting), transport->error.text);
+	return judge_records(group, record, may_miss, error);
 }
 
-lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error)
+lshard_status group_meet(lshard_group *group, struct call_record record, lshard_error *error)
 {
-	return meet(group, &card, true, error);
+	return meet(group, &record, true, error);
 }
 
-lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lshard_error *error)
+lshard_status group_meet_all(lshard_group *group, struct call_record record, lshard_error *error)
 {
-	return meet(group, &card, false, error);
+	return meet(group, &record, false, error);
 }

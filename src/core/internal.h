@@ -29,14 +29,14 @@ enum meeting {
 	MEET_VERIFY
 };
 
-#define CARD_VALUES 8
+#define RECORD_VALUES 8
 
-struct meeting_card {
+struct call_record {
 	struct lshard__outcome outcome; /* how the rank fared so far */
 	uint64_t meeting;               /* with number and series: which call it is in */
 	uint64_t number;                /* of the series in the group */
 	char series[64];
-	uint64_t values[CARD_VALUES]; /* of the meeting: a sequence number, a hash, the fields of a series */
+	uint64_t values[RECORD_VALUES]; /* of the meeting: a sequence number, a hash, the fields of a series */
 };
 
 struct lshard_group {
@@ -51,10 +51,10 @@ struct lshard_group {
 	lshard__stack *stack;
 	lshard_transport *transport;
 	atomic_uint n_series;
-	uint64_t n_created;         /* series so far; the same on all ranks */
-	uint64_t sequence;          /* next fetch on a collective transport, group-wide */
-	struct meeting_card *cards; /* [size] of the last meeting */
-	uint8_t *alive;             /* [size] who took part in it */
+	uint64_t n_created;          /* series so far; the same on all ranks */
+	uint64_t sequence;           /* next fetch on a collective transport, group-wide */
+	struct call_record *records; /* [size] of the last meeting */
+	uint8_t *alive;              /* [size] who took part in it */
 	atomic_bool aborted;
 	lshard_error error;
 };
@@ -117,13 +117,13 @@ void group_release(lshard_group *group, void *pointer);
 struct layout_memory group_memory(lshard_group *group);
 
 /*
- * Meet the living ranks with a card and learn how each fared: group->cards, group->alive. Fails with a text in @p error
- * when they are late, in another call, or when one of them fared badly (its status). A rank whose own status is TIMEOUT
- * does not wait for them once more.
+ * Meet the living ranks with a record and learn how each fared: group->records, group->alive. Fails with a text in @p
+ * error when they are late, in another call, or when one of them fared badly (its status). A rank whose own status is
+ * TIMEOUT does not wait for them once more.
  */
-lshard_status group_meet(lshard_group *group, struct meeting_card card, lshard_error *error);
+lshard_status group_meet(lshard_group *group, struct call_record record, lshard_error *error);
 /* The same, and PEER_FAILED naming the ranks that are gone unless all took part. */
-lshard_status group_meet_all(lshard_group *group, struct meeting_card card, lshard_error *error);
+lshard_status group_meet_all(lshard_group *group, struct call_record record, lshard_error *error);
 /* PEER_FAILED naming those of the group->alive that are not, needed in @p what. */
 lshard_status group_fail_missing(const lshard_group *group, const char *series, const char *what, lshard_error *error);
 /* Those who took part in the last meeting, as records of @p bytes at @p first. */
@@ -164,8 +164,8 @@ static inline uint32_t series_layer(const lshard_series *series, uint32_t positi
 	return series->scheme.layout.first_layer + position;
 }
 
-/* A card for a meeting about the series. */
-struct meeting_card series_card(const lshard_series *series, enum meeting meeting, lshard_status status);
+/* A record for a meeting about the series. */
+struct call_record series_record(const lshard_series *series, enum meeting meeting, lshard_status status);
 /* The state a call needs, or the error. */
 lshard_status series_require(lshard_series *series, enum series_state state, const char *call);
 /* Position of a layer of the caller's, or RANGE. */
@@ -244,7 +244,7 @@ lshard_status poison_switch(lshard_series *series, bool on, void *stream);
 /* Forget every window, and start filling each with its first layer. */
 void pass_restart(lshard_series *series);
 /*
- * The same on all ranks, after they met with cards whose values[0] are their sequences: all go on from the highest.
+ * The same on all ranks, after they met with records whose values[0] are their sequences: all go on from the highest.
  */
 void pass_restart_alike(lshard_series *series);
 /*

@@ -19,13 +19,13 @@ static lshard_status refuse_dead_sources(lshard_series *series);
 /* All ranks; in an update, all that live, if the others were source of nothing. */
 static lshard_status meet(lshard_series *series, enum meeting meeting, lshard_status mine)
 {
-	struct meeting_card card = series_card(series, meeting, mine);
+	struct call_record record = series_record(series, meeting, mine);
 	lshard_status status;
 
-	card.values[0] = series->group->sequence;
+	record.values[0] = series->group->sequence;
 	if (series->state == SERIES_CREATED)
-		return group_meet_all(series->group, card, &series->error);
-	status = group_meet(series->group, card, &series->error);
+		return group_meet_all(series->group, record, &series->error);
+	status = group_meet(series->group, record, &series->error);
 	return status < 0 ? status : refuse_dead_sources(series);
 }
 
@@ -348,7 +348,7 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 
 	if (status < 0)
 		return status;
-	status = group_meet(series->group, series_card(series, MEET_UPDATE_BEGIN, LSHARD_OK), &series->error);
+	status = group_meet(series->group, series_record(series, MEET_UPDATE_BEGIN, LSHARD_OK), &series->error);
 	if (status >= 0)
 		status = refuse_dead_sources(series);
 	if (status < 0)
@@ -356,7 +356,7 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 	status = capture_drain(series);
 	if (status >= 0)
 		status = poison_fill(series);
-	status = group_meet(series->group, series_card(series, MEET_UPDATE_READY, status), &series->error);
+	status = group_meet(series->group, series_record(series, MEET_UPDATE_READY, status), &series->error);
 	if (status >= 0)
 		status = refuse_dead_sources(series);
 	if (status >= 0)

@@ -468,8 +468,8 @@ void pass_restart_alike(lshard_series *series)
 	lshard_group *group = series->group;
 
 	for (int32_t rank = 0; rank < group->context.size; rank++)
-		if (group->alive[rank] && group->cards[rank].values[0] > group->sequence)
-			group->sequence = group->cards[rank].values[0];
+		if (group->alive[rank] && group->records[rank].values[0] > group->sequence)
+			group->sequence = group->records[rank].values[0];
 	pass_restart(series);
 }
 
@@ -487,7 +487,7 @@ lshard_status pass_bring(lshard_series *series, uint32_t position)
 lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const char *call)
 {
 	lshard_group *group = series->group;
-	struct meeting_card card;
+	struct call_record record;
 	lshard_status status = series_require(series, SERIES_COMMITTED, call);
 
 	if (status < 0)
@@ -503,10 +503,10 @@ lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const cha
 	ring_join(&series->ring);
 	if (status >= 0) /* before the ranks meet: that a layer cannot be hidden is told to all */
 		status = poison_hide(series, poison_stream(series));
-	card = series_card(series, meeting, status);
-	card.values[0] = group->sequence;
+	record = series_record(series, meeting, status);
+	record.values[0] = group->sequence;
 	if (status != LSHARD_ERR_TIMEOUT) /* else the others may not be in this call: one deadline is enough */
-		status = group_meet_all(group, card, &series->error);
+		status = group_meet_all(group, record, &series->error);
 	if (status < 0)
 		pass_fail(series, call); /* what was drained will not come */
 	else

@@ -17,12 +17,12 @@ static const char *state_name(enum series_state state)
 					   : "being updated";
 }
 
-struct meeting_card series_card(const lshard_series *series, enum meeting meeting, lshard_status status)
+struct call_record series_record(const lshard_series *series, enum meeting meeting, lshard_status status)
 {
-	struct meeting_card card = {.outcome.status = status, .meeting = (uint64_t)meeting, .number = series->number};
+	struct call_record record = {.outcome.status = status, .meeting = (uint64_t)meeting, .number = series->number};
 
-	strcpy(card.series, series->name);
-	return card;
+	strcpy(record.series, series->name);
+	return record;
 }
 
 /* Also in a child by fork: STATE, since the group is its parent's. */
@@ -243,7 +243,7 @@ static lshard_status create(lshard_group *group, const lshard_series_options *op
 	if (status < 0)
 		goto free_series;
 	status = open_store(series, options);
-	status = group_meet_all(group, series_card(series, MEET_OPENED, status), &group->error);
+	status = group_meet_all(group, series_record(series, MEET_OPENED, status), &group->error);
 	if (status < 0)
 		goto free_series;
 	find_addresses(series);

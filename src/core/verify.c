@@ -185,35 +185,35 @@ static lshard_status compare_layer(struct sight *sight, uint32_t position)
 	lshard_series *series = sight->series;
 
 	for (int32_t rank = 0; rank < series->scheme.layout.size; rank++)
-		if (hash_pieces(sight, position, rank) != series->group->cards[rank].values[0] && sight->status >= 0)
+		if (hash_pieces(sight, position, rank) != series->group->records[rank].values[0] && sight->status >= 0)
 			return lshard_fail(&series->error, LSHARD_ERR_CORRUPT,
 					   SERIES_FORMAT ": layer %u is not what rank %d stores", SERIES_NAMES(series),
 					   series_layer(series, position), rank);
 	return sight->status;
 }
 
-/* Every rank is at this layer, and its card holds the hash of what it stores of it. */
+/* Every rank is at this layer, and its record holds the hash of what it stores of it. */
 static lshard_status learn_hashes(struct sight *sight, uint32_t position)
 {
 	lshard_series *series = sight->series;
 	lshard_group *group = series->group;
 	const uint64_t mine = hash_shard(sight, position);
-	const struct lshard__record_set set = group_records(group, group->cards, sizeof *group->cards, 0);
-	struct meeting_card card = series_card(series, MEET_VERIFY, sight->status);
+	const struct lshard__record_set set = group_records(group, group->records, sizeof *group->records, 0);
+	struct call_record record = series_record(series, MEET_VERIFY, sight->status);
 	lshard_status status;
 	int32_t other;
 
-	card.values[0] = mine;
-	card.values[1] = position;
-	status = group_meet_all(group, card, &series->error);
-	other = lshard__first_differing(&set, offsetof(struct meeting_card, values[1]), sizeof card.values[1]);
+	record.values[0] = mine;
+	record.values[1] = position;
+	status = group_meet_all(group, record, &series->error);
+	other = lshard__first_differing(&set, offsetof(struct call_record, values[1]), sizeof record.values[1]);
 	if (status < 0 || other < 0)
 		return status;
 	return lshard_fail(&series->error, LSHARD_ERR_OUT_OF_STEP,
 			   SERIES_FORMAT
 			   ": verify is at layer %u on rank 0 and at layer %u on rank %d: call it again on all ranks",
-			   SERIES_NAMES(series), series_layer(series, (uint32_t)group->cards[0].values[1]),
-			   series_layer(series, (uint32_t)group->cards[other].values[1]), other);
+			   SERIES_NAMES(series), series_layer(series, (uint32_t)group->records[0].values[1]),
+			   series_layer(series, (uint32_t)group->records[other].values[1]), other);
 }
 
 /* Looks at the layer as this rank's program would. Where there are streams, the transport's copy comes after it. */

@@ -18,10 +18,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define CARD_MAGIC 0x6c736d63u
+#define RECORD_MAGIC 0x6c736d63u
 
 /* What every rank tells all others through the bootstrap. */
-struct card {
+struct record {
 	struct lshard__greeting greeting;
 	int32_t failed; /* status, if it cannot connect */
 	int32_t pid;
@@ -42,19 +42,19 @@ static struct lshard__greeting greeting(void)
 
 /* ---- connecting ---- */
 
-static void refuse(struct card *card, lshard_status status, const char *what, const char *why)
+static void refuse(struct record *record, lshard_status status, const char *what, const char *why)
 {
-	if (card->failed)
+	if (record->failed)
 		return; /* the first cause counts */
-	card->failed = status;
-	snprintf(card->why, sizeof card->why, "%s%.*s", what, 160, why);
+	record->failed = status;
+	snprintf(record->why, sizeof record->why, "%s%.*s", what, 160, why);
 }
 
 /*
- * Will there be a socket and a process for every other rank, and the control page? Found out before the cards are
- * dealt, by opening as many, so that a rank that is short of descriptors can say so to all.
+ * Will there be a socket and a process for every other rank, and the control page? Found out before the records are
+ * exchanged, by opening as many, so that a rank that is short of descriptors can say so to all.
  */
-static void try_descriptors(struct mesh *mesh, struct card *card)
+static void try_descriptors(struct mesh *mesh, struct record *record)
 {
 	const int wanted = 2 * (mesh->context->size - 1) + 1;
 	int opened = 0;
@@ -62,36 +62,36 @@ static void try_descriptors(struct mesh *mesh, struct card *card)
 	while (opened < wanted && (mesh->polled[opened].fd = fcntl(mesh->wake, F_DUPFD_CLOEXEC, 0)) >= 0)
 		opened++;
 	if (opened < wanted)
-		refuse(card, LSHARD_ERR_SYSTEM, "", lshard__reason(errno, 0).text);
+		refuse(record, LSHARD_ERR_SYSTEM, "", lshard__reason(errno, 0).text);
 	while (opened > 0)
 		close(mesh->polled[--opened].fd);
 }
 
-static int listen_somewhere(struct mesh *mesh, struct card *card)
+static int listen_somewhere(struct mesh *mesh, struct record *record)
 {
 	uint64_t random[2] = {0, 0};
 	int listener;
 
 	if (getrandom(random, sizeof random, 0) != sizeof random)
-		refuse(card, LSHARD_ERR_SYSTEM, "getrandom: ", strerror(errno));
-	card->token = random[1];
-	snprintf(card->name, sizeof card->name, "layershard/%lu/%d/%016llx", (unsigned long)geteuid(), (int)getpid(),
-		 (unsigned long long)random[0]);
-	listener = lshard__socket_listen(card->name, SOCK_SEQPACKET);
+		refuse(record, LSHARD_ERR_SYSTEM, "getrandom: ", strerror(errno));
+	record->token = random[1];
+	snprintf(record->name, sizeof record->name, "layershard/%lu/%d/%016llx", (unsigned long)geteuid(),
+		 (int)getpid(), (unsigned long long)random[0]);
+	listener = lshard__socket_listen(record->name, SOCK_SEQPACKET);
 	if (listener < 0)
-		refuse(card, LSHARD_ERR_SYSTEM, "listening: ", lshard__reason(errno, 0).text);
+		refuse(record, LSHARD_ERR_SYSTEM, "listening: ", lshard__reason(errno, 0).text);
 	else
-		try_descriptors(mesh, card);
+		try_descriptors(mesh, record);
 	return listener;
 }
 
-/* Every rank listens before the cards are dealt: one that refuses is gone. */
-static lshard_status reach_peer(struct mesh *mesh, int32_t rank, const struct card *card, uint64_t deadline)
+/* Every rank listens before the records are exchanged: one that refuses is gone. */
+static lshard_status reach_peer(struct mesh *mesh, int32_t rank, const struct record *record, uint64_t deadline)
 {
 	lshard_status status;
 
 	for (;;) {
-		status = lshard__socket_connect(card->name, SOCK_SEQPACKET, lshard__now_ns(), &mesh->peers[rank].fd);
+		status = lshard__socket_connect(record->name, SOCK_SEQPACKET, lshard__now_ns(), &mesh->peers[rank].fd);
 		if (status != LSHARD_ERR_TIMEOUT || errno == ECONNREFUSED || !lshard__left_ms(deadline))
 			break;
 		poll(NULL, 0, 1);
@@ -100,8 +100,8 @@ static lshard_status reach_peer(struct mesh *mesh, int32_t rank, const struct ca
 		return LSHARD_OK;
 	if (errno == ECONNREFUSED)
 		return lshard_fail(mesh->error, LSHARD_ERR_PEER_FAILED, "rank %d (process %d) is gone", (int)rank,
-				   (int)card->pid);
-	return lshard_fail(mesh->error, status, "connecting to rank %d (process %d): %s", (int)rank, (int)card->pid,
+				   (int)record->pid);
+	return lshard_fail(mesh->error, status, "connecting to rank %d (process %d): %s", (int)rank, (int)record->pid,
 			   lshard__reason(errno, 0).text);
 }
 
@@ -120,17 +120,17 @@ static lshard_status check_user(struct mesh *mesh, int32_t rank)
 	return LSHARD_OK;
 }
 
-/* Says whose token is meant, so that only who was dealt the cards can say it. */
-static struct lshard__hello hello_to(const struct mesh *mesh, const struct card *card)
+/* Says whose token is meant, so that only who was given the records can say it. */
+static struct lshard__hello hello_to(const struct mesh *mesh, const struct record *record)
 {
-	return (struct lshard__hello){greeting(), card->token, mesh->context->rank, mesh->context->size};
+	return (struct lshard__hello){greeting(), record->token, mesh->context->rank, mesh->context->size};
 }
 
-static lshard_status connect_lower(struct mesh *mesh, const struct card *cards, uint64_t deadline)
+static lshard_status connect_lower(struct mesh *mesh, const struct record *records, uint64_t deadline)
 {
 	for (int32_t rank = 0; rank < mesh->context->rank; rank++) {
-		struct lshard__hello hello = hello_to(mesh, &cards[rank]);
-		lshard_status status = reach_peer(mesh, rank, &cards[rank], deadline);
+		struct lshard__hello hello = hello_to(mesh, &records[rank]);
+		lshard_status status = reach_peer(mesh, rank, &records[rank], deadline);
 
 		if (status == LSHARD_OK)
 			status = check_user(mesh, rank);
@@ -139,19 +139,19 @@ static lshard_status connect_lower(struct mesh *mesh, const struct card *cards, 
 		status = lshard__socket_send(mesh->peers[rank].fd, &hello, sizeof hello, deadline);
 		if (status != LSHARD_OK)
 			return lshard_fail(mesh->error, status, "rank %d (process %d) does not listen", (int)rank,
-					   (int)cards[rank].pid);
+					   (int)records[rank].pid);
 	}
 	return LSHARD_OK;
 }
 
 /* Which rank it is; -1 for a stranger. */
 static int32_t identify(const struct mesh *mesh, struct lshard__pending_connections *pending,
-			const struct lshard__connecting_peer *connecting, const struct card *cards)
+			const struct lshard__connecting_peer *connecting, const struct record *records)
 {
 	const lshard_context *context = mesh->context;
 	const struct lshard__hello *hello = &connecting->hello;
 
-	if (connecting->got == sizeof *hello && hello->token == cards[context->rank].token &&
+	if (connecting->got == sizeof *hello && hello->token == records[context->rank].token &&
 	    hello->rank > context->rank && hello->rank < context->size && mesh->peers[hello->rank].fd < 0)
 		return hello->rank;
 	if (lshard__pending_first_stranger(pending))
@@ -162,19 +162,19 @@ static int32_t identify(const struct mesh *mesh, struct lshard__pending_connecti
 	return -1;
 }
 
-static lshard_status no_answer(struct mesh *mesh, int32_t rank, const struct card *card, lshard_status status)
+static lshard_status no_answer(struct mesh *mesh, int32_t rank, const struct record *record, lshard_status status)
 {
 	const lshard_context *context = mesh->context;
 
 	if (status == LSHARD_ERR_TIMEOUT && !mesh->peers[rank].gone)
 		return lshard_fail(mesh->error, status, "rank %d waited %u ms for rank %d (process %d) to answer",
-				   (int)context->rank, (unsigned)context->timeout_ms, (int)rank, (int)card->pid);
+				   (int)context->rank, (unsigned)context->timeout_ms, (int)rank, (int)record->pid);
 	return lshard_fail(mesh->error, LSHARD_ERR_PEER_FAILED, "rank %d (process %d) is gone", (int)rank,
-			   (int)card->pid);
+			   (int)record->pid);
 }
 
 /* The answer of a lower rank to this one's hello is the first packet that comes from it. */
-static lshard_status await_answer(struct mesh *mesh, int32_t rank, const struct card *cards, uint64_t deadline)
+static lshard_status await_answer(struct mesh *mesh, int32_t rank, const struct record *records, uint64_t deadline)
 {
 	const struct mesh_peer *peer = &mesh->peers[rank];
 	struct lshard__attached attached = {-1, 0};
@@ -184,55 +184,55 @@ static lshard_status await_answer(struct mesh *mesh, int32_t rank, const struct 
 	ssize_t got;
 
 	if (status != LSHARD_OK)
-		return no_answer(mesh, rank, &cards[rank], status);
+		return no_answer(mesh, rank, &records[rank], status);
 	got = lshard__socket_take(peer->fd, &hello, sizeof hello, &attached);
 	if (attached.descriptor >= 0)
 		close(attached.descriptor);
 	if (got <= 0)
-		return no_answer(mesh, rank, &cards[rank], LSHARD_ERR_PEER_FAILED);
-	if (got == (ssize_t)sizeof hello && hello.token == cards[mesh->context->rank].token && hello.rank == rank)
+		return no_answer(mesh, rank, &records[rank], LSHARD_ERR_PEER_FAILED);
+	if (got == (ssize_t)sizeof hello && hello.token == records[mesh->context->rank].token && hello.rank == rank)
 		return LSHARD_OK;
 	return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM,
 			   "what listens where rank %d (process %d) should does not know the group's secret: it is a "
 			   "stranger",
-			   (int)rank, (int)cards[rank].pid);
+			   (int)rank, (int)records[rank].pid);
 }
 
-static lshard_status await_answers(struct mesh *mesh, const struct card *cards, uint64_t deadline)
+static lshard_status await_answers(struct mesh *mesh, const struct record *records, uint64_t deadline)
 {
 	lshard_status status = LSHARD_OK;
 
 	for (int32_t rank = 0; rank < mesh->context->rank && status == LSHARD_OK; rank++)
-		status = await_answer(mesh, rank, cards, deadline);
+		status = await_answer(mesh, rank, records, deadline);
 	return status;
 }
 
-static lshard_status late(struct mesh *mesh, const struct card *cards)
+static lshard_status late(struct mesh *mesh, const struct record *records)
 {
 	for (int32_t rank = mesh->context->rank + 1; rank < mesh->context->size; rank++)
 		if (mesh->peers[rank].fd < 0)
 			return lshard_fail(mesh->error, LSHARD_ERR_TIMEOUT,
 					   "rank %d waited %u ms for rank %d (process %d) to connect",
 					   (int)mesh->context->rank, (unsigned)mesh->context->timeout_ms, (int)rank,
-					   (int)cards[rank].pid);
+					   (int)records[rank].pid);
 	return LSHARD_OK;
 }
 
 /* Take in the pending connections that have said who they are, and answer them. Returns how many ranks came. */
-static int32_t take_in(struct mesh *mesh, struct lshard__pending_connections *pending, const struct card *cards)
+static int32_t take_in(struct mesh *mesh, struct lshard__pending_connections *pending, const struct record *records)
 {
 	struct lshard__connecting_peer connecting;
 	struct lshard__hello answer;
 	int32_t came = 0;
 
 	while (lshard__pending_next(pending, &connecting)) {
-		int32_t rank = identify(mesh, pending, &connecting, cards);
+		int32_t rank = identify(mesh, pending, &connecting, records);
 
 		if (rank < 0) {
 			close(connecting.fd);
 			continue;
 		}
-		answer = hello_to(mesh, &cards[rank]);
+		answer = hello_to(mesh, &records[rank]);
 		/* A new connection has room for it; a rank that has died meanwhile is seen to be gone later. */
 		(void)lshard__socket_send(connecting.fd, &answer, sizeof answer, lshard__now_ns());
 		mesh->peers[rank].fd = connecting.fd;
@@ -242,7 +242,7 @@ static int32_t take_in(struct mesh *mesh, struct lshard__pending_connections *pe
 }
 
 static lshard_status accept_higher(struct mesh *mesh, int listener, struct lshard__pending_connections *pending,
-				   const struct card *cards, uint64_t deadline)
+				   const struct record *records, uint64_t deadline)
 {
 	int32_t wanted = mesh->context->size - 1 - mesh->context->rank;
 
@@ -251,19 +251,19 @@ static lshard_status accept_higher(struct mesh *mesh, int listener, struct lshar
 		int ready = poll(mesh->polled, count, lshard__left_ms(deadline));
 
 		if (ready == 0)
-			return late(mesh, cards);
+			return late(mesh, records);
 		if (ready < 0 && errno == EINTR)
 			continue;
 		if (ready < 0 || lshard__pending_hear(pending, mesh->polled) < 0)
 			return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "waiting for ranks: %s",
 					   lshard__reason(errno, 0).text);
-		wanted -= take_in(mesh, pending, cards);
+		wanted -= take_in(mesh, pending, records);
 	}
 	return LSHARD_OK;
 }
 
 /* Of one build, and with names that end. */
-static lshard_status check_cards(struct mesh *mesh, struct card *cards)
+static lshard_status check_records(struct mesh *mesh, struct record *records)
 {
 	const int32_t mine = mesh->context->rank;
 	char texts[2][32];
@@ -273,36 +273,36 @@ static lshard_status check_cards(struct mesh *mesh, struct card *cards)
 		lshard_status status;
 
 		snprintf(texts[1], sizeof texts[1], "rank %d", (int)rank);
-		status = lshard__greeting_compare(&cards[mine].greeting, &cards[rank].greeting, texts[0], texts[1],
+		status = lshard__greeting_compare(&records[mine].greeting, &records[rank].greeting, texts[0], texts[1],
 						  mesh->error);
 		if (status != LSHARD_OK)
 			return status;
-		cards[rank].name[sizeof cards[rank].name - 1] = 0;
+		records[rank].name[sizeof records[rank].name - 1] = 0;
 	}
 	return LSHARD_OK;
 }
 
-/* Also called where this rank cannot connect: the others learn it by the card instead of waiting for it. */
-static lshard_status deal_cards(struct mesh *mesh, const struct card *mine, struct card *cards)
+/* Also called where this rank cannot connect: the others learn it by the record instead of waiting for it. */
+static lshard_status exchange_records(struct mesh *mesh, const struct record *mine, struct record *records)
 {
 	const lshard_bootstrap *bootstrap = mesh->context->bootstrap;
-	int failed = bootstrap->allgather(bootstrap->user, mine, cards, sizeof *mine);
+	int failed = bootstrap->allgather(bootstrap->user, mine, records, sizeof *mine);
 	lshard_status status;
 
 	if (failed)
 		return lshard_fail(mesh->error, LSHARD_ERR_TRANSPORT,
 				   "the bootstrap's all-gather of addresses returned %d", failed);
-	status = check_cards(mesh, cards);
+	status = check_records(mesh, records);
 	if (status != LSHARD_OK)
 		return status;
 	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
-		if (cards[rank].failed)
-			return lshard_fail(mesh->error, (lshard_status)cards[rank].failed,
+		if (records[rank].failed)
+			return lshard_fail(mesh->error, (lshard_status)records[rank].failed,
 					   "rank %d (process %d) cannot connect to the others: %.*s", (int)rank,
-					   (int)cards[rank].pid, (int)sizeof cards[rank].why, cards[rank].why);
+					   (int)records[rank].pid, (int)sizeof records[rank].why, records[rank].why);
 	}
 	for (int32_t rank = 0; rank < mesh->context->size; rank++)
-		mesh->peers[rank].pid = cards[rank].pid; /* all could connect, so this one has its tables */
+		mesh->peers[rank].pid = records[rank].pid; /* all could connect, so this one has its tables */
 	return LSHARD_OK;
 }
 
@@ -323,20 +323,20 @@ static lshard_status watch_processes(struct mesh *mesh)
 	return LSHARD_OK;
 }
 
-static lshard_status connect_all(struct mesh *mesh, struct lshard__pending_connections *pending, struct card *mine,
-				 struct card *cards, uint64_t deadline)
+static lshard_status connect_all(struct mesh *mesh, struct lshard__pending_connections *pending, struct record *mine,
+				 struct record *records, uint64_t deadline)
 {
 	int listener = mine->failed ? -1 : listen_somewhere(mesh, mine);
-	lshard_status status = deal_cards(mesh, mine, cards);
+	lshard_status status = exchange_records(mesh, mine, records);
 
 	if (status == LSHARD_OK)
-		status = connect_lower(mesh, cards, deadline);
+		status = connect_lower(mesh, records, deadline);
 	if (status == LSHARD_OK)
-		status = accept_higher(mesh, listener, pending, cards, deadline);
+		status = accept_higher(mesh, listener, pending, records, deadline);
 	if (status == LSHARD_OK)
 		status = watch_processes(mesh);
 	if (status == LSHARD_OK)
-		status = await_answers(mesh, cards, deadline);
+		status = await_answers(mesh, records, deadline);
 	if (listener >= 0)
 		close(listener);
 	return status;
@@ -345,9 +345,9 @@ static lshard_status connect_all(struct mesh *mesh, struct lshard__pending_conne
 lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns)
 {
 	size_t size = (size_t)context->size;
-	struct card *cards = context->allocate(context, size * sizeof *cards);
-	struct card mine = {.greeting = lshard__greeting_make(CARD_MAGIC, sizeof mine, sizeof(struct packet)),
-			    .pid = (int32_t)getpid()};
+	struct record *records = context->allocate(context, size * sizeof *records);
+	struct record mine = {.greeting = lshard__greeting_make(RECORD_MAGIC, sizeof mine, sizeof(struct packet)),
+			      .pid = (int32_t)getpid()};
 	struct lshard__pending_connections pending = {.peers = NULL};
 	lshard_status status;
 
@@ -366,13 +366,13 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 		refuse(&mine, LSHARD_ERR_SYSTEM, "eventfd: ", lshard__reason(errno, 0).text);
 	if (!lshard__pending_open(&pending, context, greeting()) || !mesh->peers || !mesh->polled)
 		refuse(&mine, LSHARD_ERR_NO_MEMORY, "", "no memory to connect the ranks");
-	if (cards)
-		status = connect_all(mesh, &pending, &mine, cards, deadline_ns);
+	if (records)
+		status = connect_all(mesh, &pending, &mine, records, deadline_ns);
 	else /* it cannot even hear the others, who are told by its opening's end */
 		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
 	lshard__pending_close(&pending);
-	if (cards)
-		context->release(context, cards);
+	if (records)
+		context->release(context, records);
 	if (status != LSHARD_OK)
 		mesh_close(mesh);
 	return status;

@@ -3,7 +3,7 @@
  * registry.c - which transports there are, which one a group takes, and how it is opened with what stands in front.
  * Their names stand in transports.h. Knows hosts and processes; knows nothing of layers.
  *
- * Every rank deals one card through the bootstrap and reads all others', so all come to the same choice or the same
+ * Every rank gives one record through the bootstrap and reads all others', so all come to the same choice or the same
  * refusal. While it is opened, and once it is, they tell each other whether all have got that far (gathering.h).
  */
 #include "outside.h"
@@ -81,12 +81,12 @@ lshard_status lshard_transport_info(uint32_t index, lshard_transport_information
 	return lshard__sized_give(information, &found, sizeof found, "lshard_transport_information", NULL);
 }
 
-/* ---- the card ---- */
+/* ---- the record ---- */
 
-#define CARD_MAGIC 0x6c736361u /* of the greetings in front of the cards */
-#define WHY_BYTES  96
+#define RECORD_MAGIC 0x6c736361u /* of the greetings in front of the records */
+#define WHY_BYTES    96
 
-struct card {
+struct record {
 	struct lshard__outcome outcome; /* failed: this rank cannot take part, and `text` says why */
 	/* the same on all ranks, as far as the spec */
 	int32_t size;
@@ -120,42 +120,43 @@ static int carries(int i, int32_t memory)
 	return transports[i].scope == LSHARD__OF_CALLER || (int32_t)transports[i].memory == memory;
 }
 
-static void fill_available(struct card *card)
+static void fill_available(struct record *record)
 {
 	for (int i = 0; i < N_TRANSPORTS; i++) {
 		lshard_error reason = {{0}};
 
-		if (!carries(i, card->memory))
+		if (!carries(i, record->memory))
 			continue; /* no driver is loaded for nothing */
 		if (transports[i].ops->available(&reason))
-			card->available[i] = 1;
+			record->available[i] = 1;
 		else
-			snprintf(card->why[i], WHY_BYTES, "%.*s", WHY_BYTES - 1, reason.text);
+			snprintf(record->why[i], WHY_BYTES, "%.*s", WHY_BYTES - 1, reason.text);
 	}
 }
 
 /* @p failed: why this rank cannot take part; the others must hear it rather than wait. */
-static void fill_card(struct card *card, const lshard__stack *stack, const char *spec, lshard_status failed,
-		      const lshard_error *error)
+static void fill_record(struct record *record, const lshard__stack *stack, const char *spec, lshard_status failed,
+			const lshard_error *error)
 {
-	memset(card, 0, sizeof *card);
-	card->size = stack->base->size;
-	card->memory = (int32_t)stack->base->memory;
-	card->callbacks = stack->base->callbacks != NULL &&
-			  (card->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
-	card->outcome.status = failed;
-	card->spec_hash = lshard__text_hash(spec);
-	snprintf(card->spec, sizeof card->spec, "%.*s", (int)sizeof card->spec - 1, spec);
+	memset(record, 0, sizeof *record);
+	record->size = stack->base->size;
+	record->memory = (int32_t)stack->base->memory;
+	record->callbacks = stack->base->callbacks != NULL &&
+			    (record->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
+	record->outcome.status = failed;
+	record->spec_hash = lshard__text_hash(spec);
+	snprintf(record->spec, sizeof record->spec, "%.*s", (int)sizeof record->spec - 1, spec);
 	if (stack->custom && !failed)
-		snprintf(card->custom, sizeof card->custom, "%.*s", (int)sizeof card->custom - 1, stack->custom->name);
+		snprintf(record->custom, sizeof record->custom, "%.*s", (int)sizeof record->custom - 1,
+			 stack->custom->name);
 	if (failed)
-		snprintf(card->text, sizeof card->text, "%.*s", (int)sizeof card->text - 1, error->text);
-	fill_available(card);
-	lshard__host_identify(&card->host);
+		snprintf(record->text, sizeof record->text, "%.*s", (int)sizeof record->text - 1, error->text);
+	fill_available(record);
+	lshard__host_identify(&record->host);
 }
 
 /* What tells rank @p rank from rank 0. */
-static lshard_status compare(const struct card *first, const struct card *other, int rank, lshard_error *error)
+static lshard_status compare(const struct record *first, const struct record *other, int rank, lshard_error *error)
 {
 	if (other->size != first->size)
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 was started for %d ranks, rank %d for %d",
@@ -173,42 +174,44 @@ static lshard_status compare(const struct card *first, const struct card *other,
 }
 
 /* All ranks find the same first difference. */
-static lshard_status compare_all(const struct card *cards, int32_t size, lshard_error *error)
+static lshard_status compare_all(const struct record *records, int32_t size, lshard_error *error)
 {
-	const struct lshard__record_set set = {.first = cards, .bytes = sizeof *cards, .size = size};
+	const struct lshard__record_set set = {.first = records, .bytes = sizeof *records, .size = size};
 	const struct lshard__verdict verdict = lshard__judge(&set);
-	const int32_t other = lshard__first_differing(&set, offsetof(struct card, size),
-						      offsetof(struct card, spec) - offsetof(struct card, size));
+	const int32_t other = lshard__first_differing(&set, offsetof(struct record, size),
+						      offsetof(struct record, spec) - offsetof(struct record, size));
 
 	if (verdict.finding == LSHARD__FAILED)
 		return lshard_fail(error, (lshard_status)verdict.status, "rank %d: %s", (int)verdict.rank,
-				   cards[verdict.rank].text);
-	return other < 0 ? LSHARD_OK : compare(&cards[0], &cards[other], (int)other, error);
+				   records[verdict.rank].text);
+	return other < 0 ? LSHARD_OK : compare(&records[0], &records[other], (int)other, error);
 }
 
 /* ---- the choice ---- */
 
 /* Why transports[i] cannot connect these ranks; 1 if it can. */
-static int connects(int i, const struct card *cards, int32_t size, char *why, size_t bytes)
+static int connects(int i, const struct record *records, int32_t size, char *why, size_t bytes)
 {
 	const char *name = transports[i].ops->name;
-	const struct host_identity *first = &cards[0].host;
+	const struct host_identity *first = &records[0].host;
 
-	if (!carries(i, cards[0].memory)) {
+	if (!carries(i, records[0].memory)) {
 		snprintf(why, bytes, "%s carries %s memory only", name,
 			 transports[i].memory == LSHARD_MEMORY_HOST ? "host" : "device");
 		return 0;
 	}
 	for (int32_t rank = 0; rank < size; rank++) {
-		const struct host_identity *other = &cards[rank].host;
+		const struct host_identity *other = &records[rank].host;
 
 		why[0] = 0;
-		if (!cards[rank].available[i])
-			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank, cards[rank].why[i]);
+		if (!records[rank].available[i])
+			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank,
+				 records[rank].why[i]);
 		else if (transports[i].scope == LSHARD__OF_CALLER) {
-			if (!cards[rank].callbacks)
+			if (!records[rank].callbacks)
 				snprintf(why, bytes, "%s needs callbacks%s in the group options, and rank %d has none",
-					 name, cards[0].memory == LSHARD_MEMORY_HOST ? "" : " for a device", (int)rank);
+					 name, records[0].memory == LSHARD_MEMORY_HOST ? "" : " for a device",
+					 (int)rank);
 		} else if (transports[i].scope == LSHARD__SAME_PROCESS && !lshard__same_process(first, other))
 			snprintf(why, bytes, "%s connects threads of one process, and ranks 0 and %d are two processes",
 				 name, (int)rank);
@@ -238,7 +241,7 @@ static const char *auto_reason(int i, int32_t size)
 							   : "auto: all ranks on one host";
 }
 
-static lshard_status choose_auto(lshard__stack *stack, const struct card *cards, lshard_error *error)
+static lshard_status choose_auto(lshard__stack *stack, const struct record *records, lshard_error *error)
 {
 	int32_t size = stack->base->size;
 	char reasons[100 * N_TRANSPORTS] = "";
@@ -247,7 +250,7 @@ static lshard_status choose_auto(lshard__stack *stack, const struct card *cards,
 	for (int i = 0; i < N_TRANSPORTS; i++) {
 		size_t used = strlen(reasons);
 
-		if (connects(i, cards, size, why, sizeof why)) {
+		if (connects(i, records, size, why, sizeof why)) {
 			stack->chosen = transports[i].ops;
 			snprintf(stack->because, sizeof stack->because, "%s", auto_reason(i, size));
 			return LSHARD_OK;
@@ -258,7 +261,7 @@ static lshard_status choose_auto(lshard__stack *stack, const struct card *cards,
 			   reasons);
 }
 
-static lshard_status choose(lshard__stack *stack, const struct card *cards, lshard_error *error)
+static lshard_status choose(lshard__stack *stack, const struct record *records, lshard_error *error)
 {
 	char why[200];
 	int i;
@@ -270,9 +273,9 @@ static lshard_status choose(lshard__stack *stack, const struct card *cards, lsha
 		return LSHARD_OK;
 	}
 	if (!strcmp(stack->spec.name, "auto"))
-		return choose_auto(stack, cards, error);
+		return choose_auto(stack, records, error);
 	i = find_transport(stack->spec.name);
-	if (!connects(i, cards, stack->base->size, why, sizeof why))
+	if (!connects(i, records, stack->base->size, why, sizeof why))
 		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s", why);
 	stack->chosen = transports[i].ops;
 	return LSHARD_OK;
@@ -376,11 +379,11 @@ static lshard_status compare_greetings(const struct lshard__greeting *greetings,
 	return status;
 }
 
-/* The cards of another build may have another length, which the caller's all-gather need not survive: greet first. */
+/* The records of another build may have another length, which the caller's all-gather need not survive: greet first. */
 static lshard_status greet(const lshard_context *base, lshard_error *error)
 {
 	const struct lshard__greeting mine =
-		lshard__greeting_make(CARD_MAGIC, sizeof(struct card), LSHARD_EXCHANGE_BYTES);
+		lshard__greeting_make(RECORD_MAGIC, sizeof(struct record), LSHARD_EXCHANGE_BYTES);
 	struct lshard__greeting *greetings = base->allocate(base, (size_t)base->size * sizeof *greetings);
 	lshard_status status;
 	int failed;
@@ -396,16 +399,16 @@ static lshard_status greet(const lshard_context *base, lshard_error *error)
 }
 
 /* What others write ends where it ends here, and a failure is one. */
-static void tame_cards(struct card *cards, int32_t size)
+static void tame_records(struct record *records, int32_t size)
 {
 	for (int32_t rank = 0; rank < size; rank++) {
-		if (cards[rank].outcome.status > 0)
-			cards[rank].outcome.status = LSHARD_ERR_TRANSPORT;
-		cards[rank].spec[sizeof cards->spec - 1] = 0;
-		cards[rank].custom[sizeof cards->custom - 1] = 0;
-		cards[rank].text[sizeof cards->text - 1] = 0;
+		if (records[rank].outcome.status > 0)
+			records[rank].outcome.status = LSHARD_ERR_TRANSPORT;
+		records[rank].spec[sizeof records->spec - 1] = 0;
+		records[rank].custom[sizeof records->custom - 1] = 0;
+		records[rank].text[sizeof records->text - 1] = 0;
 		for (int i = 0; i < N_TRANSPORTS; i++)
-			cards[rank].why[i][WHY_BYTES - 1] = 0;
+			records[rank].why[i][WHY_BYTES - 1] = 0;
 	}
 }
 
@@ -413,29 +416,30 @@ static lshard_status agree(lshard__stack *stack, const char *text, lshard_status
 {
 	const lshard_context *base = stack->base;
 	size_t size = (size_t)base->size;
-	struct card *cards = base->allocate(base, (size + 1) * sizeof *cards);
+	struct record *records = base->allocate(base, (size + 1) * sizeof *records);
 	lshard_status status;
 	int failed;
 
-	if (!cards)
-		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the cards of %d ranks", (int)base->size);
+	if (!records)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the records of %d ranks",
+				   (int)base->size);
 	status = greet(base, checked == LSHARD_OK ? error : NULL);
 	if (status != LSHARD_OK) {
-		base->release(base, cards);
+		base->release(base, records);
 		return checked == LSHARD_OK ? status : checked;
 	}
-	fill_card(&cards[size], stack, text ? text : "", checked, error);
-	failed = base->bootstrap->allgather(base->bootstrap->user, &cards[size], cards, sizeof *cards);
-	tame_cards(cards, base->size);
+	fill_record(&records[size], stack, text ? text : "", checked, error);
+	failed = base->bootstrap->allgather(base->bootstrap->user, &records[size], records, sizeof *records);
+	tame_records(records, base->size);
 	if (checked != LSHARD_OK)
 		status = checked; /* with its own text, whatever the others have */
 	else if (failed)
 		status = lshard_fail(error, LSHARD_ERR_TRANSPORT, "the bootstrap's all-gather returned %d", failed);
 	else
-		status = compare_all(cards, base->size, error);
+		status = compare_all(records, base->size, error);
 	if (status == LSHARD_OK)
-		status = choose(stack, cards, error);
-	base->release(base, cards);
+		status = choose(stack, records, error);
+	base->release(base, records);
 	return status;
 }
 

@@ -15,22 +15,22 @@
 
 #define RANKS 5
 
-struct card {
+struct record {
 	struct lshard__outcome outcome;
 	uint64_t call;
 	uint64_t value;
 };
 
-static const struct card fine = {{LSHARD_OK, 0}, 7, 40};
+static const struct record fine = {{LSHARD_OK, 0}, 7, 40};
 
 /* All ranks fine. */
-static struct lshard__record_set fill(struct card *cards, uint8_t *alive, int32_t rank)
+static struct lshard__record_set fill(struct record *records, uint8_t *alive, int32_t rank)
 {
 	for (int index = 0; index < RANKS; index++) {
-		cards[index] = fine;
+		records[index] = fine;
 		alive[index] = 1;
 	}
-	return (struct lshard__record_set){cards, sizeof *cards, sizeof fine.call, RANKS, rank, alive, 0};
+	return (struct lshard__record_set){records, sizeof *records, sizeof fine.call, RANKS, rank, alive, 0};
 }
 
 /* ---- Names ----------------------------------------------------------------------------------------------------- */
@@ -73,30 +73,30 @@ static void those_that_are_not_alive_are_absent(void **state)
 
 static void ranks_that_are_all_well_agree(void **state)
 {
-	struct card cards[RANKS];
+	struct record records[RANKS];
 	uint8_t alive[RANKS];
-	struct lshard__record_set set = fill(cards, alive, 1);
+	struct lshard__record_set set = fill(records, alive, 1);
 	struct lshard__verdict verdict = lshard__judge(&set);
 
 	(void)state;
 	assert_int_equal(verdict.finding, LSHARD__AGREED);
-	cards[4].value = 41; /* what is not the call may differ */
+	records[4].value = 41; /* what is not the call may differ */
 	verdict = lshard__judge(&set);
 	assert_int_equal(verdict.finding, LSHARD__AGREED);
-	assert_int_equal(lshard__first_differing(&set, offsetof(struct card, value), sizeof fine.value), 4);
-	assert_int_equal(lshard__first_differing(&set, offsetof(struct card, call), sizeof fine.call), -1);
+	assert_int_equal(lshard__first_differing(&set, offsetof(struct record, value), sizeof fine.value), 4);
+	assert_int_equal(lshard__first_differing(&set, offsetof(struct record, call), sizeof fine.call), -1);
 }
 
 static void all_that_fared_badly_are_named(void **state)
 {
-	struct card cards[RANKS];
+	struct record records[RANKS];
 	uint8_t alive[RANKS];
-	struct lshard__record_set set = fill(cards, alive, 0);
+	struct lshard__record_set set = fill(records, alive, 0);
 	struct lshard__verdict verdict;
 
 	(void)state;
-	cards[2].outcome.status = LSHARD_ERR_NO_MEMORY;
-	cards[3].outcome.status = LSHARD_ERR_SYSTEM;
+	records[2].outcome.status = LSHARD_ERR_NO_MEMORY;
+	records[3].outcome.status = LSHARD_ERR_SYSTEM;
 	verdict = lshard__judge(&set);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.status, LSHARD_ERR_NO_MEMORY);
@@ -107,19 +107,19 @@ static void all_that_fared_badly_are_named(void **state)
 /* From the weakest finding to the strongest, each beside those before it. */
 static void the_cause_that_tells_most_counts(void **state)
 {
-	struct card cards[RANKS];
+	struct record records[RANKS];
 	uint8_t alive[RANKS];
-	struct lshard__record_set set = fill(cards, alive, 0);
+	struct lshard__record_set set = fill(records, alive, 0);
 	struct lshard__verdict verdict;
 
 	(void)state;
-	cards[1].outcome = lshard__outcome_of(LSHARD_ERR_PEER_FAILED);
+	records[1].outcome = lshard__outcome_of(LSHARD_ERR_PEER_FAILED);
 	verdict = lshard__judge(&set);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.rank, 1);
 	assert_int_equal(verdict.echo, 1);
 
-	cards[2].outcome = lshard__outcome_of(LSHARD_ERR_CALLBACK);
+	records[2].outcome = lshard__outcome_of(LSHARD_ERR_CALLBACK);
 	verdict = lshard__judge(&set);
 	assert_int_equal(verdict.echo, 0);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
@@ -127,7 +127,7 @@ static void the_cause_that_tells_most_counts(void **state)
 	assert_int_equal(verdict.status, LSHARD_ERR_CALLBACK);
 
 	alive[4] = 0;
-	memset(&cards[4], 0, sizeof cards[4]); /* in no other call: it is not there */
+	memset(&records[4], 0, sizeof records[4]); /* in no other call: it is not there */
 	verdict = lshard__judge(&set);
 	assert_int_equal(verdict.finding, LSHARD__MISSING);
 	assert_int_equal(verdict.rank, 4);
@@ -136,7 +136,7 @@ static void the_cause_that_tells_most_counts(void **state)
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.rank, 2);
 
-	cards[3].call = 8;
+	records[3].call = 8;
 	verdict = lshard__judge(&set);
 	assert_int_equal(verdict.finding, LSHARD__ELSEWHERE);
 	assert_int_equal(verdict.rank, 3);
@@ -144,15 +144,15 @@ static void the_cause_that_tells_most_counts(void **state)
 
 static void ranks_that_are_gone_are_not_compared(void **state)
 {
-	struct card cards[RANKS];
+	struct record records[RANKS];
 	uint8_t alive[RANKS];
-	struct lshard__record_set set = fill(cards, alive, 0);
+	struct lshard__record_set set = fill(records, alive, 0);
 
 	(void)state;
 	alive[1] = 0;
-	cards[1].value = 50;
-	cards[3].value = 60;
-	assert_int_equal(lshard__first_differing(&set, offsetof(struct card, value), sizeof fine.value), 3);
+	records[1].value = 50;
+	records[3].value = 60;
+	assert_int_equal(lshard__first_differing(&set, offsetof(struct record, value), sizeof fine.value), 3);
 }
 
 int main(void)

@@ -53,11 +53,11 @@ static int count_fds(void)
 }
 
 /* Where rank @p rank listens, as the ranks tell each other. */
-static const char *address_of(const void *cards, size_t bytes, int32_t rank)
+static const char *address_of(const void *records, size_t bytes, int32_t rank)
 {
 	static const char begins[] = "layershard/";
 
-	return memmem((const char *)cards + (size_t)rank * bytes, bytes, begins, sizeof begins - 1);
+	return memmem((const char *)records + (size_t)rank * bytes, bytes, begins, sizeof begins - 1);
 }
 
 static lshard_status rank_open(struct rank *rank, const struct member *member, uint32_t timeout_ms,
@@ -171,7 +171,7 @@ static void only_a_rank_that_does_not_come_is_named(void **state)
 }
 
 /* Rank 1 is of a build whose packets are longer: both know it before they connect. */
-static int deal_another_build(void *user, const void *send, void *receive, size_t bytes)
+static int exchange_with_another_build(void *user, const void *send, void *receive, size_t bytes)
 {
 	struct rank *rank = user;
 	int failed = rank->inner.allgather(rank->inner.user, send, receive, bytes);
@@ -183,7 +183,7 @@ static int deal_another_build(void *user, const void *send, void *receive, size_
 static int is_of_another_build(const struct member *member)
 {
 	struct rank rank;
-	lshard_status status = rank_open(&rank, member, LONG_MS, deal_another_build);
+	lshard_status status = rank_open(&rank, member, LONG_MS, exchange_with_another_build);
 
 	EXPECT(member, status == LSHARD_ERR_MISMATCH, "status %d: %s", (int)status, rank.error.text);
 	EXPECT(member, strstr(rank.error.text, "and 16 bytes)") && strstr(rank.error.text, "and 24 bytes)"), "%s",
@@ -203,7 +203,7 @@ static void another_build_is_named(void **state)
 
 /* ---- Another user ---------------------------------------------------------------------------------------------- */
 
-/* Answers as a rank would that was dealt no cards. */
+/* Answers as a rank would that was given no records. */
 static void greet_all(int listener)
 {
 	const struct lshard__hello hello = {lshard__hello_greeting(16), 0, 0, 2};
@@ -247,7 +247,7 @@ static pid_t stranger(const char *address, uid_t user)
 }
 
 /* Tell rank 1 that rank 0 listens where the other user does. */
-static int dealt_falsely(void *user, const void *send, void *receive, size_t bytes)
+static int given_falsely(void *user, const void *send, void *receive, size_t bytes)
 {
 	memcpy(receive, send, bytes);
 	memcpy((char *)receive + bytes, send, bytes);
@@ -255,12 +255,12 @@ static int dealt_falsely(void *user, const void *send, void *receive, size_t byt
 	return 0;
 }
 
-/* Rank 1, dealt a stranger's address as rank 0's. */
+/* Rank 1, given a stranger's address as rank 0's. */
 static void meets_a_stranger(uid_t user, const char *says)
 {
 	struct member second = {.rank = 1, .size = 2};
 	char address[32];
-	const lshard_bootstrap bootstrap = {sizeof bootstrap, dealt_falsely, address};
+	const lshard_bootstrap bootstrap = {sizeof bootstrap, given_falsely, address};
 	lshard_context context = context_for_member(&second, "", LONG_MS);
 	lshard_error error = {""};
 	struct mesh mesh;

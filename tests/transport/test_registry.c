@@ -200,7 +200,7 @@ static void say_anything(unsigned char *bytes, size_t count, int round)
 }
 
 /* No text ends, no number is small. */
-static void have_a_strange_card(unsigned char *bytes, size_t count, int round)
+static void have_a_strange_record(unsigned char *bytes, size_t count, int round)
 {
 	if (round == 1)
 		memset(bytes, 0x7f, count);
@@ -216,7 +216,7 @@ static const struct other_build {
 	 {"rank 0 runs version 0.", "rank 1 runs version 0.0.9 (messages of", "give all ranks one build"}},
 	{have_longer_messages, LSHARD_ERR_MISMATCH, {"and 1024 bytes)", "and 4096 bytes)", "give all ranks one build"}},
 	{say_anything, LSHARD_ERR_MISMATCH, {"rank 1 does not speak as ranks of this library do", "", ""}},
-	{have_a_strange_card, LSHARD_ERR_TRANSPORT, {"rank 1: \x7f\x7f\x7f", "", ""}},
+	{have_a_strange_record, LSHARD_ERR_TRANSPORT, {"rank 1: \x7f\x7f\x7f", "", ""}},
 };
 
 static int meets_another_build(const struct member *member)
@@ -253,7 +253,7 @@ static void other_builds_are_told_from_ours(void **state)
 
 /* ---- Other users ----------------------------------------------------------------------------------------------- */
 
-/* Both ranks are this process, so rank 1's card says what is found out here. */
+/* Both ranks are this process, so rank 1's record says what is found out here. */
 static void be_another_user(unsigned char *bytes, size_t count, int round)
 {
 	struct host_identity mine, other;

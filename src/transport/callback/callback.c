@@ -37,7 +37,7 @@ static void callback_free(struct callback *callback)
 	context->release(context, callback->seen);
 	context->release(context, callback->came);
 	context->release(context, callback->votes);
-	context->release(context, callback->cards);
+	context->release(context, callback->announcements);
 	context->release(context, callback);
 }
 
@@ -71,12 +71,12 @@ static struct callback *callback_new(const lshard_context *context)
 		goto destroy_lock;
 	callback->capacity = 64;
 	callback->queue = context->allocate(context, callback->capacity * sizeof *callback->queue);
-	callback->cards = context->allocate(context, size * sizeof *callback->cards);
+	callback->announcements = context->allocate(context, size * sizeof *callback->announcements);
 	callback->votes = context->allocate(context, size * sizeof(struct vote));
 	callback->came = context->allocate(context, size);
 	callback->seen = context->allocate(context, size * sizeof *callback->seen);
 	callback->roll_call_ns = UINT64_MAX;
-	if (callback->queue && callback->cards && callback->votes && callback->came && callback->seen)
+	if (callback->queue && callback->announcements && callback->votes && callback->came && callback->seen)
 		return callback;
 	callback_free(callback);
 	return NULL;
@@ -416,8 +416,8 @@ static lshard_status empty(struct callback_store *store, uint64_t deadline)
 }
 
 /*
- * What failed stays to be told by the wait for it. Layers that this rank only gives are in flight, too: a program may end
- * after its last join, and the others have them then.
+ * What failed stays to be told by the wait for it. Layers that this rank only gives are in flight, too: a program may
+ * end after its last join, and the others have them then.
  */
 static lshard_status callback_join(lshard_store *base, void *stream)
 {

@@ -7,10 +7,10 @@
  * callback.c (table, what the ring asks for).
  *
  * One thread makes all of the caller's collectives. What is to be done stands in a queue, in the order of the calls. As
- * collectives that do not match hang or mix up bytes, each begins with a round: every rank all-gathers a card of one
- * size that says what it is about to do. All ranks then judge the same cards, and only what is the same on all of them
- * is done. A rank that only waits is so never waited for in vain by its own fault, and ranks that went different ways
- * are told so, all in the same round.
+ * collectives that do not match hang or mix up bytes, each begins with a round: every rank all-gathers an announcement
+ * of one size that says what it is about to do. All ranks then judge the same announcements, and only what is the same
+ * on all of them is done. A rank that only waits is so never waited for in vain by its own fault, and ranks that went
+ * different ways are told so, all in the same round.
  *
  * A rank that has nothing to do answers too, from time to time: the roll call, a round at the same moment on all ranks.
  * So whoever waits in vain can say for whom, and what they are at. Only a rank whose thread cannot answer has no name.
@@ -49,20 +49,20 @@ struct visitor {
 	void *destination; /* of a read */
 };
 
-/* One transfer of a card. */
+/* One transfer of an announcement. */
 struct entry {
 	uint64_t sequence;
 	uint32_t store;
 	uint32_t position;
 };
 
-#define CARD_ENTRIES 4
+#define ANNOUNCEMENT_ENTRIES 4
 
-struct card {
+struct announcement {
 	uint32_t kind;
 	uint32_t entries; /* in use: transfers, or the one read */
 	uint64_t bytes;   /* of an exchange */
-	struct entry entry[CARD_ENTRIES];
+	struct entry entry[ANNOUNCEMENT_ENTRIES];
 };
 
 /* What is all-gathered in the second step of exchanges and reads: a rank whose caller has left says so. */
@@ -111,15 +111,15 @@ struct callback {
 	struct callback_store *stores; /* open ones: for messages */
 	bool out_of_step;              /* transfers fail until the next exchange */
 	lshard_error why_out_of_step;
-	uint64_t asked_ns;     /* when the round under way began; 0: there is none */
-	uint64_t roll_call_ns; /* when the next one is due, if nothing else is to be done */
-	uint64_t rounds;       /* that have ended */
-	uint64_t round_ns;     /* when the last of them did */
-	uint64_t asking;       /* ticket of the operation that came[] is about */
-	uint8_t *came;         /* [size] who was seen in a round of that operation, at the same */
-	struct card *seen;     /* [size] the cards of the last round */
-	uint32_t passed;       /* entries of them that were carried out */
-	uint64_t full;         /* ticket of the first when a fetch gave up for want of room */
+	uint64_t asked_ns;         /* when the round under way began; 0: there is none */
+	uint64_t roll_call_ns;     /* when the next one is due, if nothing else is to be done */
+	uint64_t rounds;           /* that have ended */
+	uint64_t round_ns;         /* when the last of them did */
+	uint64_t asking;           /* ticket of the operation that came[] is about */
+	uint8_t *came;             /* [size] who was seen in a round of that operation, at the same */
+	struct announcement *seen; /* [size] the announcements of the last round */
+	uint32_t passed;           /* entries of them that were carried out */
+	uint64_t full;             /* ticket of the first when a fetch gave up for want of room */
 
 	/* of the group's thread */
 	uint32_t stores_opened; /* the same on all ranks, so it numbers them */
@@ -127,8 +127,8 @@ struct callback {
 
 	/* the worker's alone */
 	bool told; /* the caller's stop was called */
-	struct card mine;
-	struct card *cards; /* [size] */
+	struct announcement mine;
+	struct announcement *announcements; /* [size] */
 	struct vote vote;
 	unsigned char *votes; /* [size] of the bytes in use */
 	void *done;           /* event after a read's collective */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * callback_rounds.c - what the ranks say to each other before they move anything, and what is moved then. Runs on the
- * worker. Knows operations, cards and pieces; makes collectives through callback_worker.c.
+ * worker. Knows operations, announcements and pieces; makes collectives through callback_worker.c.
  *
  * transfers  a round; then the data of as many of the announced ones as are the same on all ranks. None: the ranks have
  *            gone different ways (out of step): transfers fail until they have agreed in an exchange.
@@ -66,7 +66,7 @@ void callback_conclude(struct callback *callback, lshard_status status, const ls
 	pthread_cond_broadcast(&callback->changed);
 }
 
-/* ---- Cards ----------------------------------------------------------------------------------------------------- */
+/* ---- Announcements ----------------------------------------------------------------------------------------------- */
 
 static const char *name_of(const struct callback *callback, uint32_t number)
 {
@@ -78,33 +78,33 @@ static const char *name_of(const struct callback *callback, uint32_t number)
 }
 
 /* With the lock. */
-static void describe(const struct callback *callback, const struct card *card, char *text, size_t bytes)
+static void describe(const struct callback *callback, const struct announcement *announcement, char *text, size_t bytes)
 {
-	const struct entry *entry = &card->entry[0];
+	const struct entry *entry = &announcement->entry[0];
 
-	if (card->kind == EXCHANGE)
+	if (announcement->kind == EXCHANGE)
 		snprintf(text, bytes, "in a collective call");
-	else if (card->kind == ROLL_CALL)
+	else if (announcement->kind == ROLL_CALL)
 		snprintf(text, bytes, "in no call that needs the others");
 	else
 		snprintf(text, bytes, "%s position %u of series '%s' (transfer %llu)",
-			 card->kind == READ ? "reading" : "at", entry->position, name_of(callback, entry->store),
-			 (unsigned long long)entry->sequence);
+			 announcement->kind == READ ? "reading" : "at", entry->position,
+			 name_of(callback, entry->store), (unsigned long long)entry->sequence);
 }
 
 /* How many leading entries are the same on all ranks; an exchange is one if its size is. *other: a rank that differs
  * from rank 0 in the first. */
 static uint32_t agreed(const struct callback *callback, int32_t *other)
 {
-	const struct card *cards = callback->cards;
-	uint32_t same = cards[0].kind == EXCHANGE ? 1 : cards[0].entries;
+	const struct announcement *all = callback->announcements;
+	uint32_t same = all[0].kind == EXCHANGE ? 1 : all[0].entries;
 
 	for (int32_t rank = 1; rank < callback->base.context->size && same > 0; rank++) {
 		uint32_t equal = 0;
 
-		if (cards[rank].kind == cards[0].kind && cards[rank].bytes == cards[0].bytes) {
+		if (all[rank].kind == all[0].kind && all[rank].bytes == all[0].bytes) {
 			while (equal < same &&
-			       memcmp(&cards[rank].entry[equal], &cards[0].entry[equal], sizeof(struct entry)) == 0)
+			       memcmp(&all[rank].entry[equal], &all[0].entry[equal], sizeof(struct entry)) == 0)
 				equal++;
 		}
 		if (equal == 0)
@@ -119,7 +119,7 @@ static struct lshard__ranks those_at(const struct callback *callback, enum kind 
 	struct lshard__ranks ranks = {0};
 
 	for (int32_t rank = 0; rank < callback->base.context->size; rank++)
-		if (callback->cards[rank].kind == (uint32_t)kind)
+		if (callback->announcements[rank].kind == (uint32_t)kind)
 			lshard__ranks_add(&ranks, rank);
 	return ranks;
 }
@@ -134,8 +134,8 @@ static void differ(struct callback *callback, int32_t other, lshard_error *error
 {
 	char first[160], second[160];
 
-	describe(callback, &callback->cards[0], first, sizeof first);
-	describe(callback, &callback->cards[other], second, sizeof second);
+	describe(callback, &callback->announcements[0], first, sizeof first);
+	describe(callback, &callback->announcements[other], second, sizeof second);
 	lshard_fail(error, LSHARD_ERR_OUT_OF_STEP, "rank 0 is %s, rank %d %s", first, (int)other, second);
 	if (any_is(callback, TRANSFER) && !callback->out_of_step) {
 		callback->out_of_step = true;
@@ -159,7 +159,7 @@ static lshard_status heed_farewells(struct callback *callback)
 static void note_came(struct callback *callback, uint32_t passed)
 {
 	const size_t size = (size_t)callback->base.context->size;
-	const struct card *mine = &callback->mine;
+	const struct announcement *mine = &callback->mine;
 	const bool is_roll = mine->kind == ROLL_CALL || mine->kind == LEAVING;
 	const uint64_t asking = is_roll ? 0 : head(callback)->ticket;
 
@@ -176,7 +176,8 @@ static void note_came(struct callback *callback, uint32_t passed)
 /* With the lock: what this round has shown, for messages. */
 static void note_round(struct callback *callback)
 {
-	memcpy(callback->seen, callback->cards, (size_t)callback->base.context->size * sizeof *callback->cards);
+	memcpy(callback->seen, callback->announcements,
+	       (size_t)callback->base.context->size * sizeof *callback->announcements);
 	callback->rounds++;
 	callback->round_ns = lshard__now_ns();
 	note_came(callback, 0);
@@ -189,7 +190,7 @@ static lshard_status hold_round(struct callback *callback)
 
 	callback->asked_ns = lshard__now_ns();
 	pthread_mutex_unlock(&callback->lock);
-	status = callback_allgather(callback, &callback->mine, callback->cards, sizeof callback->mine);
+	status = callback_allgather(callback, &callback->mine, callback->announcements, sizeof callback->mine);
 	if (status == LSHARD_OK && callback->mine.kind != LEAVING)
 		status = heed_farewells(callback);
 	pthread_mutex_lock(&callback->lock);
@@ -201,7 +202,7 @@ static lshard_status hold_round(struct callback *callback)
 
 void callback_call_roll(struct callback *callback, enum kind kind)
 {
-	callback->mine = (struct card){.kind = (uint32_t)kind};
+	callback->mine = (struct announcement){.kind = (uint32_t)kind};
 	(void)hold_round(callback);
 }
 
@@ -243,7 +244,7 @@ static bool hold_vote(struct callback *callback, uint64_t ticket, size_t bytes, 
  */
 static struct lshard__ranks find_missing(const struct callback *callback)
 {
-	const struct card *mine = &callback->seen[callback->base.context->rank];
+	const struct announcement *mine = &callback->seen[callback->base.context->rank];
 	struct lshard__ranks elsewhere = {0};
 
 	for (int32_t rank = 0; rank < callback->base.context->size; rank++)
@@ -319,17 +320,17 @@ static lshard_status fail_silent(const struct callback *callback, lshard_error *
 /* With the lock: what @p rank is at, which is late. */
 static void describe_late(const struct callback *callback, int32_t rank, char *text, size_t bytes)
 {
-	struct card card = callback->seen[rank];
+	struct announcement last = callback->seen[rank];
 	char at[160];
 
-	if (card.kind != TRANSFER || callback->passed == 0) {
-		describe(callback, &card, at, sizeof at);
+	if (last.kind != TRANSFER || callback->passed == 0) {
+		describe(callback, &last, at, sizeof at);
 		snprintf(text, bytes, "is %s", at);
 		return;
 	}
-	card.entry[0] = card.entry[callback->passed < card.entries ? callback->passed : card.entries - 1];
-	describe(callback, &card, at, sizeof at);
-	snprintf(text, bytes, "%s %s", callback->passed < card.entries ? "is" : "came no further yet; it was last", at);
+	last.entry[0] = last.entry[callback->passed < last.entries ? callback->passed : last.entries - 1];
+	describe(callback, &last, at, sizeof at);
+	snprintf(text, bytes, "%s %s", callback->passed < last.entries ? "is" : "came no further yet; it was last", at);
 }
 
 lshard_status callback_fail_late(const struct callback *callback, uint8_t *alive, lshard_error *error)
@@ -407,20 +408,22 @@ static lshard_status bring(struct callback *callback, struct callback_store *sto
 
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */
 
-/* With the lock: announces the transfers at the head of the queue, as many as a card takes. */
+/* With the lock: announces the transfers at the head of the queue, as many as an announcement takes. */
 static void announce(struct callback *callback, struct operation *operations)
 {
-	struct card *card = &callback->mine;
+	struct announcement *announcement = &callback->mine;
 
-	memset(card, 0, sizeof *card);
-	card->kind = TRANSFER;
-	while (card->entries < CARD_ENTRIES && card->entries < callback->queued) {
-		const struct operation *next = &callback->queue[(callback->first + card->entries) % callback->capacity];
+	memset(announcement, 0, sizeof *announcement);
+	announcement->kind = TRANSFER;
+	while (announcement->entries < ANNOUNCEMENT_ENTRIES && announcement->entries < callback->queued) {
+		const struct operation *next =
+			&callback->queue[(callback->first + announcement->entries) % callback->capacity];
 
 		if (next->kind != TRANSFER)
 			break;
-		operations[card->entries] = *next;
-		card->entry[card->entries++] = (struct entry){next->sequence, next->store->number, next->position};
+		operations[announcement->entries] = *next;
+		announcement->entry[announcement->entries++] =
+			(struct entry){next->sequence, next->store->number, next->position};
 	}
 }
 
@@ -451,7 +454,7 @@ static void carry_out(struct callback *callback, const struct operation *operati
 
 static void serve_transfers(struct callback *callback)
 {
-	struct operation operations[CARD_ENTRIES];
+	struct operation operations[ANNOUNCEMENT_ENTRIES];
 	int32_t other = 0;
 	uint32_t same;
 
@@ -496,7 +499,7 @@ static void serve_exchange(struct callback *callback, const struct operation *op
 	struct lshard__ranks left;
 	lshard_error error;
 
-	callback->mine = (struct card){.kind = EXCHANGE, .bytes = operation->bytes};
+	callback->mine = (struct announcement){.kind = EXCHANGE, .bytes = operation->bytes};
 	if (hold_round(callback) < 0 || any_is(callback, ROLL_CALL))
 		return; /* again: the others will come */
 	if (agreed(callback, &other) == 0) {
@@ -521,7 +524,7 @@ static void serve_read(struct callback *callback, const struct operation *operat
 	lshard_error error = {""};
 	lshard_status status;
 
-	callback->mine = (struct card){.kind = READ, .entries = 1};
+	callback->mine = (struct announcement){.kind = READ, .entries = 1};
 	callback->mine.entry[0] = (struct entry){0, operation->store->number, operation->position};
 	if (hold_round(callback) < 0 || any_is(callback, ROLL_CALL))
 		return; /* again: the others will come */

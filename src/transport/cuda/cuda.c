@@ -75,9 +75,9 @@ static void settle_on(struct cuda *cuda)
 	int descriptors = 1;
 
 	for (int32_t rank = 0; rank < context->size; rank++)
-		descriptors &= cuda->cards[rank].virtual_memory;
+		descriptors &= cuda->records[rank].virtual_memory;
 	cuda_shard_by(cuda, descriptors);
-	if (!descriptors && cuda->cards[context->rank].virtual_memory)
+	if (!descriptors && cuda->records[context->rank].virtual_memory)
 		context->log(
 			context, LSHARD_LOG_WARN,
 			"rank %d: another rank's device cannot share memory by descriptors: all use legacy handles",
@@ -85,23 +85,23 @@ static void settle_on(struct cuda *cuda)
 }
 
 /* Every rank comes here, also one whose device failed: the others hear why instead of waiting. */
-static lshard_status introduce(struct cuda *cuda, const struct cuda_card *card, lshard_status status)
+static lshard_status introduce(struct cuda *cuda, const struct cuda_record *record, lshard_status status)
 {
 	const lshard_context *context = cuda->base.context;
 	struct agreement_report report = {.step = 1};
 
-	_Static_assert(sizeof *card <= sizeof report.body, "a rank tells of its device in one report");
-	memcpy(report.body, card, sizeof *card);
+	_Static_assert(sizeof *record <= sizeof report.body, "a rank tells of its device in one report");
+	memcpy(report.body, record, sizeof *record);
 	status = agreement_exchange(&cuda->agreement, "cuda", &report, status, NULL,
 				    lshard__deadline_ns(context->timeout_ms));
 	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++)
-		memcpy(&cuda->cards[rank], cuda->agreement.reports[rank].body, sizeof *card);
+		memcpy(&cuda->records[rank], cuda->agreement.reports[rank].body, sizeof *record);
 	if (status == LSHARD_OK)
 		settle_on(cuda);
 	return status;
 }
 
-static lshard_status connect_group(struct cuda *cuda, const struct cuda_card *card, lshard_status opened)
+static lshard_status connect_group(struct cuda *cuda, const struct cuda_record *record, lshard_status opened)
 {
 	const lshard_context *context = cuda->base.context;
 	const uint64_t deadline = lshard__deadline_ns(context->timeout_ms);
@@ -115,7 +115,7 @@ static lshard_status connect_group(struct cuda *cuda, const struct cuda_card *ca
 		goto close_mesh;
 	if (opened != LSHARD_OK)
 		cuda->base.error = cause;
-	status = introduce(cuda, card, opened);
+	status = introduce(cuda, record, opened);
 	if (status == LSHARD_OK && context->size > 1)
 		status = cuda_check_links(cuda);
 	if (status == LSHARD_OK)
@@ -135,8 +135,8 @@ static void release_tables(struct cuda *cuda)
 	agreement_free(&cuda->agreement, context);
 	if (cuda->pace && !cuda->unsettled)
 		context->release(context, cuda->pace);
-	if (cuda->cards)
-		context->release(context, cuda->cards);
+	if (cuda->records)
+		context->release(context, cuda->records);
 	context->release(context, cuda);
 }
 
@@ -169,8 +169,8 @@ static struct cuda *allocate_tables(const lshard_context *context)
 	cuda->ops = lshard__cuda;
 	cuda->base.ops = &cuda->ops;
 	cuda->base.context = context;
-	cuda->cards = context->allocate(context, size * sizeof *cuda->cards);
-	if (cuda->cards && agreement_make(&cuda->agreement, context, &cuda->control, &cuda->base.error) == LSHARD_OK)
+	cuda->records = context->allocate(context, size * sizeof *cuda->records);
+	if (cuda->records && agreement_make(&cuda->agreement, context, &cuda->control, &cuda->base.error) == LSHARD_OK)
 		return cuda;
 	release_tables(cuda);
 	return NULL;
@@ -180,7 +180,7 @@ static lshard_status cuda_open(const lshard_context *context, lshard_transport *
 			       lshard_error *error)
 {
 	struct cuda *cuda = allocate_tables(context);
-	struct cuda_card card = {.ordinal = context->device};
+	struct cuda_record record = {.ordinal = context->device};
 	lshard_status status;
 
 	(void)inner;
@@ -190,8 +190,8 @@ static lshard_status cuda_open(const lshard_context *context, lshard_transport *
 	if (status == LSHARD_OK)
 		status = make_pace(cuda);
 	if (status == LSHARD_OK)
-		status = cuda_device_open(cuda, &card, &cuda->base.error);
-	status = connect_group(cuda, &card, status);
+		status = cuda_device_open(cuda, &record, &cuda->base.error);
+	status = connect_group(cuda, &record, status);
 	if (status == LSHARD_OK) {
 		*transport = &cuda->base;
 		return LSHARD_OK;

@@ -25,27 +25,27 @@ static lshard_status choose_device(struct cuda *cuda, int devices, lshard_error 
 	return LSHARD_OK;
 }
 
-static cuda_result describe(struct cuda *cuda, struct cuda_card *card)
+static cuda_result describe(struct cuda *cuda, struct cuda_record *record)
 {
 	const struct cuda_driver *driver = &cuda->driver;
 	int has_memory = 0;
 	int has_descriptors = 0;
-	cuda_result result = driver->device_uuid(&card->uuid, cuda->device);
+	cuda_result result = driver->device_uuid(&record->uuid, cuda->device);
 
 	if (result == CUDA_OK)
-		result = driver->device_bus(card->bus, sizeof card->bus, cuda->device);
+		result = driver->device_bus(record->bus, sizeof record->bus, cuda->device);
 	if (result == CUDA_OK)
-		result = driver->device_name(card->name, sizeof card->name, cuda->device);
+		result = driver->device_name(record->name, sizeof record->name, cuda->device);
 	if (result == CUDA_OK)
 		result = driver->device_attribute(&has_memory, CUDA_HAS_VIRTUAL_MEMORY, cuda->device);
 	if (result == CUDA_OK)
 		result = driver->device_attribute(&has_descriptors, CUDA_HAS_FILE_DESCRIPTORS, cuda->device);
-	card->ordinal = cuda->base.context->device;
-	card->virtual_memory = has_memory && has_descriptors && !cuda->options.ipc;
+	record->ordinal = cuda->base.context->device;
+	record->virtual_memory = has_memory && has_descriptors && !cuda->options.ipc;
 	return result;
 }
 
-static cuda_result find_limits(struct cuda *cuda, const struct cuda_card *card)
+static cuda_result find_limits(struct cuda *cuda, const struct cuda_record *record)
 {
 	const struct cuda_memory_properties properties = {
 		.type = CUDA_PINNED, .handle_types = CUDA_HANDLE_FD, .location = {CUDA_ON_DEVICE, cuda->device}};
@@ -54,14 +54,14 @@ static cuda_result find_limits(struct cuda *cuda, const struct cuda_card *card)
 	int least;
 	cuda_result result = cuda->driver.priorities(&least, &cuda->priority);
 
-	if (result == CUDA_OK && card->virtual_memory)
+	if (result == CUDA_OK && record->virtual_memory)
 		result = cuda->driver.granularity(&granule, &properties, CUDA_GRANULARITY_MINIMUM);
 	cuda_leave(cuda, scope);
 	cuda->granule = granule;
 	return result;
 }
 
-lshard_status cuda_device_open(struct cuda *cuda, struct cuda_card *card, lshard_error *error)
+lshard_status cuda_device_open(struct cuda *cuda, struct cuda_record *record, lshard_error *error)
 {
 	const int ordinal = cuda->base.context->device;
 	lshard_status status = cuda_driver_open(&cuda->driver, lshard__variable(CUDA_LIBRARY_VARIABLE), error);
@@ -74,14 +74,14 @@ lshard_status cuda_device_open(struct cuda *cuda, struct cuda_card *card, lshard
 		status = choose_device(cuda, devices, error);
 	if (status != LSHARD_OK)
 		return status;
-	result = describe(cuda, card);
+	result = describe(cuda, record);
 	if (result != CUDA_OK)
 		return cuda_failed(&cuda->driver, error, result, "device %d: asking what it is", ordinal);
 	result = cuda->driver.context_retain(&cuda->context, cuda->device);
 	if (result != CUDA_OK)
 		return cuda_failed(&cuda->driver, error, result, "device %d: cuDevicePrimaryCtxRetain", ordinal);
 	cuda->retained = 1;
-	result = find_limits(cuda, card);
+	result = find_limits(cuda, record);
 	if (result != CUDA_OK)
 		return cuda_failed(&cuda->driver, error, result, "device %d: asking for its limits", ordinal);
 	return LSHARD_OK;

@@ -169,8 +169,8 @@ static lshard_status time_pull(struct cuda *cuda, struct sample *sample, int32_t
 static void note_speed(const struct cuda *cuda, struct sample *sample, int32_t rank, float milliseconds)
 {
 	const lshard_context *context = cuda->base.context;
-	const struct cuda_card *mine = &cuda->cards[context->rank];
-	const struct cuda_card *other = &cuda->cards[rank];
+	const struct cuda_record *mine = &cuda->records[context->rank];
+	const struct cuda_record *other = &cuda->records[rank];
 	const double gigabytes = (double)SAMPLE_BYTES / 1e6 / (milliseconds > 0 ? (double)milliseconds : 1e-3);
 
 	context->log(context, LSHARD_LOG_DEBUG, "rank %d (%s, %s) pulls from rank %d (%s, %s) at %.1f GB/s by %s",
@@ -182,7 +182,7 @@ static void note_speed(const struct cuda *cuda, struct sample *sample, int32_t r
 
 static lshard_status check_pull(struct cuda *cuda, struct sample *sample, int32_t rank)
 {
-	const struct cuda_card *other = &cuda->cards[rank];
+	const struct cuda_record *other = &cuda->records[rank];
 	float best = 0;
 	lshard_status status = LSHARD_OK;
 
@@ -308,8 +308,8 @@ static lshard_status try_legacy(struct cuda *cuda, struct pull *mine, double *al
 static void warn(const struct cuda *cuda, const struct pull *pull)
 {
 	const lshard_context *context = cuda->base.context;
-	const struct cuda_card *mine = &cuda->cards[context->rank];
-	const struct cuda_card *other = &cuda->cards[pull->rank];
+	const struct cuda_record *mine = &cuda->records[context->rank];
+	const struct cuda_record *other = &cuda->records[pull->rank];
 
 	if (pull->gigabytes < cuda->options.floor)
 		context->log(

@@ -8,12 +8,12 @@
 lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const struct cuda_card *card = &cuda->cards[cuda->base.context->rank];
+	const struct cuda_record *record = &cuda->records[cuda->base.context->rank];
 
 	if (result == CUDA_OK)
 		return LSHARD_OK;
 	return cuda_failed(&cuda->driver, &cuda->base.error, result, "series '%s': %s of %llu bytes on %s (%s)",
-			   store->base.plan->name, what, (unsigned long long)bytes, card->name, card->bus);
+			   store->base.plan->name, what, (unsigned long long)bytes, record->name, record->bus);
 }
 
 uint64_t cuda_whole_granules(const struct cuda *cuda, uint64_t bytes)

@@ -184,7 +184,7 @@ static lshard_status make_own(struct agreement_opening *together)
 /* A device that this process is not shown may still be read through its descriptors, or may not: say what to try. */
 static lshard_status not_opened(struct opening *opening, cuda_result result, int32_t rank, const char *call)
 {
-	const struct cuda_card *card = &opening->cuda->cards[rank];
+	const struct cuda_record *record = &opening->cuda->records[rank];
 
 	if (result == CUDA_OK)
 		return LSHARD_OK;
@@ -192,7 +192,7 @@ static lshard_status not_opened(struct opening *opening, cuda_result result, int
 		&opening->cuda->driver, opening->error, result,
 		"series '%s': opening the shard of rank %d, on %s (%s): if CUDA_VISIBLE_DEVICES hides that device from "
 		"this rank, show all of them to every rank and choose by device number: %s",
-		opening->plan->name, (int)rank, card->name, card->bus, call);
+		opening->plan->name, (int)rank, record->name, record->bus, call);
 }
 
 static lshard_status reserve_shard(struct opening *opening, int32_t rank)

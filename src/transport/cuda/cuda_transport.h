@@ -24,7 +24,7 @@
 #define CUDA_READERS 8 /* streams of the caller's per series, as the core allows */
 
 /* What a rank tells the others about its device. */
-struct cuda_card {
+struct cuda_record {
 	struct cuda_uuid uuid;
 	char bus[24];
 	char name[64];
@@ -50,7 +50,7 @@ struct cuda {
 	struct mesh mesh;
 	struct control control;
 	struct agreement agreement;     /* of the ranks while something opens */
-	struct cuda_card *cards;        /* [size] */
+	struct cuda_record *records;    /* [size] */
 	struct cuda_borrowed *borrowed; /* the caller's shards that are not given back yet */
 	pthread_mutex_t borrowed_lock;
 	struct cuda_pace *pace; /* of all this rank's pulls, or NULL */
@@ -141,8 +141,8 @@ struct cuda_store {
 
 /* ---- cuda_device.c ---- */
 
-/* Driver, device, context and streams' priority; needs no other rank. Fills @p card. */
-lshard_status cuda_device_open(struct cuda *cuda, struct cuda_card *card, lshard_error *error);
+/* Driver, device, context and streams' priority; needs no other rank. Fills @p record. */
+lshard_status cuda_device_open(struct cuda *cuda, struct cuda_record *record, lshard_error *error);
 void cuda_device_close(struct cuda *cuda);
 
 /*
@@ -162,10 +162,10 @@ void cuda_stepped(struct cuda *cuda, int pushed);
 
 static inline int cuda_same_device(const struct cuda *cuda, int32_t rank, int32_t other)
 {
-	const unsigned char *a = cuda->cards[rank].uuid.bytes;
-	const unsigned char *b = cuda->cards[other].uuid.bytes;
+	const unsigned char *a = cuda->records[rank].uuid.bytes;
+	const unsigned char *b = cuda->records[other].uuid.bytes;
 
-	for (size_t i = 0; i < sizeof cuda->cards->uuid.bytes; i++)
+	for (size_t i = 0; i < sizeof cuda->records->uuid.bytes; i++)
 		if (a[i] != b[i])
 			return 0;
 	return 1;

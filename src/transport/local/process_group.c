@@ -47,7 +47,7 @@ struct lshard__process_group {
 /* ---- Joining --------------------------------------------------------------------------------------------------- */
 
 /* Told by each rank at the bootstrap; the same bytes are judged by all, so that all come to the same end. */
-struct card {
+struct record {
 	struct lshard__outcome outcome;
 	uint64_t process;
 	unsigned char process_random[16]; /* the kernel's, drawn at exec: tells processes of different hosts apart */
@@ -115,21 +115,21 @@ free_group:
 	return NULL;
 }
 
-static void card_write(struct card *card, const char *tag, bool ready, struct lshard__process_group *group)
+static void record_write(struct record *record, const char *tag, bool ready, struct lshard__process_group *group)
 {
 	const void *random = (const void *)getauxval(AT_RANDOM);
 
-	memset(card, 0, sizeof *card);
-	card->process = (uint64_t)getpid();
+	memset(record, 0, sizeof *record);
+	record->process = (uint64_t)getpid();
 	if (random)
-		memcpy(card->process_random, random, sizeof card->process_random);
-	card->outcome = lshard__outcome_of(ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY);
-	snprintf(card->tag, sizeof card->tag, "%s", tag);
-	card->group = group;
+		memcpy(record->process_random, random, sizeof record->process_random);
+	record->outcome = lshard__outcome_of(ready ? LSHARD_OK : LSHARD_ERR_NO_MEMORY);
+	snprintf(record->tag, sizeof record->tag, "%s", tag);
+	record->group = group;
 }
 
 /* All ranks find the same first difference. */
-static lshard_status compare(const struct card *first, const struct card *other, int32_t rank, lshard_error *error)
+static lshard_status compare(const struct record *first, const struct record *other, int32_t rank, lshard_error *error)
 {
 	if (other->process != first->process ||
 	    memcmp(other->process_random, first->process_random, sizeof first->process_random) != 0)
@@ -141,15 +141,16 @@ static lshard_status compare(const struct card *first, const struct card *other,
 			   other->tag, first->tag);
 }
 
-static lshard_status cards_check(const struct card *cards, int32_t size, lshard_error *error)
+static lshard_status records_check(const struct record *records, int32_t size, lshard_error *error)
 {
-	const struct lshard__record_set set = {.first = cards, .bytes = sizeof *cards, .size = size};
-	const int32_t other = lshard__first_differing(&set, offsetof(struct card, process),
-						      offsetof(struct card, group) - offsetof(struct card, process));
+	const struct lshard__record_set set = {.first = records, .bytes = sizeof *records, .size = size};
+	const int32_t other =
+		lshard__first_differing(&set, offsetof(struct record, process),
+					offsetof(struct record, group) - offsetof(struct record, process));
 	struct lshard__verdict verdict = lshard__judge(&set);
 
 	if (other >= 0)
-		return compare(&cards[0], &cards[other], other, error);
+		return compare(&records[0], &records[other], other, error);
 	if (verdict.finding == LSHARD__FAILED)
 		return lshard_fail(error, (lshard_status)verdict.status, "local: no memory to join on %s",
 				   lshard__ranks_text(&verdict.ranks));
@@ -175,38 +176,38 @@ lshard_status lshard__process_group_join(const lshard_context *context, const ch
 					 struct lshard__process_group **joined, lshard_error *error)
 {
 	const lshard_bootstrap *bootstrap = context->bootstrap;
-	struct card *cards = context->allocate(context, ((size_t)context->size + 1) * sizeof *cards);
-	struct card *mine = cards ? cards + context->size : NULL;
+	struct record *records = context->allocate(context, ((size_t)context->size + 1) * sizeof *records);
+	struct record *mine = records ? records + context->size : NULL;
 	struct lshard__process_group *own = context->rank == 0 ? group_new(context) : NULL;
 	struct lshard__process_group *group;
 	lshard_status status;
 
-	if (!cards) { /* cannot even hear the others: they are told by its opening's end */
+	if (!records) { /* cannot even hear the others: they are told by its opening's end */
 		group_free(own);
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "local: rank %d has no memory to join",
 				   (int)context->rank);
 	}
-	card_write(mine, tag, ready && (own || context->rank != 0), own);
-	if (bootstrap->allgather(bootstrap->user, mine, cards, sizeof *cards) != 0)
+	record_write(mine, tag, ready && (own || context->rank != 0), own);
+	if (bootstrap->allgather(bootstrap->user, mine, records, sizeof *records) != 0)
 		status = gather_failed(context, error);
 	else
-		status = cards_check(cards, context->size, error);
+		status = records_check(records, context->size, error);
 	if (status < 0) {
 		group_free(own);
-		goto free_cards;
+		goto free_records;
 	}
-	group = cards[0].group;
+	group = records[0].group;
 	if (context->rank != 0)
 		count_in(group);
-	if (bootstrap->allgather(bootstrap->user, mine, cards, sizeof *cards) == 0) {
+	if (bootstrap->allgather(bootstrap->user, mine, records, sizeof *records) == 0) {
 		*joined = group;
 	} else {
 		lshard__process_group_leave(group, context->rank);
 		status = gather_failed(context, error);
 	}
 
-free_cards:
-	context->release(context, cards);
+free_records:
+	context->release(context, records);
 	return status;
 }
 

@@ -263,7 +263,7 @@ static void a_late_rank_can_be_waited_for_again(void **state)
 	play(3, late_body, NULL);
 }
 
-/* A rank that gave up an exchange was not there, though its card is on the table. */
+/* A rank that gave up an exchange was not there, though its announcement is on the table. */
 static int gave_up_body(const struct member *member)
 {
 	struct setting setting = {.layers = 6, .first_layer = 7, .prefetch = 1, .timeout_ms = patience(1000)};
@@ -884,7 +884,7 @@ static void a_full_queue_says_for_whom_it_waits(void **state)
 	play(2, in_vain_body, NULL);
 }
 
-/* With the lock of rank 1's worker, so that one card has them all. */
+/* With the lock of rank 1's worker, so that one announcement has them all. */
 static void append_four(struct bare *bare)
 {
 	struct callback *callback = callback_of(bare->rank.transport);
@@ -898,7 +898,7 @@ static void append_four(struct bare *bare)
 	pthread_mutex_unlock(&callback->lock);
 }
 
-/* All that the last card had is done when the deadline comes: who has no more is shown by the roll call after it. */
+/* All of the last announcement is done when the deadline comes: who has no more is shown by the roll call after it. */
 static int stopping_body(const struct member *member)
 {
 	const uint32_t timeout_ms = patience(600);
@@ -934,7 +934,7 @@ static void a_rank_that_asks_no_more_is_named(void **state)
 	play(2, stopping_body, NULL);
 }
 
-/* Rank 0 gives up a read while its card is on the table, and rank 1 comes to it then. */
+/* Rank 0 gives up a read while its announcement is on the table, and rank 1 comes to it then. */
 static int left_read_body(const struct member *member)
 {
 	struct bare bare;
