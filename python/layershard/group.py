@@ -152,7 +152,7 @@ class Group:
         poison: Literal["off", "ready", "on"] = "off",
     ) -> Series:
         """Create a series: collective; all ranks describe it alike. `prefetch` is k, the layers fetched ahead;
-        `resident_bytes` is memory to spend on keeping layers of other ranks (layershard.ALL: as many as there are).
+        `resident_bytes` is memory to spend on resident layers, which other ranks store (layershard.ALL: all of them).
         `poison`: windows hold NaN (Tensor.poison) wherever a program should not read them; "ready": Series.poison
         switches it on. LAYERSHARD_POISON does the same for any series.
         """

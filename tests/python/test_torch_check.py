@@ -75,7 +75,7 @@ def test_layers_that_no_window_brings_are_told():
         assert found.is_equal and 0 < found.seen < found.layers == 5
         return str(found)
 
-    assert "the others are read in place or kept" in same(run(work))
+    assert "the others are read in place, or resident" in same(run(work))
 
 
 def still(rank, size, options):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..group import Group
 from .shared import Shared
 
-_HEAD = ("series", "layers", "placement", "MiB", "stored", "windows", "kept", "saved", "late", "misses", "waited ms")
+_HEAD = (*"series layers placement MiB stored windows resident saved late misses".split(), "waited ms")
 
 
 def _mib(nbytes: int) -> str:
@@ -17,7 +17,7 @@ def _mib(nbytes: int) -> str:
 
 def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
     """A line on the first series that takes as much of this rank's memory as if it were not shared, or more, and how
-    many others do: by what has to be there, without what was asked to be kept (resident) or takes poison."""
+    many others do: by what has to be there, without the resident layers that were asked for, and poison."""
     lines = []
     for each in series if group.size > 1 else []:
         stats, n_layers = each.series.stats(), len(each.plan.places)

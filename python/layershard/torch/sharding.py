@@ -89,7 +89,7 @@ def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequen
         return int(whole * resident)
     if isinstance(resident, int) and resident >= 0:
         return resident * whole // sum(each.layer_bytes * len(each.places) for each in plans)
-    raise Refused(f"resident is {resident!r}: give bytes, a share of the layers (0.3 or '30%'), or 'all'")
+    raise Refused(f"resident is {resident!r}: give bytes, a part of the layers (0.3 or '30%'), or 'all'")
 
 
 def _refuse_numbers_and_words(prefetch: int, placement: str, transport: str, timeout_ms: int | None) -> None:
@@ -191,7 +191,8 @@ def shard(
     transport  as layershard.Group.
     scope      "linear": a series and a wait for each chosen module of a block; "block": all that is chosen in a block
                comes and goes together.
-    resident   memory for keeping layers of other ranks: bytes for all series together, a share (0.3, "30%") or "all".
+    resident   memory for resident layers, which other ranks store: bytes for all series together, a part of the layers
+               (0.3, "30%") or "all".
     stripe     how "striped" cuts a tensor: {"*": "rows", "*.o_proj.weight": "columns"}; by bytes without.
     buffers    fnmatch patterns of buffers of the chosen modules to share as well ("*.qweight"): those that a state_dict
                holds and no forward writes to. Without, every rank keeps all buffers.

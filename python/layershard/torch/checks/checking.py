@@ -310,7 +310,7 @@ class _Check:
             return Checked(False, layers, 0, _UNUSED)
         text = f"equal with poison: {seen} of {layers} layers came through a poisoned window of some rank"
         if seen < layers:
-            text += ", the others are read in place or kept by every rank that does not store them"
+            text += ", the others are read in place, or resident on every rank that does not store them"
         text += "; what is stored was not written"
         unseen = sorted({each for word in words for each in word["unseen"]})
         if unseen:
