@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -150,19 +151,34 @@ def _tell_of_others(model: nn.Module, shared: Sequence[Shared]) -> None:
         _log.warning("%s", told)
 
 
-@contextmanager
-def _as_before_on_failure(model: nn.Module, ranks: Group, plans: Sequence[SeriesPlan]) -> Iterator[None]:
-    """Also on Ctrl-C: a model that is shared by half, without hooks, would compute with what passes through windows."""
-    undo = [place.undo() for plan in plans for places in plan.places for place in places]
-    try:
-        yield
-    except BaseException:
-        for back in undo:
-            back()
-        if is_sharded(model):
-            of(model).leave()
-        ranks.close()
-        raise
+@dataclass
+class Join:
+    """How this rank joins the others: to share, or to tell them why it cannot. Until an argument has been found to make
+    sense the default stands for it."""
+
+    group: Any
+    transport: str = "auto"
+    device: torch.device = torch.device("cpu")
+    timeout_ms: int | None = None
+
+    def refuse(self, refusal: Exception) -> NoReturn:
+        refuse_to_all(refusal, self.group, self.transport, self.device, self.timeout_ms)
+
+    @contextmanager
+    def opened(self, plans: Sequence[SeriesPlan], model: nn.Module | None = None) -> Iterator[Group]:
+        """The ranks, joined. If the body fails, also by Ctrl-C, they are left and the plans' tensors are as before: a
+        model that is shared by half, without hooks, would compute with what passes through windows."""
+        ranks = open_group(self.group, self.transport, self.device, self.timeout_ms)
+        undo = [place.undo() for plan in plans for places in plan.places for place in places]
+        try:
+            yield ranks
+        except BaseException:
+            for back in undo:
+                back()
+            if model is not None and is_sharded(model):
+                of(model).leave()
+            ranks.close()
+            raise
 
 
 def shard(
@@ -204,28 +220,26 @@ def shard(
     one rank alone refuses, the others raise Mismatch with its reason.
     """
     given, model = model, whole(model)
-    process_group(group)
-    place, spoken, longest_ms = torch.device("cpu"), "auto", None  # as the others are told what is wrong with these
+    join = Join(process_group(group))
     try:
         _refuse_numbers_and_words(prefetch, placement, transport, timeout_ms)
-        spoken, longest_ms = transport, timeout_ms
+        join.transport, join.timeout_ms = transport, timeout_ms
         found = _device_of(model, device)
         memory_of(found)
-        place = found
+        join.device = found
         plans = _plan(model, modules, scope, strings("buffers", buffers))
         resident_bytes = [_resident_bytes(resident, plan, plans) for plan in plans]
         refuse_stripes(plans, stripe or {})
         for plan in plans:
             describe(plan, stripe or {})
     except Exception as refusal:
-        refuse_to_all(refusal, group, spoken, place, longest_ms)
-    ranks = open_group(group, transport, place, timeout_ms)
-    with _as_before_on_failure(model, ranks, plans):
+        join.refuse(refusal)
+    with join.opened(plans, model) as ranks:
         shared = [
             Shared(
                 ranks,
                 plan,
-                place,
+                found,
                 prefetch=prefetch,
                 placement=_placement(placement, plan, ranks.size),
                 resident_bytes=nbytes,
@@ -233,10 +247,10 @@ def shard(
             )
             for plan, nbytes in zip(plans, resident_bytes, strict=True)
         ]
-        handle = Handle(model, ranks, shared, place)
+        handle = Handle(model, ranks, shared, found)
         missing = _fill(model, shared)
         _tell_of_others(model, shared)
-        handle.take(Wiring(model, shared, scope, place))
+        handle.take(Wiring(model, shared, scope, found))
         handle.gate(missing)
     release_freed_memory()
     for line in wasted(ranks, shared):

@@ -24,12 +24,13 @@ from . import ops
 from .gradients import Saving
 from .grouping import Place, SeriesPlan, difference
 from .hooks import Hooks, Switch, arrival_hooks
-from .joining import await_ranks, open_group
+from .joining import await_ranks
 from .layout import Layout
 from .one_thread import Turn
 from .patterns import layer_number
 from .processed import Processed, adopt, process
 from .refusals import Refused
+from .sharding import Join
 from .shared import Shared
 
 _ATTRIBUTE = "_layershard_series"
@@ -162,16 +163,12 @@ class _Series:
         if self.shared is not None:
             return
         plan = self._plan()
-        group = open_group(self.ranks.meeting, "auto", self.device, None)
-        try:
+        with Join(self.ranks.meeting, device=self.device).opened([plan]) as ranks:
             shared = Shared(
-                group, plan, self.device, prefetch=self.prefetch_step, placement="whole", resident_bytes=0, stripes={}
+                ranks, plan, self.device, prefetch=self.prefetch_step, placement="whole", resident_bytes=0, stripes={}
             )
             shared.commit(lambda place: place.tensor)
-        except BaseException:
-            group.close()
-            raise
-        shared.attach()
+            shared.attach()
         self.shared = shared
         self._wrap_forwards(shared)
         _registering.pop(self.name, None)
