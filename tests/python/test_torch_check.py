@@ -370,7 +370,7 @@ def test_the_compiled_module_that_reads_too_early_is_named(how, number, name):
 
     text = same(run(work))  # layer 2 is at home on rank 0
     assert text.startswith("rank 1: weights are read outside their view: ")
-    assert f" {name} is the first to come out otherwise" in text
+    assert f" {name} is the first to give another result" in text
     assert "rank 0" not in text
 
 

@@ -481,11 +481,11 @@ def test_weights_of_its_own_that_a_pass_writes_are_named():
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_words_may_be_of_any_length(size):
+def test_records_may_be_of_any_length(size):
     def work(rank, size):
         group = sharding.of(row()).group
         for length in (0, 16000, 16384, 40000):
-            words = [["x" * (length if rank == size - 1 else 1), rank] for rank in range(size)]
-            assert exchange(group, torch.device("cpu"), {"word": words[rank]}) == [{"word": word} for word in words]
+            texts = [["x" * (length if rank == size - 1 else 1), rank] for rank in range(size)]
+            assert exchange(group, torch.device("cpu"), {"text": texts[rank]}) == [{"text": text} for text in texts]
 
     ranks.run(size, work)

@@ -2,7 +2,7 @@
 """check: whether a program's own pass reads every shared weight only when it is there, and writes none.
 
 The pass is made twice from the same state, as it is and with poison in the windows. Knows how to compare and what to
-say; how state is put back, calls are observed and ranks talk is told elsewhere.
+say; how state is put back, calls are observed and records are exchanged is in modules of their own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..refusals import Refused
 from ..shared import Shared, poison_of
 from .digests import Unseen, bits_of
 from .exchange import exchange
-from .findings import Words, causes_first, findings, poisoned_layers, read_early
+from .findings import Records, causes_first, findings, poisoned_layers, read_early
 from .observing import Event, Observation, first_difference
 from .reading import Reads
-from .state import Kept, fresh, modules_in
+from .state import SavedState, fresh, modules_in
 
 
 class CheckFailed(RuntimeError):
@@ -77,7 +77,7 @@ def check(model: nn.Module, *inputs: Any, call: Callable[..., Any] | None = None
 
     check(model, x) calls model(x); check(model, ids, call=model.generate, max_new_tokens=8) what is given. Random
     states, arguments (caches too), buffers and what modules keep in attributes are put back between. CheckFailed, the
-    same on all ranks, names the first module that came out otherwise, and what was written of the stored weights. Once
+    same on all ranks, names the first module that gave another result, and what was written of the stored weights. Once
     for each model and version of the program, at its start, is enough.
     """
     return _Check(of(model), whole(model), model if call is None else call, (inputs, kwargs)).run()
@@ -91,7 +91,7 @@ class _Check:
         self._model = model
         self._call = call
         self._arguments = arguments
-        self._kept: Kept | None = None
+        self._saved: SavedState | None = None
         self._error: Exception | None = None  # of the call
         self._failed: tuple[str, Exception] | None = None  # what no rank goes on after
         self._unseen: Unseen = set()
@@ -101,7 +101,7 @@ class _Check:
         before = self._here(self._stored, {})
         first = self._pass_as_it_is()
         if not windows:
-            self._raise_findings([self._words(written=self._written(before))])
+            self._raise_findings([self._exchange(written=self._written(before))])
             return Checked(False, self._n_layers(), 0, _STILL)
         reads, elsewhere = self._reads()
         waits = self._waits()
@@ -109,7 +109,7 @@ class _Check:
             seen = self._here(self._seen, [])
             second = self._pass()
         used = self._waits() > waits
-        words = self._words(
+        records = self._exchange(
             differs=first_difference(first, second),
             raised=_text(self._error),
             follows=isinstance(self._error, _FOLLOWS),
@@ -120,27 +120,27 @@ class _Check:
             used=used,
             unseen=sorted(self._unseen)[:8],
         )
-        differs, wrote = self._again(words, second)
-        self._raise_findings([words, self._words(differs=differs, wrote=wrote, raised=_text(self._error))])
-        return self._verdict(words)
+        differs, wrote = self._again(records, second)
+        self._raise_findings([records, self._exchange(differs=differs, wrote=wrote, raised=_text(self._error))])
+        return self._verdict(records)
 
     # ---- Steps, each on all ranks ----
 
-    def _words(self, **word: Any) -> Words:
-        """What all ranks say. Where one has failed all raise what it says of that."""
+    def _exchange(self, **record: Any) -> Records:
+        """The records of all ranks. Where one has failed all raise what its record says of that."""
         if self._failed is not None:
             what, error = self._failed
-            word.update(failed=f"{what}: {_text(error)}", follows=isinstance(error, _FOLLOWS))
-        words = exchange(self._handle.group, self._handle.device, word)
-        if any(word.get("raised") or word.get("failed") for word in words):
+            record.update(failed=f"{what}: {_text(error)}", follows=isinstance(error, _FOLLOWS))
+        records = exchange(self._handle.group, self._handle.device, record)
+        if any(record.get("raised") or record.get("failed") for record in records):
             self._rewind()
-        for rank, word in causes_first(words):
-            if word.get("failed"):
-                raise CheckFailed(f"rank {rank}: {word['failed']}") from (self._failed or [None, None])[1]
-        return words
+        for rank, record in causes_first(records):
+            if record.get("failed"):
+                raise CheckFailed(f"rank {rank}: {record['failed']}") from (self._failed or [None, None])[1]
+        return records
 
     def _here(self, work: Callable[[], Any], otherwise: Any = None) -> Any:
-        """What this rank does alone. Where it fails, the others are told with the next words."""
+        """What this rank does alone. Where it fails, the others learn it from the next record."""
         try:
             return work()
         except Exception as error:
@@ -158,13 +158,13 @@ class _Check:
         try:
             self._handle.refuse_half_written()
             modules = [self._model, *modules_in(self._arguments)]
-            self._kept = Kept(modules, self._handle.all_places(), self._handle.device)
+            self._saved = SavedState(modules, self._handle.all_places(), self._handle.device)
             fresh(self._model, self._arguments)
             self._try_poison()
         except Exception as error:
             refusal = error
         windows = sum(each.windows for each in self._handle.stats().values())
-        answers = self._words(refusal=str(refusal or ""), windows=windows)
+        answers = self._exchange(refusal=str(refusal or ""), windows=windows)
         if refusal is not None:
             raise refusal
         for rank, answer in enumerate(answers):
@@ -183,11 +183,11 @@ class _Check:
 
     def _pass(self, around: Any = None) -> list[Event]:
         """Made from the state of the beginning, with new copies of the arguments; leaves that state behind."""
-        assert self._kept is not None
+        assert self._saved is not None
         self._error = None
         seen = Observation(self._model)
         self._here(lambda: self._call_once(seen, around or nullcontext()))
-        self._here(self._kept.put_back)
+        self._here(self._saved.put_back)
         self._unseen |= seen.unseen
         return seen.events
 
@@ -222,12 +222,12 @@ class _Check:
     def _raise_failure(self, what: str) -> None:
         if self._error is not None:
             self._failed = self._failed or (what, self._error)
-        self._words()
+        self._exchange()
 
-    def _again(self, words: Words, second: list[Event]) -> tuple[str | None, list[str]]:
+    def _again(self, records: Records, second: list[Event]) -> tuple[str | None, list[str]]:
         """Where anything differs, whether the call gives the same bits twice at all, and which weights of its own it
         writes. With poison, since what is read too early may have come by luck without it."""
-        if not any(word["differs"] for word in words):
+        if not any(record["differs"] for record in records):
             return None, []
         before = self._here(self._unshared, {})
         with self._poisoned():
@@ -291,28 +291,28 @@ class _Check:
     def _n_layers(self) -> int:
         return sum(len(each.series.layers) for each in self._handle.shared)
 
-    def _raise_findings(self, rounds: list[Words]) -> None:
+    def _raise_findings(self, rounds: list[Records]) -> None:
         found = []
         again = rounds[-1] if len(rounds) > 1 else [{} for _ in rounds[0]]
-        is_cause = any(word.get("raised") and not word["follows"] for word in rounds[0])
-        for rank, word in causes_first(rounds[0]):
-            if is_cause and word["follows"]:  # it came out otherwise as another rank did not come
-                word["differs"] = None
-            found += [f"rank {rank}: {each}" for each in findings(word, again[rank])]
+        is_cause = any(record.get("raised") and not record["follows"] for record in rounds[0])
+        for rank, record in causes_first(rounds[0]):
+            if is_cause and record["follows"]:  # its result differs since another rank has failed
+                record["differs"] = None
+            found += [f"rank {rank}: {each}" for each in findings(record, again[rank])]
         found = [*read_early(rounds[0]), *found]
         if found:
             raise CheckFailed("; ".join(found)) from self._error
 
-    def _verdict(self, words: Words) -> Checked:
+    def _verdict(self, records: Records) -> Checked:
         layers = self._n_layers()
-        seen = sum(bin(mask).count("1") for mask in poisoned_layers(words))
-        if not any(word["used"] for word in words):
+        seen = sum(bin(mask).count("1") for mask in poisoned_layers(records))
+        if not any(record["used"] for record in records):
             return Checked(False, layers, 0, _UNUSED)
         text = f"equal with poison: {seen} of {layers} layers came through a poisoned window of some rank"
         if seen < layers:
             text += ", the others are read in place, or resident on every rank that does not store them"
         text += "; what is stored was not written"
-        unseen = sorted({each for word in words for each in word["unseen"]})
+        unseen = sorted({each for record in records for each in record["unseen"]})
         if unseen:
             text += f"; not compared, as it cannot be looked into: {', '.join(unseen)}"
         return Checked(True, layers, seen, text)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each rank of a sharded model says, told to all of them by the library's own means, whatever the transport.
+"""One record of each rank of a sharded model, given to all of them by the library's own means, whatever the transport.
 
-Knows a group and bytes: a series of one layer a rank, which every rank keeps whole.
+Knows a group and bytes: a series of one layer a rank, which is resident on every rank.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _HEAD = 8  # bytes, of the length
 _LONGEST_TEXT = 1000
 
 
-def exchange(group: Group, device: torch.device, word: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every rank's word, in rank order: collective. Waits for the others as long as any call of the group. What is too
-    long on any rank, of many series, is told once more, whole."""
-    text = json.dumps(_cut(word)).encode()
+def exchange(group: Group, device: torch.device, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every rank's record, in rank order: collective. Waits for the others as long as any call of the group. What is
+    too long on any rank, of many series, is given once more, whole."""
+    text = json.dumps(_cut(record)).encode()
     mine = len(text).to_bytes(_HEAD, "little") + text
     found = _round(group, device, mine, _BYTES)
     needed = max(_HEAD + _length(each) for each in found)
@@ -32,27 +32,27 @@ def exchange(group: Group, device: torch.device, word: dict[str, Any]) -> list[d
     return [json.loads(each[_HEAD : _HEAD + _length(each)]) for each in found]
 
 
-def _length(told: bytes) -> int:
-    return int.from_bytes(told[:_HEAD], "little")
+def _length(filled: bytes) -> int:
+    return int.from_bytes(filled[:_HEAD], "little")
 
 
 def _round(group: Group, device: torch.device, mine: bytes, nbytes: int) -> list[bytes]:
     """The first @nbytes of each rank's."""
 
     def write(_layer: int, addresses: list[int]) -> None:
-        told = bytearray(mine[:nbytes].ljust(nbytes))
-        bytes_at(addresses[0], nbytes, device).copy_(torch.frombuffer(told, dtype=torch.uint8))
+        filled = bytearray(mine[:nbytes].ljust(nbytes))
+        bytes_at(addresses[0], nbytes, device).copy_(torch.frombuffer(filled, dtype=torch.uint8))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    tensors = [Tensor("word", nbytes)]
+    tensors = [Tensor("record", nbytes)]
     with group.series(
-        "layershard.torch.words", first_layer=0, layer_count=group.size, tensors=tensors, resident_bytes=ALL
-    ) as words:
-        words.commit(write)
-        found = [bytes_at(words.address(rank, 0), nbytes, device).cpu() for rank in range(group.size)]
+        "layershard.torch.records", first_layer=0, layer_count=group.size, tensors=tensors, resident_bytes=ALL
+    ) as records:
+        records.commit(write)
+        found = [bytes_at(records.address(rank, 0), nbytes, device).cpu() for rank in range(group.size)]
         return [bytes(each.tolist()) for each in found]
 
 
-def _cut(word: dict[str, Any]) -> dict[str, Any]:
-    return {key: value[:_LONGEST_TEXT] if isinstance(value, str) else value for key, value in word.items()}
+def _cut(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value[:_LONGEST_TEXT] if isinstance(value, str) else value for key, value in record.items()}

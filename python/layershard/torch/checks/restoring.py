@@ -19,7 +19,7 @@ from torch import nn
 
 from .digests import bits_of, slots_of
 
-Back = Callable[[], Any]
+Restorer = Callable[[], Any]
 
 # Of the standard library, what holds what a program puts there and is nothing beyond.
 _PLAIN = "abc argparse builtins collections contextlib dataclasses enum numbers types typing".split()
@@ -35,7 +35,7 @@ def lies(tensor: torch.Tensor) -> tuple[Any, ...] | None:
         return None
 
 
-def _keep_tensor(tensor: torch.Tensor) -> Back:
+def _tensor_restorer(tensor: torch.Tensor) -> Restorer:
     before, same, lay = tensor.detach().clone(), tensor.detach(), lies(tensor)
 
     def back() -> None:
@@ -56,7 +56,7 @@ def is_array(value: Any) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
-def _keep_array(array: Any) -> Back:
+def _array_restorer(array: Any) -> Restorer:
     before = array.copy()
 
     def back() -> None:
@@ -71,21 +71,21 @@ def _keep_array(array: Any) -> Back:
 # ---- Objects ----
 
 
-def _keep_dict(found: dict[Any, Any], is_kept: Callable[[Any], bool] = lambda key: True) -> Back:
-    before = {key: value for key, value in found.items() if is_kept(key)}
+def _dict_restorer(found: dict[Any, Any], is_restored: Callable[[Any], bool] = lambda key: True) -> Restorer:
+    before = {key: value for key, value in found.items() if is_restored(key)}
     kind: Any = OrderedDict if isinstance(found, OrderedDict) else dict  # past what a subclass makes of it
 
     def now() -> list[Any]:
-        return [part for key, value in found.items() if is_kept(key) for part in (key, value)]
+        return [part for key, value in found.items() if is_restored(key) for part in (key, value)]
 
     def back() -> None:
         if _are_same(now(), [part for item in before.items() for part in item]):
             return
-        for key in [key for key in found if is_kept(key) and key not in before]:
+        for key in [key for key in found if is_restored(key) and key not in before]:
             kind.__delitem__(found, key)
         for key, value in before.items():
             kind.__setitem__(found, key, value)
-        if list(map(id, filter(is_kept, found))) != list(map(id, before)):
+        if list(map(id, filter(is_restored, found))) != list(map(id, before)):
             for key, value in before.items():
                 kind.__delitem__(found, key)
                 kind.__setitem__(found, key, value)
@@ -93,7 +93,7 @@ def _keep_dict(found: dict[Any, Any], is_kept: Callable[[Any], bool] = lambda ke
     return back
 
 
-def _keep_filled(found: Any, fill: Callable[[Any, list[Any]], Any]) -> Back:
+def _filled_restorer(found: Any, fill: Callable[[Any, list[Any]], Any]) -> Restorer:
     before = list(found)
     return lambda: None if _are_same(list(found), before) else fill(found, before)
 
@@ -107,7 +107,7 @@ def _fill_anew(found: Any, before: list[Any]) -> None:
     (found.update if isinstance(found, set) else found.extend)(before)
 
 
-def _keep_slots(value: Any) -> Back:
+def _slots_restorer(value: Any) -> Restorer:
     before = slots_of(value)
 
     def back() -> None:
@@ -128,7 +128,7 @@ def _of_module(key: str) -> bool:
     return key not in _OF_MODULES and not key.startswith(("_layershard", "_compiled", "__"))
 
 
-def _keep_state(value: Any) -> Back | None:
+def _state_restorer(value: Any) -> Restorer | None:
     """Of what makes random numbers."""
     if isinstance(value, torch.Generator):
         words = value.get_state()
@@ -146,30 +146,30 @@ def _keep_state(value: Any) -> Back | None:
     return None
 
 
-def keep(value: Any) -> tuple[list[Back], list[Any]]:
-    """What brings one object back as it is now, and what it holds. What has no plain state of its own is left as it
+def restorers_of(value: Any) -> tuple[list[Restorer], list[Any]]:
+    """What restores one object as it is now, and what it holds. What has no plain state of its own is left as it
     is."""
-    state = _keep_state(value)
+    state = _state_restorer(value)
     if state is not None:
         return [state], []
     if isinstance(value, torch.Tensor):
-        return [_keep_tensor(value)], []
+        return [_tensor_restorer(value)], []
     if isinstance(value, dict):
-        return [_keep_dict(value)], list(value.values())
+        return [_dict_restorer(value)], list(value.values())
     if isinstance(value, (tuple, frozenset)):
         return [], list(value)
     if isinstance(value, list):
-        return [_keep_filled(value, _fill_list)], list(value)
+        return [_filled_restorer(value, _fill_list)], list(value)
     if isinstance(value, (deque, set)):
-        return [_keep_filled(value, _fill_anew)], list(value)
+        return [_filled_restorer(value, _fill_anew)], list(value)
     if is_array(value):
-        return [_keep_array(value)], list(value.flat) if value.dtype.hasobject else []
+        return [_array_restorer(value)], list(value.flat) if value.dtype.hasobject else []
     if isinstance(value, nn.Module):
         own = [each for key, each in vars(value).items() if _of_module(key)]
-        return [_keep_dict(vars(value), _of_module)], own
+        return [_dict_restorer(vars(value), _of_module)], own
     if _is_the_program_s(value):  # a cache
         slots = slots_of(value)
-        return [_keep_slots(value)] if slots else [], [*slots.values(), getattr(value, "__dict__", None)]
+        return [_slots_restorer(value)] if slots else [], [*slots.values(), getattr(value, "__dict__", None)]
     return [], []
 
 

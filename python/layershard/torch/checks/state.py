@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call changes and the next one starts from, put back: random states, buffers, what modules keep in attributes.
 
-Knows what belongs to a model and to a call's arguments; how one object is put back is told elsewhere.
+Knows what belongs to a model and to a call's arguments; how one object is put back is in restoring.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import nn
 
 from ..grouping import Place
 from ..refusals import Refused, all_tensors
-from .restoring import Back, is_array, keep, lies
+from .restoring import Restorer, is_array, lies, restorers_of
 
 _CLOSED = (nn.Parameter, type, FunctionType, MethodType, ModuleType)
 
 
-def _random_states(device: torch.device) -> Iterator[Back]:
+def _random_states(device: torch.device) -> Iterator[Restorer]:
     python, processor = random.getstate(), torch.get_rng_state()
     yield lambda: random.setstate(python)
     yield lambda: torch.set_rng_state(processor)
@@ -57,11 +57,11 @@ class _Memory:
         return place >= 0 and address < self._ranges[place][1]
 
 
-class Kept:
+class SavedState:
     """Of a model and other modules, and of this process's random numbers."""
 
     def __init__(self, modules: Iterable[nn.Module], shared: Iterable[Place], device: torch.device) -> None:
-        self._backs = [("random state", back) for back in _random_states(device)]
+        self._restorers = [("random state", restore) for restore in _random_states(device)]
         weights = [place.tensor for place in shared]
         memory = _Memory(weights)
         seen: dict[int, Any] = {id(tensor): tensor for tensor in weights}
@@ -71,16 +71,16 @@ class Kept:
             if id(value) in seen or isinstance(value, _CLOSED) or memory.holds(value):
                 continue
             seen[id(value)] = value
-            backs, held = keep(value)
-            self._backs += [(type(value).__name__, back) for back in backs]
+            restorers, held = restorers_of(value)
+            self._restorers += [(type(value).__name__, restore) for restore in restorers]
             waiting += held
 
     def put_back(self) -> None:
         """All that can be; then it is told what cannot."""
         failures = []
-        for name, back in self._backs:
+        for name, restore in self._restorers:
             try:
-                back()
+                restore()
             except Exception as error:
                 failures.append((name, error))
         if failures:
