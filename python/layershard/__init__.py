@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """layershard: data-parallel speed with 1/n of the weights.
 
-n ranks run the same model on different data. The layers of a series are stored once, spread over the ranks, and brought
-to the others just in time, while the layers before them compute.
+n ranks run the same model on different data. The layers of a series are stored once, spread over the ranks, and fetched
+by the others just in time, while the layers before them compute.
 
     with layershard.Group() as group:
         series = group.series("o_proj", first_layer=0, layer_count=32, tensors=[layershard.Tensor("weight", nbytes)])

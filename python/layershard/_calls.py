@@ -113,7 +113,7 @@ class _Desk:
         return self._inbox.get()
 
     def abandon(self) -> None:
-        """Wait no longer: what is asked from now on is refused, what comes of the call is disposed of."""
+        """Wait no longer: what is asked from now on is refused, what the call still makes is disposed of."""
         with self._lock:
             self._abandoned = True
             finished = self.finished
@@ -158,7 +158,7 @@ def run_interruptible(
     call: Callable[[], int], abort: Callable[[], None] | None = None, dispose: Callable[[], None] | None = None
 ) -> int:
     """The status of `call`. A signal's exception is raised after `abort` has made the call return; without `abort` at
-    once, and `dispose` undoes what the call still brings about."""
+    once, and `dispose` undoes what the call still makes."""
     if threading.current_thread() is not threading.main_thread():
         return call()
     desk = _Desk(call, dispose)

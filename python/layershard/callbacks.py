@@ -30,7 +30,7 @@ class Collectives(Protocol):
     """
 
     def broadcast(self, address: int, count: int, root: int) -> object:
-        """Start to bring `count` bytes from rank `root` to the same place on the others. What finish gets."""
+        """Start to send `count` bytes from rank `root` to the same place on the others. What finish gets."""
 
     def allgather(self, send: int, receive: int, count: int) -> object:
         """Start to give `count` bytes of every rank to all, in rank order. What finish gets."""

@@ -73,7 +73,7 @@ def _text(text: str | None) -> bytes | None:
 
 
 class Group:
-    """Join the ranks of a job. Waits until all of them came, at most `timeout_ms`.
+    """Join the ranks of a job. Waits until all of them have joined, at most `timeout_ms`.
 
     rank, size   both None: found in the environment (LAYERSHARD_*, torchrun, Open MPI, PMIx, PMI, Slurm)
     transport    "auto", a transport's name, or wrappers before one; None: LAYERSHARD_TRANSPORT, else "auto"

@@ -177,8 +177,9 @@ class Series:
         self.wait_fast = self._bind(self._wait_function())
 
     def _wait_function(self) -> Callable[..., int]:
-        """lshard_wait itself, but where it may wait for others: with layers that come through windows, on collective
-        transports and wrapped ones. On the others it ends by itself: this process copies from memory it has mapped."""
+        """lshard_wait itself, but where it may wait for others: with layers that are fetched into windows, on
+        collective transports and wrapped ones. On the others it ends by itself: this process copies from memory it has
+        mapped."""
         function: Callable[..., int] = self._handle.library.lshard_wait
         spec = self._handle.group.transport.split(" (")[0]
         base = spec.rsplit(",", 1)[-1]
@@ -284,7 +285,7 @@ class Series:
     # ---- The pass ----
 
     def reach(self, layer: int, stream: int = 0) -> None:
-        """The program has arrived at the layer: start to bring what it needs next. Ends the view of every other."""
+        """The program has arrived at the layer: start to fetch what it needs next. Ends the view of every other."""
         self.reach_fast(layer, stream)
 
     def wait(self, layer: int, stream: int = 0) -> None:

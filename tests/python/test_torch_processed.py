@@ -118,7 +118,7 @@ def nothing(layer):
 
 
 REFUSED = {
-    a_function: r"layers.0.proj left 'kernel', a partial, which cannot be brought",
+    a_function: r"layers.0.proj left 'kernel', a partial, which cannot be sent",
     a_module: r"layers.0.proj changed its child modules",
     another_method: r"layers.0.proj left 'quant_method', a Method",
     failing: r"no kernel for layers.1",
@@ -139,6 +139,6 @@ def refused(rank, size, path, what):
 
 
 @pytest.mark.parametrize("what", REFUSED, ids=lambda what: what.__name__)
-def test_what_cannot_be_brought_is_refused_on_all_ranks(what):
+def test_what_cannot_be_sent_is_refused_on_all_ranks(what):
     with tempfile.TemporaryDirectory() as directory:
         ranks.run(2, refused, pathlib.Path(directory) / "store", what)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a pattern leaves out of the modules that it chose: told where it is more than what is shared.
 
-Parameters are shared. Buffers are only by name, since forwards write to them (caches, statistics); but some quantised
-layers keep their weight in one, or in an object of their own, of which torch's tensors say nothing.
+Parameters are shared. Buffers are shared only by name, since forwards write to them (caches, statistics); but some
+quantised layers have their weight in one, or in an object of their own, of which torch's tensors say nothing.
 
 Knows modules and tensors; nothing of ranks, series or the library.
 """
@@ -47,8 +47,8 @@ def left_out(units: Sequence[Unit], shared: dict[str, int]) -> str | None:
     name, _ = max(buffers + others, key=lambda each: each[1])
     told = f"only {_mib(nbytes)} of the chosen modules' {_mib(nbytes + left)} are shared"
     if name in dict(buffers):
-        return f"{told}: buffers such as {name} are by name only: buffers='*.{name.rsplit('.', 1)[-1]}'"
-    return f"{told}: {name} and the like are no parameters, and stay whole on every rank"
+        return f"{told}: buffers such as {name} are shared if they are named: buffers='*.{name.rsplit('.', 1)[-1]}'"
+    return f"{told}: {name} and the like are not parameters, and stay whole on every rank"
 
 
 def persistent_buffers(units: Sequence[Unit]) -> list[str]:

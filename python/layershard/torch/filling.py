@@ -72,7 +72,7 @@ def refuse_lost(model: nn.Module) -> None:
     lost = [name for name, tensor in all_tensors(model) if tensor.device.type == "meta" and id(tensor) not in saved]
     if lost:
         raise Refused(
-            f"{', '.join(lost[:4])} are on the meta device and computed, not saved: build the model inside "
+            f"{', '.join(lost[:4])} are on the meta device, and no checkpoint holds them: build the model inside "
             f"layershard.torch.empty_weights(), which leaves such buffers real"
         )
 

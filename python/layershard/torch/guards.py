@@ -106,7 +106,7 @@ class Guards:
 
     def refuse_keeping(self) -> None:
         """Where layers come through windows, a parameter shows whatever is passing through."""
-        refuse = _refuse("state_dict", "most layers are not here; use layershard.of(model).state_dict()")
+        refuse = _refuse("state_dict", "this rank does not hold all layers; use layershard.of(model).state_dict()")
         for module in self._modules:
             self._handles.append(module.register_state_dict_pre_hook(refuse))  # type: ignore[no-untyped-call]
             module.__dict__["__prepare_scriptable__"] = refuse_scripting  # what torch.jit.script asks first

@@ -86,7 +86,7 @@ def open_group(group: Any, transport: str, device: torch.device, timeout_ms: int
 def refuse_to_all(
     refusal: Exception, group: Any, transport: str, device: torch.device, timeout_ms: int | None
 ) -> NoReturn:
-    """Raise what this rank alone may have found. The others wait for it to come: so it comes and tells them."""
+    """Raise what this rank alone may have found. The others wait for it: so it joins them and tells them."""
     with suppress(Error, ValueError):  # what went wrong first is what the caller must see
         pg = process_group(group)
         if pg is not None:
@@ -176,8 +176,8 @@ def _words(pg: Any, timeout_ms: int | None, mine: str) -> list[str]:
 
 
 def await_ranks(pg: Any, timeout_ms: int | None = None, refusal: str = "") -> None:
-    """Until all ranks of the process group have come, so that what torch waits for without hearing Ctrl-C is short.
-    Where one of them comes to say that it cannot take part, the others raise that."""
+    """Until all ranks of the process group are here, so that what torch waits for without hearing Ctrl-C is short.
+    Where one of them is here to say that it cannot take part, the others raise that."""
     for rank, word in enumerate(_words(pg, timeout_ms, refusal)):
         if word and not refusal:
             raise Mismatch(f"rank {dist.get_rank(pg)}: rank {rank} {word}", rank=dist.get_rank(pg))
@@ -192,7 +192,7 @@ def _agree_on_transport(pg: Any, transport: str, memory: str, timeout_ms: int | 
 
 
 def _await_library(pg: Any, timeout_ms: int | None) -> None:
-    """A rank that has no library could not come to a meeting of the library's."""
+    """A rank that has no library could not meet the others by it."""
     try:
         library()
     except LibraryError as error:

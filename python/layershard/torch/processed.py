@@ -2,8 +2,8 @@
 """What processing loaded weights leaves on a layer, put so that ranks that do not store the layer can have it, too.
 
 Parameters and persistent buffers are shared, and so are plain attributes that are tensors. Names that are gone and
-plain values (numbers, texts, dtypes and containers of them) are told. All else, a function or an object that was put
-there, cannot be brought to another process: it is refused by name.
+plain values (numbers, texts, dtypes and containers of them) are sent, too. All else, a function or an object that was
+put there, cannot be sent to another process: it is refused by name.
 
 Knows modules; nothing of ranks or series.
 """
@@ -89,7 +89,7 @@ def _changed_values(layer: nn.Module, before: dict[str, Any]) -> dict[str, Any]:
         elif name not in before or before[name] is not value:
             raise Refused(
                 f"processing the weights of {layer.prefix} left '{name}', a {type(value).__name__}, which cannot be "
-                f"brought to ranks that do not store the layer"
+                f"sent to the ranks that do not store the layer: keep it outside of the layer"
             )
     return values
 

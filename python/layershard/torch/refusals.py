@@ -43,7 +43,7 @@ def refuse_freezing() -> None:
     """Frozen weights are packed into copies of their own, which neither arrive nor change with the library's."""
     config = sys.modules.get("torch._inductor.config")  # to import it takes seconds and 100 MB
     if os.environ.get("TORCHINDUCTOR_FREEZING") == "1" if config is None else config.freezing:
-        raise Refused("torch._inductor.config.freezing is on: its copies of weights would not be shared, nor kept up")
+        raise Refused("torch._inductor.config.freezing is on; its copies of weights would not be shared: set it False")
 
 
 def refuse_hooked(model: nn.Module) -> None:
@@ -79,20 +79,21 @@ def refuse_tied(model: nn.Module, chosen: Iterable[Named]) -> None:
         others = [other for other in names[_memory_of(tensor)] if other != name]
         if others:
             raise Refused(
-                f"{name} is tied to {others[0]}: one tensor cannot come and go with a layer and stay for the other"
+                f"{name} is tied to {others[0]}: one tensor cannot be fetched with a layer and stay for the "
+                f"other name. Leave both out of the patterns, or untie them"
             )
 
 
 def refuse_strange(chosen: Iterable[Named]) -> None:
     for name, tensor in chosen:
         if is_traceable_wrapper_subclass(tensor):
-            raise Refused(f"{name} is a {type(tensor).__name__}, which is no plain memory")
+            raise Refused(f"{name} is a {type(tensor).__name__}, which is not plain memory: leave it out")
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise Refused(f"{name} is sparse or quantized by torch; only plain strided tensors can be shared")
         if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise Refused(f"{name} is an expanded tensor: its elements share memory")
+            raise Refused(f"{name} is an expanded tensor, whose elements share memory: make it contiguous first")
         if tensor.grad is not None:
-            raise Refused(f"{name} has a gradient: shared weights are for inference only")
+            raise Refused(f"{name} has a gradient: shared weights are for inference; set its .grad to None first")
 
 
 def keeps_statistics(module: nn.Module) -> bool:

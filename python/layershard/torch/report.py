@@ -26,7 +26,7 @@ def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
             lines.append(
                 f"sharing {each.plan.name} saves nothing on rank {group.rank}: its {n_layers} layers are "
                 f"{_mib(whole)} MiB, this rank's shard {_mib(stats.shard_bytes)} MiB and {stats.windows} windows "
-                f"{_mib(windows)} MiB. It takes more layers or a smaller prefetch; else leave it out of the patterns"
+                f"{_mib(windows)} MiB. Choose more layers or a smaller prefetch, or leave it out of the patterns"
             )
     others = f"; and so do {len(lines) - 1} series more" if len(lines) > 1 else ""
     return [line + others for line in lines[:1]]

@@ -133,7 +133,7 @@ def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
 
 
 def _fill(model: nn.Module, shared: Sequence[Shared]) -> str | None:
-    """Bring the model's own weights into the library; its parameters change only when all of them are there. Why no
+    """Copy the model's own weights into the library; its parameters change only when all of them are there. Why no
     pass is to be made yet, if so."""
     empty = _is_empty(model, shared)
     if not empty:
@@ -206,7 +206,7 @@ def shard(
     placement  "whole" (layer i whole on rank i % n), "striped" (1/n of each layer everywhere) or "auto".
     transport  as layershard.Group.
     scope      "linear": a series and a wait for each chosen module of a block; "block": all that is chosen in a block
-               comes and goes together.
+               is fetched together.
     resident   memory for resident layers, which other ranks store: bytes for all series together, a part of the layers
                (0.3, "30%") or "all".
     stripe     how "striped" cuts a tensor: {"*": "rows", "*.o_proj.weight": "columns"}; by bytes without.

@@ -80,7 +80,7 @@ class Shared:
             resident_bytes=resident_bytes,
             poison="ready" if device.type == "cpu" else "off",  # there it takes memory only once it is on
         )
-        # Whether any layer has to be brought; where all are read in place, a pass has nothing to call.
+        # Whether any layer has to be fetched; where all are read in place, a pass has nothing to call.
         self.moves = self.series.stats().windows > 0
         self.committed = False
         self.updating = False
@@ -118,7 +118,7 @@ class Shared:
 
     @torch.inference_mode(False)
     def gathered(self, layer: int, stream: int) -> list[torch.Tensor]:
-        """Copies of one layer's tensors, brought here if need be."""
+        """Copies of one layer's tensors, fetched if need be."""
         self.series.reach(layer, stream)
         self.series.wait(layer, stream)
         return [self.view(layer, index).clone() for index in range(len(self.layouts))]

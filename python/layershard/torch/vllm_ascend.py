@@ -230,7 +230,7 @@ def post_process_after_loading_for_shared_weight_series(layer: nn.Module) -> Non
 
 
 def reach_layer_for_shared_weight_series(layer: nn.Module) -> None:
-    """The program has arrived at @layer: start to bring what comes after it."""
+    """The program has arrived at @layer: start to fetch what is needed after it."""
     _series_of(layer).reach(layer)
 
 

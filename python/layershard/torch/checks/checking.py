@@ -269,8 +269,8 @@ class _Check:
     # ---- Stored weights ----
 
     def _stored(self) -> dict[str, bytes | None]:
-        """Digests of what this rank is source of. Of stripes no rank has a whole layer in one place: they are brought,
-        and since a collective transport brings a layer to all ranks or to none, all ranks go through all layers."""
+        """Digests of what this rank is source of. Of stripes no rank has a whole layer in one place: they are fetched,
+        and since a collective transport fetches a layer for all ranks or for none, all ranks go through all layers."""
         found: dict[str, bytes | None] = {}
         stream = ops.stream_of(self._handle.device)
         for each in self._handle.shared:

@@ -142,7 +142,7 @@ class Update:
     def _copy_own(self, shared: Shared) -> None:
         """Of striped layers no rank has all the bytes in one writable place: the source takes a copy.
 
-        All ranks go through all layers, as a collective transport brings one to all ranks or to none.
+        All ranks go through all layers, as a collective transport fetches one for all ranks or for none.
         """
         if shared.placement != "striped":
             return

@@ -27,7 +27,7 @@ _FROM_SCRATCH = (
 _NOT_SHARED = (
     "{names}: not shared, and computed from {source}, which another rank stores, so that it is wrong on this rank. "
     "Share it in the same pattern (a buffer: buffers=), or take what is needed from "
-    "layershard.torch.of(model).state_dict() before the update begins. It stays as the update left it: put it right"
+    "layershard.torch.of(model).state_dict() before the update begins. It stays as the update left it: set it again"
 )
 _SENT = (
     "{operator} gave other ranks what was computed from {source}, which another rank stores: inside an update there is "
@@ -72,7 +72,7 @@ class StandIn:
 
 
 def collect(stand_ins: Sequence[StandIn], source_of: SourceOf) -> None:
-    """Bring into each own target what lies under its name. Nothing is copied if anything is refused: @source_of tells
+    """Copy into each own target what lies under its name. Nothing is copied if anything is refused: @source_of tells
     of values which weight of another rank they were computed from."""
     memory = {address_of(each.target): each.place.name for each in stand_ins}
     storages = {each.target.untyped_storage()._cdata: each.place.name for each in stand_ins}
