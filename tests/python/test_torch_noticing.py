@@ -62,7 +62,7 @@ def refused(rank, size, spoil, how, words):
 @pytest.mark.parametrize("spoil", REPLACE, ids=lambda each: each.__name__)
 def test_what_is_replaced_or_wrapped_is_named(spoil):
     for how in ({"modules": "*.up"}, {"modules": "layers.*", "scope": "block"}):
-        ranks.run(2, refused, spoil, how, "no longer what layershard hung there")
+        ranks.run(2, refused, spoil, how, "no longer what layershard put there")
 
 
 def test_what_is_written_in_place_is_named():

@@ -152,7 +152,7 @@ class Saving:
 
     # ---- Hooks of modules ----
 
-    def hang(self, after: HookAfter) -> None:
+    def attach(self, after: HookAfter) -> None:
         """The module's hook that calls end."""
         self._after = after
         self._handles.append(self._module.register_forward_hook(after, with_kwargs=True))

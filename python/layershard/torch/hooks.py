@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks round forward: reach where a block begins, wait before the first use of a layer's weights.
 
-Knows modules and the calls of a series; nothing of how bytes come. A module's address of its weights never changes, so
-a hook only says when, never where. The hook after forward is for torch.compile, see ops, and grad mode, see gradients.
+Knows modules and the calls of a series; nothing of how bytes are fetched. A module's address of its weights never
+changes, so a hook only says when, never where. The hook after forward is for torch.compile, see ops, and grad mode, see
+gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .compiled import is_recording, refuse_tracing
 from .containers import tensors_in
 from .gradients import HookAfter, Saving, refuse_inputs, refuse_results
 from .noticing import Watch
-from .one_thread import Turn, held
+from .one_thread import Turn, window_taken
 from .ops import Step
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -91,7 +92,7 @@ def arrival_hooks(
             for call, layer in calls:
                 call(layer, stream)
         except Busy as error:
-            raise held(name) from error
+            raise window_taken(name) from error
         if wants_gradients:
             begin()
 
@@ -121,5 +122,5 @@ def install(module: nn.Module, hooks: Hooks, saving: Saving) -> list[Any]:
     """Round every other hook there is: those may read the weights. What is to be removed again."""
     before = module.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
     if hooks.after is not None:
-        saving.hang(hooks.after)
+        saving.attach(hooks.after)
     return [before, saving]

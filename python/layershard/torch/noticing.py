@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was done to shared tensors from outside since the library hung them: noticed when their module runs next.
+"""What was done to shared tensors from outside since the library attached them: noticed when their module runs next.
 
-Knows places and tensors; nothing of series or passes. A tensor that hangs there instead, or shows other memory, is seen
+Knows places and tensors; nothing of series or passes. A tensor that is there instead, or shows other memory, is seen
 by any look; a write in place is seen where torch counts it (`_version`): not one through `.data` or numpy, nor one to a
 tensor that was made in inference mode.
 """
@@ -27,7 +27,7 @@ _LENDING = stateless._functional_call.__code__  # torch.func.functional_call's a
 _MOST = 12  # tensors to look at each time a module runs: what a look costs is part of the hook
 
 _REPLACED = (
-    "{name} is no longer what layershard hung there: it was replaced, wrapped (a parametrization, adapters, "
+    "{name} is no longer what layershard put there: it was replaced, wrapped (a parametrization, adapters, "
     "torch.utils.swap_tensors) or given other memory, and this rank alone would compute from that. Put it back, or do "
     "it before sharding; give new values inside layershard.torch.of(model).update()"
 )
@@ -38,8 +38,8 @@ _WRITTEN = (
 )
 
 
-class _Hung(NamedTuple):
-    """One tensor as it was hung: where, what, the address it shows and the writes counted by then."""
+class _Attached(NamedTuple):
+    """One tensor as it was attached: where, what, the address it shows and the writes counted by then."""
 
     tensors: dict[str, torch.Tensor | None]  # of its module
     key: str
@@ -49,7 +49,7 @@ class _Hung(NamedTuple):
     name: str
 
     @classmethod
-    def at(cls, place: Place) -> _Hung:
+    def at(cls, place: Place) -> _Attached:
         tensor, version = place.tensor, None
         with suppress(RuntimeError):  # one that was made in inference mode
             version = tensor._version
@@ -62,7 +62,7 @@ _watched: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.Wea
 
 @told_of_registrations
 def _on_registration(module: nn.Module, *_registered: Any) -> None:
-    """What parametrizes, prunes or normalises a weight hangs something on its module."""
+    """What parametrizes, prunes or normalises a weight registers something on its module."""
     if type(module).__hash__ is None:
         return
     watch = _watched.get(module, _of_none)()
@@ -71,7 +71,7 @@ def _on_registration(module: nn.Module, *_registered: Any) -> None:
 
 
 def _is_lent() -> bool:
-    """Whether functional_call has hung its caller's own tensors there, for one pass. Asked where others hang there."""
+    """Whether functional_call has put its caller's own tensors there, for one pass. Asked where others are there."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code is not _LENDING:
         frame = frame.f_back
@@ -92,22 +92,22 @@ class Watch:
         self.record()
 
     def record(self) -> None:
-        """As they hang now is how they should: called whenever the library has hung them."""
-        self._hung = [_Hung.at(place) for place in self._places]
+        """As they are now is how they should be: called whenever the library has attached them."""
+        self._attached = [_Attached.at(place) for place in self._places]
         self._arrange()
 
     def _arrange(self) -> None:
-        hung = self._hung if self._counting else [each._replace(version=None) for each in self._hung]
-        parts = [tuple(hung[begin : begin + _MOST]) for begin in range(0, len(hung), _MOST)]
-        self._all, self._in_turn = tuple(hung), itertools.cycle(parts)
-        self._parts: Iterator[tuple[_Hung, ...]] = self._in_turn
+        attached = self._attached if self._counting else [each._replace(version=None) for each in self._attached]
+        parts = [tuple(attached[begin : begin + _MOST]) for begin in range(0, len(attached), _MOST)]
+        self._all, self._in_turn = tuple(attached), itertools.cycle(parts)
+        self._parts: Iterator[tuple[_Attached, ...]] = self._in_turn
 
     def look_at_all(self) -> None:
         """In the next pass."""
         self._parts = itertools.chain([self._all], self._in_turn)
 
     def _refuse(self, text: str, name: str) -> None:
-        self.look_at_all()  # the next pass is refused, too, unless this has been mended
+        self.look_at_all()  # the next pass is refused, too, unless this has been put right
         raise Guarded(text.format(name=name))
 
     def look(self, _layer: int, _stream: int) -> None:

@@ -38,7 +38,7 @@ _BUSY = (
     "and sharded by itself. Thread '{early}' goes on unharmed"
 )
 
-_HELD = (
+_WINDOW_TAKEN = (
     "{name} was called while another layer is in the window that it needs: by itself, without its block, whose call "
     "makes room, or in two threads at once. Call the block, and let passes take turns (a threading.Lock round each) or "
     "give each thread a model of its own, built and sharded by itself. Nothing was changed: passes go on unharmed"
@@ -71,9 +71,9 @@ def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
     return other is not None and tensor.data_ptr() == other.data_ptr()
 
 
-def held(name: str) -> Refused:
+def window_taken(name: str) -> Refused:
     """What the library calls busy, in words for who called the module."""
-    return Refused(_HELD.format(name=name or "a module"))
+    return Refused(_WINDOW_TAKEN.format(name=name or "a module"))
 
 
 class Uses(NamedTuple):

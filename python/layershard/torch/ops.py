@@ -34,7 +34,7 @@ from ..errors import Busy
 from ..series import Series
 from .compiled import refuse_exporting
 from .noticing import Watch
-from .one_thread import Turn, held
+from .one_thread import Turn, window_taken
 from .refusals import Refused, refuse_freezing
 
 Step = tuple[Series, int]  # a series and the library's number of one of its layers
@@ -145,7 +145,7 @@ def _arrive(token: torch.Tensor, weights: list[torch.Tensor], number: int) -> No
         for call, layer in steps.calls:
             call(layer, stream)
     except Busy as error:
-        raise held(steps.name) from error
+        raise window_taken(steps.name) from error
 
 
 _observers: dict[int, Callable[[str, Sequence[torch.Tensor]], None]] = {}  # by the token's address

@@ -2,7 +2,7 @@
 """What torch's wrappers would do to shared weights: they leave them alone, or are refused.
 
 DistributedDataParallel broadcasts rank 0's tensors over everybody's, when it is made and, of buffers, in every pass.
-fully_shard, FullyShardedDataParallel and replicate hang tensors of their own in the place of a module's. All of these
+fully_shard, FullyShardedDataParallel and replicate put tensors of their own in the place of a module's. All of these
 can be told what is not theirs, and then do the rest of the model rightly. distribute_module and DataParallel cannot.
 
 Knows torch's wrappers and the marks they look for; nothing of series or passes.
@@ -42,7 +42,7 @@ def _leave_to_us(parallel: DistributedDataParallel, module: nn.Module) -> None:
 
 @told_of_registrations
 def _on_registration(parent: nn.Module, _name: str, child: Any) -> None:
-    """DistributedDataParallel hangs what it is given before it sends anything."""
+    """DistributedDataParallel registers what it is given before it sends anything."""
     if isinstance(parent, DistributedDataParallel) and isinstance(child, nn.Module):
         _parallel.add(parent)
         _leave_to_us(parent, child)
