@@ -34,8 +34,8 @@
  *              Destroying series and group in a child, or not doing so, frees its own copy: allocator.release is called
  *              there, but no memory_source, callback or driver. A child that stays keeps what it maps of the ranks'
  *              memory in use. vfork and exec are allowed as anywhere; for a group of its own a child creates one.
- *   Blocking   "collective" calls wait for the other ranks, at most timeout_ms of the group each time they meet; a
- *              call has a few meetings, loading one more for each round of layers. A call in which a deadline has
+ *   Blocking   "collective" calls wait for the other ranks, at most timeout_ms of the group each time they agree; a
+ *              call has a few agreements, loading one more for each round of layers. A call in which a deadline has
  *              passed waits for no other. Nothing waits for ever.
  *   Names      what fails because of other ranks names them: TIMEOUT those that did not come, PEER_FAILED those that
  *              are gone, MISMATCH and OUT_OF_STEP those in another call. With the transport "callback" as far as
@@ -188,12 +188,12 @@ typedef struct lshard_group_options {
 	 * "trace=run.json,throttle=1e9,shm:copy". NULL: LAYERSHARD_TRANSPORT, else "auto". */
 	const char *transport;
 	const struct lshard_transport_ops *custom_transport; /* one of the caller's own instead; outlives the group */
-	/* Under which separately started ranks meet. NULL: LAYERSHARD_JOB, else the launcher's (lshard_discovered). */
+	/* By which separate ranks find each other. NULL: LAYERSHARD_JOB, else the launcher's (lshard_discovered). */
 	const char *job;
 	uint32_t timeout_ms;               /* longest wait each time; 0: LAYERSHARD_TIMEOUT_MS, else 30000 */
 	lshard_memory memory;              /* where layers live */
 	int32_t device;                    /* device ordinal; ignored for host memory */
-	const lshard_bootstrap *bootstrap; /* NULL: ranks meet by the job's name */
+	const lshard_bootstrap *bootstrap; /* NULL: ranks connect by the job's name */
 	const lshard_allocator *allocator; /* NULL: malloc and free */
 	lshard_log_function log;           /* NULL: silent */
 	void *log_user;
@@ -213,17 +213,17 @@ typedef struct lshard_group_options {
 /**
  * Join the group: agree on a transport with the other ranks and connect to them.
  *
- * Ranks meet through options->bootstrap if it is given, else by the job's name on this host, else alone (size 1). By a
- * job they meet at an abstract socket, where other users are sent away; or, where LAYERSHARD_MEET_DIR names a directory
- * of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the user only the
- * latter can be had (NOT_SUPPORTED): all users look alike there.
+ * Ranks find each other through options->bootstrap if it is given, else by the job's name on this host, else alone
+ * (size 1). By a job they connect at an abstract socket, where other users are sent away; or, where LAYERSHARD_MEET_DIR
+ * names a directory of mode 0700 that is the user's own, at a socket in it. In a user namespace that does not map the
+ * user only the latter can be had (NOT_SUPPORTED): all users look alike there.
  *
  * Threads of one process are ranks like others: each creates a group of its own, with its rank and by one job's name or
  * a bootstrap among them, and "auto" takes "local". A child by fork of a rank is none (see Processes above); ranks that
  * a program forks create their groups after the fork.
  *
- * Scope: collective.  Blocks: until all ranks came, at most timeout_ms each time they meet; where a bootstrap is given,
- *        as long as that does.
+ * Scope: collective.  Blocks: until all ranks came, at most timeout_ms each time they agree; where a bootstrap is
+ *        given, as long as that does.
  * State: on failure nothing is left behind on this rank.
  * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size or transport; TIMEOUT naming
  *         who is missing; NOT_SUPPORTED when the transport cannot connect these ranks, with the reason;
@@ -346,7 +346,7 @@ typedef struct lshard_series_options {
  * Create a series: lay it out, allocate this rank's shard and windows, map what can be mapped of the others' shards.
  * Addresses (lshard_series_address) are final from here on; bytes are there after commit.
  *
- * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms each time the ranks meet.
+ * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms each time the ranks agree.
  * State: on failure nothing is left behind on this rank.
  * @return OK; INVALID; MISMATCH naming the first difference and the rank, or the rank in another call; NO_MEMORY;
  *         NOT_SUPPORTED; TIMEOUT naming who is missing; PEER_FAILED naming who is gone; OUT_OF_STEP; TRANSPORT;
@@ -410,8 +410,8 @@ typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tens
  * preloaded with its first layer. With WHOLE post_process may be NULL: the bytes are then in lshard_series_storage
  * already.
  *
- * Scope: collective.  Blocks: post_process, and for the ranks at most timeout_ms each time they meet. A rank still busy
- *        in post_process counts as late: choose timeout_ms above the longest load.
+ * Scope: collective.  Blocks: post_process, and for the ranks at most timeout_ms each time they agree. A rank still
+ *        busy in post_process counts as late: choose timeout_ms above the longest load.
  * State: on failure the series stays uncommitted; commit may be called again by all ranks, or the series destroyed.
  * @return OK; CALLBACK (naming the rank, on every rank); INVALID when STRIPED has no post_process; MISMATCH or
  *         OUT_OF_STEP naming who is in another call; TIMEOUT naming who is missing; PEER_FAILED naming who is gone;
@@ -502,7 +502,7 @@ LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream)
  * return OUT_OF_STEP, naming that call. On one-sided transports nothing is lost.
  *
  * Scope: collective on collective transports, local on one-sided ones.  Ends every view.
- * Blocks: on collective ones at most timeout_ms for what is on its way, and as long when the ranks meet.
+ * Blocks: on collective ones at most timeout_ms for what is on its way, and as long when the ranks agree.
  * State: on failure on a collective transport every window is empty. After TIMEOUT, MISMATCH or OUT_OF_STEP, when some
  *        ranks may have been in another call still, which has failed there now, call it again on all ranks until it is
  *        OK.
@@ -538,7 +538,7 @@ LSHARD_API lshard_status lshard_series_poison(lshard_series *series, int on, voi
  * called it and has read for the last time: sources may write (lshard_series_storage, or the callback of update_end).
  *
  * Scope: collective over the living ranks.  Ends every view.
- * Blocks: at most timeout_ms each time the ranks meet, which is twice, and as long between for its own transfers and
+ * Blocks: at most timeout_ms each time the ranks agree, which is twice, and as long between for its own transfers and
  *         streams.
  * State: on failure no byte has changed and the series is in use as before; on a collective transport its windows may
  *        be empty (see lshard_series_rewind).
@@ -599,9 +599,9 @@ LSHARD_API const char *lshard_series_error(const lshard_series *series);
 /**
  * Check every layer as this rank sees it against hashes made by the ranks that store it.
  * Scope: collective.  Ends every view.  Capture: not allowed.
- * Blocks: reads the whole series; at most timeout_ms each time the ranks meet, which is once for each layer.
+ * Blocks: reads the whole series; at most timeout_ms each time the ranks agree, which is once for each layer.
  * State: what this rank finds (CORRUPT, a layer that cannot be had) is told at the end and changes nothing. Where it
- *        breaks off (ranks did not meet, or one waited for a layer until its deadline, of which all hear at the next),
+ *        breaks off (ranks did not agree, or one waited for a layer until its deadline, of which all hear at the next),
  *        on a collective transport: see lshard_series_rewind.
  * Cost:  device memory is seen through a buffer of at most 16 MiB, allocated for the call.
  * @param hash  of the whole series as this rank sees it, the same on all ranks and for all placements; may be NULL.

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What a transport fills in. A transport moves bytes between ranks and lets ranks meet; it knows ranks, cells and byte
- * ranges. It never sees what a layer means, the ring's states or another series. docs/writing-a-transport.md is the
- * guide.
+ * What a transport fills in. A transport moves bytes between ranks and lets ranks exchange records; it knows ranks,
+ * cells and byte ranges. It never sees what a layer means, the ring's states or another series.
+ * docs/writing-a-transport.md is the guide.
  *
  * A transport is a const table of functions. open() makes an lshard_transport (one per group and rank), store_open()
  * makes an lshard_store (one per series and rank); both are the first member of the transport's own struct.
@@ -160,8 +160,8 @@ typedef struct lshard_transport_ops {
 	 * in rank order (those of ranks that are gone are zero); alive[r] says who took part, the same on every rank.
 	 * Either it happens for all living ranks or, on TIMEOUT, for none: then alive[r] is 0 for the ranks that did
 	 * not come. A rank that dies while others wait ends their waiting for it at once. Blocks at most timeout_ms.
-	 * @p bytes <= LSHARD_EXCHANGE_BYTES, the same on every rank. lshard_channel_exchange does it among the processes
-	 * of a host.
+	 * @p bytes <= LSHARD_EXCHANGE_BYTES, the same on every rank. lshard_channel_exchange does it among the
+	 * processes of a host.
 	 */
 	lshard_status (*exchange)(lshard_transport *transport, const void *send, void *receive, size_t bytes,
 				  uint8_t *alive);

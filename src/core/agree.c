@@ -42,7 +42,7 @@ static lshard_status agree_on_fields(lshard_group *group, const lshard_series_op
 				     lshard_error *error)
 {
 	struct call_record record = {.outcome.status = mine,
-				     .meeting = MEET_CREATE,
+				     .step = STEP_CREATE,
 				     .number = group->n_created,
 				     .values = {options->first_layer, options->layer_count, options->placement,
 						options->tensor_count, options->memory_source != NULL,
@@ -53,7 +53,7 @@ static lshard_status agree_on_fields(lshard_group *group, const lshard_series_op
 	lshard_status status;
 
 	strcpy(record.series, options->name);
-	status = group_meet_all(group, record, error);
+	status = group_agree_all(group, record, error);
 	for (int field = 0; field < compared && status >= 0; field++) {
 		const size_t offset = offsetof(struct call_record, values) + (size_t)field * sizeof *record.values;
 		const int32_t other = lshard__first_differing(&set, offset, sizeof *record.values);

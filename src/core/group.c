@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * group.c - life of a group, its memory and log hooks, and how ranks meet in collective calls.
+ * group.c - life of a group, its memory and log hooks, and how ranks agree in collective calls.
  * Knows: options, the transport's control channel. Does not know: layers, windows.
  */
 #include "internal.h"
@@ -180,8 +180,8 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 }
 
 /*
- * The launcher's name is of all that it has started: only ranks of just that may meet by it. NULL: there is none;
- * @p found keeps it.
+ * The launcher's name is of all that it has started: only ranks of just that may find each other by it. NULL: there is
+ * none; @p found keeps it.
  */
 static const char *find_job(const lshard_context *context, const lshard_group_options *options,
 			    lshard_discovered *found)
@@ -213,7 +213,7 @@ static lshard_status connect_ranks(lshard_group *group, const lshard_group_optio
 		return lshard_fail(error, LSHARD_ERR_INVALID, "rank %d: a bootstrap needs an allgather", context->rank);
 	if (!context->bootstrap && !job)
 		return lshard_fail(error, LSHARD_ERR_INVALID,
-				   "rank %d of %d has no way to meet the others: give a bootstrap, a job name, or set "
+				   "rank %d of %d has no way to find the others: give a bootstrap, a job name, or set "
 				   "LAYERSHARD_JOB",
 				   context->rank, context->size);
 	if (!context->bootstrap) {
@@ -387,31 +387,31 @@ lshard_status group_require_ours(const lshard_group *group, const char *who, lsh
 			   who, (int)group->process.number);
 }
 
-/* ---- Meeting ---- */
+/* ---- Agreement ---- */
 
-static const char *meeting_name(uint64_t meeting)
+static const char *step_name(uint64_t step)
 {
-	switch (meeting) {
-	case MEET_CREATE:
+	switch (step) {
+	case STEP_CREATE:
 		return "lshard_series_create";
-	case MEET_OPENED:
+	case STEP_OPENED:
 		return "the second half of lshard_series_create";
-	case MEET_COMMIT:
+	case STEP_COMMIT:
 		return "lshard_series_commit";
-	case MEET_ROUND:
-	case MEET_READY:
+	case STEP_ROUND:
+	case STEP_READY:
 		return "the loading of lshard_series_commit or _update_end";
-	case MEET_UPDATE_BEGIN:
+	case STEP_UPDATE_BEGIN:
 		return "lshard_series_update_begin";
-	case MEET_UPDATE_READY:
+	case STEP_UPDATE_READY:
 		return "the second half of lshard_series_update_begin";
-	case MEET_UPDATE_END:
+	case STEP_UPDATE_END:
 		return "lshard_series_update_end";
-	case MEET_REWIND:
+	case STEP_REWIND:
 		return "lshard_series_rewind";
-	case MEET_VERIFY_BEGIN:
+	case STEP_VERIFY_BEGIN:
 		return "lshard_series_verify";
-	case MEET_VERIFY:
+	case STEP_VERIFY:
 		return "the second half of lshard_series_verify";
 	default:
 		return "an unknown call";
@@ -445,9 +445,9 @@ static lshard_status fail_elsewhere(const lshard_group *group, const struct call
 	return lshard_fail(error, LSHARD_ERR_MISMATCH,
 			   "rank %d is in %s of series '%s' while %s %s in %s of series '%s': all ranks make the same "
 			   "collective calls in the same order",
-			   group->context.rank, meeting_name(mine->meeting), mine->series,
+			   group->context.rank, step_name(mine->step), mine->series,
 			   lshard__ranks_text(&verdict->ranks), lshard__ranks_are(&verdict->ranks),
-			   meeting_name(other->meeting), other->series);
+			   step_name(other->step), other->series);
 }
 
 /* Who only lost another rank lives: it is no news of it that a rank is gone, and the one that is may be known here. */
@@ -455,7 +455,7 @@ static lshard_status fail_failed(const lshard_group *group, const struct call_re
 				 struct lshard__verdict *verdict, lshard_error *error)
 {
 	const lshard_status status = (lshard_status)verdict->status;
-	const char *ranks = lshard__ranks_text(&verdict->ranks), *call = meeting_name(mine->meeting);
+	const char *ranks = lshard__ranks_text(&verdict->ranks), *call = step_name(mine->step);
 	struct lshard__ranks gone = lshard__ranks_absent(group->alive, group->context.size);
 
 	if (!verdict->echo)
@@ -486,14 +486,14 @@ static lshard_status judge_records(lshard_group *group, const struct call_record
 	case LSHARD__FAILED:
 		return fail_failed(group, mine, &verdict, error);
 	case LSHARD__MISSING:
-		return group_fail_missing(group, mine->series, meeting_name(mine->meeting), error);
+		return group_fail_missing(group, mine->series, step_name(mine->step), error);
 	case LSHARD__AGREED:
 		break;
 	}
 	return LSHARD_OK;
 }
 
-static lshard_status meet(lshard_group *group, struct call_record *record, bool may_miss, lshard_error *error)
+static lshard_status agree(lshard_group *group, struct call_record *record, bool may_miss, lshard_error *error)
 {
 	lshard_transport *transport = group->transport;
 	lshard_status status;
@@ -504,16 +504,16 @@ static lshard_status meet(lshard_group *group, struct call_record *record, bool 
 		return (lshard_status)record->outcome.status; /* the text is there already */
 	if (status < 0)
 		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, record->series,
-				   meeting_name(record->meeting), transport->error.text);
+				   step_name(record->step), transport->error.text);
 	return judge_records(group, record, may_miss, error);
 }
 
-lshard_status group_meet(lshard_group *group, struct call_record record, lshard_error *error)
+lshard_status group_agree(lshard_group *group, struct call_record record, lshard_error *error)
 {
-	return meet(group, &record, true, error);
+	return agree(group, &record, true, error);
 }
 
-lshard_status group_meet_all(lshard_group *group, struct call_record record, lshard_error *error)
+lshard_status group_agree_all(lshard_group *group, struct call_record record, lshard_error *error)
 {
-	return meet(group, &record, false, error);
+	return agree(group, &record, false, error);
 }

@@ -14,29 +14,29 @@
 
 #include <stdatomic.h>
 
-/* What every collective call tells the others first, so that ranks in different calls are found out. */
-enum meeting {
-	MEET_CREATE = 1,
-	MEET_OPENED,
-	MEET_COMMIT,
-	MEET_ROUND,
-	MEET_READY,
-	MEET_UPDATE_BEGIN,
-	MEET_UPDATE_READY,
-	MEET_UPDATE_END,
-	MEET_REWIND,
-	MEET_VERIFY_BEGIN,
-	MEET_VERIFY
+/* Where a rank is in its collective calls, told to the others first, so that ranks in different calls are found out. */
+enum step {
+	STEP_CREATE = 1,
+	STEP_OPENED,
+	STEP_COMMIT,
+	STEP_ROUND,
+	STEP_READY,
+	STEP_UPDATE_BEGIN,
+	STEP_UPDATE_READY,
+	STEP_UPDATE_END,
+	STEP_REWIND,
+	STEP_VERIFY_BEGIN,
+	STEP_VERIFY
 };
 
 #define RECORD_VALUES 8
 
 struct call_record {
 	struct lshard__outcome outcome; /* how the rank fared so far */
-	uint64_t meeting;               /* with number and series: which call it is in */
+	uint64_t step;                  /* with number and series: which call it is in */
 	uint64_t number;                /* of the series in the group */
 	char series[64];
-	uint64_t values[RECORD_VALUES]; /* of the meeting: a sequence number, a hash, the fields of a series */
+	uint64_t values[RECORD_VALUES]; /* of the step: a sequence number, a hash, the fields of a series */
 };
 
 struct lshard_group {
@@ -53,7 +53,7 @@ struct lshard_group {
 	atomic_uint n_series;
 	uint64_t n_created;          /* series so far; the same on all ranks */
 	uint64_t sequence;           /* next fetch on a collective transport, group-wide */
-	struct call_record *records; /* [size] of the last meeting */
+	struct call_record *records; /* [size] of the last agreement */
 	uint8_t *alive;              /* [size] who took part in it */
 	atomic_bool aborted;
 	lshard_error error;
@@ -117,16 +117,16 @@ void group_release(lshard_group *group, void *pointer);
 struct layout_memory group_memory(lshard_group *group);
 
 /*
- * Meet the living ranks with a record and learn how each fared: group->records, group->alive. Fails with a text in @p
- * error when they are late, in another call, or when one of them fared badly (its status). A rank whose own status is
- * TIMEOUT does not wait for them once more.
+ * Exchange records with the living ranks and learn how each fared: group->records, group->alive. Fails with a text in
+ * @p error when they are late, in another call, or when one of them fared badly (its status). A rank whose own status
+ * is TIMEOUT does not wait for them once more.
  */
-lshard_status group_meet(lshard_group *group, struct call_record record, lshard_error *error);
+lshard_status group_agree(lshard_group *group, struct call_record record, lshard_error *error);
 /* The same, and PEER_FAILED naming the ranks that are gone unless all took part. */
-lshard_status group_meet_all(lshard_group *group, struct call_record record, lshard_error *error);
+lshard_status group_agree_all(lshard_group *group, struct call_record record, lshard_error *error);
 /* PEER_FAILED naming those of the group->alive that are not, needed in @p what. */
 lshard_status group_fail_missing(const lshard_group *group, const char *series, const char *what, lshard_error *error);
-/* Those who took part in the last meeting, as records of @p bytes at @p first. */
+/* Those who took part in the last agreement, as records of @p bytes at @p first. */
 struct lshard__record_set group_records(const lshard_group *group, const void *first, size_t bytes, size_t call_bytes);
 
 /* False in a child by fork of the process that created the group. */
@@ -164,8 +164,8 @@ static inline uint32_t series_layer(const lshard_series *series, uint32_t positi
 	return series->scheme.layout.first_layer + position;
 }
 
-/* A record for a meeting about the series. */
-struct call_record series_record(const lshard_series *series, enum meeting meeting, lshard_status status);
+/* A record for a step of the series. */
+struct call_record series_record(const lshard_series *series, enum step step, lshard_status status);
 /* The state a call needs, or the error. */
 lshard_status series_require(lshard_series *series, enum series_state state, const char *call);
 /* Position of a layer of the caller's, or RANGE. */
@@ -244,17 +244,17 @@ lshard_status poison_switch(lshard_series *series, bool on, void *stream);
 /* Forget every window, and start filling each with its first layer. */
 void pass_restart(lshard_series *series);
 /*
- * The same on all ranks, after they met with records whose values[0] are their sequences: all go on from the highest.
+ * The same on all ranks, after they exchanged records whose values[0] are their sequences: all go on from the highest.
  */
 void pass_restart_alike(lshard_series *series);
 /*
  * Ranks did not come through @p call together. Collective transports: whose transfers go on, and with which number, is
- * known to nobody, so no window holds anything and none is filled before the ranks have met in pass_restart_alike.
+ * known to nobody, so no window holds anything and none is filled before the ranks have agreed in pass_restart_alike.
  * One-sided ones: nothing is lost.
  */
 void pass_fail(lshard_series *series, const char *call);
-/* What lshard_series_rewind does, as a part of @p call, whose ranks meet in @p meeting and in no other. */
-lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const char *call);
+/* What lshard_series_rewind does, as a part of @p call, whose ranks agree in @p step and in no other. */
+lshard_status pass_rewind(lshard_series *series, enum step step, const char *call);
 /*
  * Where there are streams: the program is at the layer, which is there or coming, for the library's own eyes. No stream
  * is ordered after it; the transport's copy is.

@@ -17,15 +17,15 @@ static bool is_mine(const lshard_series *series, uint32_t position)
 static lshard_status refuse_dead_sources(lshard_series *series);
 
 /* All ranks; in an update, all that live, if the others were source of nothing. */
-static lshard_status meet(lshard_series *series, enum meeting meeting, lshard_status mine)
+static lshard_status agree(lshard_series *series, enum step step, lshard_status mine)
 {
-	struct call_record record = series_record(series, meeting, mine);
+	struct call_record record = series_record(series, step, mine);
 	lshard_status status;
 
 	record.values[0] = series->group->sequence;
 	if (series->state == SERIES_CREATED)
-		return group_meet_all(series->group, record, &series->error);
-	status = group_meet(series->group, record, &series->error);
+		return group_agree_all(series->group, record, &series->error);
+	status = group_agree(series->group, record, &series->error);
 	return status < 0 ? status : refuse_dead_sources(series);
 }
 
@@ -118,14 +118,14 @@ static lshard_status staging_open(lshard_series *series, struct staging *staging
 
 	*staging = (struct staging){.store = NULL};
 	status = staging_plan(series, staging);
-	status = meet(series, MEET_ROUND, status);
+	status = agree(series, STEP_ROUND, status);
 	if (status < 0)
 		goto close_staging;
 	status = group->transport->ops->store_open(group->transport, &staging->plan, &staging->store);
 	if (status < 0)
 		lshard_fail(&series->error, status, SERIES_FORMAT ": staging: %s", SERIES_NAMES(series),
 			    group->transport->error.text);
-	status = meet(series, MEET_ROUND, status);
+	status = agree(series, STEP_ROUND, status);
 	if (status >= 0)
 		return status;
 close_staging:
@@ -190,7 +190,7 @@ static lshard_status take_stripe(lshard_series *series, struct staging *staging,
 	return keep_stripe(series, position, layer);
 }
 
-/* n layers, one of each rank: process, meet, take, meet. */
+/* n layers, one of each rank: process, agree, take, agree. */
 static lshard_status load_round(lshard_series *series, struct staging *staging, uint32_t begin,
 				lshard_post_process post_process, void *user)
 {
@@ -203,12 +203,12 @@ static lshard_status load_round(lshard_series *series, struct staging *staging, 
 	for (uint32_t position = begin; position < end && status >= 0; position++)
 		if (is_mine(series, position))
 			status = process_layer(series, position, staged, post_process, user);
-	status = meet(series, MEET_ROUND, status);
+	status = agree(series, STEP_ROUND, status);
 	if (status < 0)
 		return status; /* on every rank */
 	for (uint32_t position = begin; position < end && status >= 0; position++)
 		status = take_stripe(series, staging, position, layout_source(layout, position));
-	return meet(series, MEET_ROUND, status);
+	return agree(series, STEP_ROUND, status);
 }
 
 static lshard_status load_striped(lshard_series *series, lshard_post_process post_process, void *user)
@@ -257,10 +257,10 @@ static lshard_status load(lshard_series *series, lshard_post_process post_proces
 	if (series->scheme.layout.placement == LSHARD_STRIPED)
 		status = load_striped(series, post_process, user);
 	else
-		status = meet(series, MEET_ROUND, load_owned(series, post_process, user));
+		status = agree(series, STEP_ROUND, load_owned(series, post_process, user));
 	if (status < 0)
 		return status;
-	status = meet(series, MEET_READY, bring_residents(series));
+	status = agree(series, STEP_READY, bring_residents(series));
 	if (status >= 0)
 		pass_restart_alike(series);
 	return status;
@@ -298,7 +298,7 @@ lshard_status lshard_series_commit(lshard_series *series, lshard_post_process po
 
 	if (status < 0)
 		return status;
-	status = meet(series, MEET_COMMIT, check_callback(series, post_process));
+	status = agree(series, STEP_COMMIT, check_callback(series, post_process));
 	if (status >= 0)
 		status = load(series, post_process, user);
 	if (status < 0)
@@ -339,7 +339,7 @@ static lshard_status refuse_dead_sources(lshard_series *series)
 }
 
 /*
- * Two meetings: before the first nothing has changed, so a rank that waits in vain goes on as it was; the second
+ * Two agreements: before the first nothing has changed, so a rank that waits in vain goes on as it was; the second
  * follows the last read of every rank.
  */
 lshard_status lshard_series_update_begin(lshard_series *series)
@@ -348,7 +348,7 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 
 	if (status < 0)
 		return status;
-	status = group_meet(series->group, series_record(series, MEET_UPDATE_BEGIN, LSHARD_OK), &series->error);
+	status = group_agree(series->group, series_record(series, STEP_UPDATE_BEGIN, LSHARD_OK), &series->error);
 	if (status >= 0)
 		status = refuse_dead_sources(series);
 	if (status < 0)
@@ -356,7 +356,7 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 	status = capture_drain(series);
 	if (status >= 0)
 		status = poison_fill(series);
-	status = group_meet(series->group, series_record(series, MEET_UPDATE_READY, status), &series->error);
+	status = group_agree(series->group, series_record(series, STEP_UPDATE_READY, status), &series->error);
 	if (status >= 0)
 		status = refuse_dead_sources(series);
 	if (status >= 0)
@@ -374,7 +374,7 @@ lshard_status lshard_series_update_end(lshard_series *series, lshard_post_proces
 
 	if (status < 0)
 		return status;
-	status = meet(series, MEET_UPDATE_END, check_callback(series, post_process));
+	status = agree(series, STEP_UPDATE_END, check_callback(series, post_process));
 	if (status >= 0)
 		status = load(series, post_process, user);
 	if (status < 0)

@@ -484,7 +484,7 @@ lshard_status pass_bring(lshard_series *series, uint32_t position)
 	return await_slot(series, position, slot, NULL); /* tells what failed */
 }
 
-lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const char *call)
+lshard_status pass_rewind(lshard_series *series, enum step step, const char *call)
 {
 	lshard_group *group = series->group;
 	struct call_record record;
@@ -501,12 +501,12 @@ lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const cha
 	}
 	status = capture_drain(series);
 	ring_join(&series->ring);
-	if (status >= 0) /* before the ranks meet: that a layer cannot be hidden is told to all */
+	if (status >= 0) /* before the ranks agree: that a layer cannot be hidden is told to all */
 		status = poison_hide(series, poison_stream(series));
-	record = series_record(series, meeting, status);
+	record = series_record(series, step, status);
 	record.values[0] = group->sequence;
 	if (status != LSHARD_ERR_TIMEOUT) /* else the others may not be in this call: one deadline is enough */
-		status = group_meet_all(group, record, &series->error);
+		status = group_agree_all(group, record, &series->error);
 	if (status < 0)
 		pass_fail(series, call); /* what was drained will not come */
 	else
@@ -516,5 +516,5 @@ lshard_status pass_rewind(lshard_series *series, enum meeting meeting, const cha
 
 lshard_status lshard_series_rewind(lshard_series *series)
 {
-	return pass_rewind(series, MEET_REWIND, "lshard_series_rewind");
+	return pass_rewind(series, STEP_REWIND, "lshard_series_rewind");
 }

@@ -59,7 +59,7 @@ void ring_prepare(struct ring *ring);
  */
 bool ring_next_fetch(struct ring *ring, struct ring_fetch *fetch);
 
-/* What wait(position) meets. */
+/* What wait(position) finds. */
 enum ring_access {
 	RING_STORED, /* not in a window on this rank: nothing to wait for */
 	RING_HELD,   /* in its slot, or on its way */

@@ -17,9 +17,9 @@ static const char *state_name(enum series_state state)
 					   : "being updated";
 }
 
-struct call_record series_record(const lshard_series *series, enum meeting meeting, lshard_status status)
+struct call_record series_record(const lshard_series *series, enum step step, lshard_status status)
 {
-	struct call_record record = {.outcome.status = status, .meeting = (uint64_t)meeting, .number = series->number};
+	struct call_record record = {.outcome.status = status, .step = (uint64_t)step, .number = series->number};
 
 	strcpy(record.series, series->name);
 	return record;
@@ -243,7 +243,7 @@ static lshard_status create(lshard_group *group, const lshard_series_options *op
 	if (status < 0)
 		goto free_series;
 	status = open_store(series, options);
-	status = group_meet_all(group, series_record(series, MEET_OPENED, status), &group->error);
+	status = group_agree_all(group, series_record(series, STEP_OPENED, status), &group->error);
 	if (status < 0)
 		goto free_series;
 	find_addresses(series);

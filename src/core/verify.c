@@ -37,7 +37,7 @@ struct sight {
 
 #define MOST_ROOM ((uint64_t)16 << 20)
 
-/* Where there is no memory, the status says so: the other ranks are to hear of it when they meet. */
+/* Where there is no memory, the status says so: the other ranks are to hear of it when they agree. */
 static void sight_open(struct sight *sight, lshard_series *series)
 {
 	const uint64_t layer = (series->scheme.layout.layer_bytes + 7) & ~(uint64_t)7;
@@ -199,13 +199,13 @@ static lshard_status learn_hashes(struct sight *sight, uint32_t position)
 	lshard_group *group = series->group;
 	const uint64_t mine = hash_shard(sight, position);
 	const struct lshard__record_set set = group_records(group, group->records, sizeof *group->records, 0);
-	struct call_record record = series_record(series, MEET_VERIFY, sight->status);
+	struct call_record record = series_record(series, STEP_VERIFY, sight->status);
 	lshard_status status;
 	int32_t other;
 
 	record.values[0] = mine;
 	record.values[1] = position;
-	status = group_meet_all(group, record, &series->error);
+	status = group_agree_all(group, record, &series->error);
 	other = lshard__first_differing(&set, offsetof(struct call_record, values[1]), sizeof record.values[1]);
 	if (status < 0 || other < 0)
 		return status;
@@ -248,14 +248,14 @@ static lshard_status verify_layers(struct sight *sight, uint64_t *hash)
 	lshard_error error = {""};
 
 	for (uint32_t position = 0; position < series->scheme.layout.layers; position++) {
-		const lshard_status met = learn_hashes(sight, position);
-		const lshard_status status = met < 0 ? met : look_at_layer(sight, position, hash);
+		const lshard_status agreed = learn_hashes(sight, position);
+		const lshard_status status = agreed < 0 ? agreed : look_at_layer(sight, position, hash);
 
 		if (status < 0 && first >= 0) {
 			first = status;
 			error = series->error;
 		}
-		if (met < 0) {
+		if (agreed < 0) {
 			pass_fail(series, VERIFY);
 			break;
 		}
@@ -281,7 +281,7 @@ lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
 				   SERIES_FORMAT ": the transport %s has streams and no way to copy to the host",
 				   SERIES_NAMES(series), ops->name);
-	status = pass_rewind(series, MEET_VERIFY_BEGIN, VERIFY); /* in step, wherever the ranks were */
+	status = pass_rewind(series, STEP_VERIFY_BEGIN, VERIFY); /* in step, wherever the ranks were */
 	if (status < 0)
 		return status;
 	sight_open(&sight, series);

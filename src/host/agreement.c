@@ -72,7 +72,7 @@ lshard_status agreement_exchange(struct agreement *agreement, const char *what, 
 				 lshard_status status, uint64_t *round, uint64_t deadline)
 {
 	const lshard_error cause = *agreement->error;
-	lshard_status met;
+	lshard_status agreed;
 
 	if (status == LSHARD_ERR_ABORTED)
 		return status; /* the others see this rank as gone */
@@ -80,12 +80,12 @@ lshard_status agreement_exchange(struct agreement *agreement, const char *what, 
 	mine->outcome = (struct lshard__outcome){status, mine->outcome.echo || lshard__outcome_of(status).echo};
 	if (status != LSHARD_OK)
 		snprintf(mine->text, sizeof mine->text, "%.*s", (int)sizeof mine->text - 1, cause.text);
-	met = control_exchange(agreement->control, mine, agreement->reports, sizeof *mine, agreement->alive, round,
-			       deadline);
-	if (met == LSHARD_OK)
+	agreed = control_exchange(agreement->control, mine, agreement->reports, sizeof *mine, agreement->alive, round,
+				  deadline);
+	if (agreed == LSHARD_OK)
 		return judge(agreement, what);
 	if (status == LSHARD_OK)
-		return met;
+		return agreed;
 	*agreement->error = cause;
 	return status;
 }

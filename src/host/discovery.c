@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * discovery.c - rank, size and the job's name from what a launcher left in the environment. Knows the launchers'
- * variables; meets nobody.
+ * variables; talks to nobody.
  *
  * The first complete source wins. A source with one half missing is passed over where a later one is complete, as its
  * names may stem from an outer launcher, and refused otherwise; our own variables are meant for us and are refused at

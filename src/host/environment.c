@@ -20,9 +20,10 @@ static const struct {
 	{"LAYERSHARD_SIZE", "", "number of ranks"},
 	{"LAYERSHARD_LOCAL_RANK", "", "number of this rank among those of its host"},
 	{"LAYERSHARD_JOB", "",
-	 "name under which separately started ranks of one host and user meet; else the launcher's"},
+	 "name under which separately started ranks of one host and user find each other; else the launcher's"},
 	{"LAYERSHARD_MEET_DIR", "",
-	 "directory of mode 0700 in which those ranks meet, the same on all, instead of by an abstract name"},
+	 "directory of mode 0700 in which those ranks find each other, the same on all, instead of by an abstract "
+	 "name"},
 	{"LAYERSHARD_TRANSPORT", "auto", "transport, with wrappers in front: trace=FILE,throttle=BYTES_PER_S,shm:copy"},
 	{"LAYERSHARD_CUDA_SO_PATH", "libcuda.so.1", "NVIDIA's driver library"},
 	{"LAYERSHARD_POISON", "0",

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * name_holder.h - who has an abstract name: any user can take any, and nobody can meet there then. Seen from outside it
- * looks as if nobody had come yet where the name is only bound, or its queue is full.
+ * name_holder.h - who has an abstract name: any user can take any, and no rank can find another there then. Seen from
+ * outside it looks as if nobody had come yet where the name is only bound, or its queue is full.
  */
 #ifndef LAYERSHARD_NAME_HOLDER_H
 #define LAYERSHARD_NAME_HOLDER_H

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * rendezvous.c - how separately started ranks of one host and user find each other by a job's name.
- * Knows ranks and sockets; knows no transport. Threads of one process may meet as well.
+ * Knows ranks and sockets; knows no transport. Threads of one process may as well.
  *
- * Rank 0 listens where the job meets (meeting_place.h); the others connect to it, say who they are, and stay. Once all
- * have come the listener is closed. An allgather goes through rank 0. Whatever goes wrong at rank 0 is
- * told to all others in its own words, so that every rank's message names the cause.
+ * Rank 0 listens at the place of the job (rendezvous_place.h); the others connect to it, say who they are, and stay.
+ * Once all have come the listener is closed. An allgather goes through rank 0. Whatever goes wrong at rank 0 is told to
+ * all others in its own words, so that every rank's message names the cause.
  */
 #include "outside.h"
 #include "limit_reason.h"
 #include "pending_connections.h"
-#include "meeting_place.h"
+#include "rendezvous_place.h"
 #include "sockets.h"
 #include "verdict.h"
 
@@ -149,7 +149,7 @@ static lshard_status check_greeting(lshard__rendezvous *r, const struct lshard__
 	return lshard__greeting_compare(&r->pending.greeting, &connecting->hello.greeting, "rank 0", whom, &r->error);
 }
 
-/* Whatever else connects is no rank, and ends nobody's meeting. */
+/* Whatever else connects is no rank, and ends nobody's rendezvous. */
 static int is_stranger(lshard__rendezvous *r, const struct lshard__connecting_peer *connecting)
 {
 	const lshard_context *context = r->context;
@@ -654,7 +654,7 @@ lshard_status lshard__rendezvous_open(const lshard_context *context, const char 
 	lshard_status status;
 
 	if (!r)
-		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "rank %d: no memory to meet %d ranks of job '%s'",
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "rank %d: no memory to connect %d ranks of job '%s'",
 				   (int)context->rank, (int)context->size, job);
 	status = lshard__place_open(&r->place, job, &r->error);
 	if (status == LSHARD_OK)

@@ -281,7 +281,7 @@ static lshard_status choose(lshard__stack *stack, const struct record *records, 
 	return LSHARD_OK;
 }
 
-/* ---- checks before anybody meets ---- */
+/* ---- checks before anybody is told anything ---- */
 
 static lshard_status check_name(const struct stack_spec *spec, lshard_error *error)
 {

@@ -46,7 +46,7 @@ static int a_pass_is_refused(struct rank *rank)
 	return 0;
 }
 
-static int meetings_are_refused(struct rank *rank)
+static int collective_calls_are_refused(struct rank *rank)
 {
 	lshard_series_options options = rank_series_options(rank->setting);
 	lshard_series *other = NULL;
@@ -111,7 +111,7 @@ static int only_destroy_is_left(struct rank *rank)
 	if (!line)
 		line = a_pass_is_refused(rank);
 	if (!line)
-		line = meetings_are_refused(rank);
+		line = collective_calls_are_refused(rank);
 	if (!line)
 		line = questions_are_refused(rank);
 	return line ? line : copies_are_freed(rank);

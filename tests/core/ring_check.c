@@ -187,7 +187,7 @@ enum ring_access ring_check_wait(struct ring_check *check, uint32_t position, un
 
 	memcpy(before, check->slots, sizeof before);
 	access = ring_wait(&check->ring, position, stream, &slot, &other);
-	HOLDS(check, access == expected, "I8: wait meets something else than there is");
+	HOLDS(check, access == expected, "I8: wait finds something else than there is");
 	if (access == RING_BUSY)
 		HOLDS(check, other == before[own].holds, "I8: BUSY names another layer");
 	if (access == RING_HELD || access == RING_MISS) {

@@ -561,7 +561,7 @@ static void a_failure_is_told_at_once_and_as_what_it_is(void **state)
 
 struct cure {
 	const char *fault;
-	int rewinds; /* enough: all hear at once of what happens in a meeting, or only when the next one goes wrong */
+	int rewinds; /* enough: all hear at once of what an agreement finds, or only when the next one goes wrong */
 	const char *transport;
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * test_load.c - how the ranks hear of each other while layers are loaded and updated: what fails on one fails on all,
- * and a rank that dies is looked at each time they meet.
+ * and a rank that dies is looked at each time they agree.
  */
 #include "conformance.h"
 #include "patience.h"
@@ -17,7 +17,7 @@
 
 #define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
 
-/* ---- The last meeting of a load -------------------------------------------------------------------------------- */
+/* ---- The last agreement of a load -------------------------------------------------------------------------------- */
 
 /* A layer that rank 1 is to keep does not come to it. Rank 0 has all it needs, and the load fails there too. */
 static int resident_body(const struct member *member)
@@ -77,7 +77,7 @@ static void stripes_are_taken_before_the_next_round(void **state)
 
 /* ---- A source that dies ---------------------------------------------------------------------------------------- */
 
-/* Of this process: whoever is rank 1 dies where an update drains, between its two meetings. */
+/* Of this process: whoever is rank 1 dies where an update drains, between its two agreements. */
 static const struct member *mortal;
 static lshard_transport_ops mortal_ops;
 
@@ -134,7 +134,7 @@ failed:
 	return rank_close(&rank) && right ? 0 : 1;
 }
 
-static void a_source_that_dies_between_the_meetings_is_told(void **state)
+static void a_source_that_dies_between_the_agreements_is_told(void **state)
 {
 	(void)state;
 	subject = (struct subject){.spec = "shm", .kind = "forks", .direct = true};
@@ -238,7 +238,7 @@ int main(void)
 		cmocka_unit_test(layers_that_an_update_does_not_write_keep_their_bytes),
 		cmocka_unit_test(a_resident_that_does_not_come_fails_all),
 		cmocka_unit_test(stripes_are_taken_before_the_next_round),
-		cmocka_unit_test(a_source_that_dies_between_the_meetings_is_told),
+		cmocka_unit_test(a_source_that_dies_between_the_agreements_is_told),
 		cmocka_unit_test(a_rank_that_only_keeps_stripes_is_missed),
 	};
 

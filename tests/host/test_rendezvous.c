@@ -680,7 +680,7 @@ static int meets_among_garbage(const struct member *member)
 				       recv(fds[i], name, sizeof name, 0) <= 0,
 			       "connection %d was answered", i);
 	}
-	EXPECT(member, meet_and_gather(member) == 0, "garbage ended the meeting");
+	EXPECT(member, meet_and_gather(member) == 0, "garbage ended the rendezvous");
 	for (int i = 0; i < 3 && fds[i] >= 0; i++)
 		close(fds[i]);
 	return 0;
@@ -690,7 +690,7 @@ failed:
 	return 1;
 }
 
-static void garbage_ends_no_meeting(void **state)
+static void garbage_ends_no_rendezvous(void **state)
 {
 	(void)state;
 	assert_int_equal(team_of_processes(3, meets_among_garbage, NULL), 0);
@@ -922,7 +922,7 @@ int main(void)
 		cmocka_unit_test(a_slow_rank_is_not_crowded_out),
 		cmocka_unit_test(a_rank_that_connects_and_says_nothing_is_named),
 		cmocka_unit_test(what_a_dead_rank_has_said_is_heard),
-		cmocka_unit_test(garbage_ends_no_meeting),
+		cmocka_unit_test(garbage_ends_no_rendezvous),
 		cmocka_unit_test(garbage_does_not_fill_the_log),
 		cmocka_unit_test(another_version_is_named),
 		cmocka_unit_test(other_users_are_kept_out),

@@ -16,7 +16,7 @@ struct shm_rank {
 	lshard_transport *transport;
 };
 
-/* Processes meet by their job. The transport's own words are printed where it fails. */
+/* Processes find each other by their job. The transport's own words are printed where it fails. */
 int shm_rank_open(struct shm_rank *rank, const struct member *member, const char *options, uint32_t timeout_ms);
 void shm_rank_close(struct shm_rank *rank);
 

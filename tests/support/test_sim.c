@@ -391,7 +391,7 @@ static void a_host_that_waits_in_vain_learns_for_whom(void **state)
 	machine_close(machine);
 }
 
-/* ---- Meeting ---- */
+/* ---- Agreement ---- */
 
 static void nobody_waits_for_ever(void **state)
 {

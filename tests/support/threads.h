@@ -17,7 +17,7 @@ struct member {
 	struct team *team;
 	int32_t rank;
 	int32_t size;
-	const lshard_bootstrap *bootstrap; /* threads only; processes meet by the job's name: NULL */
+	const lshard_bootstrap *bootstrap; /* threads only; processes find each other by the job's name: NULL */
 	const char *job;                   /* processes only; NULL for threads */
 	void *user;
 };

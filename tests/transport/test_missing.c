@@ -220,14 +220,14 @@ static bool applies(enum call call, enum way way)
 		return subject.callbacks && way == LATE;
 	if (way == SILENT)
 		return subject.callbacks;
-	if (way == CROSSED) /* on one-sided transports nobody meets in rewind */
+	if (way == CROSSED) /* on one-sided transports nobody agrees in rewind */
 		return subject.collective && (call == VERIFY || call == REWIND);
 	if (way >= BUSY)
 		return call == COMMIT || call == COMMIT_STRIPES || call == UPDATE_END;
 	return is_collective(call);
 }
 
-/* Where all ranks are in calls in which they meet they know it at once; who waits for a layer may wait in vain. */
+/* Where all ranks are in calls in which they agree they know it at once; who waits for a layer may wait in vain. */
 static bool is_of_elsewhere(enum call call, lshard_status status)
 {
 	return status == LSHARD_ERR_MISMATCH || status == LSHARD_ERR_OUT_OF_STEP ||
@@ -371,7 +371,7 @@ failed:
 	return rank_close(&of.rank) && right ? 0 : 1;
 }
 
-/* Also ranks that are threads meet by the job's name. */
+/* Also ranks that are threads find each other by the job's name. */
 static int group_body(const struct member *member)
 {
 	const struct cell *cell = member->user;
@@ -513,8 +513,8 @@ static void pause_ms(uint64_t ms)
 }
 
 /*
- * Rank 1 asks for one layer after the other, each well within the deadline of a wait, while the others join them all, or
- * wait for the last one.
+ * Rank 1 asks for one layer after the other, each well within the deadline of a wait, while the others join them all,
+ * or wait for the last one.
  */
 static int trickling_body(const struct member *member)
 {

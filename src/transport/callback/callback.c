@@ -121,7 +121,7 @@ static void make_end(struct callback *callback)
 }
 
 /* All ranks have come so far: the caller's collectives must not wait for one that never did. */
-static lshard_status meet(const lshard_context *context, lshard_error *error)
+static lshard_status agree_to_join(const lshard_context *context, lshard_error *error)
 {
 	const char here = 1;
 	char *all = context->allocate(context, (size_t)context->size);
@@ -138,7 +138,7 @@ static lshard_status meet(const lshard_context *context, lshard_error *error)
 			   (int)context->rank);
 }
 
-/* A rank that fails before it meets the others is heard by them in their all-gather (gathering.h). */
+/* A rank that fails before it has joined the others is heard by them in their all-gather (gathering.h). */
 static lshard_status callback_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
 				   lshard_error *error)
 {
@@ -148,7 +148,7 @@ static lshard_status callback_open(const lshard_context *context, lshard_transpo
 	(void)inner;
 	if (status < 0)
 		return status;
-	status = meet(context, error);
+	status = agree_to_join(context, error);
 	if (status < 0) {
 		make_end(callback);
 		return status;

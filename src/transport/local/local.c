@@ -3,8 +3,8 @@
  * local.c - `local`: the ranks are threads of one process, or there is one rank. The reference for right behaviour:
  * every shard is host memory that all ranks see, a transfer is a memcpy by the rank that wants it. Options let the same
  * series run with copies as early as possible, as late as possible, at drawn moments in between, or in lockstep as on a
- * collective transport. Knows: pieces, cells and shards. Does not know: windows' states, layers' meaning. Ranks meet in
- * process_group.c.
+ * collective transport. Knows: pieces, cells and shards. Does not know: windows' states, layers' meaning. Ranks
+ * exchange in process_group.c.
  */
 #include "clock.h"
 #include "host_copy.h"
@@ -93,7 +93,7 @@ static void local_close(lshard_transport *transport)
 static lshard_status local_exchange(lshard_transport *transport, const void *send, void *receive, size_t bytes,
 				    uint8_t *alive)
 {
-	struct lshard__process_group_offer offer = {MEET_EXCHANGE, send, receive, bytes, alive};
+	struct lshard__process_group_offer offer = {EXCHANGE_OF_GROUP, send, receive, bytes, alive};
 
 	return lshard__process_group_exchange(local_of(transport)->group, transport->context->rank, &offer,
 					      &transport->error);
@@ -349,7 +349,8 @@ static lshard_status lockstep_read(struct local_store *store, uint32_t position)
 {
 	struct local *local = local_of(store->base.transport);
 	struct reading mine = {lshard__outcome_of(LSHARD_OK), store->number, position};
-	struct lshard__process_group_offer offer = {MEET_READ, &mine, local->announcements, sizeof mine, local->alive};
+	struct lshard__process_group_offer offer = {EXCHANGE_READ, &mine, local->announcements, sizeof mine,
+						    local->alive};
 	lshard_status status =
 		lshard__process_group_exchange(local->group, local->base.context->rank, &offer, &store->base.error);
 

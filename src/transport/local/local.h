@@ -10,7 +10,7 @@
 #include "verdict.h"
 
 /* Kinds of exchanges in the process: ranks in different ones are out of step. */
-enum meeting { MEET_EXCHANGE, MEET_OPEN, MEET_READ };
+enum exchange_kind { EXCHANGE_OF_GROUP, EXCHANGE_OPEN, EXCHANGE_READ };
 
 /* When a transfer copies. */
 enum moment { AT_REACH, AT_WAIT, AT_DRAWN, IN_LOCKSTEP };

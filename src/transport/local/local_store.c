@@ -180,7 +180,8 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 	struct local_store *store = store_new(local, plan);
 	struct shard *shard = store ? shard_new(plan, (unsigned)context->size) : NULL;
 	struct announcement mine = {{shard ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, 0}, shard};
-	struct lshard__process_group_offer offer = {MEET_OPEN, &mine, local->announcements, sizeof mine, local->alive};
+	struct lshard__process_group_offer offer = {EXCHANGE_OPEN, &mine, local->announcements, sizeof mine,
+						    local->alive};
 	lshard_status status = lshard__process_group_exchange(local->group, context->rank, &offer, &transport->error);
 	unsigned gone = 0;
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * process_group.c - where the threads of one process that are ranks of one group meet.
+ * process_group.c - where the threads of one process that are ranks of one group exchange what they say.
  * One mutex and one condition per group, no globals. The in-process group is made by rank 0, found by the others
  * through the bootstrap, and freed by whoever leaves last; as it may outlive the group that made it, it comes from libc
  * and not from the group's allocator.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * process_group.h - where the threads of one process that are ranks of one group meet: an all-gather among the living,
+ * process_group.h - where the threads of one process that are ranks of one group talk: an all-gather among the living,
  * and the book of what each rank has asked for where all of them must ask for the same. Knows ranks and time; knows no
  * bytes of layers.
  */
@@ -17,7 +17,7 @@
 struct lshard__process_group;
 
 /*
- * Meet the others through context->bootstrap. Collective. @p tag is a text that must be the same on all ranks (MISMATCH
+ * Join the others through context->bootstrap. Collective. @p tag is a text that must be the same on all ranks (MISMATCH
  * names who has another one); @p ready is 0 if this rank must give up: then all do.
  */
 lshard_status lshard__process_group_join(const lshard_context *context, const char *tag, bool ready,

@@ -149,7 +149,7 @@ static lshard_status fail_as(const struct faults *faults, const struct rule *rul
 }
 
 /* Count this call and do what the rules say of it; the status it must fail with, or OK. */
-static lshard_status meet_faults(struct faults *faults, enum call call, bool *flip, lshard_error *error)
+static lshard_status apply_faults(struct faults *faults, enum call call, bool *flip, lshard_error *error)
 {
 	uint64_t number = atomic_fetch_add(&faults->calls[call], 1) + 1;
 	uint64_t rank = (uint64_t)faults->wrapper.base.context->rank;
@@ -224,7 +224,7 @@ static lshard_status faults_open(const lshard_context *context, lshard_transport
 	if (status == LSHARD_OK)
 		status = check_flips(faults, error);
 	if (status == LSHARD_OK)
-		status = meet_faults(faults, OPEN, &flip, error);
+		status = apply_faults(faults, OPEN, &flip, error);
 	if (status < 0) {
 		faults_free(faults);
 		return status;
@@ -243,7 +243,7 @@ static lshard_status faults_exchange(lshard_transport *transport, const void *se
 				     uint8_t *alive)
 {
 	bool flip;
-	lshard_status status = meet_faults(faults_of(transport), EXCHANGE, &flip, &transport->error);
+	lshard_status status = apply_faults(faults_of(transport), EXCHANGE, &flip, &transport->error);
 
 	return status < 0 ? status : lshard__wrapper_exchange(transport, send, receive, bytes, alive);
 }
@@ -263,7 +263,7 @@ static lshard_status faults_store_open(lshard_transport *transport, const lshard
 		status = lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY, "faults: no memory for series '%s'",
 				     plan->name);
 	else
-		status = meet_faults(faults_of(transport), STORE_OPEN, &flip, &transport->error);
+		status = apply_faults(faults_of(transport), STORE_OPEN, &flip, &transport->error);
 	if (status < 0) {
 		context->release(context, store->positions);
 		lshard__wrapper_store_close(&store->wrapper.base);
@@ -284,7 +284,7 @@ static void faults_store_close(lshard_store *base)
 static lshard_status faults_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
 {
 	bool flip;
-	lshard_status status = meet_faults(faults_of(base->transport), FETCH, &flip, &base->error);
+	lshard_status status = apply_faults(faults_of(base->transport), FETCH, &flip, &base->error);
 
 	if (status < 0)
 		return status;
@@ -296,7 +296,7 @@ static lshard_status faults_fetch(lshard_store *base, uint32_t position, uint32_
 static lshard_status faults_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
 {
 	bool flip;
-	lshard_status status = meet_faults(faults_of(base->transport), WAIT, &flip, &base->error);
+	lshard_status status = apply_faults(faults_of(base->transport), WAIT, &flip, &base->error);
 
 	if (status == LSHARD_OK)
 		status = lshard__wrapper_wait(base, cell, stream, arrival);
@@ -308,7 +308,7 @@ static lshard_status faults_wait(lshard_store *base, uint32_t cell, void *stream
 static lshard_status faults_join(lshard_store *base, void *stream)
 {
 	bool flip;
-	lshard_status status = meet_faults(faults_of(base->transport), JOIN, &flip, &base->error);
+	lshard_status status = apply_faults(faults_of(base->transport), JOIN, &flip, &base->error);
 
 	return status < 0 ? status : lshard__wrapper_join(base, stream);
 }
@@ -316,7 +316,7 @@ static lshard_status faults_join(lshard_store *base, void *stream)
 static lshard_status faults_drain(lshard_store *base)
 {
 	bool flip;
-	lshard_status status = meet_faults(faults_of(base->transport), DRAIN, &flip, &base->error);
+	lshard_status status = apply_faults(faults_of(base->transport), DRAIN, &flip, &base->error);
 
 	return status < 0 ? status : lshard__wrapper_drain(base);
 }
@@ -324,7 +324,7 @@ static lshard_status faults_drain(lshard_store *base)
 static lshard_status faults_read(lshard_store *base, uint32_t position, void *destination)
 {
 	bool flip;
-	lshard_status status = meet_faults(faults_of(base->transport), READ, &flip, &base->error);
+	lshard_status status = apply_faults(faults_of(base->transport), READ, &flip, &base->error);
 
 	if (status == LSHARD_OK)
 		status = lshard__wrapper_read(base, position, destination);

@@ -88,11 +88,11 @@ static lshard_status exchange(lshard_transport *transport, const void *send, voi
 	if (rank->fail_exchange && --rank->fail_exchange == 0)
 		status = LSHARD_ERR_TIMEOUT;
 	else
-		status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive,
-				  transport->context->timeout_ms);
+		status = sim_exchange(rank, &rank->world->exchange, send, receive, bytes, alive,
+				      transport->context->timeout_ms);
 	unlock(rank);
 	if (status < 0)
-		return lshard_fail(&transport->error, status, "rank %d: the ranks did not meet", rank->rank);
+		return lshard_fail(&transport->error, status, "rank %d: the ranks did not agree", rank->rank);
 	return status;
 }
 
@@ -115,7 +115,7 @@ static struct sim_cell *cell_of(const struct sim_store *store, uint32_t number)
 }
 
 /* Everyone's shard, by address: the ranks are in one process. */
-static lshard_status meet_shards(struct sim_store *store)
+static lshard_status exchange_shards(struct sim_store *store)
 {
 	lshard_transport *transport = store->base.transport;
 	uint8_t alive[SIM_RANKS];
@@ -161,7 +161,7 @@ static lshard_status store_open(lshard_transport *transport, const lshard_store_
 		goto free_store;
 	}
 	store->shard = keep_shard(store->rank, plan->shard_bytes);
-	status = meet_shards(store);
+	status = exchange_shards(store);
 	if (status < 0)
 		goto free_store;
 	*out = &store->base;
@@ -549,7 +549,7 @@ static lshard_status drain(lshard_store *base)
 	lshard_status status = LSHARD_OK;
 
 	lock(store->rank);
-	settle(store, base->transport->context->timeout_ms / 4); /* the meeting that follows has a deadline, too */
+	settle(store, base->transport->context->timeout_ms / 4); /* the exchange that follows has a deadline, too */
 	if (!in_flight_done(store))
 		status = lshard_fail(&base->error, LSHARD_ERR_TIMEOUT,
 				     "rank %d: streams that read series '%s' do not end", store->rank->rank,
@@ -587,8 +587,8 @@ static lshard_status read_layer(lshard_store *base, uint32_t position, void *des
 		store->rank->read_store = store;
 		store->rank->read_position = position;
 		store->rank->read_to = destination;
-		status = sim_meet(store->rank, &world->read, "", everyone, 1, alive,
-				  base->transport->context->timeout_ms);
+		status = sim_exchange(store->rank, &world->read, "", everyone, 1, alive,
+				      base->transport->context->timeout_ms);
 		store->rank->read_store = NULL;
 	}
 	unlock(store->rank);
@@ -615,14 +615,29 @@ SIM_OPEN(sim_host_pull)
 SIM_OPEN(sim_host_lockstep)
 
 #define SIM_TABLE(flavour, text, caps)                                                                                 \
-	{                                                                                                              \
-		.struct_size = sizeof(lshard_transport_ops), .abi = LSHARD_TRANSPORT_ABI, .name = #flavour,            \
-		.summary = (text), .capabilities = (caps), .granule_bytes = 16, .available = available,                \
-		.open = open_##flavour, .close = close_transport, .exchange = exchange, .abort = abort_transport,      \
-		.store_open = store_open, .store_close = store_close, .shard = shard, .cell = cell, .fetch = fetch,    \
-		.wait = wait_cell, .retire = retire, .join = join, .capture = capture, .drain = drain,                 \
-		.read = read_layer, .copy_cell = copy_cell                                                             \
-	}
+	{.struct_size = sizeof(lshard_transport_ops),                                                                  \
+	 .abi = LSHARD_TRANSPORT_ABI,                                                                                  \
+	 .name = #flavour,                                                                                             \
+	 .summary = (text),                                                                                            \
+	 .capabilities = (caps),                                                                                       \
+	 .granule_bytes = 16,                                                                                          \
+	 .available = available,                                                                                       \
+	 .open = open_##flavour,                                                                                       \
+	 .close = close_transport,                                                                                     \
+	 .exchange = exchange,                                                                                         \
+	 .abort = abort_transport,                                                                                     \
+	 .store_open = store_open,                                                                                     \
+	 .store_close = store_close,                                                                                   \
+	 .shard = shard,                                                                                               \
+	 .cell = cell,                                                                                                 \
+	 .fetch = fetch,                                                                                               \
+	 .wait = wait_cell,                                                                                            \
+	 .retire = retire,                                                                                             \
+	 .join = join,                                                                                                 \
+	 .capture = capture,                                                                                           \
+	 .drain = drain,                                                                                               \
+	 .read = read_layer,                                                                                           \
+	 .copy_cell = copy_cell}
 
 const lshard_transport_ops sim_pull = SIM_TABLE(sim_pull, "simulated devices that pull",
 						LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_OUTLIVES);

@@ -85,7 +85,7 @@ struct sim_post {
 	char series[64];
 };
 
-struct sim_meeting {
+struct sim_exchange_point {
 	uint64_t generation;
 	bool here[SIM_RANKS];
 	const void *send[SIM_RANKS];
@@ -127,8 +127,8 @@ struct sim_world {
 	struct sim_shard *shards; /* outlive the ranks that keep them */
 	uint64_t captures;
 	char capture_error[256];
-	struct sim_meeting exchange;
-	struct sim_meeting read;
+	struct sim_exchange_point exchange;
+	struct sim_exchange_point read;
 	struct sim_post *posts;
 	struct sim_report report;
 	struct sim_rank ranks[SIM_RANKS];
@@ -178,12 +178,12 @@ void sim_move_half(const struct sim_op *op, unsigned half);
 void sim_gather(const struct sim_store *store, uint32_t position, unsigned char *to, uint64_t from_byte,
 		uint64_t to_byte);
 
-/* sim_meet.c */
+/* sim_exchange.c */
 void sim_bootstrap_open(struct sim_rank *rank);
 /* By the bootstrap in the context, or, where the library has put its own round it, by the one that was called last. */
 struct sim_rank *sim_rank_of(const lshard_context *context);
-lshard_status sim_meet(struct sim_rank *rank, struct sim_meeting *meeting, const void *send, void *receive,
-		       size_t bytes, uint8_t *alive, uint32_t timeout_ms);
+lshard_status sim_exchange(struct sim_rank *rank, struct sim_exchange_point *point, const void *send, void *receive,
+			   size_t bytes, uint8_t *alive, uint32_t timeout_ms);
 void sim_pause(struct sim_world *world, uint32_t ms); /* lets other ranks' threads run */
 void sim_leave(struct sim_rank *rank);
 

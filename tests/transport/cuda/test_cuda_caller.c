@@ -303,7 +303,7 @@ static int lends_to_parents(const struct member *member)
 	}
 	EXPECT(member, lshard_series_destroy(rank.series) == LSHARD_OK, "destroy");
 	rank.series = NULL;
-	/* A meeting of the two that are left, after both have let go. */
+	/* An agreement of the two that are left, after both have let go. */
 	EXPECT(member, create(&rank, &purse) == LSHARD_ERR_PEER_FAILED, "rank 2 is not dead yet");
 	cuda_close_rank(&rank);
 	EXPECT(member, purse.returned[LSHARD_FOR_SHARD] == 1, "not given back");

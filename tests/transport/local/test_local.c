@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_local.c - the `local` transport by itself, through the transport interface: how ranks meet, time out, go and
+ * test_local.c - the `local` transport by itself, through the transport interface: how ranks agree, time out, go and
  * come too late, and when its options let transfers copy. What it has in common with other transports is in
  * conformance.c.
  */
@@ -68,7 +68,7 @@ static bool cell_has(lshard_store *store, uint32_t cell, uint32_t position)
 	return bytes[0] == position + 1 && bytes[LAYER_BYTES - 1] == position + 1;
 }
 
-/* ---- Meeting --------------------------------------------------------------------------------------------------- */
+/* ---- Agreement ------------------------------------------------------------------------------------------------- */
 
 /* A rank that is late makes nothing happen for the others, and the next exchange is whole again. */
 static int late_rank(const struct member *member)

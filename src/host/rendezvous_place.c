@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * meeting_place.c - see meeting_place.h.
+ * rendezvous_place.c - see rendezvous_place.h.
  *
  * In a directory, every change of who listens happens under a lock on the directory itself: a socket to which nobody
  * can connect while the lock is held, or that a rank which has ended left to a child, may be removed. The directory is
@@ -8,7 +8,7 @@
  * exchange it. That it has no rights for others is what keeps them out: the system itself compares users then, and
  * knows them also where this user namespace does not.
  */
-#include "meeting_place.h"
+#include "rendezvous_place.h"
 #include "limit_reason.h"
 #include "name_holder.h"
 #include "outside.h"
@@ -298,10 +298,11 @@ lshard_status lshard__place_blocked(const struct lshard__place *place, int tried
 	if (!is_in_the_way(place, tried, &holder))
 		return LSHARD_OK;
 	if (!holder.listens)
-		return lshard_fail(error, LSHARD_ERR_SYSTEM,
-				   "rank %d: %s has taken the name of job '%s' and does not listen, so that nobody can "
-				   "meet there: " OTHER_PLACE,
-				   (int)rank, holder.text, place->job);
+		return lshard_fail(
+			error, LSHARD_ERR_SYSTEM,
+			"rank %d: %s has taken the name of job '%s' and does not listen, so that no rank can "
+			"connect there: " OTHER_PLACE,
+			(int)rank, holder.text, place->job);
 	return lshard_fail(error, holder.is_stranger ? LSHARD_ERR_SYSTEM : LSHARD_ERR_TIMEOUT,
 			   "rank %d waited %u ms: %s listens under the name of job '%s' and lets nobody in: it hangs, "
 			   "or is no rank of this group. End it, or " OTHER_PLACE,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_cuda_meeting.c - what goes wrong on one rank while a series is opened on the cuda transport, over a stand-in for
- * the driver: a rank is killed, an allocation lies crooked. All are told, at once, and keep nothing.
+ * test_cuda_agreement.c - what goes wrong on one rank while a series is opened on the cuda transport, over a stand-in
+ * for the driver: a rank is killed, an allocation lies crooked. All are told, at once, and keep nothing.
  */
 #include "cuda_ranks.h"
 
@@ -51,8 +51,8 @@ failed:
 	return 1;
 }
 
-/* Before the first meeting, between the turns in which descriptors go round, before the last. */
-static void deaths_in_every_meeting_are_told(void **state)
+/* Before the first agreement, between the turns in which descriptors go round, before the last. */
+static void deaths_in_every_agreement_are_told(void **state)
 {
 	const struct setting owner = {.spec = "cuda", .prefetch = 1, .timeout_ms = LONG_MS};
 	const struct setting ipc = {.spec = "cuda:ipc", .prefetch = 1, .timeout_ms = LONG_MS};
@@ -115,12 +115,12 @@ static void crooked_memory_is_refused(void **state)
 int main(int count, char **arguments)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(deaths_in_every_meeting_are_told),
+		cmocka_unit_test(deaths_in_every_agreement_are_told),
 		cmocka_unit_test(crooked_memory_is_refused),
 	};
 
 	if (count != 2) {
-		fprintf(stderr, "usage: test_cuda_meeting PATH-OF-THE-STUB\n");
+		fprintf(stderr, "usage: test_cuda_agreement PATH-OF-THE-STUB\n");
 		return 2;
 	}
 	setenv("LAYERSHARD_CUDA_SO_PATH", arguments[1], 1);

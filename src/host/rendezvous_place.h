@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * meeting_place.h - where the ranks of a job find each other: an abstract name, or a socket in a directory that only
+ * rendezvous_place.h - where the ranks of a job find each other: an abstract name, or a socket in a directory that only
  * their user can enter (LAYERSHARD_MEET_DIR). Knows names, files and users; does not know what is said there.
  */
-#ifndef LAYERSHARD_MEETING_PLACE_H
-#define LAYERSHARD_MEETING_PLACE_H
+#ifndef LAYERSHARD_RENDEZVOUS_PLACE_H
+#define LAYERSHARD_RENDEZVOUS_PLACE_H
 
 #include <layershard/transport.h>
 
@@ -20,9 +20,9 @@ struct lshard__place {
 };
 
 /*
- * Where @p job meets. INVALID: LAYERSHARD_MEET_DIR is no directory that only this user can enter. SYSTEM: a limit keeps
- * this process from opening it. NOT_SUPPORTED: it is not set, and this process cannot tell its own user from others.
- * After a failure there is nothing to close.
+ * Where the ranks of @p job find each other. INVALID: LAYERSHARD_MEET_DIR is no directory that only this user can
+ * enter. SYSTEM: a limit keeps this process from opening it. NOT_SUPPORTED: it is not set, and this process cannot tell
+ * its own user from others. After a failure there is nothing to close.
  */
 lshard_status lshard__place_open(struct lshard__place *place, const char *job, lshard_error *error);
 void lshard__place_close(struct lshard__place *place);
@@ -37,12 +37,12 @@ void lshard__place_reason(const struct lshard__place *place, int error, char *te
 /* Nobody can come any more; before @p listener is closed. */
 void lshard__place_leave(struct lshard__place *place);
 
-/* For the text of a deadline that passed: what all ranks must have alike to meet here. Static, or in @p place. */
+/* For the text of a deadline that passed: what all ranks must have alike to find each other. Static or in @p place. */
 const char *lshard__place_hint(const struct lshard__place *place, char *text, size_t bytes);
 
 /*
  * After @p rank has tried for so long to listen or to connect, the last time with @p tried (errno): does somebody sit
- * there, so that nobody can meet? SYSTEM if it cannot be one of the ranks, TIMEOUT if it may be one that hangs, with
+ * there, so that no rank can? SYSTEM if it cannot be one of the ranks, TIMEOUT if it may be one that hangs, with
  * who it is as far as the system tells. OK: nobody does.
  */
 lshard_status lshard__place_blocked(const struct lshard__place *place, int tried, int32_t rank, uint32_t waited_ms,

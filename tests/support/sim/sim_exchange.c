@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * sim_meet.c - where the ranks' threads meet: the control channel of the simulated machine, and the caller's bootstrap.
+ * sim_exchange.c - where the ranks' threads exchange: the control channel of the simulated machine, and the caller's
+ * bootstrap.
  *
  * Knows: who is here, who is gone, deadlines. Does not know: what the bytes mean.
  */
@@ -25,10 +26,10 @@ static struct timespec deadline_after(uint32_t ms)
 	return at;
 }
 
-static bool all_here(const struct sim_world *world, const struct sim_meeting *meeting)
+static bool all_here(const struct sim_world *world, const struct sim_exchange_point *point)
 {
 	for (int32_t r = 0; r < world->size; r++)
-		if (!meeting->here[r] && !world->ranks[r].gone)
+		if (!point->here[r] && !world->ranks[r].gone)
 			return false;
 	return true;
 }
@@ -48,63 +49,63 @@ static void serve_reads(struct sim_world *world)
 	}
 }
 
-static void conclude(struct sim_world *world, struct sim_meeting *meeting)
+static void conclude(struct sim_world *world, struct sim_exchange_point *point)
 {
 	for (int32_t r = 0; r < world->size; r++) {
-		unsigned char *result = meeting->result + (size_t)r * meeting->bytes;
+		unsigned char *result = point->result + (size_t)r * point->bytes;
 
-		meeting->alive[r] = meeting->here[r];
-		if (meeting->here[r])
-			memcpy(result, meeting->send[r], meeting->bytes);
+		point->alive[r] = point->here[r];
+		if (point->here[r])
+			memcpy(result, point->send[r], point->bytes);
 		else
-			memset(result, 0, meeting->bytes);
-		meeting->here[r] = false;
+			memset(result, 0, point->bytes);
+		point->here[r] = false;
 	}
-	if (meeting == &world->read)
+	if (point == &world->read)
 		serve_reads(world);
-	meeting->generation++;
+	point->generation++;
 	pthread_cond_broadcast(&world->changed);
 }
 
-static lshard_status wait_for_all(struct sim_rank *rank, struct sim_meeting *meeting, uint32_t timeout_ms)
+static lshard_status wait_for_all(struct sim_rank *rank, struct sim_exchange_point *point, uint32_t timeout_ms)
 {
 	struct sim_world *world = rank->world;
 	struct timespec deadline = deadline_after(timeout_ms);
-	uint64_t generation = meeting->generation;
+	uint64_t generation = point->generation;
 
-	while (meeting->generation == generation) {
+	while (point->generation == generation) {
 		if (rank->aborted)
 			return LSHARD_ERR_ABORTED;
-		if (all_here(world, meeting))
-			conclude(world, meeting);
+		if (all_here(world, point))
+			conclude(world, point);
 		else if (pthread_cond_timedwait(&world->changed, &world->lock, &deadline) != 0 &&
-			 meeting->generation == generation && !all_here(world, meeting))
+			 point->generation == generation && !all_here(world, point))
 			return LSHARD_ERR_TIMEOUT;
 	}
 	return LSHARD_OK;
 }
 
 /* Called with the world locked. */
-lshard_status sim_meet(struct sim_rank *rank, struct sim_meeting *meeting, const void *send, void *receive,
-		       size_t bytes, uint8_t *alive, uint32_t timeout_ms)
+lshard_status sim_exchange(struct sim_rank *rank, struct sim_exchange_point *point, const void *send, void *receive,
+			   size_t bytes, uint8_t *alive, uint32_t timeout_ms)
 {
 	struct sim_world *world = rank->world;
 	lshard_status status;
 
 	if (rank->aborted)
 		return LSHARD_ERR_ABORTED;
-	meeting->here[rank->rank] = true;
-	meeting->send[rank->rank] = send;
-	meeting->bytes = bytes;
-	status = wait_for_all(rank, meeting, timeout_ms);
+	point->here[rank->rank] = true;
+	point->send[rank->rank] = send;
+	point->bytes = bytes;
+	status = wait_for_all(rank, point, timeout_ms);
 	if (status == LSHARD_OK) {
-		memcpy(receive, meeting->result, bytes * (size_t)world->size);
-		memcpy(alive, meeting->alive, (size_t)world->size);
+		memcpy(receive, point->result, bytes * (size_t)world->size);
+		memcpy(alive, point->alive, (size_t)world->size);
 		return LSHARD_OK;
 	}
 	for (int32_t r = 0; r < world->size; r++)
-		alive[r] = meeting->here[r];
-	meeting->here[rank->rank] = false;
+		alive[r] = point->here[r];
+	point->here[rank->rank] = false;
 	return status;
 }
 
@@ -137,7 +138,7 @@ static int allgather(void *user, const void *send, void *receive, size_t bytes)
 	if (bytes > LSHARD_EXCHANGE_BYTES)
 		return 1;
 	pthread_mutex_lock(&rank->world->lock);
-	status = sim_meet(rank, &rank->world->exchange, send, receive, bytes, alive, LONG_MS);
+	status = sim_exchange(rank, &rank->world->exchange, send, receive, bytes, alive, LONG_MS);
 	pthread_mutex_unlock(&rank->world->lock);
 	return status == LSHARD_OK ? 0 : 1;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_meeting_place.c - where the ranks of a job find each other, and who can get in their way: a directory of their
- * own, user namespaces in which nobody can tell users apart, and names that somebody sits on.
+ * test_rendezvous_place.c - where the ranks of a job find each other, and who can get in their way: a directory of
+ * their own, user namespaces in which nobody can tell users apart, and names that somebody sits on.
  */
 #include "contexts.h"
 #include "hello.h"
-#include "meeting_place.h"
+#include "rendezvous_place.h"
 #include "mesh.h"
 #include "outside.h"
 #include "patience.h"
