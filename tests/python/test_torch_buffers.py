@@ -106,7 +106,7 @@ def quantised(width):
     "kind, text",
     [
         (lambda width: nn.Sequential(nn.LayerNorm(width), Packed(width)), "layers.0.1.qweight.*buffers='*.qweight'"),
-        (quantised, "layers.0.1.weight and the like are no parameters, and stay whole"),
+        (quantised, "layers.0.1.weight and the like are not parameters, and stay whole"),
     ],
     ids=["buffer", "packed"],
 )

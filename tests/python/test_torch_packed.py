@@ -75,7 +75,7 @@ def test_packed_weights_beside_others_are_told(caplog):
 @pytest.mark.parametrize("pack", [dynamic, one_dnn], ids=lambda each: each.__name__)
 def test_a_block_with_packed_weights_says_that_little_is_shared(pack, caplog):
     (line,) = told(caplog, pack(ranks.stack()), "layers.*", scope="block")
-    assert "only 0.0 MiB of the chosen modules'" in line and ".weight and the like are no parameters" in line
+    assert "only 0.0 MiB of the chosen modules'" in line and ".weight and the like are not parameters" in line
 
 
 @pytest.mark.parametrize("transport", ["shm", "shm:copy"])
