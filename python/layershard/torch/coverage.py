@@ -45,10 +45,10 @@ def left_out(units: Sequence[Unit], shared: dict[str, int]) -> str | None:
     if left <= nbytes:
         return None
     name, _ = max(buffers + others, key=lambda each: each[1])
-    told = f"only {_mib(nbytes)} of the chosen modules' {_mib(nbytes + left)} are shared"
+    line = f"only {_mib(nbytes)} of the chosen modules' {_mib(nbytes + left)} are shared"
     if name in dict(buffers):
-        return f"{told}: buffers such as {name} are shared if they are named: buffers='*.{name.rsplit('.', 1)[-1]}'"
-    return f"{told}: {name} and the like are not parameters, and stay whole on every rank"
+        return f"{line}: buffers such as {name} are shared if they are named: buffers='*.{name.rsplit('.', 1)[-1]}'"
+    return f"{line}: {name} and the like are not parameters, and stay whole on every rank"
 
 
 def persistent_buffers(units: Sequence[Unit]) -> list[str]:

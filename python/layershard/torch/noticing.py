@@ -21,7 +21,7 @@ from torch.nn.utils import stateless
 
 from .grouping import Place
 from .refusals import Guarded
-from .registrations import told_of_registrations
+from .registrations import on_registration
 
 _LENDING = stateless._functional_call.__code__  # torch.func.functional_call's and the older one's
 _MOST = 12  # tensors to look at each time a module runs: what a look costs is part of the hook
@@ -60,8 +60,8 @@ class _Attached(NamedTuple):
 _watched: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.WeakKeyDictionary()
 
 
-@told_of_registrations
-def _on_registration(module: nn.Module, *_registered: Any) -> None:
+@on_registration
+def _registered(module: nn.Module, *_what: Any) -> None:
     """What parametrizes, prunes or normalises a weight registers something on its module."""
     if type(module).__hash__ is None:
         return

@@ -26,7 +26,7 @@ def is_packed(module: nn.Module) -> bool:
     return next(module.parameters(), None) is None and any(map(_is_packed, module.modules()))
 
 
-def told(name: str, module: nn.Module) -> str:
+def why_whole(name: str, module: nn.Module) -> str:
     """Why nothing of it can be shared."""
     kind = module._get_name()  # type: ignore[no-untyped-call]
     return (

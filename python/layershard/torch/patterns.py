@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from .packed import is_packed, told
+from .packed import is_packed, why_whole
 from .refusals import Refused
 
 _log = logging.getLogger("layershard")
@@ -91,8 +91,8 @@ def _refuse_packed(modules: dict[str, nn.Module], numbered: Sequence[str], patte
     """Where nothing that a pattern chose has weights that could be shared."""
     if numbered and all(is_packed(modules[name]) for name in numbered):
         raise Refused(
-            f"pattern '{pattern}': {told(numbered[0], modules[numbered[0]])}. Leave it out of the patterns, or do not "
-            f"quantise what is to be shared"
+            f"pattern '{pattern}': {why_whole(numbered[0], modules[numbered[0]])}. Leave it out of the patterns, or "
+            f"do not quantise what is to be shared"
         )
 
 
@@ -129,4 +129,4 @@ def _units(modules: dict[str, nn.Module], names: Iterable[str]) -> Iterator[Unit
         assert found is not None
         yield Unit(name, modules[name], *found)
     if packed:
-        _log.warning("%s; so does each of %d chosen modules", told(packed[0], modules[packed[0]]), len(packed))
+        _log.warning("%s; so does each of %d chosen modules", why_whole(packed[0], modules[packed[0]]), len(packed))

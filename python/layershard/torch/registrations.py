@@ -14,12 +14,12 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-Told = Callable[[nn.Module, str, Any], None]  # on which module, its name there, the module, parameter or None
-_told: list[Told] = []
+Listener = Callable[[nn.Module, str, Any], None]  # on which module, its name there, the module, parameter or None
+_listeners: list[Listener] = []
 
 
 def _tell(parent: nn.Module, name: str, new: Any) -> None:
-    for each in _told:
+    for each in _listeners:
         each(parent, name, new)
 
 
@@ -27,6 +27,6 @@ register_module_module_registration_hook(_tell)
 register_module_parameter_registration_hook(_tell)
 
 
-def told_of_registrations(function: Told) -> Told:
-    _told.append(function)
+def on_registration(function: Listener) -> Listener:
+    _listeners.append(function)
     return function

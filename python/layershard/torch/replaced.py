@@ -16,13 +16,13 @@ from torch import nn
 
 from .packed import is_packed
 from .refusals import Guarded
-from .registrations import told_of_registrations
+from .registrations import on_registration
 
 _waiting: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # and their names
 
 
-@told_of_registrations
-def _on_registration(parent: nn.Module, name: str, new: Any) -> None:
+@on_registration
+def _registered(parent: nn.Module, name: str, new: Any) -> None:
     if not _waiting or not isinstance(new, nn.Module) or name not in parent._modules:
         return
     old = parent._modules[name]

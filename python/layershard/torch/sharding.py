@@ -144,11 +144,11 @@ def _fill(model: nn.Module, shared: Sequence[Shared]) -> str | None:
     return NOT_LOADED if empty else None
 
 
-def _tell_of_others(model: nn.Module, shared: Sequence[Shared]) -> None:
+def _warn_of_other_holders(model: nn.Module, shared: Sequence[Shared]) -> None:
     moving = [place for each in shared if each.moves for places in each.plan.places for place in places]
-    told = held_outside(model, ((place.name, place.tensor) for place in moving)) if moving else None
-    if told is not None:
-        _log.warning("%s", told)
+    holder = held_outside(model, ((place.name, place.tensor) for place in moving)) if moving else None
+    if holder is not None:
+        _log.warning("%s", holder)
 
 
 @dataclass
@@ -249,7 +249,7 @@ def shard(
         ]
         handle = Handle(model, ranks, shared, found)
         missing = _fill(model, shared)
-        _tell_of_others(model, shared)
+        _warn_of_other_holders(model, shared)
         handle.take(Wiring(model, shared, scope, found))
         handle.gate(missing)
     release_freed_memory()

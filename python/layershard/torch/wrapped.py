@@ -20,7 +20,7 @@ from torch.distributed import is_available
 from torch.nn.parallel import DistributedDataParallel
 
 from .refusals import Guarded
-from .registrations import told_of_registrations
+from .registrations import on_registration
 
 _KEYS = "_layershard_shared"  # of a module that holds shared tensors: their names in it
 _ASKED_BY_TENSOR_PARALLEL = "_distribute_module_applied"
@@ -40,8 +40,8 @@ def _leave_to_us(parallel: DistributedDataParallel, module: nn.Module) -> None:
     parallel.parameters_to_ignore.update(_names_in(module))
 
 
-@told_of_registrations
-def _on_registration(parent: nn.Module, _name: str, child: Any) -> None:
+@on_registration
+def _registered(parent: nn.Module, _name: str, child: Any) -> None:
     """DistributedDataParallel registers what it is given before it sends anything."""
     if isinstance(parent, DistributedDataParallel) and isinstance(child, nn.Module):
         _parallel.add(parent)
