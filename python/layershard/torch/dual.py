@@ -63,7 +63,10 @@ def _convert(name: str, linear: nn.Linear, handle: Handle, regime: Regime) -> No
     stripe = handle.stripe(f"{name}.weight")
     sums = stripe.shape[1] != linear.in_features
     if linear.bias is not None and sums:
-        raise Refused(f"{name} sums over the ranks and has a bias, which is not here in a tensor-parallel pass")
+        raise Refused(
+            f"{name} sums over the ranks and has a bias, which no rank has whole in a tensor-parallel pass: cut its "
+            f"weight by rows, or leave it out of the patterns"
+        )
     bias = None if linear.bias is None else handle.stripe(f"{name}.bias")
     linear.__dict__.update(regime=regime, stripe=stripe, sums=sums, stripe_bias=bias)
     linear.__class__ = DualLinear

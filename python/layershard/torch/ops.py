@@ -43,17 +43,16 @@ _known: weakref.WeakValueDictionary[tuple[int, int], Steps] = weakref.WeakValueD
 _library = torch.library.Library("layershard", "DEF")  # type: ignore[no-untyped-call]
 
 _COPIES = (
-    "{name} of a module with shared weights is a copy in the compiled program, which would compute from stale bytes: "
-    "{why}"
+    "the compiled program has copied {name} of a module with shared weights, and would compute from old bytes: {why}"
 )
 _BACKEND = (
     "this backend of torch.compile copies what an operator changes (aot_eager does): use inductor or eager; or the "
     "program was given other weights than the model's"
 )
 _UNKNOWN = (
-    "a compiled program has been given no model that is sharded in this process, or one that is sharded in another way "
-    "than when the program was made (series, layers, shapes): compile it again, by inductor or eager (aot_eager does "
-    "copy what an operator changes); a program that was kept takes of(model).token with the model's weights"
+    "a compiled program was given no model that is sharded in this process, or one whose series, layers or shapes are "
+    "not those that it was compiled for: compile it again by inductor or eager (not aot_eager, which copies what an "
+    "operator changes), or give a saved program of(model).token with the model's weights"
 )
 _LATE = (
     "something that the module computes from its weights, and does not return, is computed after the module has ended: "

@@ -30,8 +30,8 @@ def why_whole(name: str, module: nn.Module) -> str:
     """Why nothing of it can be shared."""
     kind = module._get_name()  # type: ignore[no-untyped-call]
     return (
-        f"{name} is a {kind} whose weights are packed (quantised by torch, or oneDNN's) and no tensors "
-        f"of the module: every rank keeps them whole"
+        f"{name} is a {kind} whose weights are packed (quantised by torch, or oneDNN's) and not "
+        f"tensors of the module: every rank holds them whole"
     )
 
 

@@ -71,7 +71,8 @@ def _near(pattern: str, names: Sequence[str]) -> str:
 def _refuse_pattern(pattern: str, matched: Sequence[str], names: Sequence[str]) -> None:
     if matched:
         raise Refused(
-            f"pattern '{pattern}' matches {', '.join(matched[:3])}: without a number in the name there is no layer"
+            f"pattern '{pattern}' matches {', '.join(matched[:3])}: without a number in its name there is no telling "
+            f"which layer a module is"
         )
     raise Refused(f"pattern '{pattern}' matches no module with tensors; {_near(pattern, names)}")
 
@@ -100,7 +101,7 @@ def select(model: nn.Module, patterns: str | Sequence[str]) -> list[Unit]:
     """The modules that @patterns choose, in the model's order.
 
     A module without a number in its name is passed over as long as its pattern chooses others that have one; so is one
-    that has nothing to share but packed weights, which is told.
+    that has nothing to share but packed weights, of which the log says so.
     """
     modules = {
         name: module for name, module in model.named_modules() if name and (_holds_tensors(module) or is_packed(module))

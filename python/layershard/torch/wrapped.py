@@ -55,8 +55,9 @@ class _Applied(dict[Any, Any]):
         name = getattr(function, "__name__", "")
         if name in _REPLACING:
             raise Guarded(
-                f"{name} of a module whose weights layershard shares: the ranks store them once between them already. "
-                f"Leave it out (over the whole model or a block, {name} leaves it out by itself), or detach() first"
+                f"{name} of a module whose weights are shared by layershard: the ranks store them once between them "
+                f"already. Leave it out (over the whole model or a block, {name} leaves it out by itself), or detach() "
+                f"first"
             )
         return super().__contains__(function)
 

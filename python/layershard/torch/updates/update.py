@@ -4,7 +4,8 @@
 On a layer's source they are the library's own storage (placement whole) or a copy that is cut up at the end (striped).
 Elsewhere they are scratch, one layer's worth for the whole series: code that fuses weights runs unchanged on all ranks,
 and what it writes to layers that are not its own is dropped. Scratch begins as ones: code that looks whether its result
-is finite, or divides by a norm, goes through there, too. Where it comes to what is written to own layers is followed.
+is finite, or divides by a norm, goes through there, too. Whether it finds its way into what is written to own layers is
+followed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .written import StandIn, collect, refuse_sent, refuse_unshared
 
 
 class _Abandoned(RuntimeError):
-    """An update's body raised: the ranks are told so."""
+    """An update's body raised, as the other ranks learn from this."""
 
 
 class Update:
