@@ -105,9 +105,9 @@ typedef struct lshard_store_plan {
 	const uint64_t *shard_bytes_of; /* every rank's */
 	uint32_t cells;                 /* windows and residents of this rank; 0 is allowed */
 	uint32_t windows;               /* the first of them */
-	int direct;                     /* 1: peer() will be asked for layers in reach, see direct() */
+	int direct;                     /* 1: peer() will be asked for layers of direct() ranks */
 	/*
-	 * 1 (CAP_COMPOSES only): granular pieces that are this rank's own or in reach (see direct()) are found in place
+	 * 1 (CAP_COMPOSES only): granular pieces that are this rank's own or a direct() rank's are found in place
 	 * in the cell of their layer and are never copied there. The pieces of all layers lie alike, and a cell is as
 	 * large as what is not found in place.
 	 */

@@ -16,22 +16,22 @@ static bool is_mine(const struct scheme *scheme, uint32_t position)
 	       layout_source(&scheme->layout, position) == scheme->link.rank;
 }
 
-/* Is the shard of @p rank in this rank's reach, to compute from? */
-static bool reaches(const struct scheme_link *link, int32_t rank)
+/* Can this rank compute from the shard of @p rank as it lies? */
+static bool is_direct(const struct scheme_link *link, int32_t rank)
 {
-	return rank == link->rank || !link->reaches || link->reaches(link->user, rank);
+	return rank == link->rank || !link->is_direct || link->is_direct(link->user, rank);
 }
 
-/* Striped layers need all ranks' shards; whole ones may each lie in one that is reached, or not. */
+/* Striped layers need all ranks' shards; whole ones may each lie in a direct one, or not. */
 static bool uses_peers(const struct scheme *scheme)
 {
-	int32_t reached = 0;
+	int32_t direct = 0;
 
 	if (!scheme->link.direct || !scheme->layout.composable || scheme->link.size == 1)
 		return false;
 	for (int32_t rank = 0; rank < scheme->link.size; rank++)
-		reached += reaches(&scheme->link, rank);
-	return scheme->layout.placement == LSHARD_WHOLE ? reached > 1 : reached == scheme->link.size;
+		direct += is_direct(&scheme->link, rank);
+	return scheme->layout.placement == LSHARD_WHOLE ? direct > 1 : direct == scheme->link.size;
 }
 
 /* Fills remote with the layers a ring could be needed for, and place for all others. */
@@ -43,7 +43,7 @@ static void find_candidates(struct scheme *scheme)
 		const bool mine = is_mine(scheme, position);
 		const bool in_place =
 			scheme->direct && (scheme->layout.placement == LSHARD_STRIPED ||
-					   reaches(&scheme->link, layout_source(&scheme->layout, position)));
+					   is_direct(&scheme->link, layout_source(&scheme->layout, position)));
 
 		scheme->cell_of[position] = SLOT_NONE;
 		scheme->place[position] = mine ? PLACE_SHARD : in_place ? PLACE_PEER : PLACE_WINDOW;
@@ -84,9 +84,9 @@ static void choose_residents(struct scheme *scheme, uint64_t resident_bytes)
 static bool is_in_place(const struct scheme *scheme, const lshard_piece *piece)
 {
 	const struct scheme_link *link = &scheme->link;
-	const bool reached = piece->rank == link->rank || (link->direct && reaches(link, piece->rank));
+	const bool direct = piece->rank == link->rank || (link->direct && is_direct(link, piece->rank));
 
-	return link->composes && reached && piece->granular;
+	return link->composes && direct && piece->granular;
 }
 
 static void measure_cells(struct scheme *scheme)
@@ -161,7 +161,7 @@ static lshard_status arrange(struct scheme *scheme, const lshard_series_options 
 }
 
 /*
- * Where only the own stripes are in reach, layers of less than a granule for each rank are not cut at granules: some
+ * Where only the own stripes are direct, layers of less than a granule for each rank are not cut at granules: some
  * ranks would have none, and others would be asked by all.
  */
 static lshard_status open_layout(struct scheme *scheme, const lshard_series_options *options,

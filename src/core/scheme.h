@@ -22,9 +22,10 @@ struct scheme_link {
 	int32_t rank;
 	int32_t size;
 	bool collective;
-	bool composes;                                   /* it puts cells together from stripes in reach and windows */
-	bool direct;                                     /* the transport can map peers' shards */
-	bool (*reaches)(const void *user, int32_t rank); /* direct: those of @p rank; NULL: all */
+	bool composes; /* it puts cells together from direct stripes and windows */
+	bool direct;   /* the transport can map peers' shards */
+	bool (*is_direct)(const void *user,
+			  int32_t rank); /* those of @p rank, to compute from them as they lie; NULL: all */
 	const void *user;
 	uint64_t granule;
 };
@@ -32,7 +33,7 @@ struct scheme_link {
 struct scheme {
 	struct layout layout;
 	struct scheme_link link;
-	bool direct;      /* layers of ranks that are reached are PLACE_PEER */
+	bool direct;      /* layers of direct ranks are PLACE_PEER */
 	bool composed;    /* cells hold only what is not found in place */
 	uint32_t *remote; /* positions in the ring, ascending */
 	uint32_t n_remote;

@@ -126,7 +126,7 @@ static lshard_status allocate_tables(lshard_series *series)
 			   SERIES_NAMES(series), layers);
 }
 
-static bool reaches(const void *user, int32_t rank)
+static bool is_direct(const void *user, int32_t rank)
 {
 	lshard_transport *transport = ((const lshard_series *)user)->group->transport;
 
@@ -144,7 +144,7 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 					 .collective = group_collective(group),
 					 .composes = ops->capabilities & LSHARD_CAP_COMPOSES,
 					 .direct = ops->capabilities & LSHARD_CAP_DIRECT,
-					 .reaches = reaches,
+					 .is_direct = is_direct,
 					 .user = series,
 					 .granule = ops->granule_bytes};
 	lshard_status status;

@@ -312,7 +312,7 @@ static lshard_status fail_silent(const struct callback *callback, lshard_error *
 			 (unsigned long long)((lshard__now_ns() - callback->round_ns) / 1000000u));
 	return lshard_fail(error, LSHARD_ERR_TIMEOUT,
 			   "rank %d waited %u ms for %s: the caller's collective does not end, so a rank is stopped, "
-			   "killed or out of reach; %s",
+			   "killed or disconnected; %s",
 			   (int)context->rank, (unsigned)context->timeout_ms,
 			   callback_others(callback, others, sizeof others), before);
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_layers.c - layers that are put together by mapping: stripes in reach where they are stored, and physical memory
+ * cuda_layers.c - layers that are put together by mapping: direct stripes where they are stored, and physical memory
  * of this rank's windows and residents between them. Knows pieces and blocks; knows nothing of how blocks come here.
  *
  * Each position has a range of addresses of its own, in which nothing changes for the life of the store. A block of a
  * shard is mapped into the one layer it is part of. The memory of a cell is mapped into every layer that comes there:
- * one allocation for each gap between stripes in reach, since an allocation is mapped whole or not at all.
+ * one allocation for each gap between direct stripes, since an allocation is mapped whole or not at all.
  */
 #include "cuda_transport.h"
 
@@ -43,7 +43,7 @@ static size_t most_blocks(const lshard_store_plan *plan, int32_t size)
 
 /* ---- gaps ---- */
 
-static int is_in_reach(const struct cuda_store *store, const lshard_piece *piece)
+static int is_direct(const struct cuda_store *store, const lshard_piece *piece)
 {
 	const struct cuda *cuda = (struct cuda *)store->base.transport;
 	const int32_t rank = cuda->base.context->rank;
@@ -54,8 +54,8 @@ static int is_in_reach(const struct cuda_store *store, const lshard_piece *piece
 	       (cuda->ops.capabilities & LSHARD_CAP_DIRECT && cuda_same_device(cuda, rank, piece->rank));
 }
 
-/* The piece in reach that begins first at or after @p offset of a layer, or NULL. All layers are alike. */
-static const lshard_piece *next_in_reach(const struct cuda_store *store, uint64_t offset)
+/* The direct piece that begins first at or after @p offset of a layer, or NULL. All layers are alike. */
+static const lshard_piece *next_direct(const struct cuda_store *store, uint64_t offset)
 {
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_piece *next = NULL;
@@ -63,7 +63,7 @@ static const lshard_piece *next_in_reach(const struct cuda_store *store, uint64_
 	for (uint32_t index = plan->first_piece[0]; index < plan->first_piece[1]; index++) {
 		const lshard_piece *piece = &plan->pieces[index];
 
-		if (is_in_reach(store, piece) && piece->layer_offset >= offset &&
+		if (is_direct(store, piece) && piece->layer_offset >= offset &&
 		    (!next || piece->layer_offset < next->layer_offset))
 			next = piece;
 	}
@@ -75,7 +75,7 @@ static void list_gaps(struct cuda_store *store)
 	uint64_t offset = 0;
 
 	while (offset < store->base.plan->layer_bytes) {
-		const lshard_piece *next = next_in_reach(store, offset);
+		const lshard_piece *next = next_direct(store, offset);
 		const uint64_t end = next ? next->layer_offset : store->base.plan->layer_bytes;
 
 		if (end > offset)
@@ -145,7 +145,7 @@ static int is_mapped(const struct cuda_store *store, const struct cuda_block *bl
 {
 	const lshard_store_plan *plan = store->base.plan;
 
-	if (block->piece == CUDA_NO_PIECE || !is_in_reach(store, &plan->pieces[block->piece]))
+	if (block->piece == CUDA_NO_PIECE || !is_direct(store, &plan->pieces[block->piece]))
 		return 0;
 	*offset = layer_of(plan, block->piece) * plan->layer_bytes + plan->pieces[block->piece].layer_offset;
 	return 1;
@@ -263,5 +263,5 @@ cuda_address cuda_cell_address(const struct cuda_store *store, uint32_t cell, ui
 
 int cuda_in_place(const struct cuda_store *store, const lshard_piece *piece, cuda_address to)
 {
-	return to - store->layers.address < store->layers.bytes && is_in_reach(store, piece);
+	return to - store->layers.address < store->layers.bytes && is_direct(store, piece);
 }

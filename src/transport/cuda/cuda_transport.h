@@ -93,7 +93,7 @@ struct cuda_block {
 	cuda_handle handle; /* 0: none; only while the store is opened */
 };
 
-/* Between stripes in reach: what of a layer comes from others. */
+/* Between direct stripes: what of a layer comes from others. */
 struct cuda_gap {
 	uint64_t offset; /* in the layer */
 	uint64_t bytes;
@@ -200,7 +200,7 @@ lshard_status cuda_layers_list(struct cuda_store *store);
 void cuda_layers_free(struct cuda_store *store);
 /* Composed: the memory of windows and residents; needs no other rank. */
 lshard_status cuda_layers_make(struct cuda_store *store);
-/* Composed: put all layers together, when all blocks in reach have come. */
+/* Composed: put all layers together, when all direct blocks have come. */
 lshard_status cuda_layers_map(struct cuda_store *store);
 /* Handles are for mapping alone. */
 void cuda_layers_release(struct cuda_store *store);
