@@ -30,7 +30,7 @@ extern "C" {
 
 typedef enum lshard_capability {
 	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
-	LSHARD_CAP_STREAMS = 1 << 1,    /* fetch, retire, wait are ordered on streams; else host memory */
+	LSHARD_CAP_STREAMS = 1 << 1,    /* fetch, record_use, wait are ordered on streams; else host memory */
 	LSHARD_CAP_CAPTURE = 1 << 2,    /* streams can be captured: capture() is there */
 	LSHARD_CAP_DIRECT = 1
 		<< 3, /* ranks compute from each other's shards in place: peer() is there, windows are not used */
@@ -200,7 +200,7 @@ typedef struct lshard_transport_ops {
 	/*
 	 * Start bringing the layer at @p position into @p cell. Never blocks on a peer. Fetches of a store happen in
 	 * order; one that has not begun when the next one for its cell comes is dropped. With streams, the copy waits
-	 * for all that was retired on this cell.
+	 * for all uses that were recorded of this cell.
 	 * @p cell: LSHARD_NO_CELL on collective transports where this rank only gives the layer. @p sequence:
 	 * collective transports compare it and what is fetched between ranks; wait reports OUT_OF_STEP.
 	 */
@@ -218,14 +218,13 @@ typedef struct lshard_transport_ops {
 	lshard_status (*wait)(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
 
 	/*
-	 * CAP_STREAMS: what was enqueued on @p stream so far may read @p cell; the next fetch into it waits for that.
-	 *              LSHARD_NO_CELL:
-	 * may read anything of this store; drain waits for that.
+	 * CAP_STREAMS: record an event: what @p stream was given so far may read @p cell, and the next fetch into it
+	 * waits for that. LSHARD_NO_CELL: it may read anything of this store; drain waits for that.
 	 */
-	lshard_status (*retire)(lshard_store *store, uint32_t cell, void *stream);
+	lshard_status (*record_use)(lshard_store *store, uint32_t cell, void *stream);
 
 	/*
-	 * Order what follows on @p stream (host: this call) after everything in flight and after all that was retired.
+	 * Order what follows on @p stream (host: this call) after everything in flight and after all recorded uses.
 	 * Ends this store's part in a capture. Fails where a fetch that nobody waited for fails, and leaves that to be
 	 * told by the wait for its cell too; after TIMEOUT transfers go on and can be waited for or joined again.
 	 */
@@ -235,7 +234,7 @@ typedef struct lshard_transport_ops {
 	lshard_status (*capture)(lshard_store *store, void *stream, uint64_t *capture);
 
 	/*
-	 * Finish or drop every transfer, and wait (timeout_ms) for all that was retired: afterwards nothing of this
+	 * Finish or drop every transfer, and wait (timeout_ms) for all recorded uses: afterwards nothing of this
 	 * rank reads or writes, and what cells hold is not known. One that fails has dropped nothing.
 	 */
 	lshard_status (*drain)(lshard_store *store);
@@ -258,7 +257,7 @@ typedef struct lshard_transport_ops {
 
 	/*
 	 * CAP_STREAMS, optional: put on @p stream a copy of all of cell @p from, which was waited for on that stream,
-	 * to cell @p to; both are below windows, and the plan is not composed. It comes after all that was retired on
+	 * to cell @p to; both are below windows, and the plan is not composed. It comes after all recorded uses of
 	 * @p to and after an earlier copy to it; what follows on @p stream, or on another after wait(to), comes after
 	 * it, and so does the next fetch or copy into @p to. Where streams can be captured, also inside captures.
 	 * NULL: series cannot be poisoned.

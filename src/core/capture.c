@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * capture.c - a stream is captured: nothing really happens meanwhile, so the ring's state is a copy, dropped at join or
- * when the capture is found gone; and the drain, which is nothing to be captured. Knows the ring's state; starts nothing.
+ * when the capture is found gone; and the drain, which is nothing to be captured. Knows the ring's state; starts
+ * nothing.
  */
 #include "internal.h"
 
@@ -67,7 +68,7 @@ lshard_status capture_drain(lshard_series *series)
 
 	capture_spoil(series);
 	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
-		status = ops->retire(series->store, LSHARD_NO_CELL, series->streams[number]);
+		status = ops->record_use(series->store, LSHARD_NO_CELL, series->streams[number]);
 	if (status >= 0)
 		status = ops->drain(series->store);
 	if (status < 0)

@@ -190,7 +190,7 @@ lshard_status readers_note_stream(lshard_series *series, void *stream, unsigned 
 /* The work on the layers viewed so far was enqueued on @p stream, whichever stream waited for them. */
 lshard_status readers_note(lshard_series *series, void *stream);
 /* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
-lshard_status readers_retire(lshard_series *series, uint32_t slot);
+lshard_status readers_record(lshard_series *series, uint32_t slot);
 
 /* ---- capture.c ---- */
 

@@ -18,7 +18,7 @@ static lshard_status start_fetch(lshard_series *series, uint32_t position, uint3
 	lshard_status status = LSHARD_OK;
 
 	if (comes_here && has_streams(series))
-		status = readers_retire(series, slot);
+		status = readers_record(series, slot);
 	if (status >= 0)
 		status = ops->fetch(series->store, position, cell, stream,
 				    group_collective(series->group) ? series->group->sequence++ : 0);
@@ -222,7 +222,7 @@ static lshard_status wait_window(lshard_series *series, uint32_t position, void 
 		count(&series->counters.misses, 1);
 		start_fetch(series, position, slot, stream);
 		series->slots[slot].streams |=
-			(uint8_t)(1u << number); /* it came after the readers that were retired */
+			(uint8_t)(1u << number); /* it came after the readers that were recorded */
 		break;
 	case RING_HELD:
 	case RING_STORED:
@@ -286,7 +286,7 @@ static lshard_status hand_to_stream(lshard_series *series, void *stream)
 	lshard_status status = readers_note_stream(series, stream, &number);
 
 	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++)
-		status = readers_retire(series, slot);
+		status = readers_record(series, slot);
 	if (status >= 0)
 		status = join_transfers(series, stream);
 	if (status >= 0)

@@ -245,7 +245,7 @@ static lshard_status copy_layer(lshard_series *series, uint32_t slot, void *stre
 	lshard_status status = LSHARD_OK;
 
 	if (series->poison.shown[slot] != SLOT_NONE)
-		status = readers_retire(series, slot);
+		status = readers_record(series, slot);
 	series->slots[slot].streams = readers;
 	if (status < 0)
 		return status;
@@ -276,7 +276,7 @@ lshard_status poison_hide(lshard_series *series, void *stream)
 
 		if (series->poison.shown[slot] == SLOT_NONE || series->slots[slot].viewed)
 			continue;
-		status = readers_retire(series, slot);
+		status = readers_record(series, slot);
 		if (status >= 0)
 			status = copy_cell(series, window_of(series, slot), poison_cell(series), stream);
 		series->poison.shown[slot] = status >= 0 ? SLOT_NONE : SHOWN_ANYTHING;
@@ -337,7 +337,7 @@ static lshard_status move_layer(lshard_series *series, uint32_t slot, bool on, v
 {
 	const uint32_t from = on ? window_of(series, slot) : spare_of(series, slot);
 	const uint32_t to = on ? spare_of(series, slot) : window_of(series, slot);
-	lshard_status status = readers_retire(series, slot);
+	lshard_status status = readers_record(series, slot);
 
 	if (status >= 0)
 		status = copy_cell(series, to, from, stream);

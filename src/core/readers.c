@@ -33,18 +33,18 @@ lshard_status readers_note(lshard_series *series, void *stream)
 }
 
 /* A replayed graph reads and writes the spare cell, too. */
-static lshard_status retire_reader(lshard_series *series, uint32_t slot, void *stream)
+static lshard_status record_reader(lshard_series *series, uint32_t slot, void *stream)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	const uint32_t window = series->scheme.cell_of_slot[slot];
-	lshard_status status = ops->retire(series->store, window, stream);
+	lshard_status status = ops->record_use(series->store, window, stream);
 
 	if (status >= 0 && series->scheme.spares)
-		status = ops->retire(series->store, series->scheme.windows + window, stream);
+		status = ops->record_use(series->store, series->scheme.windows + window, stream);
 	return status;
 }
 
-lshard_status readers_retire(lshard_series *series, uint32_t slot)
+lshard_status readers_record(lshard_series *series, uint32_t slot)
 {
 	lshard_status status = LSHARD_OK;
 
@@ -52,9 +52,9 @@ lshard_status readers_retire(lshard_series *series, uint32_t slot)
 		return status;
 	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
 		if (series->slots[slot].streams & (1u << number)) {
-			status = retire_reader(series, slot, series->streams[number]);
+			status = record_reader(series, slot, series->streams[number]);
 			if (status >= 0) /* else whatever overwrites it must still come after this one */
-				series->slots[slot].streams &= (uint8_t) ~(1u << number);
+				series->slots[slot].streams &= (uint8_t)~(1u << number);
 		}
 	return status;
 }

@@ -318,7 +318,7 @@ static const char *missing_function(const lshard_transport_ops *ops)
 		{"peer", ops->peer || !(ops->capabilities & LSHARD_CAP_DIRECT)},
 		{"fetch", ops->fetch != NULL},
 		{"wait", ops->wait != NULL},
-		{"retire", ops->retire || !(ops->capabilities & LSHARD_CAP_STREAMS)},
+		{"record_use", ops->record_use || !(ops->capabilities & LSHARD_CAP_STREAMS)},
 		{"join", ops->join != NULL},
 		{"capture", ops->capture || !(ops->capabilities & LSHARD_CAP_CAPTURE)},
 		{"drain", ops->drain != NULL},

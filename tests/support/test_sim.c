@@ -132,13 +132,13 @@ static void compute(struct machine *machine, uint32_t position, uint32_t cell)
 		   BYTES, position);
 }
 
-static void retire(struct machine *machine, uint32_t cell)
+static void record_use(struct machine *machine, uint32_t cell)
 {
-	assert_int_equal(machine->ops->retire(machine->store[0], cell, machine->stream[0]), LSHARD_OK);
+	assert_int_equal(machine->ops->record_use(machine->store[0], cell, machine->stream[0]), LSHARD_OK);
 }
 
 /* Layers 1, 3, 1, 3... through one window; each part of the rule can be left out. */
-static uint64_t run_pass(uint64_t seed, enum sim_policy policy, bool waits, bool retires)
+static uint64_t run_pass(uint64_t seed, enum sim_policy policy, bool waits, bool records)
 {
 	struct machine *machine = machine_open(&sim_pull, seed, policy);
 	uint64_t violations;
@@ -150,8 +150,8 @@ static uint64_t run_pass(uint64_t seed, enum sim_policy policy, bool waits, bool
 		if (waits)
 			wait_for(machine, 0);
 		compute(machine, position, 0);
-		if (retires)
-			retire(machine, 0);
+		if (records)
+			record_use(machine, 0);
 		sim_run(machine->world, seed % 5);
 	}
 	assert_true(sim_finish(machine->world));
@@ -162,12 +162,12 @@ static uint64_t run_pass(uint64_t seed, enum sim_policy policy, bool waits, bool
 	return violations;
 }
 
-static uint64_t violations_of_all(bool waits, bool retires)
+static uint64_t violations_of_all(bool waits, bool records)
 {
 	uint64_t violations = 0;
 
 	for (uint64_t seed = 0; seed < 40; seed++)
-		violations += run_pass(seed, (enum sim_policy)(seed % SIM_POLICIES), waits, retires) > 0;
+		violations += run_pass(seed, (enum sim_policy)(seed % SIM_POLICIES), waits, records) > 0;
 	return violations;
 }
 
@@ -213,11 +213,11 @@ static void captured_pass(struct machine *machine)
 	assert_true(number > 0);
 	wait_for(machine, 0); /* from before the capture: nothing to wait for */
 	compute(machine, 1, 0);
-	retire(machine, 0);
+	record_use(machine, 0);
 	fetch(machine, 3, 0);
 	wait_for(machine, 0);
 	compute(machine, 3, 0);
-	retire(machine, 0);
+	record_use(machine, 0);
 	fetch(machine, 1, 0);
 }
 
@@ -306,14 +306,14 @@ static void a_capture_thrown_away_leaves_nothing(void **state)
 		fetch(machine, 1, 0);
 		wait_for(machine, 0);
 		compute(machine, 1, 0);
-		retire(machine, 0); /* of a reader outside */
+		record_use(machine, 0); /* of a reader outside */
 		start_of_pass(machine);
 		sim_capture_begin(machine->stream[0]);
 		captured_pass(machine);
 		sim_capture_abort(machine->stream[0]);
 		wait_for(machine, 0);
 		compute(machine, 1, 0);
-		retire(machine, 0);
+		record_use(machine, 0);
 		fetch(machine, 3, 0);
 		wait_for(machine, 0);
 		compute(machine, 3, 0);

@@ -79,8 +79,8 @@ struct gate {
 	void *ready;      /* event after the last collective into it; NULL: none yet */
 	uint32_t readers; /* under the lock, as fresh[] */
 	void *streams[GATE_READERS];
-	void *retired[GATE_READERS]; /* event after what streams[i] had been given */
-	bool fresh[GATE_READERS];    /* no collective follows it yet */
+	void *used[GATE_READERS]; /* event after what streams[i] had been given */
+	bool fresh[GATE_READERS]; /* no collective follows it yet */
 };
 
 struct callback {
@@ -229,7 +229,7 @@ lshard_status callback_copy_piece(struct callback *callback, const lshard_piece 
 lshard_status callback_device_follow(struct callback_store *store, uint32_t cell, void *stream);
 lshard_status callback_device_join(struct callback_store *store, void *stream);
 lshard_status callback_device_drain(struct callback_store *store, uint64_t deadline_ns);
-lshard_status callback_retire(lshard_store *store, uint32_t cell, void *stream);
+lshard_status callback_record_use(lshard_store *store, uint32_t cell, void *stream);
 lshard_status callback_capture(lshard_store *store, void *stream, uint64_t *capture);
 lshard_status callback_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from,

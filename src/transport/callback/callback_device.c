@@ -127,7 +127,7 @@ lshard_status callback_device_take(struct callback *callback, const lshard_conte
 	callback->device = *calls;
 	callback->on_device = true;
 	callback->ops.capabilities |= LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE;
-	callback->ops.retire = callback_retire;
+	callback->ops.record_use = callback_record_use;
 	callback->ops.capture = callback_capture;
 	callback->ops.copy_cell = callback_copy_cell;
 	return LSHARD_OK;
@@ -155,7 +155,7 @@ void callback_device_store_close(struct callback_store *store)
 	for (uint32_t cell = 0; store->gates && cell <= store->base.plan->cells; cell++) {
 		callback_drop_event(callback, store->gates[cell].ready);
 		for (uint32_t reader = 0; reader < GATE_READERS; reader++)
-			callback_drop_event(callback, store->gates[cell].retired[reader]);
+			callback_drop_event(callback, store->gates[cell].used[reader]);
 	}
 	context->release(context, store->gates);
 }
@@ -174,7 +174,7 @@ static lshard_status follow_readers(struct callback_store *store, uint32_t cell,
 	pthread_mutex_lock(&callback->lock);
 	for (uint32_t reader = 0; reader < gate->readers; reader++) {
 		if (gate->fresh[reader])
-			events[count++] = gate->retired[reader];
+			events[count++] = gate->used[reader];
 		gate->fresh[reader] = false;
 	}
 	pthread_mutex_unlock(&callback->lock);
@@ -243,7 +243,7 @@ static lshard_status tell(struct callback_store *store, lshard_status status, co
 	return lshard_fail(&store->base.error, status, "series '%s': %s", store->base.plan->name, error->text);
 }
 
-lshard_status callback_retire(lshard_store *base, uint32_t cell, void *stream)
+lshard_status callback_record_use(lshard_store *base, uint32_t cell, void *stream)
 {
 	struct callback *callback = callback_of(base->transport);
 	struct callback_store *store = callback_store_of(base);
@@ -257,7 +257,7 @@ lshard_status callback_retire(lshard_store *base, uint32_t cell, void *stream)
 	if (reader == GATE_READERS)
 		return lshard_fail(&base->error, LSHARD_ERR_NOT_SUPPORTED, "series '%s': more than %d streams read it",
 				   base->plan->name, GATE_READERS);
-	status = record(callback, &gate->retired[reader], stream, &error);
+	status = record(callback, &gate->used[reader], stream, &error);
 	if (status < 0)
 		return tell(store, status, &error);
 	pthread_mutex_lock(&callback->lock);
@@ -292,7 +292,7 @@ static void *next_reader(struct callback_store *store, uint32_t *at, void **stre
 
 		if (reader >= gate->readers || !gate->fresh[reader])
 			continue;
-		event = gate->retired[reader];
+		event = gate->used[reader];
 		*stream = gate->streams[reader];
 	}
 	pthread_mutex_unlock(&callback->lock);

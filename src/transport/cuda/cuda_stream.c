@@ -55,7 +55,7 @@ static void hand_out_events(struct cuda_store *store)
 	for (uint32_t i = 0; i <= store->base.plan->windows; i++) {
 		store->cells[i].ready = *next++;
 		store->cells[i].captured_ready = *next++;
-		memcpy(store->cells[i].retired, next, sizeof store->cells[i].retired);
+		memcpy(store->cells[i].used, next, sizeof store->cells[i].used);
 		next += CUDA_READERS;
 	}
 }
@@ -182,10 +182,10 @@ lshard_status cuda_settle(struct cuda_store *store, int heed_abort)
 	for (uint32_t i = 0; i <= store->base.plan->windows && status == LSHARD_OK; i++) {
 		struct cuda_cell *cell = &store->cells[i];
 
-		while (cell->n_retired && status == LSHARD_OK) {
-			status = cuda_await(cuda, cell->retired[cell->n_retired - 1], deadline, heed_abort,
+		while (cell->n_used && status == LSHARD_OK) {
+			status = cuda_await(cuda, cell->used[cell->n_used - 1], deadline, heed_abort,
 					    &store->base.error);
-			cell->n_retired -= status == LSHARD_OK;
+			cell->n_used -= status == LSHARD_OK;
 		}
 	}
 	store->unsettled = status != LSHARD_OK;
@@ -258,11 +258,11 @@ static cuda_result fetch_eager(struct cuda_store *store, uint32_t position, uint
 	struct cuda_cell *cell = &store->cells[number];
 	cuda_result result = CUDA_OK;
 
-	for (unsigned i = 0; i < cell->n_retired && result == CUDA_OK; i++)
-		result = driver->stream_wait(store->copies, cell->retired[i], 0);
+	for (unsigned i = 0; i < cell->n_used && result == CUDA_OK; i++)
+		result = driver->stream_wait(store->copies, cell->used[i], 0);
 	if (result != CUDA_OK)
 		return result;
-	cell->n_retired = 0;
+	cell->n_used = 0;
 	result = cuda_pull(store, position, number);
 	if (result == CUDA_OK)
 		result = driver->event_record(cell->ready, store->copies);
@@ -304,36 +304,36 @@ lshard_status cuda_wait(lshard_store *base, uint32_t number, void *stream, lshar
 }
 
 /* More streams than the core allows would be its error: the oldest is then kept waiting for by the newest. */
-static cuda_result retire_eager(struct cuda_store *store, struct cuda_cell *cell, void *stream)
+static cuda_result record_eager(struct cuda_store *store, struct cuda_cell *cell, void *stream)
 {
 	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
 	unsigned i = 0;
 	cuda_result result = CUDA_OK;
 
-	while (i < cell->n_retired && cell->readers[i] != stream)
+	while (i < cell->n_used && cell->readers[i] != stream)
 		i++;
 	if (i == CUDA_READERS)
-		result = driver->stream_wait(stream, cell->retired[--i], 0);
+		result = driver->stream_wait(stream, cell->used[--i], 0);
 	if (result == CUDA_OK)
-		result = driver->event_record(cell->retired[i], stream);
+		result = driver->event_record(cell->used[i], stream);
 	if (result != CUDA_OK)
 		return result;
 	cell->readers[i] = stream;
-	if (i == cell->n_retired)
-		cell->n_retired++;
+	if (i == cell->n_used)
+		cell->n_used++;
 	return CUDA_OK;
 }
 
-static cuda_result retire_captured(struct cuda_store *store, struct cuda_cell *cell, void *stream, uint64_t capture)
+static cuda_result record_captured(struct cuda_store *store, struct cuda_cell *cell, void *stream, uint64_t capture)
 {
 	cell->captured_by_many =
-		cell->captured_retired == capture && (cell->captured_by_many || cell->captured_reader != stream);
-	cell->captured_retired = capture;
+		cell->captured_used == capture && (cell->captured_by_many || cell->captured_reader != stream);
+	cell->captured_used = capture;
 	cell->captured_reader = stream;
 	return follow_captured(store, stream, capture);
 }
 
-lshard_status cuda_retire(lshard_store *base, uint32_t number, void *stream)
+lshard_status cuda_record_use(lshard_store *base, uint32_t number, void *stream)
 {
 	struct cuda_store *store = store_of(base);
 	struct cuda *cuda = cuda_of(base);
@@ -343,11 +343,11 @@ lshard_status cuda_retire(lshard_store *base, uint32_t number, void *stream)
 	cuda_result result = capture_of(cuda, stream, &capture);
 
 	if (result == CUDA_OK && !capture)
-		result = retire_eager(store, &store->cells[nowhere ? base->plan->windows : number], stream);
+		result = record_eager(store, &store->cells[nowhere ? base->plan->windows : number], stream);
 	else if (result == CUDA_OK && !nowhere) /* what is captured does not run: drain has nothing to wait for */
-		result = retire_captured(store, &store->cells[number], stream, capture);
+		result = record_captured(store, &store->cells[number], stream, capture);
 	cuda_stepped(cuda, pushed);
-	return failed(base, result, "retiring window", number);
+	return failed(base, result, "recording a use of window", number);
 }
 
 static cuda_result join_eager(struct cuda_store *store, void *stream)
@@ -358,9 +358,9 @@ static cuda_result join_eager(struct cuda_store *store, void *stream)
 	if (result == CUDA_OK)
 		result = driver->stream_wait(stream, store->done, 0);
 	for (uint32_t cell = 0; cell <= store->base.plan->windows; cell++)
-		for (unsigned i = 0; i < store->cells[cell].n_retired && result == CUDA_OK; i++)
+		for (unsigned i = 0; i < store->cells[cell].n_used && result == CUDA_OK; i++)
 			if (store->cells[cell].readers[i] != stream)
-				result = driver->stream_wait(stream, store->cells[cell].retired[i], 0);
+				result = driver->stream_wait(stream, store->cells[cell].used[i], 0);
 	return result;
 }
 
@@ -419,7 +419,7 @@ static cuda_result copy_on(struct cuda_store *store, uint32_t to, uint32_t from,
 static cuda_result await_captured_readers(struct cuda_store *store, const struct cuda_cell *cell, void *stream,
 					  uint64_t capture)
 {
-	if (cell->captured_retired != capture || (cell->captured_reader == stream && !cell->captured_by_many))
+	if (cell->captured_used != capture || (cell->captured_reader == stream && !cell->captured_by_many))
 		return CUDA_OK;
 	return join_captured(store, stream, capture);
 }
@@ -434,7 +434,7 @@ static cuda_result copy_cell_captured(struct cuda_store *store, uint32_t to, uin
 	if (result == CUDA_OK)
 		result = copy_on(store, to, from, stream);
 	if (result == CUDA_OK)
-		result = retire_captured(store, cell, stream, capture);
+		result = record_captured(store, cell, stream, capture);
 	if (result == CUDA_OK)
 		result = cuda_of(&store->base)->driver.event_record(cell->captured_ready, stream);
 	if (result == CUDA_OK)
@@ -448,18 +448,18 @@ static cuda_result copy_cell_eager(struct cuda_store *store, uint32_t to, uint32
 	struct cuda_cell *cell = &store->cells[to];
 	cuda_result result = CUDA_OK;
 
-	for (unsigned i = 0; i < cell->n_retired && result == CUDA_OK; i++)
+	for (unsigned i = 0; i < cell->n_used && result == CUDA_OK; i++)
 		if (cell->readers[i] != stream)
-			result = driver->stream_wait(stream, cell->retired[i], 0);
+			result = driver->stream_wait(stream, cell->used[i], 0);
 	if (result == CUDA_OK)
 		result = copy_on(store, to, from, stream);
 	if (result == CUDA_OK)
 		result = driver->event_record(cell->ready, stream);
 	if (result != CUDA_OK)
 		return result;
-	cell->n_retired = 0;
+	cell->n_used = 0;
 	cell->fetched = 1;
-	return retire_eager(store, cell, stream);
+	return record_eager(store, cell, stream);
 }
 
 lshard_status cuda_copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)

@@ -103,12 +103,12 @@ struct cuda_gap {
 struct cuda_cell {
 	cuda_event ready; /* after the last copy into it */
 	int fetched;
-	unsigned n_retired;
+	unsigned n_used;
 	void *readers[CUDA_READERS];
-	cuda_event retired[CUDA_READERS]; /* after what readers[i] had enqueued */
+	cuda_event used[CUDA_READERS]; /* after what readers[i] had enqueued */
 	cuda_event captured_ready;
-	uint64_t captured;         /* in which capture captured_ready was recorded */
-	uint64_t captured_retired; /* in which one it was retired, last by captured_reader */
+	uint64_t captured;      /* in which capture captured_ready was recorded */
+	uint64_t captured_used; /* in which one its use was recorded, last by captured_reader */
 	void *captured_reader;
 	int captured_by_many; /* and by another stream before */
 };
@@ -260,7 +260,7 @@ lshard_status cuda_settle(struct cuda_store *store, int heed_abort);
 
 lshard_status cuda_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream, uint64_t sequence);
 lshard_status cuda_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
-lshard_status cuda_retire(lshard_store *store, uint32_t cell, void *stream);
+lshard_status cuda_record_use(lshard_store *store, uint32_t cell, void *stream);
 lshard_status cuda_join(lshard_store *store, void *stream);
 lshard_status cuda_capture(lshard_store *store, void *stream, uint64_t *capture);
 lshard_status cuda_drain(lshard_store *store);

@@ -274,7 +274,7 @@ static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream,
 	return status;
 }
 
-static lshard_status local_retire(lshard_store *base, uint32_t cell, void *stream)
+static lshard_status local_record_use(lshard_store *base, uint32_t cell, void *stream)
 {
 	(void)base;
 	(void)cell;
@@ -388,7 +388,7 @@ const lshard_transport_ops lshard__local = {
 	.cell = local_cell,
 	.fetch = local_fetch,
 	.wait = local_wait,
-	.retire = local_retire,
+	.record_use = local_record_use,
 	.join = local_join,
 	.drain = local_drain,
 	.read = local_read,

@@ -127,11 +127,11 @@ lshard_status lshard__wrapper_wait(lshard_store *store, uint32_t cell, void *str
 	return pass_up(&store->error, &inner->error, inner->transport->ops->wait(inner, cell, stream, arrival));
 }
 
-static lshard_status retire(lshard_store *store, uint32_t cell, void *stream)
+static lshard_status record_use(lshard_store *store, uint32_t cell, void *stream)
 {
 	lshard_store *inner = inner_store(store);
 
-	return pass_up(&store->error, &inner->error, inner->transport->ops->retire(inner, cell, stream));
+	return pass_up(&store->error, &inner->error, inner->transport->ops->record_use(inner, cell, stream));
 }
 
 lshard_status lshard__wrapper_join(lshard_store *store, void *stream)
@@ -207,7 +207,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->direct = inner->direct ? direct : NULL;
 	ops->fetch = ops->fetch ? ops->fetch : lshard__wrapper_fetch;
 	ops->wait = ops->wait ? ops->wait : lshard__wrapper_wait;
-	ops->retire = ops->retire ? ops->retire : retire;
+	ops->record_use = ops->record_use ? ops->record_use : record_use;
 	ops->join = ops->join ? ops->join : lshard__wrapper_join;
 	ops->capture = inner->capture ? capture : NULL;
 	ops->drain = ops->drain ? ops->drain : lshard__wrapper_drain;

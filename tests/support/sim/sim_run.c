@@ -220,7 +220,7 @@ static bool finished(const struct sim_op *op)
 }
 
 /* A graph without nodes is finished as soon as it is the head, so look before and after every step. */
-static bool retire_heads(struct sim_world *world)
+static bool finish_heads(struct sim_world *world)
 {
 	bool any = false;
 
@@ -240,14 +240,14 @@ static bool retire_heads(struct sim_world *world)
 bool sim_step(struct sim_world *world)
 {
 	struct choice choice = {.world = world, .by_policy = sim_random(world, 8) != 0};
-	bool any = retire_heads(world);
+	bool any = finish_heads(world);
 
 	for (struct sim_stream *stream = world->streams; stream; stream = stream->next)
 		each_turn(stream, consider, &choice);
 	if (!choice.equals)
 		return any;
 	run_turn(world, &choice.turn);
-	retire_heads(world);
+	finish_heads(world);
 	return true;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * sim_transport.c - the transport of the simulated machine; what a transport for a real device looks like. Every rank
- * has one copy stream for fetches and one for those inside captures. A fetch waits for what was retired on its cell,
+ * has one copy stream for fetches and one for those inside captures. A fetch waits for the recorded uses of its cell,
  * copies, and marks the cell's ready point; a wait orders the reader after that point.
  *
  * Inside a capture the points are kept apart and carry the capture's number: a capture that is thrown away leaves
@@ -264,9 +264,9 @@ static void fetch_eager(struct sim_store *store, uint32_t position, uint32_t num
 {
 	struct sim_cell *one = cell_of(store, number);
 
-	for (unsigned i = 0; i < one->n_retired; i++)
-		sim_order(store->rank->copy, &one->retired[i]);
-	one->n_retired = 0;
+	for (unsigned i = 0; i < one->n_used; i++)
+		sim_order(store->rank->copy, &one->used[i]);
+	one->n_used = 0;
 	push_copy(store, store->rank->copy, position, number, sequence);
 	sim_record(store->rank->copy, &one->ready);
 	one->position = position;
@@ -278,8 +278,8 @@ static void fetch_captured(struct sim_store *store, uint32_t position, uint32_t 
 {
 	struct sim_cell *one = cell_of(store, number);
 
-	if (one->captured_retired.capture == capture)
-		sim_order(store->rank->capture_copy, &one->captured_retired);
+	if (one->captured_used.capture == capture)
+		sim_order(store->rank->capture_copy, &one->captured_used);
 	push_copy(store, store->rank->capture_copy, position, number, sequence);
 	sim_record(store->rank->capture_copy, &one->captured_ready);
 }
@@ -368,35 +368,35 @@ static lshard_status wait_cell(lshard_store *base, uint32_t number, void *stream
 
 /* ---- Reading's end ---- */
 
-static void retire_eager(struct sim_store *store, struct sim_cell *one, struct sim_stream *stream)
+static void record_eager(struct sim_store *store, struct sim_cell *one, struct sim_stream *stream)
 {
 	unsigned i = 0;
 
-	while (i < one->n_retired && one->retired[i].stream != stream)
+	while (i < one->n_used && one->used[i].stream != stream)
 		i++;
-	if (i == sizeof one->retired / sizeof one->retired[0]) {
-		sim_fault(store->rank->world, "rank %d: a cell is retired on more than %u streams", store->rank->rank,
-			  i);
+	if (i == sizeof one->used / sizeof one->used[0]) {
+		sim_fault(store->rank->world, "rank %d: uses of a cell are recorded on more than %u streams",
+			  store->rank->rank, i);
 		return;
 	}
-	if (i == one->n_retired)
-		one->n_retired++;
-	sim_record(stream, &one->retired[i]);
+	if (i == one->n_used)
+		one->n_used++;
+	sim_record(stream, &one->used[i]);
 }
 
-/* Several streams of one capture may retire a cell: their points are one point after both. */
-static void retire_captured(struct sim_cell *one, struct sim_stream *stream)
+/* Several streams of one capture may record uses of a cell: their points are one point after both. */
+static void record_captured(struct sim_cell *one, struct sim_stream *stream)
 {
 	struct sim_event event;
 
 	sim_record(stream, &event);
-	if (one->captured_retired.capture == event.capture)
+	if (one->captured_used.capture == event.capture)
 		for (size_t i = 0; i < SIM_NODES / 64; i++)
-			event.before.words[i] |= one->captured_retired.before.words[i];
-	one->captured_retired = event;
+			event.before.words[i] |= one->captured_used.before.words[i];
+	one->captured_used = event;
 }
 
-static lshard_status retire(lshard_store *base, uint32_t number, void *stream)
+static lshard_status record_use(lshard_store *base, uint32_t number, void *stream)
 {
 	struct sim_store *store = store_of(base);
 	struct sim_stream *reader = stream_of(store, stream);
@@ -404,9 +404,9 @@ static lshard_status retire(lshard_store *base, uint32_t number, void *stream)
 	lock(store->rank);
 	fork_capture(store, stream);
 	if (reader->capture)
-		retire_captured(cell_of(store, number), reader);
+		record_captured(cell_of(store, number), reader);
 	else
-		retire_eager(store, cell_of(store, number), reader);
+		record_eager(store, cell_of(store, number), reader);
 	unlock(store->rank);
 	return LSHARD_OK;
 }
@@ -418,8 +418,8 @@ static bool in_flight_done(const struct sim_store *store)
 	if (copy->done != copy->queued)
 		return false;
 	for (uint32_t c = 0; c <= store->base.plan->cells; c++)
-		for (unsigned i = 0; i < store->cell[c].n_retired; i++)
-			if (!sim_past(&store->cell[c].retired[i]))
+		for (unsigned i = 0; i < store->cell[c].n_used; i++)
+			if (!sim_past(&store->cell[c].used[i]))
 				return false;
 	return true;
 }
@@ -428,8 +428,8 @@ static void order_after_all(struct sim_store *store, struct sim_stream *stream)
 {
 	sim_follow(stream, store->rank->copy);
 	for (uint32_t c = 0; c <= store->base.plan->cells; c++)
-		for (unsigned i = 0; i < store->cell[c].n_retired; i++)
-			sim_order(stream, &store->cell[c].retired[i]);
+		for (unsigned i = 0; i < store->cell[c].n_used; i++)
+			sim_order(stream, &store->cell[c].used[i]);
 }
 
 static lshard_status join(lshard_store *base, void *stream)
@@ -475,17 +475,17 @@ static lshard_status copy_cell(lshard_store *base, uint32_t to, uint32_t from, v
 
 	lock(store->rank);
 	fork_capture(store, stream);
-	for (unsigned i = 0; !on->capture && i < target->n_retired; i++)
-		sim_order(on, &target->retired[i]);
-	if (on->capture && target->captured_retired.capture == on->capture->id)
-		sim_order(on, &target->captured_retired);
+	for (unsigned i = 0; !on->capture && i < target->n_used; i++)
+		sim_order(on, &target->used[i]);
+	if (on->capture && target->captured_used.capture == on->capture->id)
+		sim_order(on, &target->captured_used);
 	sim_push(on, &move);
 	sim_record(on, on->capture ? &target->captured_ready : &target->ready);
 	if (on->capture) {
-		retire_captured(target, on);
+		record_captured(target, on);
 	} else {
-		target->n_retired = 0;
-		retire_eager(store, target, on);
+		target->n_used = 0;
+		record_eager(store, target, on);
 	}
 	target->sequence = UINT64_MAX; /* no transfer that ranks agree on */
 	unlock(store->rank);
@@ -632,7 +632,7 @@ SIM_OPEN(sim_host_lockstep)
 	 .cell = cell,                                                                                                 \
 	 .fetch = fetch,                                                                                               \
 	 .wait = wait_cell,                                                                                            \
-	 .retire = retire,                                                                                             \
+	 .record_use = record_use,                                                                                     \
 	 .join = join,                                                                                                 \
 	 .capture = capture,                                                                                           \
 	 .drain = drain,                                                                                               \

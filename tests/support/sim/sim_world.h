@@ -138,9 +138,9 @@ struct sim_world {
 struct sim_cell {
 	struct sim_event ready;
 	struct sim_event captured_ready;
-	struct sim_event retired[16];
-	unsigned n_retired;
-	struct sim_event captured_retired;
+	struct sim_event used[16];
+	unsigned n_used;
+	struct sim_event captured_used;
 	bool filling; /* a copy is between its halves */
 	uint64_t sequence;
 	uint32_t position;
