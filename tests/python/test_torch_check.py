@@ -86,7 +86,7 @@ def still(rank, size, options):
 
 
 def test_where_nothing_moves_it_says_so():
-    assert same(run(still, {"transport": "shm"})).startswith("nothing was compared: no layer comes through a window")
+    assert same(run(still, {"transport": "shm"})).startswith("nothing was compared: no layer is fetched into a window")
     assert same(run(still, {"resident": "all"})).startswith("nothing was compared")
     assert run(still, {}, size=1)[0].startswith("nothing was compared")
 

@@ -126,7 +126,7 @@ class Filling:
     def _value(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         value = self._give(name, tensor)
         if value.shape != tensor.shape:
-            raise Refused(f"{name} is {list(tensor.shape)}; it was to be filled with {list(value.shape)}")
+            raise Refused(f"{name} is {list(tensor.shape)}; the values given for it are {list(value.shape)}")
         self._progress.add(tensor.nbytes)
         return value
 

@@ -131,7 +131,7 @@ def difference(first: dict[str, Layout], other: dict[str, Layout]) -> str:
     """The first thing in which two layers' tensors are not alike, in words."""
     for name in first.keys() | other.keys():
         if first.get(name) != other.get(name):
-            return f"{name} is {first.get(name, 'absent')} in the one and {other.get(name, 'absent')} in the other"
+            return f"{name} is {first.get(name, 'absent')} in the first and {other.get(name, 'absent')} in the second"
     return "the order of their tensors differs"
 
 

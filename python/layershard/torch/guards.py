@@ -105,7 +105,7 @@ class Guards:
             )()
 
     def refuse_keeping(self) -> None:
-        """Where layers come through windows, a parameter shows whatever is passing through."""
+        """Where layers are fetched into windows, a parameter shows whatever is passing through."""
         refuse = _refuse("state_dict", "this rank does not hold all layers; use layershard.of(model).state_dict()")
         for module in self._modules:
             self._handles.append(module.register_state_dict_pre_hook(refuse))  # type: ignore[no-untyped-call]

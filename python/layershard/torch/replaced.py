@@ -38,9 +38,9 @@ def _registered(parent: nn.Module, name: str, new: Any) -> None:
 
 def _refuse(old: nn.Module, new: nn.Module) -> None:
     raise Guarded(
-        f"{_waiting[old]} would be replaced by a {type(new).__name__} that takes its weights over: they come through a "
-        f"window, and it is the {type(old).__name__} that waits for them. Replace it before sharding, or detach() "
-        f"first; with scope='block' it is the block that waits, and modules in it may be replaced"
+        f"{_waiting[old]} would be replaced by a {type(new).__name__} that takes its weights over: they are fetched "
+        f"into a window, and it is the {type(old).__name__} that waits for them. Replace it before sharding, or "
+        f"detach() first; with scope='block' it is the block that waits, and modules in it may be replaced"
     )
 
 

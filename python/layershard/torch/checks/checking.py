@@ -41,7 +41,7 @@ class Checked:
     """What a check that found nothing wrong has seen.
 
     is_equal  whether anything was compared: False where nothing moves, or the pass used nothing that does
-    layers    of how many layers in all series, `seen` came through a poisoned window of some rank
+    layers    of how many layers in all series, `seen` were fetched into a poisoned window of some rank
     """
 
     is_equal: bool
@@ -54,10 +54,10 @@ class Checked:
 
 
 _STILL = (
-    "nothing was compared: no layer comes through a window on any rank, so there is nothing that could be read at the "
-    "wrong time; what is stored was not written"
+    "nothing was compared: no layer is fetched into a window on any rank, so there is nothing that could be read at "
+    "the wrong time; what is stored was not written"
 )
-_UNUSED = "nothing was compared: the call waited for none of the layers that come through windows"
+_UNUSED = "nothing was compared: the call waited for none of the layers that are fetched into windows"
 _NO_MEMORY = (
     "its windows cannot be poisoned, since in device memory that takes room for one window more than there are: start "
     "all ranks with LAYERSHARD_POISON=ready, for this check"
@@ -308,7 +308,7 @@ class _Check:
         seen = sum(bin(mask).count("1") for mask in poisoned_layers(records))
         if not any(record["used"] for record in records):
             return Checked(False, layers, 0, _UNUSED)
-        text = f"equal with poison: {seen} of {layers} layers came through a poisoned window of some rank"
+        text = f"equal with poison: {seen} of {layers} layers were fetched into a poisoned window of some rank"
         if seen < layers:
             text += ", the others are read in place, or resident on every rank that does not store them"
         text += "; what is stored was not written"

@@ -18,7 +18,7 @@ def causes_first(records: Records) -> list[tuple[int, dict[str, Any]]]:
 
 
 def poisoned_layers(records: Records) -> list[int]:
-    """Of each series, a bit for each layer that comes through a window of some rank."""
+    """Of each series, a bit for each layer that is fetched into a window of some rank."""
     found = [0] * len(records[0]["seen"])
     for record in records:
         found = [mask | int(more, 16) for mask, more in zip(found, record["seen"], strict=True)]
@@ -26,7 +26,7 @@ def poisoned_layers(records: Records) -> list[int]:
 
 
 def read_early(records: Records) -> Iterator[str]:
-    """Found on any rank, also where the layer is at home: it is wrong where it comes through a window."""
+    """Found on any rank, also where the layer is at home: it is wrong where it is fetched into a window."""
     reads = {tuple(each) for record in records for each in record.get("reads", [])}
     masks = poisoned_layers(records) if reads else []
     for series, index, name, where in sorted(reads):
