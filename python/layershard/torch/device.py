@@ -17,7 +17,7 @@ import torch
 from ..errors import NotSupported
 
 
-def _host_bytes(address: int, count: int) -> torch.Tensor:
+def host_bytes(address: int, count: int) -> torch.Tensor:
     return torch.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype=torch.uint8)
 
 
@@ -62,7 +62,7 @@ class TorchDevice:
         places, blocks = self._blocks
         at = bisect.bisect(places, address) - 1
         if at < 0 or address - places[at] >= blocks[at].numel():
-            return _host_bytes(address, count)
+            return host_bytes(address, count)
         first = address - places[at]
         return blocks[at][first : first + count]
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from .._handles import leave_open_groups
 from ..errors import Aborted, PeerFailed, TransportFailed
-from .device import TorchDevice
+from .device import TorchDevice, host_bytes
 
 # The library has the deadlines: what waits for a late rank is waited for again, so torch must not give up before it.
 _NEVER = timedelta(days=30)
@@ -55,10 +55,6 @@ def _backend_for(group: Any, kind: str) -> str:
     pairs = str(dist.get_backend_config(group)).split(",")
     by_device = dict(pair.split(":", 1) for pair in pairs if ":" in pair)
     return by_device.get(kind, "gloo")
-
-
-def _host_bytes(address: int, count: int) -> torch.Tensor:
-    return torch.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype=torch.uint8)
 
 
 class ProcessGroupCollectives:
@@ -105,7 +101,7 @@ class ProcessGroupCollectives:
         return [bytes(part.numpy()) for part in parts]
 
     def _bytes_at(self, address: int, count: int) -> torch.Tensor:
-        return _host_bytes(address, count) if self.device is None else self.device.bytes_at(address, count)
+        return host_bytes(address, count) if self.device is None else self.device.bytes_at(address, count)
 
     def _on_stream(self) -> Any:
         return contextlib.nullcontext() if self.device is None else self.device.current()
