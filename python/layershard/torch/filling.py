@@ -104,7 +104,7 @@ class Filling:
         self._handle.gate(None)
 
     def _fill_others(self) -> None:
-        """What is not shared: meets nobody."""
+        """What is not shared: waits for no other rank."""
         self._give = self._prepare()
         others = [each for each in unshared(self._model, self._handle) if self._everything or each[0].is_meta]
         total = sum(place.tensor.nbytes for place in self._handle.own_places())

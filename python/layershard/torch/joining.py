@@ -26,7 +26,7 @@ from .layout import NAME_LIMIT
 from .refusals import Refused
 
 _LOOK_S = 0.001  # how often a wait for other ranks looks up, and hears Ctrl-C
-_WORD_BYTES = 512  # of what a rank says to the others when they meet
+_TEXT_BYTES = 512  # of what a rank gives the others to read when they join
 
 
 def process_group(group: Any) -> Any:
@@ -43,9 +43,9 @@ def process_group(group: Any) -> Any:
 
 
 def _job() -> str | None:
-    """A name that the ranks of one launch share, the launcher's where the user gave none. The same for every call: a
-    meeting is over before the next one can begin, and a rank that has failed alone meets the others by it when they try
-    again."""
+    """A name that the ranks of one launch share, the launcher's where the user gave none. The same for every call: all
+    have joined one group before the next can begin, and a rank that has failed alone joins the others by it when they
+    try again."""
     found = discover()
     job = os.environ.get("LAYERSHARD_JOB") or (found.job if found else None)
     return None if job is None else f"{job}.torch"
@@ -64,7 +64,7 @@ def memory_of(device: torch.device) -> str:
 
 
 def open_group(group: Any, transport: str, device: torch.device, timeout_ms: int | None) -> Group:
-    """Meet the other ranks: collective."""
+    """Join the other ranks: collective."""
     options: dict[str, Any] = {
         "transport": None if transport == "auto" else transport,
         "timeout_ms": timeout_ms,
@@ -114,7 +114,7 @@ def _deadline(timeout_ms: int | None) -> float:
     return time.monotonic() + timeout_ms / 1e3 if timeout_ms else float("inf")
 
 
-def _keep(pg: Any) -> None:
+def _never_free(pg: Any) -> None:
     """Of a group in which a collective is stuck: to free it would wait for what is stuck, also when Python ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(pg))
 
@@ -127,7 +127,7 @@ def _finish(start: Callable[[], Any], pg: Any, timeout_ms: int | None) -> None:
         _await(work, pg, begin, deadline)
         work.wait()
     except RuntimeError as error:
-        failure = failure_of(f"the ranks of the process group could not meet: {error}")
+        failure = failure_of(f"the ranks of the process group could not exchange what they need to join: {error}")
         failure.rank = dist.get_rank(pg)
         raise failure from error
 
@@ -143,7 +143,7 @@ def _await(work: Any, pg: Any, begin: float, deadline: float) -> None:
                 )
             time.sleep(_LOOK_S)
     except BaseException:
-        _keep(pg)
+        _never_free(pg)
         raise
 
 
@@ -157,7 +157,7 @@ def _device_of_collectives(pg: Any) -> torch.device:
 
 
 def _allgather(pg: Any, timeout_ms: int | None) -> Callable[[bytes], list[bytes]]:
-    """How the library's ranks meet through torch.distributed: while the group is created, and never again."""
+    """How the library's ranks exchange records by torch.distributed: while the group is created, and never again."""
 
     def allgather(mine: bytes) -> list[bytes]:
         device = _device_of_collectives(pg)
@@ -169,30 +169,31 @@ def _allgather(pg: Any, timeout_ms: int | None) -> Callable[[bytes], list[bytes]
     return allgather
 
 
-def _words(pg: Any, timeout_ms: int | None, mine: str) -> list[str]:
-    """What every rank says."""
-    words = _allgather(pg, timeout_ms)(mine.encode()[:_WORD_BYTES].ljust(_WORD_BYTES, b"\0"))
-    return [word.rstrip(b"\0").decode(errors="replace") for word in words]
+def _texts(pg: Any, timeout_ms: int | None, mine: str) -> list[str]:
+    """Every rank's text, in rank order."""
+    texts = _allgather(pg, timeout_ms)(mine.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0"))
+    return [text.rstrip(b"\0").decode(errors="replace") for text in texts]
 
 
 def await_ranks(pg: Any, timeout_ms: int | None = None, refusal: str = "") -> None:
     """Until all ranks of the process group are here, so that what torch waits for without hearing Ctrl-C is short.
     Where one of them is here to say that it cannot take part, the others raise that."""
-    for rank, word in enumerate(_words(pg, timeout_ms, refusal)):
-        if word and not refusal:
-            raise Mismatch(f"rank {dist.get_rank(pg)}: rank {rank} {word}", rank=dist.get_rank(pg))
+    for rank, text in enumerate(_texts(pg, timeout_ms, refusal)):
+        if text and not refusal:
+            raise Mismatch(f"rank {dist.get_rank(pg)}: rank {rank} {text}", rank=dist.get_rank(pg))
 
 
 def _agree_on_transport(pg: Any, transport: str, memory: str, timeout_ms: int | None) -> None:
     """What torch's collectives are asked for depends on these; ranks that make different ones end each other."""
-    words = _words(pg, timeout_ms, f"transport '{family(transport)}' for {memory} memory")
-    for rank, word in enumerate(words):
-        if word != words[0]:
-            raise Mismatch(f"rank 0 asks for {words[0]}, rank {rank} for {word}", rank=dist.get_rank(pg))
+    asked = _texts(pg, timeout_ms, f"transport '{family(transport)}' for {memory} memory")
+    for rank, text in enumerate(asked):
+        if text != asked[0]:
+            differs = f"rank 0 asks for {asked[0]}, rank {rank} for {text}: give all ranks the same"
+            raise Mismatch(differs, rank=dist.get_rank(pg))
 
 
 def _await_library(pg: Any, timeout_ms: int | None) -> None:
-    """A rank that has no library could not meet the others by it."""
+    """A rank that has no library could not join the others by it."""
     try:
         library()
     except LibraryError as error:

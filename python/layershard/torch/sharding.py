@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """shard: one call makes the layers of a model shared. Here the steps are put in order; each has a module of its own.
 
-choose (patterns), group (grouping), refuse (refusals), meet (ranks), lay out (shared), fill, hook (wiring), guard
+choose (patterns), group (grouping), refuse (refusals), join (joining), lay out (shared), fill, hook (wiring), guard
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch
 
 
 def _plan(model: nn.Module, modules: str | Sequence[str], scope: str, buffers: Sequence[str]) -> list[SeriesPlan]:
-    """What would be shared; refused with a reason where it cannot be. Changes nothing, meets nobody."""
+    """What would be shared; refused with a reason where it cannot be. Changes nothing, and waits for no other rank."""
     if is_sharded(model):
         raise Refused("the model is sharded already: give all patterns in one call, or detach() it first")
     if is_closed(model):

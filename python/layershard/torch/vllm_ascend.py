@@ -41,20 +41,20 @@ class _Ranks:
     """A GroupCoordinator of vLLM's, a ProcessGroup, or None for the default one."""
 
     def __init__(self, group: Any) -> None:
-        self.meeting = getattr(group, "cpu_group", None) or getattr(group, "device_group", None) or group
-        if self.meeting is None and dist.is_available() and dist.is_initialized():
-            self.meeting = dist.group.WORLD
-        alone = self.meeting is None
-        self.rank: int = 0 if alone else dist.get_rank(self.meeting)
-        self.size: int = 1 if alone else dist.get_world_size(self.meeting)
+        self.process_group = getattr(group, "cpu_group", None) or getattr(group, "device_group", None) or group
+        if self.process_group is None and dist.is_available() and dist.is_initialized():
+            self.process_group = dist.group.WORLD
+        alone = self.process_group is None
+        self.rank: int = 0 if alone else dist.get_rank(self.process_group)
+        self.size: int = 1 if alone else dist.get_world_size(self.process_group)
 
     def all_of(self, mine: Any) -> list[Any]:
         """What each rank has: collective."""
         if self.size == 1:
             return [mine]
-        await_ranks(self.meeting)
+        await_ranks(self.process_group)
         every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, mine, group=self.meeting)
+        dist.all_gather_object(every, mine, group=self.process_group)
         return every
 
 
@@ -163,7 +163,7 @@ class _Series:
         if self.shared is not None:
             return
         plan = self._plan()
-        with Join(self.ranks.meeting, device=self.device).opened([plan]) as ranks:
+        with Join(self.ranks.process_group, device=self.device).opened([plan]) as ranks:
             shared = Shared(
                 ranks, plan, self.device, prefetch=self.prefetch_step, placement="whole", resident_bytes=0, stripes={}
             )
