@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The caller's own collectives, and its device: what the transport "callback" brings layers with. A program gives them
+ * The caller's own collectives, and its device: what the transport "callback" carries layers with. A program gives them
  * in lshard_group_options.
  */
 #ifndef LAYERSHARD_CALLBACKS_H
@@ -71,7 +71,7 @@ typedef struct lshard_device_callbacks {
  * ends. A rank that gives up while the others count on it, a quarter of timeout_ms after its deadline, ends the group
  * for all.
  *
- * broadcast  start to bring @p count bytes at @p bytes from rank @p root to the same place on the others; those of the
+ * broadcast  start to carry @p count bytes at @p bytes from rank @p root to the same place on the others; those of the
  *            root are only read. *work is the caller's own: finish gets it once the call returned OK.
  * allgather  start an all-gather: every rank gives @p count bytes at @p send and gets those of all ranks, in rank
  *            order, at @p receive.

@@ -3,7 +3,7 @@
  * layershard - data-parallel speed with 1/n of the weights.
  *
  * n ranks run the same model on different data. The layers of a series are stored once, spread over the ranks, and
- * brought to the others just in time, into a ring of at most k+1 windows, while the layers before them compute.
+ * fetched by the others just in time, into a ring of at most k+1 windows, while the layers before them compute.
  *
  * Words
  *   group      n ranks and the transport between them
@@ -406,7 +406,7 @@ LSHARD_API lshard_status lshard_series_stripe(lshard_series *series, uint32_t la
 typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tensors);
 
 /**
- * Fill the series: post_process runs once per layer on its source, stripes and residents are brought, every window is
+ * Fill the series: post_process runs once per layer on its source, stripes and residents are fetched, every window is
  * preloaded with its first layer. With WHOLE post_process may be NULL: the bytes are then in lshard_series_storage
  * already.
  *
@@ -422,7 +422,7 @@ LSHARD_API lshard_status lshard_series_commit(lshard_series *series, lshard_post
 /* ---- The pass -------------------------------------------------------------------------------------------------- */
 
 /**
- * Say that the program has arrived at @p layer, and start bringing what it will need next.
+ * Say that the program has arrived at @p layer, and start fetching what it will need next.
  *
  * Every window now wants its first layer at or after @p layer, circularly; what is there or on its way is left alone.
  * Calling it twice, skipping layers and jumping back are allowed and cost at most transfers.
@@ -572,7 +572,7 @@ typedef struct lshard_stats {
 	uint64_t resident_bytes; /* further layers kept */
 	uint32_t windows;
 	uint32_t residents;
-	uint32_t fetched_layers; /* layers brought per steady pass */
+	uint32_t fetched_layers; /* layers fetched per steady pass */
 	uint32_t late_count;     /* layers that start less than k layers ahead */
 	uint32_t late[LSHARD_LATE_NAMED];
 	/* what happened since commit */

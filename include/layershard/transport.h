@@ -198,7 +198,7 @@ typedef struct lshard_transport_ops {
 	int (*direct)(lshard_transport *transport, int32_t rank);
 
 	/*
-	 * Start bringing the layer at @p position into @p cell. Never blocks on a peer. Fetches of a store happen in
+	 * Start fetching the layer at @p position into @p cell. Never blocks on a peer. Fetches of a store happen in
 	 * order; one that has not begun when the next one for its cell comes is dropped. With streams, the copy waits
 	 * for all uses that were recorded of this cell.
 	 * @p cell: LSHARD_NO_CELL on collective transports where this rank only gives the layer. @p sequence:
@@ -240,7 +240,7 @@ typedef struct lshard_transport_ops {
 	lshard_status (*drain)(lshard_store *store);
 
 	/*
-	 * Bring the layer at @p position to @p destination, memory of this rank, and return when it is there. Only
+	 * Fetch the layer at @p position to @p destination, memory of this rank, and return when it is there. Only
 	 * outside passes (commit, update, verify). Collective transports: collective, same order on all ranks. Pieces
 	 * of this rank itself are copied too.
 	 * @p destination NULL: this rank only gives the layer (collective transports).

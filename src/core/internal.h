@@ -259,6 +259,6 @@ lshard_status pass_rewind(lshard_series *series, enum step step, const char *cal
  * Where there are streams: the program is at the layer, which is there or coming, for the library's own eyes. No stream
  * is ordered after it; the transport's copy is.
  */
-lshard_status pass_bring(lshard_series *series, uint32_t position);
+lshard_status pass_fetch(lshard_series *series, uint32_t position);
 
 #endif

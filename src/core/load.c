@@ -165,7 +165,7 @@ static lshard_status keep_stripe(lshard_series *series, uint32_t position, const
 }
 
 /*
- * The layer that rank @p source has staged: where it lies, or brought into a cell that nobody uses while loading and
+ * The layer that rank @p source has staged: where it lies, or fetched into a cell that nobody uses while loading and
  * that, where there is poison, no program looks at. A cell that is put together has no room for it.
  */
 static lshard_status take_stripe(lshard_series *series, struct staging *staging, uint32_t position, int32_t source)
@@ -227,8 +227,8 @@ static lshard_status load_striped(lshard_series *series, lshard_post_process pos
 
 /* ---- Both ---- */
 
-/* On collective transports every rank takes part in bringing each resident, also its source. */
-static lshard_status bring_residents(lshard_series *series)
+/* On collective transports every rank takes part in fetching each resident, also its source. */
+static lshard_status fetch_residents(lshard_series *series)
 {
 	const struct scheme *scheme = &series->scheme;
 	lshard_group *group = series->group;
@@ -260,7 +260,7 @@ static lshard_status load(lshard_series *series, lshard_post_process post_proces
 		status = agree(series, STEP_ROUND, load_owned(series, post_process, user));
 	if (status < 0)
 		return status;
-	status = agree(series, STEP_READY, bring_residents(series));
+	status = agree(series, STEP_READY, fetch_residents(series));
 	if (status >= 0)
 		pass_restart_alike(series);
 	return status;
@@ -284,7 +284,7 @@ static void log_commit(const lshard_series *series)
 	scheme_leads(scheme, &leads);
 	context->log(context, LSHARD_LOG_INFO,
 		     SERIES_FORMAT ": layers %u..%u of %.1f MiB; stored here %.1f MiB, %u windows%s, %u residents; "
-				   "%u layers come each pass, %u of them late; transport %s",
+				   "%u layers are fetched each pass, %u of them late; transport %s",
 		     SERIES_NAMES(series), scheme->layout.first_layer,
 		     scheme->layout.first_layer + (scheme->layout.layers - 1), (double)scheme->layout.layer_bytes / mib,
 		     (double)series->store_plan.shard_bytes / mib, scheme->windows,

@@ -473,7 +473,7 @@ void pass_restart_alike(lshard_series *series)
 	pass_restart(series);
 }
 
-lshard_status pass_bring(lshard_series *series, uint32_t position)
+lshard_status pass_fetch(lshard_series *series, uint32_t position)
 {
 	const uint32_t slot = series->scheme.map.slot_of[position];
 

@@ -33,7 +33,7 @@ struct ring {
 	uint32_t horizon;
 };
 
-/* A transfer to start: bring `position` into `slot`. */
+/* A transfer to start: fetch `position` into `slot`. */
 struct ring_fetch {
 	uint32_t position;
 	uint32_t slot;

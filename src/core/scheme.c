@@ -245,7 +245,7 @@ void scheme_leads(const struct scheme *scheme, struct scheme_leads *leads)
 			continue;
 		lead = slotmap_lead(&scheme->map, position, scheme->horizon);
 		if (lead == layers)
-			continue; /* alone in its window: brought once */
+			continue; /* alone in its window: fetched once */
 		leads->fetched++;
 		if (lead < leads->shortest)
 			leads->shortest = lead;

@@ -59,9 +59,9 @@ static inline uint32_t scheme_moving_cells(const struct scheme *scheme)
 	return scheme->windows + scheme->spares;
 }
 
-/* How far ahead layers are brought, for plan and stats. */
+/* How far ahead layers are fetched, for plan and stats. */
 struct scheme_leads {
-	uint32_t fetched;                  /* layers brought to this rank per steady pass */
+	uint32_t fetched;                  /* layers fetched by this rank per steady pass */
 	uint32_t shortest;                 /* lead; N when nothing is fetched */
 	uint32_t late;                     /* layers whose lead is below k */
 	uint32_t named[LSHARD_LATE_NAMED]; /* the first of them, as layers (not positions) */

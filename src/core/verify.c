@@ -224,7 +224,7 @@ static lshard_status look_at_layer(struct sight *sight, uint32_t position, uint6
 	lshard_status status;
 
 	if (sight->buffer) {
-		status = pass_bring(series, position);
+		status = pass_fetch(series, position);
 	} else {
 		status = lshard_reach(series, layer, NULL);
 		if (status >= 0)

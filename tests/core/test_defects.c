@@ -102,8 +102,8 @@ static void d1_series_that_do_not_begin_at_a_multiple_of_their_count(void **stat
 	assert_true(original_passes(&original, 1) > 0);
 
 	for (uint32_t k = 0; k <= 3; k++) {
-		passes_are_right(&sim_pull, 4, 40, 19, k);
-		passes_are_right(&sim_pull, 3, 3, 58, k);
+		passes_are_right(&sim_one_sided, 4, 40, 19, k);
+		passes_are_right(&sim_one_sided, 3, 3, 58, k);
 		passes_are_right(&sim_lockstep, 3, 40, 19, k);
 	}
 }
@@ -120,7 +120,7 @@ static void d1_short_series_and_any_k(void **state)
 
 	for (uint32_t k = 0; k <= 8; k += 4)
 		for (uint32_t count = 1; count <= 7; count++) {
-			passes_are_right(&sim_pull, 3, 5, count, k);
+			passes_are_right(&sim_one_sided, 3, 5, count, k);
 			passes_are_right(&sim_lockstep, 3, 5, count, k);
 		}
 }
@@ -181,7 +181,7 @@ static void d2_a_layers_address_never_changes(void **state)
 		void *before[64], *after[64];
 
 		assert_false(original_windows_stay((int)cases[c][0], (int)cases[c][1]));
-		run = run_open(&sim_pull, 2, 1, cases[c][0], cases[c][1]);
+		run = run_open(&sim_one_sided, 2, 1, cases[c][0], cases[c][1]);
 		remember_addresses(run, 0, before);
 		run_pass(run, 0);
 		capture_and_replay(run, 0);
@@ -207,7 +207,7 @@ static void error_says(const struct member *member, const char *layer)
 
 static void d3_misuse_is_a_status_that_says_what_and_where(void **state)
 {
-	struct run *run = run_create(&sim_pull, 2, 10, 6, 0); /* rank 1 stores the odd ones */
+	struct run *run = run_create(&sim_one_sided, 2, 10, 6, 0); /* rank 1 stores the odd ones */
 	struct member *member = &run->members[1];
 	struct sim_stream *stream = member->stream;
 	void *address = NULL;
@@ -248,7 +248,7 @@ static bool original_never_ends(const int *one, const int *other, int count)
 static void d4_one_sided_ranks_need_no_lockstep(void **state)
 {
 	static const int one[] = {1, 2, 3, 0}, other[] = {2, 1, 3, 0};
-	struct run *run = run_open(&sim_pull, 3, 0, 8, 1);
+	struct run *run = run_open(&sim_one_sided, 3, 0, 8, 1);
 
 	(void)state;
 	assert_true(original_never_ends(one, other, 4));
@@ -308,7 +308,7 @@ static void d4_a_rank_that_waits_in_vain_learns_for_whom(void **state)
 
 static void d5_a_layer_has_any_number_of_tensors(void **state)
 {
-	struct run *run = run_open(&sim_host_pull, 4, 2, 5, 1);
+	struct run *run = run_open(&sim_host_one_sided, 4, 2, 5, 1);
 
 	(void)state;
 	for (int32_t r = 0; r < 4; r++)
@@ -336,7 +336,7 @@ static const uint32_t odd_pass[] = {0, 1, 2, 0, 1, 2, 3, 5, 6, 6, 7, 8, 8, 2, 3,
 static void d6_odd_passes_cost_only_transfers(void **state)
 {
 	struct original original;
-	struct run *run = run_open(&sim_pull, 3, 20, 9, 2);
+	struct run *run = run_open(&sim_one_sided, 3, 20, 9, 2);
 	struct run *lockstep = run_open(&sim_lockstep, 3, 20, 9, 2);
 	int wrong = 0;
 
@@ -358,7 +358,7 @@ static void d6_odd_passes_cost_only_transfers(void **state)
 
 static void d6_the_pass_after_an_odd_one_is_steady_again(void **state)
 {
-	struct run *run = run_open(&sim_pull, 2, 0, 9, 1);
+	struct run *run = run_open(&sim_one_sided, 2, 0, 9, 1);
 	uint64_t before;
 
 	(void)state;
@@ -382,7 +382,7 @@ static void update(struct run *run)
 
 static void d7_weights_can_be_replaced(void **state)
 {
-	static const lshard_transport_ops *const flavours[] = {&sim_pull, &sim_lockstep};
+	static const lshard_transport_ops *const flavours[] = {&sim_one_sided, &sim_lockstep};
 
 	(void)state;
 	for (size_t f = 0; f < 2; f++) {
@@ -402,7 +402,7 @@ static void d7_weights_can_be_replaced(void **state)
 
 static void d7_groups_and_series_live_side_by_side(void **state)
 {
-	struct run *one = run_open(&sim_pull, 2, 0, 5, 1), *other = run_open(&sim_pull, 4, 7, 9, 2);
+	struct run *one = run_open(&sim_one_sided, 2, 0, 5, 1), *other = run_open(&sim_one_sided, 4, 7, 9, 2);
 
 	(void)state;
 	for (int pass = 0; pass < 2; pass++) {
@@ -472,7 +472,7 @@ static void use_both(struct pair *pair, int32_t rank, uint32_t layer)
 
 static void d7_a_group_has_several_series(void **state)
 {
-	static const lshard_transport_ops *const flavours[] = {&sim_pull, &sim_lockstep};
+	static const lshard_transport_ops *const flavours[] = {&sim_one_sided, &sim_lockstep};
 
 	(void)state;
 	for (size_t f = 0; f < 2; f++) {
@@ -512,7 +512,7 @@ static struct sim_graph *capture_both(struct pair *pair, int32_t rank)
 
 static void d7_one_graph_holds_several_series(void **state)
 {
-	static const lshard_transport_ops *const flavours[] = {&sim_pull, &sim_lockstep};
+	static const lshard_transport_ops *const flavours[] = {&sim_one_sided, &sim_lockstep};
 
 	(void)state;
 	for (size_t f = 0; f < 2; f++) {
@@ -536,7 +536,8 @@ static void d7_one_graph_holds_several_series(void **state)
 
 static void d8_counters_tell_whether_it_helped(void **state)
 {
-	struct run *run = run_open(&sim_pull, 2, 1, 7, 1); /* rank 0 stores 2, 4, 6; brings 1, 3, 5, 7 in two windows */
+	struct run *run =
+		run_open(&sim_one_sided, 2, 1, 7, 1); /* rank 0 stores 2, 4, 6; brings 1, 3, 5, 7 in two windows */
 	lshard_stats before, after;
 
 	(void)state;

@@ -68,7 +68,7 @@ static void the_environment_poisons_any_series(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
-		struct run *run = open_with(values[i], &sim_host_pull);
+		struct run *run = open_with(values[i], &sim_host_one_sided);
 		const lshard_stats stats = run_stats(run, 0);
 		const lshard_status switched = lshard_series_poison(run->members[0].series, i < 3, NULL);
 
@@ -134,7 +134,7 @@ static void expect(struct asked *asked, lshard_status status, const char *word)
 static void other_values_are_refused(void **state)
 {
 	static const char *const wrong[] = {"2", "on", "yes", " 1", "readyy"};
-	struct run *run = run_open(&sim_host_pull, 2, 0, 6, 1);
+	struct run *run = run_open(&sim_host_one_sided, 2, 0, 6, 1);
 	struct asked asked = plain_question(run);
 
 	(void)state;
@@ -150,7 +150,7 @@ static void wrong_options_are_refused_on_all_ranks(void **state)
 {
 	static const lshard_poison_pattern longer[TENSORS] = {{"x", 1}, {"ab", 2}, {NULL, 3}};
 	static const lshard_poison_pattern none[TENSORS] = {{"x", 1}, {"ab", 0}, {NULL, 0}};
-	struct run *run = run_open(&sim_host_pull, 2, 0, 6, 1);
+	struct run *run = run_open(&sim_host_one_sided, 2, 0, 6, 1);
 	struct asked asked = plain_question(run);
 
 	(void)state;
@@ -169,7 +169,7 @@ static void wrong_options_are_refused_on_all_ranks(void **state)
 
 static void ranks_agree_on_poison(void **state)
 {
-	struct run *run = run_open(&sim_host_pull, 2, 0, 6, 1);
+	struct run *run = run_open(&sim_host_one_sided, 2, 0, 6, 1);
 	struct asked asked = plain_question(run);
 
 	(void)state;
@@ -217,7 +217,7 @@ static void a_plan_counts_what_poison_takes(void **state)
 
 static void a_rank_without_windows_has_nothing_to_switch(void **state)
 {
-	struct run *run = run_open(&sim_host_pull, 1, 0, 6, 1);
+	struct run *run = run_open(&sim_host_one_sided, 1, 0, 6, 1);
 
 	(void)state;
 	assert_int_equal(lshard_series_poison(run->members[0].series, 1, NULL), LSHARD_OK);
@@ -227,7 +227,7 @@ static void a_rank_without_windows_has_nothing_to_switch(void **state)
 /* ---- Transports and captures ----------------------------------------------------------------------------------- */
 
 static lshard_transport_ops poor; /* a table of the simulated machine, changed */
-static const lshard_transport_ops *sound = &sim_pull;
+static const lshard_transport_ops *sound = &sim_one_sided;
 static int fails_after = -1;      /* so many copies one fails */
 static bool fails_late;           /* when its bytes are there */
 static int wait_fails_after = -1; /* so many of the transport's waits one fails */
@@ -248,7 +248,7 @@ static void a_transport_that_cannot_copy_cells_is_named(void **state)
 	struct run *run;
 
 	(void)state;
-	poor = sim_pull;
+	poor = sim_one_sided;
 	poor.name = "poor";
 	poor.open = poor_open;
 	poor.copy_cell = NULL;
@@ -309,7 +309,7 @@ static void layers_share_a_window(const struct run *run, uint32_t one, uint32_t 
 
 static void a_layer_that_could_not_be_hidden_is_no_other_one(void **state)
 {
-	struct run *run = open_poor("1", &sim_pull);
+	struct run *run = open_poor("1", &sim_one_sided);
 	struct member *member = &run->members[0];
 
 	(void)state;
@@ -328,7 +328,7 @@ static void a_wait_that_fails_ends_the_view(void **state)
 {
 	(void)state;
 	for (int skip = 0; skip < 2; skip++) {
-		struct run *run = open_poor("1", &sim_pull);
+		struct run *run = open_poor("1", &sim_one_sided);
 		struct member *member = &run->members[0];
 
 		run_layer(run, 0, 1);
@@ -346,7 +346,7 @@ static void a_wait_that_fails_ends_the_view(void **state)
 /* Whatever is left in its window by the copy, it is copied again. */
 static void a_layer_that_was_half_hidden_is_shown_again(void **state)
 {
-	struct run *run = open_poor("1", &sim_pull);
+	struct run *run = open_poor("1", &sim_one_sided);
 	struct member *member = &run->members[0];
 	void *address = NULL;
 
@@ -366,7 +366,7 @@ static void a_layer_that_was_half_hidden_is_shown_again(void **state)
 /* The bytes are there, and the wait said that they are not. */
 static void a_copy_that_fails_late_is_hidden(void **state)
 {
-	struct run *run = open_poor("1", &sim_pull);
+	struct run *run = open_poor("1", &sim_one_sided);
 	struct member *member = &run->members[0];
 
 	(void)state;
@@ -433,7 +433,7 @@ static void a_switch_that_fails_leaves_nothing_to_see(void **state)
 {
 	(void)state;
 	for (int skip = 0; skip < 4; skip++) {
-		struct run *run = open_poor("ready", &sim_pull);
+		struct run *run = open_poor("ready", &sim_one_sided);
 		struct member *member = &run->members[0];
 
 		run_pass(run, 0);
@@ -451,7 +451,7 @@ static void a_switch_that_fails_leaves_nothing_to_see(void **state)
 /* A call that cannot hide or show a layer says so, and the next one does it. */
 static void a_copy_that_fails_is_made_up_for(void **state)
 {
-	struct run *run = open_poor("1", &sim_pull);
+	struct run *run = open_poor("1", &sim_one_sided);
 	struct member *member = &run->members[0];
 
 	(void)state;
@@ -479,7 +479,7 @@ static void one_of_two_copies_that_fails_is_told(void **state)
 {
 	(void)state;
 	for (int skip = 0; skip < 2; skip++) {
-		struct run *run = open_poor("1", &sim_pull);
+		struct run *run = open_poor("1", &sim_one_sided);
 		struct member *member = &run->members[0];
 
 		run_layer(run, 0, 1);
@@ -499,7 +499,7 @@ static void a_switch_that_fails_loses_no_layer(void **state)
 {
 	(void)state;
 	for (int skip = 0; skip < 6; skip++) {
-		struct run *run = open_poor("1", &sim_pull);
+		struct run *run = open_poor("1", &sim_one_sided);
 		struct member *member = &run->members[0];
 
 		run_pass(run, 0);
@@ -517,7 +517,7 @@ static void a_switch_that_fails_loses_no_layer(void **state)
 /* What begins a replay was in the spare cells, and lies in the windows now. */
 static void a_graph_of_before_the_switch_sees_poison(void **state)
 {
-	struct run *run = open_with("1", &sim_pull);
+	struct run *run = open_with("1", &sim_one_sided);
 	struct member *member = &run->members[0];
 	unsigned char poison[700];
 	void *address = NULL;
@@ -545,7 +545,7 @@ static void a_graph_of_before_the_switch_sees_poison(void **state)
 
 static void poison_is_not_switched_inside_a_capture(void **state)
 {
-	struct run *run = open_with("ready", &sim_pull);
+	struct run *run = open_with("ready", &sim_one_sided);
 	struct member *member = &run->members[0];
 
 	(void)state;
@@ -562,7 +562,7 @@ static void poison_is_not_switched_inside_a_capture(void **state)
 
 static void poison_is_switched_in_committed_series_only(void **state)
 {
-	struct run *run = run_create(&sim_host_pull, 2, 0, 6, 1);
+	struct run *run = run_create(&sim_host_one_sided, 2, 0, 6, 1);
 
 	(void)state;
 	assert_int_equal(lshard_series_poison(run->members[0].series, 1, NULL), LSHARD_ERR_STATE);

@@ -41,7 +41,7 @@ static void queue_reader_of_own_layer(struct run *run, struct sim_stream *stream
 
 static void an_update_waits_for_readers_of_the_sources_own_layers(void **state)
 {
-	static const lshard_transport_ops *const flavours[] = {&sim_pull, &sim_lockstep};
+	static const lshard_transport_ops *const flavours[] = {&sim_one_sided, &sim_lockstep};
 	unsigned char seen[700];
 
 	(void)state;
@@ -59,7 +59,7 @@ static void an_update_waits_for_readers_of_the_sources_own_layers(void **state)
 
 static void destroy_waits_for_readers_of_the_sources_own_layers(void **state)
 {
-	struct run *run = run_open(&sim_pull, 2, 0, 7, 1);
+	struct run *run = run_open(&sim_one_sided, 2, 0, 7, 1);
 	unsigned char seen[700];
 
 	(void)state;
@@ -102,7 +102,7 @@ static void destroy_frees_nothing_under_a_reader_that_does_not_end(void **state)
 
 static void prepare_does_not_belong_into_a_capture(void **state)
 {
-	struct run *run = run_open(&sim_pull, 2, 1, 7, 1);
+	struct run *run = run_open(&sim_one_sided, 2, 1, 7, 1);
 	struct member *member = &run->members[0];
 
 	(void)state;
@@ -123,7 +123,7 @@ static void prepare_does_not_belong_into_a_capture(void **state)
  */
 static void a_replay_is_a_reader_of_every_window(void **state)
 {
-	struct run *run = run_open(&sim_pull, 2, 0, 6, 0); /* rank 0: 1, 3, 5 through one window */
+	struct run *run = run_open(&sim_one_sided, 2, 0, 6, 0); /* rank 0: 1, 3, 5 through one window */
 	struct sim_stream *replay = sim_stream_create(run->world, 0);
 	struct member *member = &run->members[0];
 	unsigned char seen[700];
@@ -144,7 +144,7 @@ static void a_replay_is_a_reader_of_every_window(void **state)
 
 static void release_starts_the_next_transfer_at_once(void **state)
 {
-	static const lshard_transport_ops *const flavours[] = {&sim_pull, &sim_host_pull};
+	static const lshard_transport_ops *const flavours[] = {&sim_one_sided, &sim_host_one_sided};
 
 	(void)state;
 	for (size_t f = 0; f < 2; f++) {
@@ -183,12 +183,12 @@ static lshard_status watched_fetch(lshard_store *store, uint32_t position, uint3
 {
 	if (store->transport->context->rank == 0 && watched.n_fetched < WATCHED)
 		watched.fetched[watched.n_fetched++] = position;
-	return sim_host_pull.fetch(store, position, cell, stream, sequence);
+	return sim_host_one_sided.fetch(store, position, cell, stream, sequence);
 }
 
 static lshard_status watched_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival)
 {
-	const lshard_status status = sim_host_pull.wait(store, cell, stream, arrival);
+	const lshard_status status = sim_host_one_sided.wait(store, cell, stream, arrival);
 
 	if (watched.blocked_ns)
 		arrival->blocked_ns = *watched.blocked_ns++;
@@ -200,7 +200,7 @@ static lshard_transport_ops watched_ops;
 static lshard_status watched_open(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
 				  lshard_error *error)
 {
-	const lshard_status status = sim_host_pull.open(context, inner, transport, error);
+	const lshard_status status = sim_host_one_sided.open(context, inner, transport, error);
 
 	watched.timeout_ms = context->timeout_ms;
 	if (status == LSHARD_OK)
@@ -211,7 +211,7 @@ static lshard_status watched_open(const lshard_context *context, lshard_transpor
 static const lshard_transport_ops *watch(void)
 {
 	memset(&watched, 0, sizeof watched);
-	watched_ops = sim_host_pull;
+	watched_ops = sim_host_one_sided;
 	watched_ops.open = watched_open;
 	watched_ops.fetch = watched_fetch;
 	watched_ops.wait = watched_wait;

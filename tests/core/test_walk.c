@@ -149,8 +149,9 @@ static void choose_poison(struct walk *walk)
 
 static void choose(struct walk *walk, uint64_t seed)
 {
-	static const lshard_transport_ops *const flavours[] = {
-		&sim_pull, &sim_pull, &sim_pull, &sim_lockstep, &sim_lockstep, &sim_host_pull, &sim_host_lockstep};
+	static const lshard_transport_ops *const flavours[] = {&sim_one_sided,    &sim_one_sided, &sim_one_sided,
+							       &sim_lockstep,     &sim_lockstep,  &sim_host_one_sided,
+							       &sim_host_lockstep};
 
 	walk->seed = walk->random = seed;
 	walk->ops = flavours[walk_draw(&walk->random, 7)];

@@ -140,7 +140,7 @@ static void record_use(struct machine *machine, uint32_t cell)
 /* Layers 1, 3, 1, 3... through one window; each part of the rule can be left out. */
 static uint64_t run_pass(uint64_t seed, enum sim_policy policy, bool waits, bool records)
 {
-	struct machine *machine = machine_open(&sim_pull, seed, policy);
+	struct machine *machine = machine_open(&sim_one_sided, seed, policy);
 	uint64_t violations;
 
 	for (uint32_t i = 0; i < 6; i++) {
@@ -183,7 +183,7 @@ static void right_order_is_clean_and_wrong_order_is_caught(void **state)
 
 static void a_failed_fetch_is_reported_once(void **state)
 {
-	struct machine *machine = machine_open(&sim_pull, 1, SIM_UNIFORM);
+	struct machine *machine = machine_open(&sim_one_sided, 1, SIM_UNIFORM);
 
 	(void)state;
 	sim_fail_fetches(machine->world, 0, 1);
@@ -225,7 +225,7 @@ static void graphs_replay_in_any_order_their_edges_allow(void **state)
 {
 	(void)state;
 	for (uint64_t seed = 0; seed < 40; seed++) {
-		struct machine *machine = machine_open(&sim_pull, seed, (enum sim_policy)(seed % SIM_POLICIES));
+		struct machine *machine = machine_open(&sim_one_sided, seed, (enum sim_policy)(seed % SIM_POLICIES));
 		struct sim_graph *graph;
 
 		fetch(machine, 1, 0);
@@ -250,7 +250,7 @@ static void graphs_replay_in_any_order_their_edges_allow(void **state)
 
 static void a_fork_that_is_not_joined_breaks_the_capture(void **state)
 {
-	struct machine *machine = machine_open(&sim_pull, 1, SIM_UNIFORM);
+	struct machine *machine = machine_open(&sim_one_sided, 1, SIM_UNIFORM);
 
 	(void)state;
 	fetch(machine, 1, 0);
@@ -264,7 +264,7 @@ static void a_fork_that_is_not_joined_breaks_the_capture(void **state)
 
 static void an_event_from_outside_breaks_the_capture(void **state)
 {
-	struct machine *machine = machine_open(&sim_pull, 1, SIM_UNIFORM);
+	struct machine *machine = machine_open(&sim_one_sided, 1, SIM_UNIFORM);
 	struct sim_stream *other = sim_stream_create(machine->world, 0);
 
 	(void)state;
@@ -275,10 +275,10 @@ static void an_event_from_outside_breaks_the_capture(void **state)
 	machine_close(machine);
 }
 
-/* A second stream of the program, pulled into the capture and joined, is as good as the first. */
+/* A second stream of the program, drawn into the capture and joined, is as good as the first. */
 static void streams_fork_and_join(void **state)
 {
-	struct machine *machine = machine_open(&sim_pull, 1, SIM_KERNELS_LATE);
+	struct machine *machine = machine_open(&sim_one_sided, 1, SIM_KERNELS_LATE);
 	struct sim_stream *other = sim_stream_create(machine->world, 0);
 	struct sim_graph *graph;
 
@@ -301,7 +301,7 @@ static void a_capture_thrown_away_leaves_nothing(void **state)
 {
 	(void)state;
 	for (uint64_t seed = 0; seed < 20; seed++) {
-		struct machine *machine = machine_open(&sim_pull, seed, (enum sim_policy)(seed % SIM_POLICIES));
+		struct machine *machine = machine_open(&sim_one_sided, seed, (enum sim_policy)(seed % SIM_POLICIES));
 
 		fetch(machine, 1, 0);
 		wait_for(machine, 0);
@@ -395,7 +395,7 @@ static void a_host_that_waits_in_vain_learns_for_whom(void **state)
 
 static void nobody_waits_for_ever(void **state)
 {
-	struct machine *machine = machine_open(&sim_pull, 1, SIM_UNIFORM);
+	struct machine *machine = machine_open(&sim_one_sided, 1, SIM_UNIFORM);
 	unsigned char send = 1, receive[RANKS];
 	uint8_t alive[RANKS];
 

@@ -2,7 +2,7 @@
  *
  * callback.h - what the files of the callback transport share. Each calls those before it, and none after it:
  * callback_calls.c (one of the caller's collectives, and what all look at under the lock), callback_device.c (order on
- * streams, where layers live in device memory), callback_store.c (memory, and which collective brings a layer),
+ * streams, where layers live in device memory), callback_store.c (memory, and which collective carries a layer),
  * callback_rounds.c (what the ranks say to each other), callback_worker.c (the thread that calls the caller) and
  * callback.c (table, what the ring asks for).
  *

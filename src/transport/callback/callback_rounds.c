@@ -6,7 +6,7 @@
  * transfers  a round; then the data of as many of the announced ones as are the same on all ranks. None: the ranks have
  *            gone different ways (out of step): transfers fail until they have agreed in an exchange.
  * exchange   a round; a rank that finds others elsewhere comes again. Once all are here, a second all-gather carries
- *            what they brought and whether their callers still wait: for all of them it happens, or for none.
+ *            what they gave and whether their callers still wait: for all of them it happens, or for none.
  * read       a round; a second one in which each says that its caller still waits; then the data.
  */
 #include "callback.h"
@@ -352,7 +352,7 @@ lshard_status callback_fail_late(const struct callback *callback, uint8_t *alive
 
 /* ---- Data ------------------------------------------------------------------------------------------------------ */
 
-static lshard_status bring_from_one(struct callback *callback, struct callback_store *store, uint32_t position,
+static lshard_status carry_from_one(struct callback *callback, struct callback_store *store, uint32_t position,
 				    unsigned char *destination)
 {
 	const lshard_store_plan *plan = store->base.plan;
@@ -366,7 +366,7 @@ static lshard_status bring_from_one(struct callback *callback, struct callback_s
 	return status;
 }
 
-static lshard_status bring_by_staging(struct callback *callback, struct callback_store *store, uint32_t position,
+static lshard_status carry_by_staging(struct callback *callback, struct callback_store *store, uint32_t position,
 				      unsigned char *destination)
 {
 	const lshard_store_plan *plan = store->base.plan;
@@ -389,7 +389,7 @@ static lshard_status bring_by_staging(struct callback *callback, struct callback
 }
 
 /* The layer to @p destination, on all ranks; NULL where this rank has it all already. */
-static lshard_status bring(struct callback *callback, struct callback_store *store, uint32_t position,
+static lshard_status carry(struct callback *callback, struct callback_store *store, uint32_t position,
 			   unsigned char *destination)
 {
 	const lshard_store_plan *plan = store->base.plan;
@@ -400,9 +400,9 @@ static lshard_status bring(struct callback *callback, struct callback_store *sto
 	if (!destination && (way != BROADCAST || first->rank != rank))
 		return callback_break(callback, LSHARD_ERR_STATE, "a layer was asked for without a place for it");
 	if (way == BROADCAST)
-		return bring_from_one(callback, store, position, destination);
+		return carry_from_one(callback, store, position, destination);
 	if (way == GATHER_STAGED)
-		return bring_by_staging(callback, store, position, destination);
+		return carry_by_staging(callback, store, position, destination);
 	return callback_allgather(callback, store->shard + first[rank].shard_offset, destination, first->width);
 }
 
@@ -438,7 +438,7 @@ static void carry_out(struct callback *callback, const struct operation *operati
 	pthread_mutex_unlock(&callback->lock);
 	status = callback->on_device ? callback_device_before(store, operation->cell) : LSHARD_OK;
 	if (status == LSHARD_OK)
-		status = bring(callback, store, operation->position,
+		status = carry(callback, store, operation->position,
 			       landing ? callback_cell(&store->base, operation->cell, operation->position) : NULL);
 	if (status == LSHARD_OK && callback->on_device)
 		status = callback_device_after(store, operation->cell);
@@ -535,7 +535,7 @@ static void serve_read(struct callback *callback, const struct operation *operat
 		void *destination = callback->visitor.destination;
 
 		pthread_mutex_unlock(&callback->lock);
-		status = bring(callback, operation->store, operation->position, destination);
+		status = carry(callback, operation->store, operation->position, destination);
 		if (status == LSHARD_OK && callback->on_device)
 			status = callback_device_finish(callback);
 		pthread_mutex_lock(&callback->lock);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * callback_store.c - a series of the callback transport: this rank's shard, its cells, and which collective brings
+ * callback_store.c - a series of the callback transport: this rank's shard, its cells, and which collective carries
  * which layer. Knows memory and pieces; makes no collective itself.
  *
  * A whole layer of one rank is broadcast. Stripes are all-gathered: straight into place where every rank's part is one

@@ -2,7 +2,7 @@
  *
  * cuda.c - the transport between GPUs of a host, and between processes on one GPU. Its table, and a group's life.
  *
- * Ranks pull layers from each other's device memory by their own copy engines; ranks on one physical device compute
+ * Ranks fetch layers from each other's device memory by their own copy engines; ranks on one physical device compute
  * from each other's memory in place.
  */
 #include "cuda_transport.h"
@@ -152,7 +152,7 @@ static lshard_status make_pace(struct cuda *cuda)
 	cuda->pace->ns_per_byte = 1 / cuda->options.pace;
 	context->log(
 		context, LSHARD_LOG_INFO,
-		"rank %d: pulls are paced to %g GB/s by host functions: reach waits while the program is more than "
+		"rank %d: fetches are paced to %g GB/s by host functions: reach waits while the program is more than "
 		"about one transfer ahead, and the program's own host functions wait for the pace's",
 		(int)context->rank, cuda->options.pace);
 	return LSHARD_OK;
@@ -243,7 +243,7 @@ const lshard_transport_ops lshard__cuda = {
 	.struct_size = sizeof(lshard_transport_ops),
 	.abi = LSHARD_TRANSPORT_ABI,
 	.name = "cuda",
-	.summary = "GPUs of a host pull layers by their copy engines, ranks on one GPU share them; options copy, ipc, "
+	.summary = "GPUs of a host fetch layers by their copy engines, ranks on one GPU share them; options copy, ipc, "
 		   "floor=GB/S, pace=GB/S",
 	.capabilities = CUDA_CAPABILITIES,
 	.granule_bytes = 2 << 20, /* of today's devices; a group's own table has the device's */

@@ -3,9 +3,9 @@
  * cuda_link.c - how the ranks share memory, and is every peer's memory read right, and fast? Knows a store; knows
  * nothing of how it is made.
  *
- * A pull that the driver stages through the host gives the right bits at a tenth of the speed, and nothing else tells.
- * So every rank shows the others known bytes once, and reads, checks and times theirs. Where a pull is too slow, the
- * other way of sharing memory is tried, and all ranks take the one whose slowest pull is faster.
+ * A fetch that the driver stages through the host gives the right bits at a tenth of the speed, and nothing else tells.
+ * So every rank shows the others known bytes once, and reads, checks and times theirs. Where a fetch is too slow, the
+ * other way of sharing memory is tried, and all ranks take the one whose slowest fetch is faster.
  */
 #include "cuda_transport.h"
 #include "sockets.h"
@@ -16,7 +16,7 @@
 #define SAMPLE_BYTES ((uint64_t)16 << 20) /* long enough for a time, short enough for a start */
 #define TURNS        3                    /* the best counts: the first one wakes the link */
 
-struct pull {
+struct link_speed {
 	int32_t rank;     /* of the source */
 	double gigabytes; /* per second; 0: none was made */
 };
@@ -30,7 +30,7 @@ struct sample {
 	cuda_event from;
 	cuda_event to;
 	lshard_store *store;
-	struct pull slowest; /* of this rank */
+	struct link_speed slowest; /* of this rank */
 };
 
 /* ---- how memory is shared ---- */
@@ -146,7 +146,7 @@ static lshard_status show(struct cuda *cuda, struct sample *sample)
 	return move(cuda, sample, cuda_shard(sample->store), sample->host);
 }
 
-static lshard_status time_pull(struct cuda *cuda, struct sample *sample, int32_t rank, float *milliseconds)
+static lshard_status time_fetch(struct cuda *cuda, struct sample *sample, int32_t rank, float *milliseconds)
 {
 	const struct cuda_driver *driver = &cuda->driver;
 	const struct cuda_store *store = (struct cuda_store *)sample->store;
@@ -158,11 +158,11 @@ static lshard_status time_pull(struct cuda *cuda, struct sample *sample, int32_t
 	if (result == CUDA_OK)
 		result = driver->event_record(sample->to, store->copies);
 	if (result != CUDA_OK)
-		return refused(cuda, result, "pulling from a peer");
+		return refused(cuda, result, "fetching from a peer");
 	status =
 		cuda_await(cuda, sample->to, lshard__deadline_ns(cuda->base.context->timeout_ms), 1, &cuda->base.error);
 	if (status == LSHARD_OK)
-		status = refused(cuda, driver->event_elapsed(milliseconds, sample->from, sample->to), "timing a pull");
+		status = refused(cuda, driver->event_elapsed(milliseconds, sample->from, sample->to), "timing a fetch");
 	return status;
 }
 
@@ -173,14 +173,14 @@ static void note_speed(const struct cuda *cuda, struct sample *sample, int32_t r
 	const struct cuda_record *other = &cuda->records[rank];
 	const double gigabytes = (double)SAMPLE_BYTES / 1e6 / (milliseconds > 0 ? (double)milliseconds : 1e-3);
 
-	context->log(context, LSHARD_LOG_DEBUG, "rank %d (%s, %s) pulls from rank %d (%s, %s) at %.1f GB/s by %s",
+	context->log(context, LSHARD_LOG_DEBUG, "rank %d (%s, %s) fetches from rank %d (%s, %s) at %.1f GB/s by %s",
 		     (int)context->rank, mine->name, mine->bus, (int)rank, other->name, other->bus, gigabytes,
 		     cuda_way(cuda));
 	if (sample->slowest.gigabytes <= 0 || gigabytes < sample->slowest.gigabytes)
-		sample->slowest = (struct pull){rank, gigabytes};
+		sample->slowest = (struct link_speed){rank, gigabytes};
 }
 
-static lshard_status check_pull(struct cuda *cuda, struct sample *sample, int32_t rank)
+static lshard_status check_fetch(struct cuda *cuda, struct sample *sample, int32_t rank)
 {
 	const struct cuda_record *other = &cuda->records[rank];
 	float best = 0;
@@ -189,7 +189,7 @@ static lshard_status check_pull(struct cuda *cuda, struct sample *sample, int32_
 	for (int turn = 0; turn < TURNS && status == LSHARD_OK; turn++) {
 		float milliseconds = 0;
 
-		status = time_pull(cuda, sample, rank, &milliseconds);
+		status = time_fetch(cuda, sample, rank, &milliseconds);
 		if (turn == 0 || milliseconds < best)
 			best = milliseconds;
 	}
@@ -207,7 +207,7 @@ static lshard_status check_pull(struct cuda *cuda, struct sample *sample, int32_
 }
 
 /* Everyone begins with another peer, so that few ask the same one at once. */
-static lshard_status check_pulls(struct cuda *cuda, struct sample *sample)
+static lshard_status check_fetches(struct cuda *cuda, struct sample *sample)
 {
 	const lshard_context *context = cuda->base.context;
 	lshard_status status =
@@ -216,7 +216,7 @@ static lshard_status check_pulls(struct cuda *cuda, struct sample *sample)
 	if (status == LSHARD_OK)
 		status = refused(cuda, cuda->driver.event_create(&sample->to, CUDA_EVENT_PLAIN), "cuEventCreate");
 	for (int32_t i = 1; i < context->size && status == LSHARD_OK; i++)
-		status = check_pull(cuda, sample, (context->rank + i) % context->size);
+		status = check_fetch(cuda, sample, (context->rank + i) % context->size);
 	return status;
 }
 
@@ -258,8 +258,8 @@ static lshard_status agree(struct cuda *cuda, int step, lshard_status status, do
 	return status;
 }
 
-/* The way of sharing that is set now. @p mine: this rank's slowest pull, @p all: the slowest of all ranks. */
-static lshard_status check_way(struct cuda *cuda, struct pull *mine, double *all)
+/* The way of sharing that is set now. @p mine: this rank's slowest fetch, @p all: the slowest of all ranks. */
+static lshard_status check_way(struct cuda *cuda, struct link_speed *mine, double *all)
 {
 	struct sample sample = {.store = NULL};
 	lshard_status status = agree(cuda, 11, plan_sample(cuda, &sample), NULL);
@@ -269,7 +269,7 @@ static lshard_status check_way(struct cuda *cuda, struct pull *mine, double *all
 	if (status == LSHARD_OK)
 		status = agree(cuda, 12, show(cuda, &sample), NULL);
 	if (status == LSHARD_OK) {
-		status = check_pulls(cuda, &sample);
+		status = check_fetches(cuda, &sample);
 		*all = sample.slowest.gigabytes;
 		status = agree(cuda, 13, status, all);
 	}
@@ -279,15 +279,15 @@ static lshard_status check_way(struct cuda *cuda, struct pull *mine, double *all
 }
 
 /* A failure of the other way is no failure of the group's: the first way works, if slowly. */
-static lshard_status try_legacy(struct cuda *cuda, struct pull *mine, double *all)
+static lshard_status try_legacy(struct cuda *cuda, struct link_speed *mine, double *all)
 {
 	const lshard_context *context = cuda->base.context;
-	struct pull pull = {0, 0};
+	struct link_speed fetch = {0, 0};
 	double slowest = 0;
 	lshard_status status;
 
 	cuda_shard_by(cuda, 0);
-	status = check_way(cuda, &pull, &slowest);
+	status = check_way(cuda, &fetch, &slowest);
 	if (status == LSHARD_ERR_ABORTED || status == LSHARD_ERR_PEER_FAILED || status == LSHARD_ERR_TIMEOUT)
 		return status;
 	if (status != LSHARD_OK || slowest <= *all) {
@@ -297,35 +297,35 @@ static lshard_status try_legacy(struct cuda *cuda, struct pull *mine, double *al
 	if (context->rank == 0)
 		context->log(
 			context, LSHARD_LOG_WARN,
-			"the slowest pull is %.1f GB/s by descriptors and %.1f GB/s by legacy handles: all use legacy "
+			"the slowest fetch is %.1f GB/s by descriptors and %.1f GB/s by legacy handles: all use legacy "
 			"handles",
 			*all, slowest);
-	*mine = pull;
+	*mine = fetch;
 	*all = slowest;
 	return LSHARD_OK;
 }
 
-static void warn(const struct cuda *cuda, const struct pull *pull)
+static void warn(const struct cuda *cuda, const struct link_speed *fetch)
 {
 	const lshard_context *context = cuda->base.context;
 	const struct cuda_record *mine = &cuda->records[context->rank];
-	const struct cuda_record *other = &cuda->records[pull->rank];
+	const struct cuda_record *other = &cuda->records[fetch->rank];
 
-	if (pull->gigabytes < cuda->options.floor)
+	if (fetch->gigabytes < cuda->options.floor)
 		context->log(
 			context, LSHARD_LOG_WARN,
-			"rank %d (%s, %s) pulls from rank %d (%s, %s) at %.1f GB/s: the copies seem to go through "
+			"rank %d (%s, %s) fetches from rank %d (%s, %s) at %.1f GB/s: the copies seem to go through "
 			"the host. `nvidia-smi topo -p2p r` says whether these devices reach each other; in a "
 			"virtual machine or container all GPUs of the host's NVLink must be passed on, and an IOMMU "
 			"in the way switched off. floor=0 silences this",
-			(int)context->rank, mine->name, mine->bus, (int)pull->rank, other->name, other->bus,
-			pull->gigabytes);
+			(int)context->rank, mine->name, mine->bus, (int)fetch->rank, other->name, other->bus,
+			fetch->gigabytes);
 }
 
 lshard_status cuda_check_links(struct cuda *cuda)
 {
 	const struct cuda_scope scope = cuda_enter(cuda);
-	struct pull mine = {0, 0};
+	struct link_speed mine = {0, 0};
 	double all = 0;
 	lshard_status status = check_way(cuda, &mine, &all);
 
@@ -333,7 +333,7 @@ lshard_status cuda_check_links(struct cuda *cuda)
 		status = try_legacy(cuda, &mine, &all);
 	if (status == LSHARD_OK && all < cuda->options.floor) {
 		warn(cuda, &mine);
-		snprintf(cuda->remark, sizeof cuda->remark, "slow: a pull goes at %.1f GB/s", all);
+		snprintf(cuda->remark, sizeof cuda->remark, "slow: a fetch goes at %.1f GB/s", all);
 		cuda->ops.summary = cuda->remark;
 	}
 	cuda_leave(cuda, scope);

@@ -333,7 +333,7 @@ static lshard_status take_others(struct agreement_opening *together, uint64_t ro
 	struct opening *opening = (struct opening *)together;
 	const lshard_status status = open_others(opening, round);
 
-	return status == LSHARD_OK ? cuda_pulls_open(opening->store, opening->error) : status;
+	return status == LSHARD_OK ? cuda_fetches_open(opening->store, opening->error) : status;
 }
 
 static struct cuda_store *allocate_store(struct cuda *cuda, const lshard_store_plan *plan)

@@ -3,8 +3,8 @@
  * cuda_stream.c - copies in stream order: what comes before them, what they come before, also inside captures.
  * Knows cells, streams and events; knows nothing of whose turn a window is.
  *
- * A store's copies (cuda_pull.c) are issued by the rank that needs the bytes, on a stream of its own device: nothing of
- * the source takes part. Outside captures one stream copies, each cell has an event after its last copy and one for
+ * A store's copies (cuda_fetch.c) are issued by the rank that needs the bytes, on a stream of its own device: nothing
+ * of the source takes part. Outside captures one stream copies, each cell has an event after its last copy and one for
  * each stream that has read it. Inside a capture another stream does, drawn into the capture by an event of the
  * caller's stream and led back by join. The two sets of events are never mixed, so a capture that is thrown away leaves
  * nothing behind that anyone would look at.
@@ -113,7 +113,7 @@ void cuda_streams_close(struct cuda_store *store)
 	struct cuda *cuda = cuda_of(&store->base);
 	const lshard_context *context = cuda->base.context;
 
-	cuda_pulls_close(store);
+	cuda_fetches_close(store);
 	if (!context->forked(context))
 		destroy_streams(store);
 	if (store->events)
@@ -263,7 +263,7 @@ static cuda_result fetch_eager(struct cuda_store *store, uint32_t position, uint
 	if (result != CUDA_OK)
 		return result;
 	cell->n_used = 0;
-	result = cuda_pull(store, position, number);
+	result = cuda_enqueue_fetch(store, position, number);
 	if (result == CUDA_OK)
 		result = driver->event_record(cell->ready, store->copies);
 	cell->fetched |= result == CUDA_OK;

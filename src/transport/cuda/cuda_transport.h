@@ -2,7 +2,7 @@
  *
  * cuda_transport.h - what the files of the cuda transport share. Each calls those before it, and none after it:
  * cuda_device.c (this rank's device), cuda_memory.c (ranges of device memory), cuda_layers.c (layers put together by
- * mapping), cuda_pull.c (what is copied for a layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream
+ * mapping), cuda_fetch.c (what is copied for a layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream
  * order), cuda_caller.c (shards and windows in the caller's memory), cuda_store.c (a series' memory), cuda_link.c (how
  * memory is shared; is every peer's read right and fast?) and cuda.c (table, a group's life). mesh.h, control.h and
  * agreement.h connect the ranks.
@@ -35,8 +35,8 @@ struct cuda_record {
 struct cuda_options {
 	int copy;     /* windows and copies also between ranks on one device */
 	int ipc;      /* legacy handles instead of descriptors */
-	double floor; /* GB/s of a pull, below which another way is tried, and it is said */
-	double pace;  /* GB/s of this rank's pulls at most; 0: any */
+	double floor; /* GB/s of a fetch, below which another way is tried, and it is said */
+	double pace;  /* GB/s of this rank's fetches at most; 0: any */
 };
 
 struct cuda {
@@ -53,9 +53,9 @@ struct cuda {
 	struct cuda_record *records;    /* [size] */
 	struct cuda_borrowed *borrowed; /* the caller's shards that are not given back yet */
 	pthread_mutex_t borrowed_lock;
-	struct cuda_pace *pace; /* of all this rank's pulls, or NULL */
+	struct cuda_pace *pace; /* of all this rank's fetches, or NULL */
 	int virtual_memory;     /* all ranks have it; else legacy handles */
-	char remark[48];        /* for the group's description, when its pulls are slow */
+	char remark[48];        /* for the group's description, when its fetches are slow */
 	uint64_t granule;       /* of physical memory */
 	int retained;           /* context */
 	int unsettled;          /* a store was closed while something may still run */
@@ -115,7 +115,7 @@ struct cuda_cell {
 
 struct cuda_store {
 	lshard_store base;
-	struct cuda_pulls *pulls;
+	struct cuda_fetches *fetches;
 	int unsettled; /* closed while something may still run */
 	cuda_stream copies;
 	cuda_stream captured_copies; /* is in a capture of the caller's from its first copy to its join */
@@ -207,7 +207,7 @@ void cuda_layers_release(struct cuda_store *store);
 void cuda_layers_unmap(struct cuda_store *store);
 
 /*
- * Where the layer at @p position begins when it is brought into @p cell. Each position may have an address of its own:
+ * Where the layer at @p position begins when it is fetched into @p cell. Each position may have an address of its own:
  * a fetch must not count cells from the windows' address.
  */
 cuda_address cuda_cell_address(const struct cuda_store *store, uint32_t cell, uint32_t position);
@@ -227,13 +227,13 @@ void cuda_borrowed_settle(struct cuda *cuda);
 /* The transport ends: what others still read is not given back. */
 void cuda_borrowed_close(struct cuda *cuda);
 
-/* ---- cuda_pull.c ---- */
+/* ---- cuda_fetch.c ---- */
 
 /* What is copied for each layer. Shards and cells have their addresses. */
-lshard_status cuda_pulls_open(struct cuda_store *store, lshard_error *error);
-void cuda_pulls_close(struct cuda_store *store);
-/* Outside captures: enqueue what brings the layer at @p position into @p cell on the store's stream of copies. */
-cuda_result cuda_pull(struct cuda_store *store, uint32_t position, uint32_t cell);
+lshard_status cuda_fetches_open(struct cuda_store *store, lshard_error *error);
+void cuda_fetches_close(struct cuda_store *store);
+/* Outside captures: enqueue the copies of the layer at @p position into @p cell on the store's stream of copies. */
+cuda_result cuda_enqueue_fetch(struct cuda_store *store, uint32_t position, uint32_t cell);
 /* The same copies one by one, to any address, on any stream; also in captures. */
 cuda_result cuda_copy_layer(struct cuda_store *store, cuda_stream stream, uint32_t position, cuda_address to,
 			    int paced);
@@ -275,7 +275,7 @@ lshard_status cuda_copy_cell(lshard_store *store, uint32_t to, uint32_t from, vo
 void cuda_shard_by(struct cuda *cuda, int descriptors);
 /* How memory is shared, in words. */
 const char *cuda_way(const struct cuda *cuda);
-/* Pull known bytes from every peer, check and time them; settle on how memory is shared. Collective. */
+/* Fetch known bytes from every peer, check and time them; settle on how memory is shared. Collective. */
 lshard_status cuda_check_links(struct cuda *cuda);
 
 #endif

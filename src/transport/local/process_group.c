@@ -233,7 +233,7 @@ static bool offers_differ(const struct lshard__process_group *group, int32_t *on
 	return false;
 }
 
-/* Into the buffers of a blocked member: what every other one brought. */
+/* Into the buffers of a blocked member: what every other one gave. */
 static void serve(struct lshard__process_group *group, struct member *member)
 {
 	for (int32_t rank = 0; rank < group->size; rank++) {

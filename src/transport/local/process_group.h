@@ -29,7 +29,7 @@ void lshard__process_group_drop(struct lshard__process_group *group);
 /* This rank is gone for the others, and all its calls return ABORTED. Any thread. */
 void lshard__process_group_abort(struct lshard__process_group *group, int32_t rank);
 
-/* What one rank brings to an exchange, as lshard_transport_ops.exchange says. Ranks with another kind or size:
+/* What one rank gives to an exchange, as lshard_transport_ops.exchange says. Ranks with another kind or size:
  * OUT_OF_STEP for all. */
 struct lshard__process_group_offer {
 	uint32_t kind;

@@ -2,7 +2,7 @@
  *
  * shm.c - the transport between processes of a host. Its table, and a group's life.
  *
- * By default nothing moves: every rank computes from the pages of the rank that loaded them. As "shm:copy" it brings
+ * By default nothing moves: every rank computes from the pages of the rank that loaded them. As "shm:copy" it fetches
  * layers into windows by a thread of its own, for machines where memory is nearer to some processors than to others.
  */
 #include "shm.h"
@@ -144,7 +144,7 @@ const lshard_transport_ops lshard__shm = {
 	.abi = LSHARD_TRANSPORT_ABI,
 	.name = "shm",
 	.summary = "processes of a host share pages and copy nothing, unless stripes are not whole pages; shm:copy "
-		   "brings layers into windows",
+		   "fetches layers into windows",
 	.capabilities = LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES,
 	.granule_bytes = 4096, /* of most machines; a group's own table has the machine's */
 	.available = shm_available,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm_copy.c - the copying mode: a thread brings layers from the others' pages into this rank's cells.
+ * shm_copy.c - the copying mode: a thread fetches layers from the others' pages into this rank's cells.
  * Knows requests and pieces; maps nothing and talks to nobody.
  *
  * A request belongs to a cell and is queued again by every fetch into it. The thread notes the generation it copies;

@@ -3,7 +3,7 @@
  * throttle.c - `throttle=BYTES_PER_S`: gives this rank's incoming link a bandwidth, so that a machine without a network
  * can show what one costs. Transfers are served one after the other in the order of their fetches; each takes bytes /
  * bandwidth, from the fetch (on collective transports: from when all ranks had asked for it) or from when the link is
- * free. The bytes themselves are the inner transport's; wait() only does not return before the link would have brought
+ * free. The bytes themselves are the inner transport's; wait() only does not return before the link would have carried
  * them. Reads, which happen outside passes, are not slowed down. Host memory only.
  */
 #include "clock.h"
@@ -137,7 +137,7 @@ static void rest_until(struct throttle *link, uint64_t now_ns, uint64_t at_ns)
 	pthread_mutex_lock(&link->lock);
 }
 
-/* Sleep until the link has brought @p transfer; a transfer dropped by another series may make that sooner. */
+/* Sleep until the link has carried @p transfer; a transfer dropped by another series may make that sooner. */
 static lshard_status sleep_through(struct throttle *link, const struct transfer *transfer, uint64_t deadline_ns)
 {
 	for (;;) {
@@ -423,7 +423,7 @@ static lshard_status tell(const struct throttle *link, const struct transfer *tr
 				   (int)context->rank);
 	if (status == LSHARD_ERR_TIMEOUT)
 		return lshard_fail(&transfer->store->error, status,
-				   "rank %d waited %u ms for its throttled link, which has more to bring than that",
+				   "rank %d waited %u ms for its throttled link, which has more to carry than that",
 				   (int)context->rank, (unsigned)context->timeout_ms);
 	return status;
 }

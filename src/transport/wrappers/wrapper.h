@@ -50,7 +50,7 @@ lshard_status lshard__wrapper_join(lshard_store *store, void *stream);
 lshard_status lshard__wrapper_drain(lshard_store *store);
 lshard_status lshard__wrapper_read(lshard_store *store, uint32_t position, void *destination);
 
-/* Bytes that come from other ranks when the layer at @p position is brought. */
+/* Bytes that come from other ranks when the layer at @p position is fetched. */
 uint64_t lshard__wrapper_bytes_in(const lshard_store *store, uint32_t position);
 
 #endif

@@ -22,10 +22,10 @@ struct sim_stream;
 struct sim_graph;
 
 /* The flavours of the transport, for lshard_group_options.custom_transport. */
-extern const lshard_transport_ops sim_pull;          /* one-sided, streams, capture */
-extern const lshard_transport_ops sim_lockstep;      /* collective, streams, capture */
-extern const lshard_transport_ops sim_host_pull;     /* one-sided, host memory */
-extern const lshard_transport_ops sim_host_lockstep; /* collective, host memory */
+extern const lshard_transport_ops sim_one_sided;      /* one-sided, streams, capture */
+extern const lshard_transport_ops sim_lockstep;       /* collective, streams, capture */
+extern const lshard_transport_ops sim_host_one_sided; /* one-sided, host memory */
+extern const lshard_transport_ops sim_host_lockstep;  /* collective, host memory */
 
 /* What runs first where there is a choice. */
 enum sim_policy { SIM_UNIFORM, SIM_COPIES_LATE, SIM_COPIES_EARLY, SIM_KERNELS_LATE, SIM_POLICIES };

@@ -241,7 +241,7 @@ static uint64_t capture_of(const struct sim_store *store, void *stream)
 	return s->capture ? s->capture->id : 0;
 }
 
-/* Pull the copy stream into the capture at its beginning. */
+/* Draw the copy stream into the capture at its beginning. */
 static void fork_capture(struct sim_store *store, void *stream)
 {
 	uint64_t id = capture_of(store, stream);
@@ -609,9 +609,9 @@ static lshard_status read_layer(lshard_store *base, uint32_t position, void *des
 		return open_as(&flavour, context, out, error);                                                         \
 	}
 
-SIM_OPEN(sim_pull)
+SIM_OPEN(sim_one_sided)
 SIM_OPEN(sim_lockstep)
-SIM_OPEN(sim_host_pull)
+SIM_OPEN(sim_host_one_sided)
 SIM_OPEN(sim_host_lockstep)
 
 #define SIM_TABLE(flavour, text, caps)                                                                                 \
@@ -639,10 +639,11 @@ SIM_OPEN(sim_host_lockstep)
 	 .read = read_layer,                                                                                           \
 	 .copy_cell = copy_cell}
 
-const lshard_transport_ops sim_pull = SIM_TABLE(sim_pull, "simulated devices that pull",
-						LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_OUTLIVES);
+const lshard_transport_ops sim_one_sided = SIM_TABLE(sim_one_sided, "simulated devices that fetch",
+						     LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_OUTLIVES);
 const lshard_transport_ops sim_lockstep = SIM_TABLE(sim_lockstep, "simulated devices in lockstep",
 						    LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_COLLECTIVE);
-const lshard_transport_ops sim_host_pull = SIM_TABLE(sim_host_pull, "simulated hosts that pull", LSHARD_CAP_OUTLIVES);
+const lshard_transport_ops sim_host_one_sided =
+	SIM_TABLE(sim_host_one_sided, "simulated hosts that fetch", LSHARD_CAP_OUTLIVES);
 const lshard_transport_ops sim_host_lockstep =
 	SIM_TABLE(sim_host_lockstep, "simulated hosts in lockstep", LSHARD_CAP_COLLECTIVE);

@@ -21,8 +21,10 @@ struct call {
 };
 
 static const int64_t defaults[STUB_SETTINGS] = {
-	[STUB_VERSION] = 13000, [STUB_DEVICES] = 8,     [STUB_VIRTUAL_MEMORY] = 1,     [STUB_DESCRIPTORS] = 1,
-	[STUB_READ_ONLY] = 1,   [STUB_PULL_NS] = 50000, [STUB_LEGACY_PULL_NS] = 50000, [STUB_MEMORY_BYTES] = 1024 << 20,
+	[STUB_VERSION] = 13000,         [STUB_DEVICES] = 8,
+	[STUB_VIRTUAL_MEMORY] = 1,      [STUB_DESCRIPTORS] = 1,
+	[STUB_READ_ONLY] = 1,           [STUB_FETCH_NS] = 50000,
+	[STUB_LEGACY_FETCH_NS] = 50000, [STUB_MEMORY_BYTES] = 1024 << 20,
 };
 
 static struct world {

@@ -22,14 +22,14 @@ enum stub_setting {
 	STUB_ONE_DEVICE,     /* 1: all device numbers are one physical device */
 	STUB_VIRTUAL_MEMORY, /* attributes; 1 */
 	STUB_DESCRIPTORS,
-	STUB_READ_ONLY,      /* 1: read-only access is granted */
-	STUB_MEMORY_BYTES,   /* of a device, as far as this process sees; 1 GiB */
-	STUB_PULL_NS,        /* what any two timed events are apart; 50000 */
-	STUB_LEGACY_PULL_NS, /* the same after a copy from a peer's legacy allocation; 50000 */
-	STUB_LATE,           /* not 0: seed; work runs only when somebody asks for its end */
-	STUB_STUCK,          /* 1: no work ends */
-	STUB_GARBLE,         /* 1: copies between devices change their first byte */
-	STUB_CROOKED,        /* bytes by which allocations lie beside where they should */
+	STUB_READ_ONLY,       /* 1: read-only access is granted */
+	STUB_MEMORY_BYTES,    /* of a device, as far as this process sees; 1 GiB */
+	STUB_FETCH_NS,        /* what any two timed events are apart; 50000 */
+	STUB_LEGACY_FETCH_NS, /* the same after a copy from a peer's legacy allocation; 50000 */
+	STUB_LATE,            /* not 0: seed; work runs only when somebody asks for its end */
+	STUB_STUCK,           /* 1: no work ends */
+	STUB_GARBLE,          /* 1: copies between devices change their first byte */
+	STUB_CROOKED,         /* bytes by which allocations lie beside where they should */
 	STUB_SETTINGS
 };
 

@@ -496,7 +496,7 @@ cuda_result cuEventElapsedTime(float *milliseconds, cuda_event from, cuda_event 
 	STUB_ENTER();
 	if ((from->flags | to->flags) & CUDA_EVENT_WITHOUT_TIME)
 		return stub_leave(STUB_INVALID_HANDLE);
-	*milliseconds = (float)stub_setting(from_legacy ? STUB_LEGACY_PULL_NS : STUB_PULL_NS) / 1e6f;
+	*milliseconds = (float)stub_setting(from_legacy ? STUB_LEGACY_FETCH_NS : STUB_FETCH_NS) / 1e6f;
 	return stub_leave(CUDA_OK);
 }
 

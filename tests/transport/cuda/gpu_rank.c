@@ -191,7 +191,7 @@ uint64_t gpu_differences(struct rank *rank)
 static void print_line(void *user, lshard_log_level level, const char *text)
 {
 	(void)user;
-	if (level <= LSHARD_LOG_WARN || strstr(text, "pulls from") || strstr(text, "stored here"))
+	if (level <= LSHARD_LOG_WARN || strstr(text, "fetches from") || strstr(text, "stored here"))
 		printf("  %s\n", text);
 }
 

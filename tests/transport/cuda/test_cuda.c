@@ -405,7 +405,7 @@ static void legacy_handles_need_processes(void **state)
 
 static void slow_links_and_fallbacks_are_told(void **state)
 {
-	struct refusal slow = {{.spec = "cuda:ipc+floor=35"},  STUB_LEGACY_PULL_NS, 500000, -1, LSHARD_OK,
+	struct refusal slow = {{.spec = "cuda:ipc+floor=35"},  STUB_LEGACY_FETCH_NS, 500000, -1, LSHARD_OK,
 			       "at 33.6 GB/s: the copies seem"};
 	struct refusal legacy = {{.spec = "cuda"}, STUB_DESCRIPTORS, 0, 1, LSHARD_OK, "all use legacy handles"};
 

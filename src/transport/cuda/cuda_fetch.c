@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cuda_pull.c - which copies bring a layer, in which order, and how they are enqueued. Knows pieces, shards and cells;
- * knows nothing of what comes before or after them on a stream.
+ * cuda_fetch.c - which copies make up a fetch, in which order, and how they are enqueued. Knows pieces, shards and
+ * cells; knows nothing of what comes before or after them on a stream.
  *
  * A layer from one source is one copy: the fewer, the faster. From several, each reader begins with another source and
  * takes slices of all in turn, so that a source is asked by few at once and none waits for the one that all ask.
@@ -22,7 +22,7 @@ struct cuda_slice {
 	struct cuda_charge charge; /* bytes 0: free */
 };
 
-struct cuda_pulls {
+struct cuda_fetches {
 	struct cuda_slice *slices;
 	uint32_t *first_slice;   /* [layers + 1] */
 	cuda_graph_exec *graphs; /* [layers], NULL: enqueue the copies */
@@ -143,19 +143,19 @@ static uint32_t cut_layer(const struct cuda_store *store, uint32_t position, str
 	return count;
 }
 
-static lshard_status cut_layers(struct cuda_store *store, struct cuda_pulls *pulls, struct cursor *cursors)
+static lshard_status cut_layers(struct cuda_store *store, struct cuda_fetches *fetches, struct cursor *cursors)
 {
 	const lshard_context *context = cuda_of(store)->base.context;
 	const uint32_t layers = store->base.plan->layers;
 
 	for (uint32_t position = 0; position < layers; position++)
-		pulls->first_slice[position + 1] =
-			pulls->first_slice[position] + cut_layer(store, position, cursors, NULL);
-	pulls->slices = context->allocate(context, (size_t)pulls->first_slice[layers] * sizeof *pulls->slices);
-	if (!pulls->slices)
+		fetches->first_slice[position + 1] =
+			fetches->first_slice[position] + cut_layer(store, position, cursors, NULL);
+	fetches->slices = context->allocate(context, (size_t)fetches->first_slice[layers] * sizeof *fetches->slices);
+	if (!fetches->slices)
 		return LSHARD_ERR_NO_MEMORY;
 	for (uint32_t position = 0; position < layers; position++)
-		cut_layer(store, position, cursors, &pulls->slices[pulls->first_slice[position]]);
+		cut_layer(store, position, cursors, &fetches->slices[fetches->first_slice[position]]);
 	return LSHARD_OK;
 }
 
@@ -196,12 +196,12 @@ static cuda_result copy_slice(struct cuda_store *store, cuda_stream stream, cons
 cuda_result cuda_copy_layer(struct cuda_store *store, cuda_stream stream, uint32_t position, cuda_address to, int paced)
 {
 	const struct cuda_driver *driver = &cuda_of(store)->driver;
-	const struct cuda_pulls *pulls = store->pulls;
-	const uint32_t end = pulls->first_slice[position + 1];
+	const struct cuda_fetches *fetches = store->fetches;
+	const uint32_t end = fetches->first_slice[position + 1];
 	cuda_result result = CUDA_OK;
 
-	for (uint32_t i = pulls->first_slice[position]; i < end && result == CUDA_OK; i++) {
-		struct cuda_slice *slice = &pulls->slices[i];
+	for (uint32_t i = fetches->first_slice[position]; i < end && result == CUDA_OK; i++) {
+		struct cuda_slice *slice = &fetches->slices[i];
 		const lshard_piece *piece = &store->base.plan->pieces[slice->piece];
 
 		if (cuda_in_place(store, piece, to))
@@ -222,7 +222,7 @@ static int comes_into_window(const lshard_store_plan *plan, uint32_t position)
 	return plan->cell_of && plan->cell_of[position] < plan->windows;
 }
 
-static cuda_result record_pull(struct cuda_store *store, uint32_t position, cuda_graph_exec *exec)
+static cuda_result record_fetch(struct cuda_store *store, uint32_t position, cuda_graph_exec *exec)
 {
 	const struct cuda_driver *driver = &cuda_of(store)->driver;
 	const cuda_address to = cuda_cell_address(store, store->base.plan->cell_of[position], position);
@@ -243,7 +243,7 @@ static cuda_result record_pull(struct cuda_store *store, uint32_t position, cuda
 	return result == CUDA_OK ? driver->graph_upload(*exec, store->copies) : result;
 }
 
-static void record_pulls(struct cuda_store *store)
+static void record_fetches(struct cuda_store *store)
 {
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_context *context = cuda_of(store)->base.context;
@@ -252,7 +252,7 @@ static void record_pulls(struct cuda_store *store)
 
 	for (uint32_t position = 0; position < plan->layers && result == CUDA_OK; position++)
 		if (comes_into_window(plan, position))
-			result = record_pull(store, position, &store->pulls->graphs[position]);
+			result = record_fetch(store, position, &store->fetches->graphs[position]);
 	if (result == CUDA_OK)
 		return;
 	cuda_failed(&cuda_of(store)->driver, &error, result, "recording a copy");
@@ -261,9 +261,9 @@ static void record_pulls(struct cuda_store *store)
 		     (int)context->rank, plan->name, error.text);
 }
 
-cuda_result cuda_pull(struct cuda_store *store, uint32_t position, uint32_t cell)
+cuda_result cuda_enqueue_fetch(struct cuda_store *store, uint32_t position, uint32_t cell)
 {
-	const cuda_graph_exec exec = store->pulls->graphs[position];
+	const cuda_graph_exec exec = store->fetches->graphs[position];
 
 	if (exec && cell == store->base.plan->cell_of[position])
 		return cuda_of(store)->driver.graph_launch(exec, store->copies);
@@ -272,47 +272,47 @@ cuda_result cuda_pull(struct cuda_store *store, uint32_t position, uint32_t cell
 
 /* ---- opening and closing ---- */
 
-lshard_status cuda_pulls_open(struct cuda_store *store, lshard_error *error)
+lshard_status cuda_fetches_open(struct cuda_store *store, lshard_error *error)
 {
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_context *context = cuda_of(store)->base.context;
 	struct cursor *cursors = context->allocate(context, (size_t)context->size * sizeof *cursors);
-	struct cuda_pulls *pulls = context->allocate(context, sizeof *pulls);
+	struct cuda_fetches *fetches = context->allocate(context, sizeof *fetches);
 	lshard_status status = LSHARD_ERR_NO_MEMORY;
 
-	store->pulls = pulls;
-	if (pulls) {
-		pulls->first_slice = context->allocate(context, ((size_t)plan->layers + 1) * sizeof(uint32_t));
-		pulls->graphs = context->allocate(context, plan->layers * sizeof *pulls->graphs);
-		if (cursors && pulls->first_slice && pulls->graphs)
-			status = cut_layers(store, pulls, cursors);
+	store->fetches = fetches;
+	if (fetches) {
+		fetches->first_slice = context->allocate(context, ((size_t)plan->layers + 1) * sizeof(uint32_t));
+		fetches->graphs = context->allocate(context, plan->layers * sizeof *fetches->graphs);
+		if (cursors && fetches->first_slice && fetches->graphs)
+			status = cut_layers(store, fetches, cursors);
 	}
 	if (cursors)
 		context->release(context, cursors);
 	if (status != LSHARD_OK)
 		return lshard_fail(error, status, "series '%s': no memory for the copies of %u layers", plan->name,
 				   (unsigned)plan->layers);
-	record_pulls(store);
+	record_fetches(store);
 	return LSHARD_OK;
 }
 
-void cuda_pulls_close(struct cuda_store *store)
+void cuda_fetches_close(struct cuda_store *store)
 {
 	const lshard_context *context = cuda_of(store)->base.context;
 	const lshard_store_plan *plan = store->base.plan;
-	struct cuda_pulls *pulls = store->pulls;
+	struct cuda_fetches *fetches = store->fetches;
 
-	if (!pulls)
+	if (!fetches)
 		return;
-	for (uint32_t i = 0; pulls->graphs && i < plan->layers; i++)
-		if (pulls->graphs[i] && !context->forked(context))
-			cuda_of(store)->driver.graph_exec_destroy(pulls->graphs[i]);
-	if (pulls->graphs)
-		context->release(context, pulls->graphs);
-	if (pulls->slices && !(store->unsettled && cuda_of(store)->pace)) /* a charge may still be made */
-		context->release(context, pulls->slices);
-	if (pulls->first_slice)
-		context->release(context, pulls->first_slice);
-	context->release(context, pulls);
-	store->pulls = NULL;
+	for (uint32_t i = 0; fetches->graphs && i < plan->layers; i++)
+		if (fetches->graphs[i] && !context->forked(context))
+			cuda_of(store)->driver.graph_exec_destroy(fetches->graphs[i]);
+	if (fetches->graphs)
+		context->release(context, fetches->graphs);
+	if (fetches->slices && !(store->unsettled && cuda_of(store)->pace)) /* a charge may still be made */
+		context->release(context, fetches->slices);
+	if (fetches->first_slice)
+		context->release(context, fetches->first_slice);
+	context->release(context, fetches);
+	store->fetches = NULL;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_cuda_pull.c - how the cuda transport's copies are made, over a stand-in for the driver: how many calls they
+ * test_cuda_fetch.c - how the cuda transport's copies are made, over a stand-in for the driver: how many calls they
  * take, how they are cut and paced, and which way of sharing memory is taken where one is slow.
  */
 #include "cuda_ranks.h"
@@ -610,7 +610,7 @@ struct ways {
 	struct setting setting;
 	int64_t descriptors_ns;
 	int64_t legacy_ns;
-	int slow_rank;         /* whose pulls are; -1: all ranks' */
+	int slow_rank;         /* whose fetches are; -1: all ranks' */
 	const char *refused;   /* a call of rank 1 that fails when the other way is tried, or NULL */
 	const char *said;      /* by rank 0 */
 	const char *transport; /* in the group's description */
@@ -624,8 +624,8 @@ static int takes_the_faster_way(const struct member *member)
 
 	cuda_set_stub(member, &ways->setting);
 	if (ways->slow_rank < 0 || ways->slow_rank == member->rank) {
-		stub_cuda_set(STUB_PULL_NS, ways->descriptors_ns);
-		stub_cuda_set(STUB_LEGACY_PULL_NS, ways->legacy_ns);
+		stub_cuda_set(STUB_FETCH_NS, ways->descriptors_ns);
+		stub_cuda_set(STUB_LEGACY_FETCH_NS, ways->legacy_ns);
 	}
 	if (ways->refused && member->rank == 1)
 		stub_cuda_fail(ways->refused, 1, CUDA_UNSUPPORTED);
@@ -649,7 +649,7 @@ failed:
 static void the_faster_way_of_sharing_is_taken_by_all(void **state)
 {
 	static const char warning[] = "at 3.4 GB/s: the copies seem to go through the host";
-	static const char slow[] = "cuda (as asked; slow: a pull goes at 3.4 GB/s)";
+	static const char slow[] = "cuda (as asked; slow: a fetch goes at 3.4 GB/s)";
 	struct ways ways[] = {
 		{{.spec = "cuda"}, 50000, 5000, -1, NULL, NULL, "cuda (as asked)", 0},
 		{{.spec = "cuda"}, 5000000, 50000, -1, NULL, "all use legacy handles", "cuda (as asked)", 1},
@@ -683,7 +683,7 @@ int main(int count, char **arguments)
 	};
 
 	if (count != 2) {
-		fprintf(stderr, "usage: test_cuda_pull PATH-OF-THE-STUB\n");
+		fprintf(stderr, "usage: test_cuda_fetch PATH-OF-THE-STUB\n");
 		return 2;
 	}
 	setenv("LAYERSHARD_CUDA_SO_PATH", arguments[1], 1);
