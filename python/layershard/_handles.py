@@ -71,7 +71,8 @@ class GroupHandle:
         if self._process != os.getpid():
             return call()  # refused; a thread that is not here may hold the lock
         if self._caller == threading.get_ident():
-            raise WrongState("a callback made a collective call of the group that called it", rank=self.rank)
+            text = "a callback made a collective call of the group that called it: make the call outside of callbacks"
+            raise WrongState(text, rank=self.rank)
         try:
             with self._one_call:
                 self._caller = threading.get_ident()

@@ -57,7 +57,7 @@ os.register_at_fork(after_in_child=_forget_watch)  # the thread is the parent's
 
 
 def interruptible(function: Callable[..., int], abort: Callable[[], None]) -> Callable[..., int]:
-    """The function, which `abort` makes return, with Ctrl-C in reach."""
+    """The function, which Ctrl-C ends: `abort` makes it return."""
     get_ident, set_wakeup_fd = threading.get_ident, signal.set_wakeup_fd
 
     def call(*arguments: object) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers: each rank's own, since forwards write to them, unless they are named. Who keeps weights in one hears so."""
+"""Buffers: each rank's own, since forwards write to them, unless they are named. Who has weights in one is told so."""
 
 import logging
 

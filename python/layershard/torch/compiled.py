@@ -21,7 +21,7 @@ from .refusals import Refused
 
 _log = logging.getLogger("layershard")
 
-_KEPT = (
+_OUTLIVES = (
     "{how} makes a program that would compute with whatever passes through a window: make it from a "
     "copy of the model before sharding (copy.deepcopy), or after detach(), which gives the whole weights back"
 )
@@ -47,20 +47,20 @@ def forget_compiled() -> bool:
 def refuse_exporting() -> None:
     """What is exported has weights and addresses of this process in it, and runs in another one."""
     if torch.compiler.is_exporting():
-        raise Refused(_KEPT.format(how="torch.export"))
+        raise Refused(_OUTLIVES.format(how="torch.export"))
 
 
 def refuse_scripting() -> nn.Module:
-    raise Refused(_KEPT.format(how="torch.jit.script"))
+    raise Refused(_OUTLIVES.format(how="torch.jit.script"))
 
 
 def refuse_tracing() -> None:
     """Where a module is run to be recorded, by something that does not record the calls of its hooks."""
     refuse_exporting()
     if torch._C._is_tracing():
-        raise Refused(_KEPT.format(how="torch.jit.trace"))
+        raise Refused(_OUTLIVES.format(how="torch.jit.trace"))
     if torch.fx._symbolic_trace.is_fx_symbolic_tracing():
-        raise Refused(_KEPT.format(how="torch.fx.symbolic_trace"))
+        raise Refused(_OUTLIVES.format(how="torch.fx.symbolic_trace"))
 
 
 def is_recording() -> bool:

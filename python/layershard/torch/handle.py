@@ -299,5 +299,5 @@ def of(model: nn.Module) -> Handle:
     if is_closed(inner):
         raise Refused(_GIVEN_UP)
     if handle is None:
-        raise Refused(f"this {type(inner).__name__} has not been sharded")
+        raise Refused(f"this {type(inner).__name__} has not been sharded: call layershard.torch.shard first")
     return handle

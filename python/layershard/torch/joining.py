@@ -25,7 +25,7 @@ from .distributed import collectives_for, failure_of, family
 from .layout import NAME_LIMIT
 from .refusals import Refused
 
-_LOOK_S = 0.001  # how often a wait for other ranks looks up, and hears Ctrl-C
+_LOOK_S = 0.001  # how often a wait for other ranks looks up, and Ctrl-C ends it
 _TEXT_BYTES = 512  # of what a rank gives the others to read when they join
 
 
@@ -120,7 +120,7 @@ def _never_free(pg: Any) -> None:
 
 
 def _finish(start: Callable[[], Any], pg: Any, timeout_ms: int | None) -> None:
-    """A collective. torch's own wait would not hear Ctrl-C, nor end before the process group's timeout."""
+    """A collective. torch's own wait would not end by Ctrl-C, nor before the process group's timeout."""
     begin, deadline = time.monotonic(), _deadline(timeout_ms)
     try:
         work = start()
@@ -176,7 +176,7 @@ def _texts(pg: Any, timeout_ms: int | None, mine: str) -> list[str]:
 
 
 def await_ranks(pg: Any, timeout_ms: int | None = None, refusal: str = "") -> None:
-    """Until all ranks of the process group are here, so that what torch waits for without hearing Ctrl-C is short.
+    """Until all ranks of the process group are here, so that what torch waits for, and Ctrl-C does not end, is short.
     Where one of them is here to say that it cannot take part, the others raise that."""
     for rank, text in enumerate(_texts(pg, timeout_ms, refusal)):
         if text and not refusal:

@@ -71,7 +71,8 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
     if device is None:
         device = next(iter(sorted(found, key=str)), torch.device("cpu"))
         if len(found) > 1:
-            raise Refused(f"the model is spread over {', '.join(sorted(map(str, found)))}: a rank has one device")
+            names = ", ".join(sorted(map(str, found)))
+            raise Refused(f"the model is spread over {names}: a rank has one device, move the model to it first")
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
