@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What a transport fills in. A transport moves bytes between ranks and lets ranks exchange records; it knows ranks,
- * cells and byte ranges. It never sees what a layer means, the ring's states or another series.
+ * buffers and byte ranges. It never sees what a layer means, the ring's states or another series.
  * docs/writing-a-transport.md is the guide.
  *
  * A transport is a const table of functions. open() makes an lshard_transport (one per group and rank), store_open()
  * makes an lshard_store (one per series and rank); both are the first member of the transport's own struct.
  *
  *   shard    the bytes this rank keeps for good and the others read
- *   cell     layer-sized memory of this rank for bytes that come from others: cells 0..windows-1 are what layers are
- *            fetched and copied into in passes, the residents follow
+ *   buffer   layer-sized memory of this rank for bytes that come from others: layers are fetched and copied into
+ *            buffers 0..windows-1 in passes, the residents follow
  *   position 0..layers-1: a layer's place in its series
  *
  * Unless a comment says otherwise: functions return an lshard_status and, on failure, have put a text into the `error`
@@ -36,7 +36,7 @@ typedef enum lshard_capability {
 		<< 3, /* ranks compute from each other's shards in place: peer() is there, windows are not used */
 	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shards and windows may come from lshard_memory_source */
 	LSHARD_CAP_OUTLIVES = 1 << 5,      /* a shard stays readable after its rank died or destroyed the series */
-	LSHARD_CAP_COMPOSES = 1 << 6       /* one-sided: cells are put together by mapping; copy() is there */
+	LSHARD_CAP_COMPOSES = 1 << 6       /* one-sided: buffers are put together by mapping; copy() is there */
 } lshard_capability;
 
 /** A text of bounded length; where errors are told. */
@@ -100,23 +100,23 @@ typedef struct lshard_piece {
 typedef struct lshard_store_plan {
 	const char *name; /* the series' name: mappings and messages carry it */
 	uint32_t layers;
-	uint64_t layer_bytes;           /* one cell */
+	uint64_t layer_bytes;           /* one buffer */
 	uint64_t shard_bytes;           /* this rank's own shard; 0 is allowed */
 	const uint64_t *shard_bytes_of; /* every rank's */
-	uint32_t cells;                 /* windows and residents of this rank; 0 is allowed */
+	uint32_t buffers;               /* windows and residents of this rank; 0 is allowed */
 	uint32_t windows;               /* the first of them */
 	int direct;                     /* 1: peer() will be asked for layers of direct() ranks */
 	/*
 	 * 1 (CAP_COMPOSES only): granular pieces that are this rank's own or a direct() rank's are found in place
-	 * in the cell of their layer and are never copied there. The pieces of all layers lie alike, and a cell is as
-	 * large as what is not found in place.
+	 * in the buffer of their layer and are never copied there. The pieces of all layers lie alike, and a buffer is
+	 * as large as what is not found in place.
 	 */
 	int composed;
 	const lshard_piece *pieces;
 	const uint32_t
-		*first_piece;    /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
-	const uint32_t *cell_of; /* [layers] where each layer comes, LSHARD_NO_CELL: nowhere; NULL: anywhere */
-	uint64_t alignment;      /* of the tensors in a layer: what memory_source is asked for */
+		*first_piece;      /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
+	const uint32_t *buffer_of; /* [layers] where each layer comes, LSHARD_NO_BUFFER: nowhere; NULL: anywhere */
+	uint64_t alignment;        /* of the tensors in a layer: what memory_source is asked for */
 	const lshard_memory_source *memory_source; /* the caller's (CAP_CALLER_MEMORY); NULL: none */
 } lshard_store_plan;
 
@@ -140,7 +140,7 @@ typedef struct lshard_transport_ops {
 	const char *name;
 	const char *summary; /* one line for `layershard info` */
 	uint32_t capabilities;
-	uint64_t granule_bytes; /* what shards, stripes and cells are rounded up to; a power of two */
+	uint64_t granule_bytes; /* what shards, stripes and buffers are rounded up to; a power of two */
 
 	/* 1 if this machine can do it; else 0 and why in @p error. Needs no group. */
 	int (*available)(lshard_error *error);
@@ -172,7 +172,7 @@ typedef struct lshard_transport_ops {
 	void (*abort)(lshard_transport *transport);
 
 	/*
-	 * Allocate this rank's shard and cells and get at the others' shards. Collective. plan->direct is only set if
+	 * Allocate this rank's shard and buffers and get at the others' shards. Collective. plan->direct is only set if
 	 * CAP_DIRECT. Text of a failure: transport->error.
 	 */
 	lshard_status (*store_open)(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
@@ -183,8 +183,8 @@ typedef struct lshard_transport_ops {
 	void (*store_close)(lshard_store *store);
 
 	/* Addresses, fixed for the life of the store. */
-	void *(*shard)(lshard_store *store);                                  /* NULL if shard_bytes is 0 */
-	void *(*cell)(lshard_store *store, uint32_t cell, uint32_t position); /* the layer as one range */
+	void *(*shard)(lshard_store *store);                                      /* NULL if shard_bytes is 0 */
+	void *(*buffer)(lshard_store *store, uint32_t buffer, uint32_t position); /* the layer as one range */
 	/*
 	 * CAP_DIRECT: the layer as one range, in place. CAP_COMPOSES: of layers that are one piece, also where copy()
 	 * can read them.
@@ -198,35 +198,36 @@ typedef struct lshard_transport_ops {
 	int (*direct)(lshard_transport *transport, int32_t rank);
 
 	/*
-	 * Start fetching the layer at @p position into @p cell. Never blocks on a peer. Fetches of a store happen in
-	 * order; one that has not begun when the next one for its cell comes is dropped. With streams, the copy waits
-	 * for all uses that were recorded of this cell.
-	 * @p cell: LSHARD_NO_CELL on collective transports where this rank only gives the layer. @p sequence:
+	 * Start fetching the layer at @p position into @p buffer. Never blocks on a peer. Fetches of a store happen in
+	 * order; one that has not begun when the next one for its buffer comes is dropped. With streams, the copy waits
+	 * for all uses that were recorded of this buffer.
+	 * @p buffer: LSHARD_NO_BUFFER on collective transports where this rank only gives the layer. @p sequence:
 	 * collective transports compare it and what is fetched between ranks; wait reports OUT_OF_STEP.
 	 */
-	lshard_status (*fetch)(lshard_store *store, uint32_t position, uint32_t cell, void *stream, uint64_t sequence);
+	lshard_status (*fetch)(lshard_store *store, uint32_t position, uint32_t buffer, void *stream,
+			       uint64_t sequence);
 
 	/*
-	 * The last fetch into @p cell is done (host memory: blocks at most timeout_ms), or will be before what follows
-	 * on @p stream. Returns OK at once where nothing was ever fetched, a wait for it was OK already, or drain
-	 * has dropped it. Inside a capture, fetches from before it are taken as done.
-	 * OK is said of bytes that are there: a fetch that failed fails every wait for it, until the next fetch into
-	 * the cell or drain, also where join, or a wait for another cell, has told of it before.
-	 * Collective transports: where it is OK, a wait for what was fetched earlier, into any store, blocks on no
-	 * peer. A wait that fails fills blocked_ns too; after TIMEOUT the transfer goes on and can be waited for again.
+	 * The last fetch into @p buffer is done (host memory: blocks at most timeout_ms), or will be before what
+	 * follows on @p stream. Returns OK at once where nothing was ever fetched, a wait for it was OK already, or
+	 * drain has dropped it. Inside a capture, fetches from before it are taken as done. OK is said of bytes that
+	 * are there: a fetch that failed fails every wait for it, until the next fetch into the buffer or drain, also
+	 * where join, or a wait for another buffer, has told of it before. Collective transports: where it is OK, a
+	 * wait for what was fetched earlier, into any store, blocks on no peer. A wait that fails fills blocked_ns too;
+	 * after TIMEOUT the transfer goes on and can be waited for again.
 	 */
-	lshard_status (*wait)(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
+	lshard_status (*wait)(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival);
 
 	/*
-	 * CAP_STREAMS: record an event: what @p stream was given so far may read @p cell, and the next fetch into it
-	 * waits for that. LSHARD_NO_CELL: it may read anything of this store; drain waits for that.
+	 * CAP_STREAMS: record an event: what @p stream was given so far may read @p buffer, and the next fetch into it
+	 * waits for that. LSHARD_NO_BUFFER: it may read anything of this store; drain waits for that.
 	 */
-	lshard_status (*record_use)(lshard_store *store, uint32_t cell, void *stream);
+	lshard_status (*record_use)(lshard_store *store, uint32_t buffer, void *stream);
 
 	/*
 	 * Order what follows on @p stream (host: this call) after everything in flight and after all recorded uses.
 	 * Ends this store's part in a capture. Fails where a fetch that nobody waited for fails, and leaves that to be
-	 * told by the wait for its cell too; after TIMEOUT transfers go on and can be waited for or joined again.
+	 * told by the wait for its buffer too; after TIMEOUT transfers go on and can be waited for or joined again.
 	 */
 	lshard_status (*join)(lshard_store *store, void *stream);
 
@@ -235,7 +236,7 @@ typedef struct lshard_transport_ops {
 
 	/*
 	 * Finish or drop every transfer, and wait (timeout_ms) for all recorded uses: afterwards nothing of this
-	 * rank reads or writes, and what cells hold is not known. One that fails has dropped nothing.
+	 * rank reads or writes, and what buffers hold is not known. One that fails has dropped nothing.
 	 */
 	lshard_status (*drain)(lshard_store *store);
 
@@ -248,7 +249,7 @@ typedef struct lshard_transport_ops {
 	lshard_status (*read)(lshard_store *store, uint32_t position, void *destination);
 
 	/*
-	 * Optional: copy @p rows runs of @p width bytes between addresses of this store (shard, cell, peer) or of
+	 * Optional: copy @p rows runs of @p width bytes between addresses of this store (shard, buffer, peer) or of
 	 * another store of the transport or host memory, and return when they are there. What was fetched before comes
 	 * first. Only outside passes. NULL: the processor can reach them, memcpy does.
 	 */
@@ -256,13 +257,13 @@ typedef struct lshard_transport_ops {
 			      uint64_t width, uint64_t rows);
 
 	/*
-	 * CAP_STREAMS, optional: put on @p stream a copy of all of cell @p from, which was waited for on that stream,
-	 * to cell @p to; both are below windows, and the plan is not composed. It comes after all recorded uses of
+	 * CAP_STREAMS, optional: put on @p stream a copy of all of buffer @p from, which was waited for on that stream,
+	 * to buffer @p to; both are below windows, and the plan is not composed. It comes after all recorded uses of
 	 * @p to and after an earlier copy to it; what follows on @p stream, or on another after wait(to), comes after
 	 * it, and so does the next fetch or copy into @p to. Where streams can be captured, also inside captures.
 	 * NULL: series cannot be poisoned.
 	 */
-	lshard_status (*copy_cell)(lshard_store *store, uint32_t to, uint32_t from, void *stream);
+	lshard_status (*copy_buffer)(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 
 	/*
 	 * Optional: write out what goes to files of the transport's own. Local. SYSTEM: something of it is lost, now or
@@ -272,7 +273,7 @@ typedef struct lshard_transport_ops {
 } lshard_transport_ops;
 
 #define LSHARD_EXCHANGE_BYTES 1024
-#define LSHARD_NO_CELL        UINT32_MAX
+#define LSHARD_NO_BUFFER      UINT32_MAX
 
 /* ---- A kit: what many transports need, and need not write ------------------------------------------------------ */
 

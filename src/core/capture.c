@@ -68,7 +68,7 @@ lshard_status capture_drain(lshard_series *series)
 
 	capture_spoil(series);
 	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
-		status = ops->record_use(series->store, LSHARD_NO_CELL, series->streams[number]);
+		status = ops->record_use(series->store, LSHARD_NO_BUFFER, series->streams[number]);
 	if (status >= 0)
 		status = ops->drain(series->store);
 	if (status < 0)

@@ -80,7 +80,7 @@ struct capture {
 /* What windows show; see poison.c. */
 struct poison {
 	bool on;
-	bool painted;            /* there is the poison of a layer; before it the spare cells are not touched */
+	bool painted;            /* there is the poison of a layer; before it the spare buffers are not touched */
 	uint32_t *shown;         /* [n_slots] the position of the layer in the window; SLOT_NONE: poison */
 	uint32_t *shown_outside; /* [n_slots] of the capture */
 	void *stream;            /* the last one that the program named */
@@ -220,8 +220,8 @@ lshard_status poison_read_options(const lshard_group *group, const lshard_series
  * group's.
  */
 lshard_status poison_open(lshard_series *series, const lshard_series_options *options);
-/* The cell into which layers of the slot are fetched. */
-uint32_t poison_cell_of(const lshard_series *series, uint32_t slot);
+/* The buffer into which layers of the slot are fetched. */
+uint32_t poison_buffer_of(const lshard_series *series, uint32_t slot);
 /* Where the layer at @p position is once it was fetched. */
 const uint8_t *poison_seen(const lshard_series *series, uint32_t position);
 /* The layer at @p position was waited for on @p stream: the window of its slot shows it to what follows there. */

@@ -165,8 +165,8 @@ static lshard_status keep_stripe(lshard_series *series, uint32_t position, const
 }
 
 /*
- * The layer that rank @p source has staged: where it lies, or fetched into a cell that nobody uses while loading and
- * that, where there is poison, no program looks at. A cell that is put together has no room for it.
+ * The layer that rank @p source has staged: where it lies, or fetched into a buffer that nobody uses while loading and
+ * that, where there is poison, no program looks at. A buffer that is put together has no room for it.
  */
 static lshard_status take_stripe(lshard_series *series, struct staging *staging, uint32_t position, int32_t source)
 {
@@ -178,10 +178,10 @@ static lshard_status take_stripe(lshard_series *series, struct staging *staging,
 	if (scheme->direct || scheme->link.composes) {
 		layer = ops->peer(staging->store, (uint32_t)source);
 	} else {
-		uint8_t *cell = ops->cell(series->store, series->poison.on ? scheme->windows : 0, position);
+		uint8_t *buffer = ops->buffer(series->store, series->poison.on ? scheme->windows : 0, position);
 
-		status = ops->read(staging->store, (uint32_t)source, cell);
-		layer = cell;
+		status = ops->read(staging->store, (uint32_t)source, buffer);
+		layer = buffer;
 	}
 	if (status < 0)
 		return lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u, staged by rank %d: %s",

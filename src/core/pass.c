@@ -14,13 +14,13 @@ static lshard_status start_fetch(lshard_series *series, uint32_t position, uint3
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	const bool comes_here = series->scheme.place[position] == PLACE_WINDOW;
-	const uint32_t cell = comes_here ? poison_cell_of(series, slot) : LSHARD_NO_CELL;
+	const uint32_t buffer = comes_here ? poison_buffer_of(series, slot) : LSHARD_NO_BUFFER;
 	lshard_status status = LSHARD_OK;
 
 	if (comes_here && has_streams(series))
 		status = readers_record(series, slot);
 	if (status >= 0)
-		status = ops->fetch(series->store, position, cell, stream,
+		status = ops->fetch(series->store, position, buffer, stream,
 				    group_collective(series->group) ? series->group->sequence++ : 0);
 	series->slot_status[slot] = status;
 	series->slot_landed[slot] = false;
@@ -86,7 +86,7 @@ static lshard_status await_transfer(lshard_series *series, uint32_t position, ui
 	if (series->slot_landed[slot])
 		return LSHARD_OK;
 	if (status >= 0) {
-		status = series->group->transport->ops->wait(series->store, poison_cell_of(series, slot), stream,
+		status = series->group->transport->ops->wait(series->store, poison_buffer_of(series, slot), stream,
 							     &arrival);
 		count_arrival(series, &arrival);
 	}

@@ -165,9 +165,9 @@ static void describe(const struct scheme *scheme, lshard_plan_result *result)
 	result->replicated_bytes = layout->layer_bytes * layout->layers;
 	result->shard_bytes = layout->shard_bytes_of[scheme->link.rank];
 	result->windows = scheme->windows;
-	result->window_bytes = scheme->cell_bytes * scheme_moving_cells(scheme);
+	result->window_bytes = scheme->buffer_bytes * scheme_moving_buffers(scheme);
 	result->residents = scheme->residents;
-	result->resident_bytes = scheme->cell_bytes * scheme->residents;
+	result->resident_bytes = scheme->buffer_bytes * scheme->residents;
 	result->fetched_layers = leads.fetched;
 	result->shortest_lead = leads.shortest;
 	result->late_count = leads.late;

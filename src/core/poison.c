@@ -2,11 +2,11 @@
  *
  * poison.c - what a window holds while nobody may read it: nothing that could be taken for a layer.
  *
- * Beside each window there is a spare cell, and one more cell holds the poison of a whole layer. While poison is on,
- * layers are fetched into the spare cells; a wait copies the layer into its window, and the end of its view copies the
- * poison there. On devices both copies go on the program's own stream: what it has put there before the wait still
- * reads poison, whatever runs late. The spare cell keeps its layer until the next fetch, so a layer that stays in its
- * window can be waited for again. Knows cells and streams; of the ring only whether a slot is viewed.
+ * Beside each window there is a spare buffer, and one more buffer holds the poison of a whole layer. While poison is
+ * on, layers are fetched into the spare buffers; a wait copies the layer into its window, and the end of its view
+ * copies the poison there. On devices both copies go on the program's own stream: what it has put there before the wait
+ * still reads poison, whatever runs late. The spare buffer keeps its layer until the next fetch, so a layer that stays
+ * in its window can be waited for again. Knows buffers and streams; of the ring only whether a slot is viewed.
  */
 #include "internal.h"
 
@@ -18,11 +18,11 @@
 /* What a window shows, besides positions and SLOT_NONE, which is poison: a copy into it failed, so anything. */
 #define SHOWN_ANYTHING (SLOT_NONE - 1)
 
-/* ---- Cells ---- */
+/* ---- Buffers ---- */
 
 static uint32_t window_of(const lshard_series *series, uint32_t slot)
 {
-	return series->scheme.cell_of_slot[slot];
+	return series->scheme.buffer_of_slot[slot];
 }
 
 static uint32_t spare_of(const lshard_series *series, uint32_t slot)
@@ -30,19 +30,19 @@ static uint32_t spare_of(const lshard_series *series, uint32_t slot)
 	return series->scheme.windows + window_of(series, slot);
 }
 
-static uint32_t poison_cell(const lshard_series *series)
+static uint32_t poison_buffer(const lshard_series *series)
 {
-	return scheme_moving_cells(&series->scheme) - 1;
+	return scheme_moving_buffers(&series->scheme) - 1;
 }
 
-uint32_t poison_cell_of(const lshard_series *series, uint32_t slot)
+uint32_t poison_buffer_of(const lshard_series *series, uint32_t slot)
 {
 	return series->poison.on ? spare_of(series, slot) : window_of(series, slot);
 }
 
-static uint8_t *address_of(const lshard_series *series, uint32_t cell)
+static uint8_t *address_of(const lshard_series *series, uint32_t buffer)
 {
-	return series->group->transport->ops->cell(series->store, cell, 0); /* not composed: any position */
+	return series->group->transport->ops->buffer(series->store, buffer, 0); /* not composed: any position */
 }
 
 const uint8_t *poison_seen(const lshard_series *series, uint32_t position)
@@ -53,15 +53,15 @@ const uint8_t *poison_seen(const lshard_series *series, uint32_t position)
 }
 
 /* In the order of the stream; host memory: now. */
-static lshard_status copy_cell(lshard_series *series, uint32_t to, uint32_t from, void *stream)
+static lshard_status copy_buffer(lshard_series *series, uint32_t to, uint32_t from, void *stream)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	lshard_status status = LSHARD_OK;
 
 	if (has_streams(series))
-		status = ops->copy_cell(series->store, to, from, stream);
+		status = ops->copy_buffer(series->store, to, from, stream);
 	else
-		memcpy(address_of(series, to), address_of(series, from), series->scheme.cell_bytes);
+		memcpy(address_of(series, to), address_of(series, from), series->scheme.buffer_bytes);
 	if (status < 0)
 		return lshard_fail(&series->error, status, SERIES_FORMAT ": window %u, copying for poison: %s",
 				   SERIES_NAMES(series), to % series->scheme.windows, series->store->error.text);
@@ -132,19 +132,19 @@ lshard_status poison_read_options(const lshard_group *group, const lshard_series
 
 	if (status >= 0)
 		status = check_patterns(options, error);
-	if (status >= 0 && *mode != LSHARD_POISON_OFF && ops->capabilities & LSHARD_CAP_STREAMS && !ops->copy_cell)
+	if (status >= 0 && *mode != LSHARD_POISON_OFF && ops->capabilities & LSHARD_CAP_STREAMS && !ops->copy_buffer)
 		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
 				   "series '%s': windows cannot be poisoned: the transport %s has streams and no "
-				   "copy_cell",
+				   "copy_buffer",
 				   options->name, ops->name);
 	return status;
 }
 
 /* ---- The poison of a layer ---- */
 
-/* The part of a tensor's poison that lies in bytes [begin, begin + count) of the layer; @p buffer begins at @p begin.
+/* The part of a tensor's poison that lies in bytes [begin, begin + count) of the layer; @p staging begins at @p begin.
  */
-static void paint_tensor(uint8_t *buffer, uint64_t begin, uint64_t count, const struct layout_tensor *tensor,
+static void paint_tensor(uint8_t *staging, uint64_t begin, uint64_t count, const struct layout_tensor *tensor,
 			 const lshard_poison_pattern *with)
 {
 	const uint8_t *pattern = with->pattern;
@@ -153,27 +153,27 @@ static void paint_tensor(uint8_t *buffer, uint64_t begin, uint64_t count, const 
 		tensor->offset + tensor->bytes < begin + count ? tensor->offset + tensor->bytes : begin + count;
 
 	for (uint64_t at = first; at < last; at++)
-		buffer[at - begin] = pattern[(at - tensor->offset) % with->bytes];
+		staging[at - begin] = pattern[(at - tensor->offset) % with->bytes];
 }
 
-static lshard_status paint(lshard_series *series, const lshard_series_options *options, uint8_t *buffer, uint64_t room)
+static lshard_status paint(lshard_series *series, const lshard_series_options *options, uint8_t *staging, uint64_t room)
 {
 	const struct layout *layout = &series->scheme.layout;
-	uint8_t *cell = address_of(series, poison_cell(series));
+	uint8_t *buffer = address_of(series, poison_buffer(series));
 	lshard_status status = LSHARD_OK;
 
 	for (uint64_t begin = 0; begin < layout->layer_bytes && status >= 0; begin += room) {
 		const uint64_t left = layout->layer_bytes - begin;
 		const uint64_t count = left < room ? left : room;
 
-		memset(buffer, POISON_BYTE, count);
+		memset(staging, POISON_BYTE, count);
 		for (uint32_t tensor = 0; tensor < layout->n_tensors; tensor++) {
 			const lshard_poison_pattern pattern = options_pattern(options, tensor);
 
 			if (pattern.bytes)
-				paint_tensor(buffer, begin, count, &layout->tensors[tensor], &pattern);
+				paint_tensor(staging, begin, count, &layout->tensors[tensor], &pattern);
 		}
-		status = copy_now(series, cell + begin, buffer, count);
+		status = copy_now(series, buffer + begin, staging, count);
 	}
 	return status;
 }
@@ -184,7 +184,7 @@ static void show_poison(lshard_series *series)
 		series->poison.shown[slot] = SLOT_NONE;
 }
 
-/* The spare cells of host memory are addresses only as long as nothing touches them. */
+/* The spare buffers of host memory are addresses only as long as nothing touches them. */
 static bool may_paint_later(const lshard_series *series, const lshard_series_options *options)
 {
 	if (options->poison == LSHARD_POISON_ON || has_streams(series))
@@ -199,19 +199,19 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 {
 	const uint64_t layer = series->scheme.layout.layer_bytes;
 	const uint64_t room = layer < MOST_BUFFER ? layer : MOST_BUFFER;
-	uint8_t *buffer;
+	uint8_t *staging;
 	lshard_status status;
 
 	show_poison(series);
 	if (!series->scheme.spares || may_paint_later(series, options))
 		return LSHARD_OK;
-	buffer = group_allocate(series->group, room);
-	if (!buffer)
+	staging = group_allocate(series->group, room);
+	if (!staging)
 		return lshard_fail(&series->group->error, LSHARD_ERR_NO_MEMORY,
 				   SERIES_FORMAT ": no memory for a buffer of %llu bytes", SERIES_NAMES(series),
 				   (unsigned long long)room);
-	status = paint(series, options, buffer, room);
-	group_release(series->group, buffer);
+	status = paint(series, options, staging, room);
+	group_release(series->group, staging);
 	series->poison.painted = true;
 	series->poison.on = options->poison == LSHARD_POISON_ON;
 	if (status >= 0)
@@ -250,7 +250,7 @@ static lshard_status copy_layer(lshard_series *series, uint32_t slot, void *stre
 	if (status < 0)
 		return status;
 	series->poison.shown[slot] = SHOWN_ANYTHING;
-	return copy_cell(series, window_of(series, slot), spare_of(series, slot), stream);
+	return copy_buffer(series, window_of(series, slot), spare_of(series, slot), stream);
 }
 
 lshard_status poison_show(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
@@ -278,7 +278,7 @@ lshard_status poison_hide(lshard_series *series, void *stream)
 			continue;
 		status = readers_record(series, slot);
 		if (status >= 0)
-			status = copy_cell(series, window_of(series, slot), poison_cell(series), stream);
+			status = copy_buffer(series, window_of(series, slot), poison_buffer(series), stream);
 		series->poison.shown[slot] = status >= 0 ? SLOT_NONE : SHOWN_ANYTHING;
 		first = first < 0 ? first : status;
 	}
@@ -303,9 +303,9 @@ lshard_status poison_fill(lshard_series *series)
 
 	if (!series->poison.on)
 		return status;
-	poison = address_of(series, poison_cell(series));
+	poison = address_of(series, poison_buffer(series));
 	for (uint32_t window = 0; window < series->scheme.windows && status >= 0; window++)
-		status = copy_now(series, address_of(series, window), poison, series->scheme.cell_bytes);
+		status = copy_now(series, address_of(series, window), poison, series->scheme.buffer_bytes);
 	if (status >= 0)
 		show_poison(series);
 	return status;
@@ -340,9 +340,9 @@ static lshard_status move_layer(lshard_series *series, uint32_t slot, bool on, v
 	lshard_status status = readers_record(series, slot);
 
 	if (status >= 0)
-		status = copy_cell(series, to, from, stream);
+		status = copy_buffer(series, to, from, stream);
 	if (status >= 0)
-		status = copy_cell(series, from, poison_cell(series), stream);
+		status = copy_buffer(series, from, poison_buffer(series), stream);
 	return status;
 }
 
@@ -351,7 +351,7 @@ lshard_status poison_switch(lshard_series *series, bool on, void *stream)
 	lshard_status first = LSHARD_OK;
 
 	if (!series->poison.painted)
-		memset(address_of(series, poison_cell(series)), POISON_BYTE, series->scheme.layout.layer_bytes);
+		memset(address_of(series, poison_buffer(series)), POISON_BYTE, series->scheme.layout.layer_bytes);
 	series->poison.painted = true;
 	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++) {
 		lshard_status status;

@@ -32,11 +32,11 @@ lshard_status readers_note(lshard_series *series, void *stream)
 	return status;
 }
 
-/* A replayed graph reads and writes the spare cell, too. */
+/* A replayed graph reads and writes the spare buffer, too. */
 static lshard_status record_reader(lshard_series *series, uint32_t slot, void *stream)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
-	const uint32_t window = series->scheme.cell_of_slot[slot];
+	const uint32_t window = series->scheme.buffer_of_slot[slot];
 	lshard_status status = ops->record_use(series->store, window, stream);
 
 	if (status >= 0 && series->scheme.spares)
@@ -48,7 +48,7 @@ lshard_status readers_record(lshard_series *series, uint32_t slot)
 {
 	lshard_status status = LSHARD_OK;
 
-	if (series->scheme.cell_of_slot[slot] == SLOT_NONE)
+	if (series->scheme.buffer_of_slot[slot] == SLOT_NONE)
 		return status;
 	for (unsigned number = 0; number < series->n_streams && status >= 0; number++)
 		if (series->slots[slot].streams & (1u << number)) {

@@ -45,7 +45,7 @@ static void find_candidates(struct scheme *scheme)
 			scheme->direct && (scheme->layout.placement == LSHARD_STRIPED ||
 					   is_direct(&scheme->link, layout_source(&scheme->layout, position)));
 
-		scheme->cell_of[position] = SLOT_NONE;
+		scheme->buffer_of[position] = SLOT_NONE;
 		scheme->place[position] = mine ? PLACE_SHARD : in_place ? PLACE_PEER : PLACE_WINDOW;
 		if (!in_place && (everyone || !mine))
 			scheme->remote[scheme->n_remote++] = position;
@@ -63,7 +63,7 @@ static uint64_t most_lacking(const struct scheme *scheme)
 /* As many as fit, spread evenly round the circle; what is left stays in remote. */
 static void choose_residents(struct scheme *scheme, uint64_t resident_bytes)
 {
-	const uint64_t fit = resident_bytes / (scheme->cell_bytes ? scheme->cell_bytes : 1);
+	const uint64_t fit = resident_bytes / (scheme->buffer_bytes ? scheme->buffer_bytes : 1);
 	const uint32_t candidates = scheme->n_remote;
 	const uint64_t kept = fit >= most_lacking(scheme) ? candidates : fit;
 	uint32_t left = 0;
@@ -80,7 +80,7 @@ static void choose_residents(struct scheme *scheme, uint64_t resident_bytes)
 	scheme->n_remote = left;
 }
 
-/* Is the piece part of its layer's cell by mapping? */
+/* Is the piece part of its layer's buffer by mapping? */
 static bool is_in_place(const struct scheme *scheme, const lshard_piece *piece)
 {
 	const struct scheme_link *link = &scheme->link;
@@ -89,11 +89,11 @@ static bool is_in_place(const struct scheme *scheme, const lshard_piece *piece)
 	return link->composes && direct && piece->granular;
 }
 
-static void measure_cells(struct scheme *scheme)
+static void measure_buffers(struct scheme *scheme)
 {
 	const struct layout *layout = &scheme->layout;
 
-	scheme->incoming_bytes = scheme->cell_bytes = layout->layer_bytes;
+	scheme->incoming_bytes = scheme->buffer_bytes = layout->layer_bytes;
 	if (layout->placement == LSHARD_WHOLE)
 		return;
 	scheme->incoming_bytes = 0;
@@ -102,29 +102,29 @@ static void measure_cells(struct scheme *scheme)
 
 		scheme->composed |= scheme->link.composes && piece->granular;
 		if (is_in_place(scheme, piece))
-			scheme->cell_bytes -= piece->width;
+			scheme->buffer_bytes -= piece->width;
 		else if (piece->rank != scheme->link.rank)
 			scheme->incoming_bytes += piece->width * piece->rows;
 	}
 }
 
 /* Windows first, then residents; a slot in which nothing comes to this rank gets no memory. */
-static void number_cells(struct scheme *scheme)
+static void number_buffers(struct scheme *scheme)
 {
 	for (uint32_t slot = 0; slot < scheme->map.n_slots; slot++)
-		scheme->cell_of_slot[slot] = SLOT_NONE;
+		scheme->buffer_of_slot[slot] = SLOT_NONE;
 	for (uint32_t position = 0; position < scheme->layout.layers; position++) {
 		const uint32_t slot = scheme->map.slot_of[position];
 
-		if (scheme->place[position] == PLACE_WINDOW && scheme->cell_of_slot[slot] == SLOT_NONE)
-			scheme->cell_of_slot[slot] = scheme->windows++;
+		if (scheme->place[position] == PLACE_WINDOW && scheme->buffer_of_slot[slot] == SLOT_NONE)
+			scheme->buffer_of_slot[slot] = scheme->windows++;
 	}
 	scheme->spares = scheme->poison && scheme->windows ? scheme->windows + 1 : 0;
 	for (uint32_t position = 0; position < scheme->layout.layers; position++)
 		if (scheme->place[position] == PLACE_RESIDENT)
-			scheme->cell_of[position] = scheme_moving_cells(scheme) + scheme->residents++;
+			scheme->buffer_of[position] = scheme_moving_buffers(scheme) + scheme->residents++;
 		else if (scheme->place[position] == PLACE_WINDOW)
-			scheme->cell_of[position] = scheme_window(scheme, position);
+			scheme->buffer_of[position] = scheme_window(scheme, position);
 }
 
 static lshard_status allocate_scheme(struct scheme *scheme, const struct layout_memory *memory)
@@ -134,9 +134,9 @@ static lshard_status allocate_scheme(struct scheme *scheme, const struct layout_
 	scheme->remote = memory->allocate(memory->user, layers * sizeof(uint32_t));
 	scheme->slot_of = memory->allocate(memory->user, layers * sizeof(uint32_t));
 	scheme->remote_at_or_after = memory->allocate(memory->user, layers * sizeof(uint32_t));
-	scheme->cell_of = memory->allocate(memory->user, layers * sizeof(uint32_t));
+	scheme->buffer_of = memory->allocate(memory->user, layers * sizeof(uint32_t));
 	scheme->place = memory->allocate(memory->user, layers);
-	if (!scheme->remote || !scheme->slot_of || !scheme->remote_at_or_after || !scheme->cell_of || !scheme->place)
+	if (!scheme->remote || !scheme->slot_of || !scheme->remote_at_or_after || !scheme->buffer_of || !scheme->place)
 		return LSHARD_ERR_NO_MEMORY;
 	return LSHARD_OK;
 }
@@ -149,14 +149,14 @@ static lshard_status arrange(struct scheme *scheme, const lshard_series_options 
 	if (status < 0)
 		return status;
 	find_candidates(scheme);
-	measure_cells(scheme);
+	measure_buffers(scheme);
 	choose_residents(scheme, options->resident_bytes);
 	slotmap_build(&scheme->map, scheme->layout.layers, scheme->remote, scheme->n_remote, options->prefetch,
 		      scheme->slot_of, scheme->remote_at_or_after);
-	scheme->cell_of_slot = memory->allocate(memory->user, (scheme->map.n_slots + 1) * sizeof(uint32_t));
-	if (!scheme->cell_of_slot)
+	scheme->buffer_of_slot = memory->allocate(memory->user, (scheme->map.n_slots + 1) * sizeof(uint32_t));
+	if (!scheme->buffer_of_slot)
 		return LSHARD_ERR_NO_MEMORY;
-	number_cells(scheme);
+	number_buffers(scheme);
 	return LSHARD_OK;
 }
 
@@ -218,9 +218,9 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 
 void scheme_close(struct scheme *scheme, const struct layout_memory *memory)
 {
-	memory->release(memory->user, scheme->cell_of_slot);
+	memory->release(memory->user, scheme->buffer_of_slot);
 	memory->release(memory->user, scheme->place);
-	memory->release(memory->user, scheme->cell_of);
+	memory->release(memory->user, scheme->buffer_of);
 	memory->release(memory->user, scheme->remote_at_or_after);
 	memory->release(memory->user, scheme->slot_of);
 	memory->release(memory->user, scheme->remote);
@@ -230,7 +230,7 @@ void scheme_close(struct scheme *scheme, const struct layout_memory *memory)
 
 uint32_t scheme_window(const struct scheme *scheme, uint32_t position)
 {
-	return scheme->cell_of_slot[scheme->map.slot_of[position]];
+	return scheme->buffer_of_slot[scheme->map.slot_of[position]];
 }
 
 void scheme_leads(const struct scheme *scheme, struct scheme_leads *leads)

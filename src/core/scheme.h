@@ -13,8 +13,8 @@
 enum place {
 	PLACE_SHARD,    /* in the rank's own shard, whole */
 	PLACE_PEER,     /* in place in the shards, by mapping; nothing moves */
-	PLACE_RESIDENT, /* in a cell of its own, for good */
-	PLACE_WINDOW    /* in the cell of its slot, when it is its turn */
+	PLACE_RESIDENT, /* in a buffer of its own, for good */
+	PLACE_WINDOW    /* in the buffer of its slot, when it is its turn */
 };
 
 /* How the ranks are connected, as far as the arithmetic cares. */
@@ -22,7 +22,7 @@ struct scheme_link {
 	int32_t rank;
 	int32_t size;
 	bool collective;
-	bool composes; /* it puts cells together from direct stripes and windows */
+	bool composes; /* it puts buffers together from direct stripes and windows */
 	bool direct;   /* the transport can map peers' shards */
 	bool (*is_direct)(const void *user,
 			  int32_t rank); /* those of @p rank, to compute from them as they lie; NULL: all */
@@ -34,27 +34,27 @@ struct scheme {
 	struct layout layout;
 	struct scheme_link link;
 	bool direct;      /* layers of direct ranks are PLACE_PEER */
-	bool composed;    /* cells hold only what is not found in place */
+	bool composed;    /* buffers hold only what is not found in place */
 	uint32_t *remote; /* positions in the ring, ascending */
 	uint32_t n_remote;
 	struct slotmap map;
 	uint32_t *slot_of; /* the map's arrays */
 	uint32_t *remote_at_or_after;
-	uint8_t *place;         /* [N] enum place */
-	uint32_t *cell_of;      /* [N] the cell of its own or of its slot; SLOT_NONE: stored here, or in place */
-	uint32_t *cell_of_slot; /* [n_slots] SLOT_NONE: no layer of the slot comes to this rank (it only sends) */
-	uint32_t windows;       /* cells 0..windows-1 */
-	bool poison;            /* windows can be poisoned */
-	uint32_t spares;        /* for that: the next cells, one beside each window and one for the poison; else 0 */
-	uint32_t residents;     /* the cells after them */
-	uint32_t horizon;       /* how many layers ahead a fetch may start */
+	uint8_t *place;           /* [N] enum place */
+	uint32_t *buffer_of;      /* [N] the buffer of its own or of its slot; SLOT_NONE: stored here, or in place */
+	uint32_t *buffer_of_slot; /* [n_slots] SLOT_NONE: no layer of the slot comes to this rank (it only sends) */
+	uint32_t windows;         /* buffers 0..windows-1 */
+	bool poison;              /* windows can be poisoned */
+	uint32_t spares;    /* for that: the next buffers, one beside each window and one for the poison; else 0 */
+	uint32_t residents; /* the buffers after them */
+	uint32_t horizon;   /* how many layers ahead a fetch may start */
 	uint32_t prefetch;
 	uint64_t incoming_bytes; /* what other ranks send for one layer: all of it, or all but the stripes in place */
-	uint64_t cell_bytes;     /* of a window or resident */
+	uint64_t buffer_bytes;   /* of a window or resident */
 };
 
-/* Cells 0..that are what layers are fetched and copied into in passes: windows and spares. */
-static inline uint32_t scheme_moving_cells(const struct scheme *scheme)
+/* Buffers 0..that are what layers are fetched and copied into in passes: windows and spares. */
+static inline uint32_t scheme_moving_buffers(const struct scheme *scheme)
 {
 	return scheme->windows + scheme->spares;
 }
@@ -71,7 +71,7 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 			  const struct layout_memory *memory, lshard_error *error);
 void scheme_close(struct scheme *scheme, const struct layout_memory *memory);
 
-/* The cell into which the window layer at @p position comes. */
+/* The buffer into which the window layer at @p position comes. */
 uint32_t scheme_window(const struct scheme *scheme, uint32_t position);
 
 void scheme_leads(const struct scheme *scheme, struct scheme_leads *leads);

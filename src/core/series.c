@@ -92,13 +92,13 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 		.layer_bytes = scheme->layout.layer_bytes,
 		.shard_bytes = scheme->layout.shard_bytes_of[scheme->link.rank],
 		.shard_bytes_of = scheme->layout.shard_bytes_of,
-		.cells = scheme_moving_cells(scheme) + scheme->residents,
-		.windows = scheme_moving_cells(scheme),
+		.buffers = scheme_moving_buffers(scheme) + scheme->residents,
+		.windows = scheme_moving_buffers(scheme),
 		.direct = scheme->direct,
 		.composed = scheme->composed,
 		.pieces = scheme->layout.pieces,
 		.first_piece = scheme->layout.first_piece,
-		.cell_of = scheme->cell_of,
+		.buffer_of = scheme->buffer_of,
 		.alignment = scheme->layout.alignment,
 		.memory_source = options->memory_source ? &series->memory_source : NULL,
 	};
@@ -196,7 +196,7 @@ static void find_addresses(lshard_series *series)
 			break;
 		case PLACE_RESIDENT:
 		case PLACE_WINDOW:
-			series->address[position] = ops->cell(series->store, scheme->cell_of[position], position);
+			series->address[position] = ops->buffer(series->store, scheme->buffer_of[position], position);
 			break;
 		}
 	}
@@ -419,9 +419,9 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 	found = (lshard_stats){
 		.layer_bytes = scheme->layout.layer_bytes,
 		.shard_bytes = series->store_plan.shard_bytes,
-		.window_bytes =
-			(series->poison.painted ? scheme_moving_cells(scheme) : scheme->windows) * scheme->cell_bytes,
-		.resident_bytes = scheme->residents * scheme->cell_bytes,
+		.window_bytes = (series->poison.painted ? scheme_moving_buffers(scheme) : scheme->windows) *
+				scheme->buffer_bytes,
+		.resident_bytes = scheme->residents * scheme->buffer_bytes,
 		.windows = scheme->windows,
 		.residents = scheme->residents,
 		.fetched_layers = leads.fetched,

@@ -314,7 +314,7 @@ static const char *missing_function(const lshard_transport_ops *ops)
 		{"store_open", ops->store_open != NULL},
 		{"store_close", ops->store_close != NULL},
 		{"shard", ops->shard != NULL},
-		{"cell", ops->cell != NULL},
+		{"buffer", ops->buffer != NULL},
 		{"peer", ops->peer || !(ops->capabilities & LSHARD_CAP_DIRECT)},
 		{"fetch", ops->fetch != NULL},
 		{"wait", ops->wait != NULL},

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * conformance_poison.c - the part of the conformance suite about poison: whatever the transport does with its cells and
- * when, a program sees poison in a window before the wait and after the view, and the right bytes in between.
+ * conformance_poison.c - the part of the conformance suite about poison: whatever the transport does with its buffers
+ * and when, a program sees poison in a window before the wait and after the view, and the right bytes in between.
  */
 #include "conformance.h"
 #include "patience.h"

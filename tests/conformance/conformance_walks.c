@@ -61,7 +61,7 @@ failed:
 }
 
 /* Beside each window another one, and the poison. */
-static uint64_t most_cells(uint32_t windows)
+static uint64_t most_buffers(uint32_t windows)
 {
 	return subject.poison ? windows * (uint64_t)2 + 1 : windows;
 }
@@ -93,7 +93,7 @@ static bool is_built_as_planned(struct rank *rank, struct told *told)
 	EXPECT(rank->member, stats.windows == plan.windows, "%u windows, planned %u", stats.windows, plan.windows);
 	EXPECT(rank->member, stats.window_bytes == plan.window_bytes, "%llu bytes of windows",
 	       (unsigned long long)stats.window_bytes);
-	EXPECT(rank->member, stats.window_bytes <= most_cells(stats.windows) * (stats.layer_bytes + 4096),
+	EXPECT(rank->member, stats.window_bytes <= most_buffers(stats.windows) * (stats.layer_bytes + 4096),
 	       "%llu bytes of windows", (unsigned long long)stats.window_bytes);
 	EXPECT(rank->member, stats.residents == plan.residents && stats.resident_bytes == plan.resident_bytes,
 	       "%u residents, planned %u", stats.residents, plan.residents);

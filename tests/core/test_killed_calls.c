@@ -171,9 +171,9 @@ static void a_killed_rank_leaves_nothing_wrong(void **state)
 	(void)state;
 	subject = (struct subject){.spec = "callback", .kind = "forks", .collective = true};
 	for (int call = COMMIT; call < CALLS; call++)
-		for (size_t cell = 0; cell < n_deaths * n_ways; cell++) {
-			const size_t death = cell % n_deaths;
-			struct trial trial = {.way = ways[cell / n_deaths],
+		for (size_t buffer = 0; buffer < n_deaths * n_ways; buffer++) {
+			const size_t death = buffer % n_deaths;
+			struct trial trial = {.way = ways[buffer / n_deaths],
 					      .call = (enum call)call,
 					      .die_at = deaths[death],
 					      .placement = death % 2 ? LSHARD_STRIPED : LSHARD_WHOLE};

@@ -242,7 +242,7 @@ static lshard_status poor_open(const lshard_context *context, lshard_transport *
 	return status;
 }
 
-static void a_transport_that_cannot_copy_cells_is_named(void **state)
+static void a_transport_that_cannot_copy_buffers_is_named(void **state)
 {
 	struct asked asked;
 	struct run *run;
@@ -251,7 +251,7 @@ static void a_transport_that_cannot_copy_cells_is_named(void **state)
 	poor = sim_one_sided;
 	poor.name = "poor";
 	poor.open = poor_open;
-	poor.copy_cell = NULL;
+	poor.copy_buffer = NULL;
 	run = run_open(&poor, 2, 0, 6, 1); /* as usual */
 	asked = plain_question(run);
 	asked.options[0].poison = asked.options[1].poison = LSHARD_POISON_READY;
@@ -259,20 +259,20 @@ static void a_transport_that_cannot_copy_cells_is_named(void **state)
 	run_close(run);
 }
 
-static lshard_status failing_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream)
+static lshard_status failing_copy_buffer(lshard_store *store, uint32_t to, uint32_t from, void *stream)
 {
 	const bool fails = fails_after >= 0 && fails_after-- == 0;
-	const lshard_status status = fails && !fails_late ? LSHARD_OK : sound->copy_cell(store, to, from, stream);
+	const lshard_status status = fails && !fails_late ? LSHARD_OK : sound->copy_buffer(store, to, from, stream);
 
 	if (fails)
 		return lshard_fail(&store->error, LSHARD_ERR_TRANSPORT, "the device is unwell");
 	return status;
 }
 
-static lshard_status failing_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status failing_wait(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	if (wait_fails_after < 0 || wait_fails_after-- > 0)
-		return sound->wait(store, cell, stream, arrival);
+		return sound->wait(store, buffer, stream, arrival);
 	memset(arrival, 0, sizeof *arrival);
 	return lshard_fail(&store->error, LSHARD_ERR_TRANSPORT, "the device is unwell");
 }
@@ -282,7 +282,7 @@ static struct run *open_poor(const char *value, const lshard_transport_ops *ops)
 	sound = ops;
 	poor = *ops;
 	poor.open = poor_open;
-	poor.copy_cell = failing_copy_cell;
+	poor.copy_buffer = failing_copy_buffer;
 	poor.wait = failing_wait;
 	return open_with(value, &poor);
 }
@@ -514,7 +514,7 @@ static void a_switch_that_fails_loses_no_layer(void **state)
 	}
 }
 
-/* What begins a replay was in the spare cells, and lies in the windows now. */
+/* What begins a replay was in the spare buffers, and lies in the windows now. */
 static void a_graph_of_before_the_switch_sees_poison(void **state)
 {
 	struct run *run = open_with("1", &sim_one_sided);
@@ -582,7 +582,7 @@ int main(void)
 		cmocka_unit_test(ranks_agree_on_poison),
 		cmocka_unit_test(a_plan_counts_what_poison_takes),
 		cmocka_unit_test(a_rank_without_windows_has_nothing_to_switch),
-		cmocka_unit_test(a_transport_that_cannot_copy_cells_is_named),
+		cmocka_unit_test(a_transport_that_cannot_copy_buffers_is_named),
 		cmocka_unit_test(a_copy_that_fails_is_made_up_for),
 		cmocka_unit_test(one_of_two_copies_that_fails_is_told),
 		cmocka_unit_test(a_layer_that_could_not_be_hidden_is_no_other_one),

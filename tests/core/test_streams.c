@@ -178,17 +178,17 @@ static struct {
 	uint32_t timeout_ms;
 } watched;
 
-static lshard_status watched_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream,
+static lshard_status watched_fetch(lshard_store *store, uint32_t position, uint32_t buffer, void *stream,
 				   uint64_t sequence)
 {
 	if (store->transport->context->rank == 0 && watched.n_fetched < WATCHED)
 		watched.fetched[watched.n_fetched++] = position;
-	return sim_host_one_sided.fetch(store, position, cell, stream, sequence);
+	return sim_host_one_sided.fetch(store, position, buffer, stream, sequence);
 }
 
-static lshard_status watched_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status watched_wait(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
-	const lshard_status status = sim_host_one_sided.wait(store, cell, stream, arrival);
+	const lshard_status status = sim_host_one_sided.wait(store, buffer, stream, arrival);
 
 	if (watched.blocked_ns)
 		arrival->blocked_ns = *watched.blocked_ns++;

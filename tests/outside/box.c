@@ -20,8 +20,8 @@ struct box {
 
 struct box_store {
 	lshard_store base;
-	unsigned char *cells;
-	size_t pitch;   /* from one cell to the next */
+	unsigned char *buffers;
+	size_t pitch;   /* from one buffer to the next */
 	void *shards[]; /* [size] where each is mapped; NULL where there is none */
 };
 
@@ -91,16 +91,16 @@ static lshard_status map(struct box *box, uint64_t bytes, int fd, int protection
 	return LSHARD_OK;
 }
 
-/* This rank's cells, and its shard, which the others get as *fd. */
+/* This rank's buffers, and its shard, which the others get as *fd. */
 static lshard_status make_own(struct box *box, struct box_store *store, int *fd)
 {
 	const lshard_store_plan *plan = store->base.plan;
-	void *cells = NULL;
+	void *buffers = NULL;
 	lshard_status status;
 
 	store->pitch = in_pages(plan->layer_bytes);
-	status = map(box, store->pitch * plan->cells, -1, PROT_READ | PROT_WRITE, &cells);
-	store->cells = cells;
+	status = map(box, store->pitch * plan->buffers, -1, PROT_READ | PROT_WRITE, &buffers);
+	store->buffers = buffers;
 	if (status < 0)
 		return status;
 	*fd = memfd_create("box", MFD_CLOEXEC);
@@ -135,8 +135,8 @@ static void box_store_close(lshard_store *base)
 	for (int32_t rank = 0; rank < context->size; rank++)
 		if (store->shards[rank])
 			munmap(store->shards[rank], in_pages(base->plan->shard_bytes_of[rank]));
-	if (store->cells)
-		munmap(store->cells, store->pitch * base->plan->cells);
+	if (store->buffers)
+		munmap(store->buffers, store->pitch * base->plan->buffers);
 	context->release(context, store);
 }
 
@@ -174,12 +174,12 @@ static void *box_shard(lshard_store *store)
 	return ((struct box_store *)store)->shards[store->transport->context->rank];
 }
 
-static void *box_cell(lshard_store *base, uint32_t cell, uint32_t position)
+static void *box_buffer(lshard_store *base, uint32_t buffer, uint32_t position)
 {
 	struct box_store *store = (struct box_store *)base;
 
 	(void)position;
-	return store->cells + cell * store->pitch;
+	return store->buffers + buffer * store->pitch;
 }
 
 /* ---- Transfers: each is over when fetch returns ---- */
@@ -192,17 +192,17 @@ static lshard_status box_read(lshard_store *base, uint32_t position, void *desti
 	return LSHARD_OK;
 }
 
-static lshard_status box_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
+static lshard_status box_fetch(lshard_store *store, uint32_t position, uint32_t buffer, void *stream, uint64_t sequence)
 {
 	(void)stream;
 	(void)sequence;
-	return box_read(store, position, box_cell(store, cell, position));
+	return box_read(store, position, box_buffer(store, buffer, position));
 }
 
-static lshard_status box_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status box_wait(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	(void)store;
-	(void)cell;
+	(void)buffer;
 	(void)stream;
 	*arrival = (lshard_arrival){0, 0, 0, 0};
 	return LSHARD_OK;
@@ -235,7 +235,7 @@ const lshard_transport_ops box_ops = {
 	.store_open = box_store_open,
 	.store_close = box_store_close,
 	.shard = box_shard,
-	.cell = box_cell,
+	.buffer = box_buffer,
 	.fetch = box_fetch,
 	.wait = box_wait,
 	.join = box_join,

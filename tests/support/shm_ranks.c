@@ -76,7 +76,7 @@ static void add_stripes(struct shm_series *series, uint32_t *n, int32_t size, en
 }
 
 void shm_series_plan(struct shm_series *series, const struct member *member, enum shape shape, uint32_t layers,
-		     int direct, uint32_t cells)
+		     int direct, uint32_t buffers)
 {
 	uint32_t n = 0;
 
@@ -95,7 +95,7 @@ void shm_series_plan(struct shm_series *series, const struct member *member, enu
 	series->plan.layers = layers;
 	series->plan.shard_bytes = series->shard_bytes[member->rank];
 	series->plan.shard_bytes_of = series->shard_bytes;
-	series->plan.cells = series->plan.windows = cells;
+	series->plan.buffers = series->plan.windows = buffers;
 	series->plan.direct = direct;
 	series->plan.pieces = series->pieces;
 	series->plan.first_piece = series->first_piece;

@@ -36,7 +36,7 @@ struct shm_series {
 };
 
 void shm_series_plan(struct shm_series *series, const struct member *member, enum shape shape, uint32_t layers,
-		     int direct, uint32_t cells);
+		     int direct, uint32_t buffers);
 /* Put this rank's part of every layer into its shard. @p generation changes every byte. */
 void shm_series_fill(struct shm_series *series, unsigned generation);
 /* The layer's bytes at @p found are what was filled in. Prints the first that is not. */

@@ -63,7 +63,7 @@ static void open_rank(void *user, int32_t rank)
 						  .layer_bytes = BYTES,
 						  .shard_bytes = machine->shard_bytes_of[rank],
 						  .shard_bytes_of = machine->shard_bytes_of,
-						  .cells = WINDOWS,
+						  .buffers = WINDOWS,
 						  .windows = WINDOWS,
 						  .pieces = machine->pieces,
 						  .first_piece = machine->first_piece};
@@ -114,27 +114,27 @@ static void machine_close(struct machine *machine)
 
 /* ---- What a program does on rank 0, whose remote layers are 1 and 3 ---- */
 
-static void fetch(struct machine *machine, uint32_t position, uint32_t cell)
+static void fetch(struct machine *machine, uint32_t position, uint32_t buffer)
 {
-	assert_int_equal(machine->ops->fetch(machine->store[0], position, cell, machine->stream[0], 0), LSHARD_OK);
+	assert_int_equal(machine->ops->fetch(machine->store[0], position, buffer, machine->stream[0], 0), LSHARD_OK);
 }
 
-static void wait_for(struct machine *machine, uint32_t cell)
+static void wait_for(struct machine *machine, uint32_t buffer)
 {
 	lshard_arrival arrival;
 
-	assert_int_equal(machine->ops->wait(machine->store[0], cell, machine->stream[0], &arrival), LSHARD_OK);
+	assert_int_equal(machine->ops->wait(machine->store[0], buffer, machine->stream[0], &arrival), LSHARD_OK);
 }
 
-static void compute(struct machine *machine, uint32_t position, uint32_t cell)
+static void compute(struct machine *machine, uint32_t position, uint32_t buffer)
 {
-	sim_kernel(machine->stream[0], machine->ops->cell(machine->store[0], cell, position), machine->truth[position],
-		   BYTES, position);
+	sim_kernel(machine->stream[0], machine->ops->buffer(machine->store[0], buffer, position),
+		   machine->truth[position], BYTES, position);
 }
 
-static void record_use(struct machine *machine, uint32_t cell)
+static void record_use(struct machine *machine, uint32_t buffer)
 {
-	assert_int_equal(machine->ops->record_use(machine->store[0], cell, machine->stream[0]), LSHARD_OK);
+	assert_int_equal(machine->ops->record_use(machine->store[0], buffer, machine->stream[0]), LSHARD_OK);
 }
 
 /* Layers 1, 3, 1, 3... through one window; each part of the rule can be left out. */
@@ -330,7 +330,7 @@ static lshard_status send_and_receive(struct machine *machine, int32_t rank, uin
 {
 	bool sends = position % RANKS == (uint32_t)rank;
 
-	return machine->ops->fetch(machine->store[rank], position, sends ? LSHARD_NO_CELL : 0, machine->stream[rank],
+	return machine->ops->fetch(machine->store[rank], position, sends ? LSHARD_NO_BUFFER : 0, machine->stream[rank],
 				   sequence);
 }
 
@@ -387,7 +387,7 @@ static void a_host_that_waits_in_vain_learns_for_whom(void **state)
 	assert_non_null(strstr(machine->store[0]->error.text, "not asked for by rank 1"));
 	assert_int_equal(send_and_receive(machine, 1, 1, 0), LSHARD_OK);
 	assert_int_equal(machine->ops->wait(machine->store[0], 0, NULL, &arrival), LSHARD_OK);
-	assert_memory_equal(machine->ops->cell(machine->store[0], 0, 1), machine->truth[1], BYTES);
+	assert_memory_equal(machine->ops->buffer(machine->store[0], 0, 1), machine->truth[1], BYTES);
 	machine_close(machine);
 }
 

@@ -318,13 +318,13 @@ static lshard_status await_room(struct callback *callback, lshard_store *store)
 			   callback->queued, error.text);
 }
 
-static lshard_status callback_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream,
+static lshard_status callback_fetch(lshard_store *base, uint32_t position, uint32_t buffer, void *stream,
 				    uint64_t sequence)
 {
 	struct callback *callback = callback_of(base->transport);
 	struct callback_store *store = callback_store_of(base);
 	const struct operation operation = {
-		.kind = TRANSFER, .store = store, .position = position, .cell = cell, .sequence = sequence};
+		.kind = TRANSFER, .store = store, .position = position, .buffer = buffer, .sequence = sequence};
 	uint64_t ticket;
 	lshard_status status;
 
@@ -334,8 +334,8 @@ static lshard_status callback_fetch(lshard_store *base, uint32_t position, uint3
 	if (status < 0)
 		goto unlock;
 	ticket = callback_append(callback, operation);
-	if (cell != LSHARD_NO_CELL) {
-		struct landing *landing = &store->landings[cell];
+	if (buffer != LSHARD_NO_BUFFER) {
+		struct landing *landing = &store->landings[buffer];
 
 		landing->ticket = ticket;
 		landing->pending = landing->unwaited = true;
@@ -347,7 +347,7 @@ unlock:
 	return status;
 }
 
-/* With the lock: until the last fetch into the cell is over. */
+/* With the lock: until the last fetch into the buffer is over. */
 static lshard_status await(struct callback *callback, lshard_store *base, const struct landing *landing,
 			   uint64_t deadline)
 {
@@ -363,10 +363,10 @@ static lshard_status await(struct callback *callback, lshard_store *base, const 
 	return LSHARD_OK;
 }
 
-static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status callback_wait(lshard_store *base, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	struct callback *callback = callback_of(base->transport);
-	struct landing *landing = &callback_store_of(base)->landings[cell];
+	struct landing *landing = &callback_store_of(base)->landings[buffer];
 	const uint64_t deadline = callback_deadline(callback);
 	uint64_t began_ns, blocked_ns = 0;
 	lshard_status status = LSHARD_OK;
@@ -391,7 +391,7 @@ static lshard_status callback_wait(lshard_store *base, uint32_t cell, void *stre
 unlock:
 	pthread_mutex_unlock(&callback->lock);
 	if (callback->on_device && status == LSHARD_OK)
-		status = callback_device_follow(callback_store_of(base), cell, stream);
+		status = callback_device_follow(callback_store_of(base), buffer, stream);
 	return status;
 }
 
@@ -426,9 +426,9 @@ static lshard_status callback_join(lshard_store *base, void *stream)
 	lshard_status status = LSHARD_OK;
 
 	pthread_mutex_lock(&callback->lock);
-	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++)
-		if (callback_store_of(base)->landings[cell].unwaited)
-			status = await(callback, base, &callback_store_of(base)->landings[cell], deadline);
+	for (uint32_t buffer = 0; buffer < base->plan->buffers && status == LSHARD_OK; buffer++)
+		if (callback_store_of(base)->landings[buffer].unwaited)
+			status = await(callback, base, &callback_store_of(base)->landings[buffer], deadline);
 	pthread_mutex_unlock(&callback->lock);
 	if (status == LSHARD_OK)
 		status = empty(callback_store_of(base), deadline);
@@ -454,9 +454,9 @@ static lshard_status callback_drain(lshard_store *base)
 
 	if (status == LSHARD_OK && callback_of(base->transport)->on_device)
 		status = callback_device_drain(store, deadline);
-	for (uint32_t cell = 0; cell < base->plan->cells && status == LSHARD_OK; cell++) {
-		store->landings[cell].unwaited = false; /* the worker has nothing of this store any more */
-		store->landings[cell].status = LSHARD_OK;
+	for (uint32_t buffer = 0; buffer < base->plan->buffers && status == LSHARD_OK; buffer++) {
+		store->landings[buffer].unwaited = false; /* the worker has nothing of this store any more */
+		store->landings[buffer].status = LSHARD_OK;
 	}
 	return status;
 }
@@ -477,7 +477,7 @@ const lshard_transport_ops lshard__callback = {
 	.store_open = callback_store_open,
 	.store_close = callback_store_close,
 	.shard = callback_shard,
-	.cell = callback_cell,
+	.buffer = callback_buffer,
 	.copy = callback_copy,
 	.fetch = callback_fetch,
 	.wait = callback_wait,

@@ -31,7 +31,7 @@ struct operation {
 	enum kind kind;
 	struct callback_store *store; /* not of exchanges */
 	uint32_t position;
-	uint32_t cell;     /* of transfers; LSHARD_NO_CELL: only gives */
+	uint32_t buffer;   /* of transfers; LSHARD_NO_BUFFER: only gives */
 	uint64_t sequence; /* of transfers: the group's number */
 	uint64_t ticket;
 	size_t bytes; /* of exchanges */
@@ -123,7 +123,7 @@ struct callback {
 
 	/* of the group's thread */
 	uint32_t stores_opened; /* the same on all ranks, so it numbers them */
-	uint64_t reserved;      /* cells of all stores */
+	uint64_t reserved;      /* buffers of all stores */
 
 	/* the worker's alone */
 	bool told; /* the caller's stop was called */
@@ -134,7 +134,7 @@ struct callback {
 	void *done;           /* event after a read's collective */
 };
 
-/* The last fetch into one cell. */
+/* The last fetch into one buffer. */
 struct landing {
 	uint64_t ticket;
 	bool pending;
@@ -151,14 +151,14 @@ struct callback_store {
 	uint32_t outstanding; /* operations in the queue; under the transport's lock */
 	unsigned char *shard;
 	void *shard_block; /* as allocated */
-	unsigned char *cells;
-	void *cells_block;
-	uint64_t cell_pitch;
+	unsigned char *buffers;
+	void *buffers_block;
+	uint64_t buffer_pitch;
 	uint64_t slot_bytes;    /* what every rank gives to a gathered layer; 0: none is gathered by way of staging */
 	unsigned char *staging; /* [size] slots */
 	void *staging_block;
-	struct landing *landings; /* [cells] */
-	struct gate *gates;       /* device memory: [cells + 1], the last for readers of nothing in particular */
+	struct landing *landings; /* [buffers] */
+	struct gate *gates;       /* device memory: [buffers + 1], the last for readers of nothing in particular */
 	void *point;              /* event after all that is on the collectives' stream; the group's thread's */
 	void *came;               /* event after what the program has put on its stream; the group's thread's */
 };
@@ -173,9 +173,9 @@ static inline struct callback_store *callback_store_of(lshard_store *store)
 	return (struct callback_store *)store;
 }
 
-static inline void *callback_window(const struct callback_store *store, uint32_t cell)
+static inline void *callback_window(const struct callback_store *store, uint32_t buffer)
 {
-	return store->cells + cell * store->cell_pitch;
+	return store->buffers + buffer * store->buffer_pitch;
 }
 
 /* ---- callback_calls.c ---- */
@@ -216,9 +216,9 @@ bool callback_device_store_settle(struct callback_store *store);
 void callback_device_store_close(struct callback_store *store);
 void callback_drop_event(const struct callback *callback, void *event);
 
-/* The worker's, around a collective into the cell (LSHARD_NO_CELL: none). A failure is the end of the group. */
-lshard_status callback_device_before(struct callback_store *store, uint32_t cell);
-lshard_status callback_device_after(struct callback_store *store, uint32_t cell);
+/* The worker's, around a collective into the buffer (LSHARD_NO_BUFFER: none). A failure is the end of the group. */
+lshard_status callback_device_before(struct callback_store *store, uint32_t buffer);
+lshard_status callback_device_after(struct callback_store *store, uint32_t buffer);
 /* The worker's: until all it has put on the stream is done. */
 lshard_status callback_device_finish(struct callback *callback);
 /* The worker's, in any memory: copies that come after the collectives so far. */
@@ -226,12 +226,12 @@ lshard_status callback_copy_piece(struct callback *callback, const lshard_piece 
 				  unsigned char *layer);
 
 /* The program's. */
-lshard_status callback_device_follow(struct callback_store *store, uint32_t cell, void *stream);
+lshard_status callback_device_follow(struct callback_store *store, uint32_t buffer, void *stream);
 lshard_status callback_device_join(struct callback_store *store, void *stream);
 lshard_status callback_device_drain(struct callback_store *store, uint64_t deadline_ns);
-lshard_status callback_record_use(lshard_store *store, uint32_t cell, void *stream);
+lshard_status callback_record_use(lshard_store *store, uint32_t buffer, void *stream);
 lshard_status callback_capture(lshard_store *store, void *stream, uint64_t *capture);
-lshard_status callback_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream);
+lshard_status callback_copy_buffer(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from,
 				   uint64_t from_pitch, uint64_t width, uint64_t rows);
 
@@ -248,7 +248,7 @@ uint64_t callback_block(const lshard_store_plan *plan, uint32_t position, int32_
 lshard_status callback_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
 void callback_store_close(lshard_store *store);
 void *callback_shard(lshard_store *store);
-void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position);
+void *callback_buffer(lshard_store *store, uint32_t buffer, uint32_t position);
 
 /* ---- callback_rounds.c ---- */
 

@@ -129,7 +129,7 @@ lshard_status callback_device_take(struct callback *callback, const lshard_conte
 	callback->ops.capabilities |= LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE;
 	callback->ops.record_use = callback_record_use;
 	callback->ops.capture = callback_capture;
-	callback->ops.copy_cell = callback_copy_cell;
+	callback->ops.copy_buffer = callback_copy_buffer;
 	return LSHARD_OK;
 }
 
@@ -137,7 +137,7 @@ bool callback_device_store_open(struct callback_store *store)
 {
 	const lshard_context *context = store->base.transport->context;
 
-	store->gates = context->allocate(context, (store->base.plan->cells + (size_t)1) * sizeof *store->gates);
+	store->gates = context->allocate(context, (store->base.plan->buffers + (size_t)1) * sizeof *store->gates);
 	return store->gates != NULL;
 }
 
@@ -152,21 +152,21 @@ void callback_device_store_close(struct callback_store *store)
 	}
 	callback_drop_event(callback, store->point);
 	callback_drop_event(callback, store->came);
-	for (uint32_t cell = 0; store->gates && cell <= store->base.plan->cells; cell++) {
-		callback_drop_event(callback, store->gates[cell].ready);
+	for (uint32_t buffer = 0; store->gates && buffer <= store->base.plan->buffers; buffer++) {
+		callback_drop_event(callback, store->gates[buffer].ready);
 		for (uint32_t reader = 0; reader < GATE_READERS; reader++)
-			callback_drop_event(callback, store->gates[cell].used[reader]);
+			callback_drop_event(callback, store->gates[buffer].used[reader]);
 	}
 	context->release(context, store->gates);
 }
 
 /* ---- The worker's ---------------------------------------------------------------------------------------------- */
 
-/* What comes on the collectives' stream comes after all that read the cell. */
-static lshard_status follow_readers(struct callback_store *store, uint32_t cell, lshard_error *error)
+/* What comes on the collectives' stream comes after all that read the buffer. */
+static lshard_status follow_readers(struct callback_store *store, uint32_t buffer, lshard_error *error)
 {
 	struct callback *callback = callback_of(store->base.transport);
-	struct gate *gate = &store->gates[cell];
+	struct gate *gate = &store->gates[buffer];
 	void *events[GATE_READERS];
 	lshard_status status = LSHARD_OK;
 	uint32_t count = 0;
@@ -183,26 +183,26 @@ static lshard_status follow_readers(struct callback_store *store, uint32_t cell,
 	return status;
 }
 
-lshard_status callback_device_before(struct callback_store *store, uint32_t cell)
+lshard_status callback_device_before(struct callback_store *store, uint32_t buffer)
 {
 	lshard_status status;
 	lshard_error error;
 
-	if (cell == LSHARD_NO_CELL)
+	if (buffer == LSHARD_NO_BUFFER)
 		return LSHARD_OK;
-	status = follow_readers(store, cell, &error);
+	status = follow_readers(store, buffer, &error);
 	return status == LSHARD_OK ? status : callback_break(callback_of(store->base.transport), status, error.text);
 }
 
-lshard_status callback_device_after(struct callback_store *store, uint32_t cell)
+lshard_status callback_device_after(struct callback_store *store, uint32_t buffer)
 {
 	struct callback *callback = callback_of(store->base.transport);
 	lshard_status status;
 	lshard_error error;
 
-	if (cell == LSHARD_NO_CELL)
+	if (buffer == LSHARD_NO_BUFFER)
 		return LSHARD_OK;
-	status = record(callback, &store->gates[cell].ready, callback->device.stream, &error);
+	status = record(callback, &store->gates[buffer].ready, callback->device.stream, &error);
 	return status == LSHARD_OK ? status : callback_break(callback, status, error.text);
 }
 
@@ -243,11 +243,11 @@ static lshard_status tell(struct callback_store *store, lshard_status status, co
 	return lshard_fail(&store->base.error, status, "series '%s': %s", store->base.plan->name, error->text);
 }
 
-lshard_status callback_record_use(lshard_store *base, uint32_t cell, void *stream)
+lshard_status callback_record_use(lshard_store *base, uint32_t buffer, void *stream)
 {
 	struct callback *callback = callback_of(base->transport);
 	struct callback_store *store = callback_store_of(base);
-	struct gate *gate = &store->gates[cell == LSHARD_NO_CELL ? base->plan->cells : cell];
+	struct gate *gate = &store->gates[buffer == LSHARD_NO_BUFFER ? base->plan->buffers : buffer];
 	uint32_t reader = 0;
 	lshard_status status;
 	lshard_error error;
@@ -268,21 +268,21 @@ lshard_status callback_record_use(lshard_store *base, uint32_t cell, void *strea
 	return LSHARD_OK;
 }
 
-lshard_status callback_device_follow(struct callback_store *store, uint32_t cell, void *stream)
+lshard_status callback_device_follow(struct callback_store *store, uint32_t buffer, void *stream)
 {
 	struct callback *callback = callback_of(store->base.transport);
 	lshard_error error;
 
-	if (!store->gates[cell].ready)
+	if (!store->gates[buffer].ready)
 		return LSHARD_OK; /* nothing was ever fetched */
-	return tell(store, follow(callback, stream, store->gates[cell].ready, &error), &error);
+	return tell(store, follow(callback, stream, store->gates[buffer].ready, &error), &error);
 }
 
 /* The next reader that no collective follows yet, counted over all gates; its event, or NULL: there is none. */
 static void *next_reader(struct callback_store *store, uint32_t *at, void **stream)
 {
 	struct callback *callback = callback_of(store->base.transport);
-	const uint32_t all = (store->base.plan->cells + 1) * GATE_READERS;
+	const uint32_t all = (store->base.plan->buffers + 1) * GATE_READERS;
 	void *event = NULL;
 
 	pthread_mutex_lock(&callback->lock);
@@ -316,7 +316,7 @@ lshard_status callback_device_join(struct callback_store *store, void *stream)
 }
 
 /* The caller copies on the collectives' stream alone, so the program's waits for that, and that for the program's. */
-lshard_status callback_copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)
+lshard_status callback_copy_buffer(lshard_store *base, uint32_t to, uint32_t from, void *stream)
 {
 	struct callback_store *store = callback_store_of(base);
 	struct callback *callback = callback_of(base->transport);
@@ -393,9 +393,9 @@ bool callback_device_store_settle(struct callback_store *store)
 /* With nothing in the queue: the first fetch that nobody was told of and that failed. */
 static lshard_status failed_fetch(struct callback_store *store)
 {
-	for (uint32_t cell = 0; cell < store->base.plan->cells; cell++)
-		if (store->landings[cell].unwaited && store->landings[cell].status < 0)
-			return tell(store, store->landings[cell].status, &store->landings[cell].error);
+	for (uint32_t buffer = 0; buffer < store->base.plan->buffers; buffer++)
+		if (store->landings[buffer].unwaited && store->landings[buffer].status < 0)
+			return tell(store, store->landings[buffer].status, &store->landings[buffer].error);
 	return LSHARD_OK;
 }
 

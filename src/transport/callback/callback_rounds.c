@@ -27,11 +27,11 @@ static void land(const struct operation *operation, lshard_status status, const 
 {
 	struct landing *landing;
 
-	if (operation->cell == LSHARD_NO_CELL)
+	if (operation->buffer == LSHARD_NO_BUFFER)
 		return;
-	landing = &operation->store->landings[operation->cell];
+	landing = &operation->store->landings[operation->buffer];
 	if (landing->ticket != operation->ticket)
-		return; /* the cell was asked for something else meanwhile */
+		return; /* the buffer was asked for something else meanwhile */
 	landing->pending = false;
 	landing->status = status;
 	if (status < 0)
@@ -431,17 +431,17 @@ static void announce(struct callback *callback, struct operation *operations)
 static void carry_out(struct callback *callback, const struct operation *operation)
 {
 	struct callback_store *store = operation->store;
-	struct landing *landing = operation->cell == LSHARD_NO_CELL ? NULL : &store->landings[operation->cell];
+	struct landing *landing = operation->buffer == LSHARD_NO_BUFFER ? NULL : &store->landings[operation->buffer];
 	lshard_arrival arrival = {.started_ns = lshard__now_ns()};
 	lshard_status status;
 
 	pthread_mutex_unlock(&callback->lock);
-	status = callback->on_device ? callback_device_before(store, operation->cell) : LSHARD_OK;
+	status = callback->on_device ? callback_device_before(store, operation->buffer) : LSHARD_OK;
 	if (status == LSHARD_OK)
 		status = carry(callback, store, operation->position,
-			       landing ? callback_cell(&store->base, operation->cell, operation->position) : NULL);
+			       landing ? callback_buffer(&store->base, operation->buffer, operation->position) : NULL);
 	if (status == LSHARD_OK && callback->on_device)
-		status = callback_device_after(store, operation->cell);
+		status = callback_device_after(store, operation->buffer);
 	arrival.finished_ns = lshard__now_ns();
 	arrival.busy_ns = arrival.finished_ns - arrival.started_ns;
 	pthread_mutex_lock(&callback->lock);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * callback_store.c - a series of the callback transport: this rank's shard, its cells, and which collective carries
+ * callback_store.c - a series of the callback transport: this rank's shard, its buffers, and which collective carries
  * which layer. Knows memory and pieces; makes no collective itself.
  *
  * A whole layer of one rank is broadcast. Stripes are all-gathered: straight into place where every rank's part is one
@@ -139,7 +139,7 @@ static void store_free(struct callback_store *store)
 		callback_device_store_close(store);
 	context->release(context, store->landings);
 	give_own(callback_of(store->base.transport), store->staging_block);
-	give_memory(store, LSHARD_FOR_WINDOWS, store->cells_block);
+	give_memory(store, LSHARD_FOR_WINDOWS, store->buffers_block);
 	give_memory(store, LSHARD_FOR_SHARD, store->shard_block);
 	context->release(context, store);
 }
@@ -150,11 +150,11 @@ static bool store_fill(struct callback_store *store)
 	const struct callback *callback = callback_of(store->base.transport);
 	const lshard_context *context = store->base.transport->context;
 	const lshard_store_plan *plan = store->base.plan;
-	const size_t cells = plan->cells > 0 ? plan->cells : 1;
+	const size_t buffers = plan->buffers > 0 ? plan->buffers : 1;
 
-	store->cell_pitch = round_up(plan->layer_bytes, ALIGNMENT);
+	store->buffer_pitch = round_up(plan->layer_bytes, ALIGNMENT);
 	store->slot_bytes = longest_part(plan, context->size);
-	store->landings = context->allocate(context, cells * sizeof *store->landings);
+	store->landings = context->allocate(context, buffers * sizeof *store->landings);
 	if (!store->landings || (callback->on_device && !callback_device_store_open(store)))
 		return false;
 	if (store->slot_bytes > 0 &&
@@ -162,19 +162,19 @@ static bool store_fill(struct callback_store *store)
 		return false;
 	return take_memory(store, LSHARD_FOR_SHARD, plan->shard_bytes + store->slot_bytes, &store->shard_block,
 			   &store->shard) &&
-	       take_memory(store, LSHARD_FOR_WINDOWS, plan->cells * store->cell_pitch, &store->cells_block,
-			   &store->cells);
+	       take_memory(store, LSHARD_FOR_WINDOWS, plan->buffers * store->buffer_pitch, &store->buffers_block,
+			   &store->buffers);
 }
 
-/* Room in the queue for twice what the cells of all stores can want, and for those that only give. */
-static bool widen_queue(struct callback *callback, uint64_t cells)
+/* Room in the queue for twice what the buffers of all stores can want, and for those that only give. */
+static bool widen_queue(struct callback *callback, uint64_t buffers)
 {
 	const lshard_context *context = callback->base.context;
-	const uint32_t capacity = (uint32_t)(2 * (callback->reserved + cells) + 64);
+	const uint32_t capacity = (uint32_t)(2 * (callback->reserved + buffers) + 64);
 	struct operation *queue, *old = callback->queue;
 
 	if (capacity <= callback->capacity) {
-		callback->reserved += cells;
+		callback->reserved += buffers;
 		return true;
 	}
 	queue = context->allocate(context, capacity * sizeof *queue);
@@ -188,7 +188,7 @@ static bool widen_queue(struct callback *callback, uint64_t cells)
 	callback->capacity = capacity;
 	pthread_mutex_unlock(&callback->lock);
 	context->release(context, old);
-	callback->reserved += cells;
+	callback->reserved += buffers;
 	return true;
 }
 
@@ -205,7 +205,7 @@ lshard_status callback_store_open(lshard_transport *transport, const lshard_stor
 	store->base.transport = transport;
 	store->base.plan = plan;
 	store->number = number;
-	if (!store_fill(store) || !widen_queue(callback, plan->cells)) {
+	if (!store_fill(store) || !widen_queue(callback, plan->buffers)) {
 		store_free(store);
 		goto no_memory;
 	}
@@ -218,8 +218,8 @@ lshard_status callback_store_open(lshard_transport *transport, const lshard_stor
 
 no_memory:
 	return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
-			   "callback: rank %d has no memory for series '%s' (shard %llu bytes, %u cells of %llu)",
-			   (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->cells,
+			   "callback: rank %d has no memory for series '%s' (shard %llu bytes, %u buffers of %llu)",
+			   (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->buffers,
 			   (unsigned long long)plan->layer_bytes);
 }
 
@@ -258,7 +258,7 @@ void callback_store_close(lshard_store *base)
 	abandoned = callback->abandoned;
 	pthread_mutex_unlock(&callback->lock);
 	abandoned = abandoned || (callback->on_device && !callback_device_store_settle(store));
-	callback->reserved -= base->plan->cells;
+	callback->reserved -= base->plan->buffers;
 	if (!abandoned) {
 		store_free(store);
 		return;
@@ -267,7 +267,7 @@ void callback_store_close(lshard_store *base)
 		     "callback: rank %d: the memory of series '%s' (%llu bytes) stays: a collective of the caller did "
 		     "not end",
 		     (int)context->rank, base->plan->name,
-		     (unsigned long long)(base->plan->shard_bytes + base->plan->cells * store->cell_pitch));
+		     (unsigned long long)(base->plan->shard_bytes + base->plan->buffers * store->buffer_pitch));
 }
 
 void *callback_shard(lshard_store *store)
@@ -275,8 +275,8 @@ void *callback_shard(lshard_store *store)
 	return store->plan->shard_bytes > 0 ? callback_store_of(store)->shard : NULL;
 }
 
-void *callback_cell(lshard_store *store, uint32_t cell, uint32_t position)
+void *callback_buffer(lshard_store *store, uint32_t buffer, uint32_t position)
 {
 	(void)position;
-	return callback_window(callback_store_of(store), cell);
+	return callback_window(callback_store_of(store), buffer);
 }

@@ -255,7 +255,7 @@ const lshard_transport_ops lshard__cuda = {
 	.store_open = cuda_store_open,
 	.store_close = cuda_store_close,
 	.shard = cuda_shard,
-	.cell = cuda_cell,
+	.buffer = cuda_buffer,
 	.peer = cuda_peer,
 	.direct = cuda_direct,
 	.fetch = cuda_fetch,
@@ -266,5 +266,5 @@ const lshard_transport_ops lshard__cuda = {
 	.drain = cuda_drain,
 	.read = cuda_read,
 	.copy = cuda_copy,
-	.copy_cell = cuda_copy_cell,
+	.copy_buffer = cuda_copy_buffer,
 };

@@ -269,7 +269,7 @@ lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *plac
 {
 	const lshard_context *context = store->base.transport->context;
 	const lshard_store_plan *plan = store->base.plan;
-	const uint64_t bytes = plan->cells * plan->layer_bytes;
+	const uint64_t bytes = plan->buffers * plan->layer_bytes;
 	lshard_status status;
 
 	cuda_borrowed_settle((struct cuda *)store->base.transport);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * cuda_fetch.c - which copies make up a fetch, in which order, and how they are enqueued. Knows pieces, shards and
- * cells; knows nothing of what comes before or after them on a stream.
+ * buffers; knows nothing of what comes before or after them on a stream.
  *
  * A layer from one source is one copy: the fewer, the faster. From several, each reader begins with another source and
  * takes slices of all in turn, so that a source is asked by few at once and none waits for the one that all ask.
@@ -219,13 +219,13 @@ cuda_result cuda_copy_layer(struct cuda_store *store, cuda_stream stream, uint32
 /* Residents come once, when the series is committed, and by another way. */
 static int comes_into_window(const lshard_store_plan *plan, uint32_t position)
 {
-	return plan->cell_of && plan->cell_of[position] < plan->windows;
+	return plan->buffer_of && plan->buffer_of[position] < plan->windows;
 }
 
 static cuda_result record_fetch(struct cuda_store *store, uint32_t position, cuda_graph_exec *exec)
 {
 	const struct cuda_driver *driver = &cuda_of(store)->driver;
-	const cuda_address to = cuda_cell_address(store, store->base.plan->cell_of[position], position);
+	const cuda_address to = cuda_buffer_address(store, store->base.plan->buffer_of[position], position);
 	cuda_graph graph = NULL;
 	cuda_result result = driver->capture_begin(store->copies, CUDA_CAPTURE_RELAXED);
 	cuda_result ended;
@@ -261,13 +261,13 @@ static void record_fetches(struct cuda_store *store)
 		     (int)context->rank, plan->name, error.text);
 }
 
-cuda_result cuda_enqueue_fetch(struct cuda_store *store, uint32_t position, uint32_t cell)
+cuda_result cuda_enqueue_fetch(struct cuda_store *store, uint32_t position, uint32_t buffer)
 {
 	const cuda_graph_exec exec = store->fetches->graphs[position];
 
-	if (exec && cell == store->base.plan->cell_of[position])
+	if (exec && buffer == store->base.plan->buffer_of[position])
 		return cuda_of(store)->driver.graph_launch(exec, store->copies);
-	return cuda_copy_layer(store, store->copies, position, cuda_cell_address(store, cell, position), 1);
+	return cuda_copy_layer(store, store->copies, position, cuda_buffer_address(store, buffer, position), 1);
 }
 
 /* ---- opening and closing ---- */

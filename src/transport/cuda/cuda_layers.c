@@ -4,7 +4,7 @@
  * of this rank's windows and residents between them. Knows pieces and blocks; knows nothing of how blocks come here.
  *
  * Each position has a range of addresses of its own, in which nothing changes for the life of the store. A block of a
- * shard is mapped into the one layer it is part of. The memory of a cell is mapped into every layer that comes there:
+ * shard is mapped into the one layer it is part of. The memory of a buffer is mapped into every layer that comes there:
  * one allocation for each gap between direct stripes, since an allocation is mapped whole or not at all.
  */
 #include "cuda_transport.h"
@@ -101,7 +101,7 @@ lshard_status cuda_layers_list(struct cuda_store *store)
 	if (!store->gaps)
 		return LSHARD_ERR_NO_MEMORY;
 	list_gaps(store);
-	memories = (size_t)plan->cells * store->n_gaps;
+	memories = (size_t)plan->buffers * store->n_gaps;
 	store->gap_memory = context->allocate(context, (memories + 1) * sizeof *store->gap_memory);
 	return store->gap_memory ? LSHARD_OK : LSHARD_ERR_NO_MEMORY;
 }
@@ -111,7 +111,7 @@ lshard_status cuda_layers_list(struct cuda_store *store)
 lshard_status cuda_layers_make(struct cuda_store *store)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const size_t memories = (size_t)store->base.plan->cells * store->n_gaps;
+	const size_t memories = (size_t)store->base.plan->buffers * store->n_gaps;
 	lshard_status status = LSHARD_OK;
 
 	for (size_t i = 0; i < memories && status == LSHARD_OK; i++) {
@@ -168,8 +168,8 @@ static lshard_status map_blocks(struct cuda_store *store)
 	return status;
 }
 
-/* Into every layer the memory of its cell. */
-static lshard_status map_cells(struct cuda_store *store)
+/* Into every layer the memory of its buffer. */
+static lshard_status map_buffers(struct cuda_store *store)
 {
 	const lshard_store_plan *plan = store->base.plan;
 	struct cuda *cuda = (struct cuda *)store->base.transport;
@@ -181,12 +181,13 @@ static lshard_status map_cells(struct cuda_store *store)
 		const size_t number = i % store->n_gaps;
 		const struct cuda_gap *gap = &store->gaps[number];
 
-		if (plan->cell_of[position] == LSHARD_NO_CELL)
+		if (plan->buffer_of[position] == LSHARD_NO_BUFFER)
 			continue;
 		status = cuda_refused(
 			store,
 			cuda_range_map(cuda, &store->layers, position * plan->layer_bytes + gap->offset, gap->bytes,
-				       store->gap_memory[(size_t)plan->cell_of[position] * store->n_gaps + number], 1),
+				       store->gap_memory[(size_t)plan->buffer_of[position] * store->n_gaps + number],
+				       1),
 			"mapping a window into a layer", gap->bytes);
 	}
 	return status;
@@ -205,7 +206,7 @@ lshard_status cuda_layers_map(struct cuda_store *store)
 	if (status == LSHARD_OK)
 		status = map_blocks(store);
 	if (status == LSHARD_OK)
-		status = map_cells(store);
+		status = map_buffers(store);
 	return status;
 }
 
@@ -214,7 +215,7 @@ lshard_status cuda_layers_map(struct cuda_store *store)
 void cuda_layers_release(struct cuda_store *store)
 {
 	struct cuda *cuda = (struct cuda *)store->base.transport;
-	const size_t memories = store->gap_memory ? (size_t)store->base.plan->cells * store->n_gaps : 0;
+	const size_t memories = store->gap_memory ? (size_t)store->base.plan->buffers * store->n_gaps : 0;
 
 	for (size_t i = 0; i < memories; i++) {
 		if (store->gap_memory[i])
@@ -254,11 +255,11 @@ void cuda_layers_free(struct cuda_store *store)
 
 /* ---- addresses ---- */
 
-cuda_address cuda_cell_address(const struct cuda_store *store, uint32_t cell, uint32_t position)
+cuda_address cuda_buffer_address(const struct cuda_store *store, uint32_t buffer, uint32_t position)
 {
 	if (store->base.plan->composed)
 		return store->layers.address + position * store->base.plan->layer_bytes;
-	return store->windows.address + cell * store->base.plan->layer_bytes;
+	return store->windows.address + buffer * store->base.plan->layer_bytes;
 }
 
 int cuda_in_place(const struct cuda_store *store, const lshard_piece *piece, cuda_address to)

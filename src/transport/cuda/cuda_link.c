@@ -114,7 +114,7 @@ static lshard_status plan_sample(struct cuda *cuda, struct sample *sample)
 					   .layer_bytes = SAMPLE_BYTES,
 					   .shard_bytes = SAMPLE_BYTES,
 					   .shard_bytes_of = sample->shard_bytes_of,
-					   .cells = 1,
+					   .buffers = 1,
 					   .windows = 1,
 					   .pieces = sample->pieces,
 					   .first_piece = sample->first_piece};
@@ -194,7 +194,7 @@ static lshard_status check_fetch(struct cuda *cuda, struct sample *sample, int32
 			best = milliseconds;
 	}
 	if (status == LSHARD_OK)
-		status = move(cuda, sample, sample->host, cuda_cell(sample->store, 0, 0));
+		status = move(cuda, sample, sample->host, cuda_buffer(sample->store, 0, 0));
 	if (status != LSHARD_OK)
 		return status;
 	if (!is_filled(sample->host, rank))

@@ -83,7 +83,7 @@ static lshard_status make_shard(struct opening *opening)
 static lshard_status make_windows(struct opening *opening)
 {
 	struct cuda_store *store = opening->store;
-	const uint64_t bytes = opening->plan->cells * opening->plan->layer_bytes;
+	const uint64_t bytes = opening->plan->buffers * opening->plan->layer_bytes;
 	lshard_status status;
 
 	if (opening->plan->composed)
@@ -144,7 +144,7 @@ static lshard_status make_legacy(struct opening *opening)
 				 "legacy handle for a shard", plan->shard_bytes);
 	memcpy(opening->together.report.body, &place, sizeof place);
 	if (status == LSHARD_OK)
-		status = allocate(opening, "windows", plan->cells * plan->layer_bytes, &opening->store->windows);
+		status = allocate(opening, "windows", plan->buffers * plan->layer_bytes, &opening->store->windows);
 	return status;
 }
 
@@ -408,7 +408,7 @@ static void free_memory(struct cuda *cuda, struct cuda_store *store)
 
 		cuda_range_unmap(cuda, &store->shards[block->rank], block->offset, block->bytes);
 	}
-	cuda_range_unmap(cuda, &store->windows, 0, plan->cells * plan->layer_bytes);
+	cuda_range_unmap(cuda, &store->windows, 0, plan->buffers * plan->layer_bytes);
 	cuda_range_free(cuda, &store->windows);
 	for (int32_t rank = 0; store->shards && rank < cuda->base.context->size; rank++)
 		cuda_range_free(cuda, &store->shards[rank]);
@@ -458,9 +458,9 @@ void *cuda_shard(lshard_store *base)
 	return (void *)(uintptr_t)((struct cuda_store *)base)->shards[base->transport->context->rank].address;
 }
 
-void *cuda_cell(lshard_store *base, uint32_t cell, uint32_t position)
+void *cuda_buffer(lshard_store *base, uint32_t buffer, uint32_t position)
 {
-	return (void *)(uintptr_t)cuda_cell_address((struct cuda_store *)base, cell, position);
+	return (void *)(uintptr_t)cuda_buffer_address((struct cuda_store *)base, buffer, position);
 }
 
 void *cuda_peer(lshard_store *base, uint32_t position)

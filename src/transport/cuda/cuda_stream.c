@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * cuda_stream.c - copies in stream order: what comes before them, what they come before, also inside captures.
- * Knows cells, streams and events; knows nothing of whose turn a window is.
+ * Knows buffers, streams and events; knows nothing of whose turn a window is.
  *
  * A store's copies (cuda_fetch.c) are issued by the rank that needs the bytes, on a stream of its own device: nothing
- * of the source takes part. Outside captures one stream copies, each cell has an event after its last copy and one for
- * each stream that has read it. Inside a capture another stream does, drawn into the capture by an event of the
+ * of the source takes part. Outside captures one stream copies, each buffer has an event after its last copy and one
+ * for each stream that has read it. Inside a capture another stream does, drawn into the capture by an event of the
  * caller's stream and led back by join. The two sets of events are never mixed, so a capture that is thrown away leaves
  * nothing behind that anyone would look at.
  */
@@ -41,7 +41,7 @@ static lshard_status failed(lshard_store *store, cuda_result result, const char 
 
 /* ---- streams and events ---- */
 
-static size_t events_per_cell(void)
+static size_t events_per_buffer(void)
 {
 	return 2 + CUDA_READERS;
 }
@@ -53,9 +53,9 @@ static void hand_out_events(struct cuda_store *store)
 	store->point = *next++;
 	store->done = *next++;
 	for (uint32_t i = 0; i <= store->base.plan->windows; i++) {
-		store->cells[i].ready = *next++;
-		store->cells[i].captured_ready = *next++;
-		memcpy(store->cells[i].used, next, sizeof store->cells[i].used);
+		store->buffers[i].ready = *next++;
+		store->buffers[i].captured_ready = *next++;
+		memcpy(store->buffers[i].used, next, sizeof store->buffers[i].used);
 		next += CUDA_READERS;
 	}
 }
@@ -75,13 +75,13 @@ lshard_status cuda_streams_open(struct cuda_store *store, lshard_error *error)
 {
 	struct cuda *cuda = cuda_of(&store->base);
 	const lshard_context *context = cuda->base.context;
-	const size_t cells = (size_t)store->base.plan->windows + 1;
-	const size_t count = 2 + cells * events_per_cell();
+	const size_t buffers = (size_t)store->base.plan->windows + 1;
+	const size_t count = 2 + buffers * events_per_buffer();
 	cuda_result result;
 
-	store->cells = context->allocate(context, cells * sizeof *store->cells);
+	store->buffers = context->allocate(context, buffers * sizeof *store->buffers);
 	store->events = context->allocate(context, count * sizeof *store->events);
-	if (!store->cells || !store->events)
+	if (!store->buffers || !store->events)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u windows",
 				   store->base.plan->name, (unsigned)store->base.plan->windows);
 	result = cuda->driver.stream_create(&store->copies, CUDA_STREAM_NON_BLOCKING, cuda->priority);
@@ -118,8 +118,8 @@ void cuda_streams_close(struct cuda_store *store)
 		destroy_streams(store);
 	if (store->events)
 		context->release(context, store->events);
-	if (store->cells)
-		context->release(context, store->cells);
+	if (store->buffers)
+		context->release(context, store->buffers);
 }
 
 /* ---- waiting on the host ---- */
@@ -180,12 +180,12 @@ lshard_status cuda_settle(struct cuda_store *store, int heed_abort)
 	cuda_pace_bypass(cuda->pace, 1);
 	status = await_copies(store, deadline, heed_abort);
 	for (uint32_t i = 0; i <= store->base.plan->windows && status == LSHARD_OK; i++) {
-		struct cuda_cell *cell = &store->cells[i];
+		struct cuda_buffer *buffer = &store->buffers[i];
 
-		while (cell->n_used && status == LSHARD_OK) {
-			status = cuda_await(cuda, cell->used[cell->n_used - 1], deadline, heed_abort,
+		while (buffer->n_used && status == LSHARD_OK) {
+			status = cuda_await(cuda, buffer->used[buffer->n_used - 1], deadline, heed_abort,
 					    &store->base.error);
-			cell->n_used -= status == LSHARD_OK;
+			buffer->n_used -= status == LSHARD_OK;
 		}
 	}
 	store->unsettled = status != LSHARD_OK;
@@ -235,18 +235,18 @@ static cuda_result fetch_captured(struct cuda_store *store, uint32_t position, u
 				  uint64_t capture)
 {
 	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
-	struct cuda_cell *cell = &store->cells[number];
+	struct cuda_buffer *buffer = &store->buffers[number];
 	cuda_result result = CUDA_OK;
 
 	if (store->capture != capture)
 		result = follow_captured(store, stream, capture);
 	if (result == CUDA_OK)
 		result = cuda_copy_layer(store, store->captured_copies, position,
-					 cuda_cell_address(store, number, position), 1);
+					 cuda_buffer_address(store, number, position), 1);
 	if (result == CUDA_OK)
-		result = driver->event_record(cell->captured_ready, store->captured_copies);
+		result = driver->event_record(buffer->captured_ready, store->captured_copies);
 	if (result == CUDA_OK)
-		cell->captured = capture;
+		buffer->captured = capture;
 	return result;
 }
 
@@ -255,18 +255,18 @@ static cuda_result fetch_captured(struct cuda_store *store, uint32_t position, u
 static cuda_result fetch_eager(struct cuda_store *store, uint32_t position, uint32_t number)
 {
 	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
-	struct cuda_cell *cell = &store->cells[number];
+	struct cuda_buffer *buffer = &store->buffers[number];
 	cuda_result result = CUDA_OK;
 
-	for (unsigned i = 0; i < cell->n_used && result == CUDA_OK; i++)
-		result = driver->stream_wait(store->copies, cell->used[i], 0);
+	for (unsigned i = 0; i < buffer->n_used && result == CUDA_OK; i++)
+		result = driver->stream_wait(store->copies, buffer->used[i], 0);
 	if (result != CUDA_OK)
 		return result;
-	cell->n_used = 0;
+	buffer->n_used = 0;
 	result = cuda_enqueue_fetch(store, position, number);
 	if (result == CUDA_OK)
-		result = driver->event_record(cell->ready, store->copies);
-	cell->fetched |= result == CUDA_OK;
+		result = driver->event_record(buffer->ready, store->copies);
+	buffer->fetched |= result == CUDA_OK;
 	return result;
 }
 
@@ -289,47 +289,47 @@ lshard_status cuda_fetch(lshard_store *base, uint32_t position, uint32_t number,
 lshard_status cuda_wait(lshard_store *base, uint32_t number, void *stream, lshard_arrival *arrival)
 {
 	struct cuda *cuda = cuda_of(base);
-	struct cuda_cell *cell = &store_of(base)->cells[number];
+	struct cuda_buffer *buffer = &store_of(base)->buffers[number];
 	const int pushed = cuda_step(cuda);
 	uint64_t capture = 0;
 	cuda_result result = capture_of(cuda, stream, &capture);
 
 	memset(arrival, 0, sizeof *arrival);
-	if (result == CUDA_OK && !capture && cell->fetched)
-		result = cuda->driver.stream_wait(stream, cell->ready, 0);
-	else if (result == CUDA_OK && capture && cell->captured == capture)
-		result = cuda->driver.stream_wait(stream, cell->captured_ready, 0);
+	if (result == CUDA_OK && !capture && buffer->fetched)
+		result = cuda->driver.stream_wait(stream, buffer->ready, 0);
+	else if (result == CUDA_OK && capture && buffer->captured == capture)
+		result = cuda->driver.stream_wait(stream, buffer->captured_ready, 0);
 	cuda_stepped(cuda, pushed);
 	return failed(base, result, "waiting for window", number);
 }
 
 /* More streams than the core allows would be its error: the oldest is then kept waiting for by the newest. */
-static cuda_result record_eager(struct cuda_store *store, struct cuda_cell *cell, void *stream)
+static cuda_result record_eager(struct cuda_store *store, struct cuda_buffer *buffer, void *stream)
 {
 	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
 	unsigned i = 0;
 	cuda_result result = CUDA_OK;
 
-	while (i < cell->n_used && cell->readers[i] != stream)
+	while (i < buffer->n_used && buffer->readers[i] != stream)
 		i++;
 	if (i == CUDA_READERS)
-		result = driver->stream_wait(stream, cell->used[--i], 0);
+		result = driver->stream_wait(stream, buffer->used[--i], 0);
 	if (result == CUDA_OK)
-		result = driver->event_record(cell->used[i], stream);
+		result = driver->event_record(buffer->used[i], stream);
 	if (result != CUDA_OK)
 		return result;
-	cell->readers[i] = stream;
-	if (i == cell->n_used)
-		cell->n_used++;
+	buffer->readers[i] = stream;
+	if (i == buffer->n_used)
+		buffer->n_used++;
 	return CUDA_OK;
 }
 
-static cuda_result record_captured(struct cuda_store *store, struct cuda_cell *cell, void *stream, uint64_t capture)
+static cuda_result record_captured(struct cuda_store *store, struct cuda_buffer *buffer, void *stream, uint64_t capture)
 {
-	cell->captured_by_many =
-		cell->captured_used == capture && (cell->captured_by_many || cell->captured_reader != stream);
-	cell->captured_used = capture;
-	cell->captured_reader = stream;
+	buffer->captured_by_many =
+		buffer->captured_used == capture && (buffer->captured_by_many || buffer->captured_reader != stream);
+	buffer->captured_used = capture;
+	buffer->captured_reader = stream;
 	return follow_captured(store, stream, capture);
 }
 
@@ -337,15 +337,15 @@ lshard_status cuda_record_use(lshard_store *base, uint32_t number, void *stream)
 {
 	struct cuda_store *store = store_of(base);
 	struct cuda *cuda = cuda_of(base);
-	const int nowhere = number == LSHARD_NO_CELL;
+	const int nowhere = number == LSHARD_NO_BUFFER;
 	const int pushed = cuda_step(cuda);
 	uint64_t capture = 0;
 	cuda_result result = capture_of(cuda, stream, &capture);
 
 	if (result == CUDA_OK && !capture)
-		result = record_eager(store, &store->cells[nowhere ? base->plan->windows : number], stream);
+		result = record_eager(store, &store->buffers[nowhere ? base->plan->windows : number], stream);
 	else if (result == CUDA_OK && !nowhere) /* what is captured does not run: drain has nothing to wait for */
-		result = record_captured(store, &store->cells[number], stream, capture);
+		result = record_captured(store, &store->buffers[number], stream, capture);
 	cuda_stepped(cuda, pushed);
 	return failed(base, result, "recording a use of window", number);
 }
@@ -357,10 +357,10 @@ static cuda_result join_eager(struct cuda_store *store, void *stream)
 
 	if (result == CUDA_OK)
 		result = driver->stream_wait(stream, store->done, 0);
-	for (uint32_t cell = 0; cell <= store->base.plan->windows; cell++)
-		for (unsigned i = 0; i < store->cells[cell].n_used && result == CUDA_OK; i++)
-			if (store->cells[cell].readers[i] != stream)
-				result = driver->stream_wait(stream, store->cells[cell].used[i], 0);
+	for (uint32_t buffer = 0; buffer <= store->base.plan->windows; buffer++)
+		for (unsigned i = 0; i < store->buffers[buffer].n_used && result == CUDA_OK; i++)
+			if (store->buffers[buffer].readers[i] != stream)
+				result = driver->stream_wait(stream, store->buffers[buffer].used[i], 0);
 	return result;
 }
 
@@ -406,63 +406,63 @@ lshard_status cuda_capture(lshard_store *base, void *stream, uint64_t *capture)
 	return LSHARD_OK;
 }
 
-/* ---- from cell to cell ---- */
+/* ---- from buffer to buffer ---- */
 
 static cuda_result copy_on(struct cuda_store *store, uint32_t to, uint32_t from, void *stream)
 {
 	return cuda_of(&store->base)
-		->driver.copy(cuda_cell_address(store, to, 0), cuda_cell_address(store, from, 0),
+		->driver.copy(cuda_buffer_address(store, to, 0), cuda_buffer_address(store, from, 0),
 			      (size_t)store->base.plan->layer_bytes, stream);
 }
 
 /* What other streams have read comes before the copies that are captured: so does this, by way of those. */
-static cuda_result await_captured_readers(struct cuda_store *store, const struct cuda_cell *cell, void *stream,
+static cuda_result await_captured_readers(struct cuda_store *store, const struct cuda_buffer *buffer, void *stream,
 					  uint64_t capture)
 {
-	if (cell->captured_used != capture || (cell->captured_reader == stream && !cell->captured_by_many))
+	if (buffer->captured_used != capture || (buffer->captured_reader == stream && !buffer->captured_by_many))
 		return CUDA_OK;
 	return join_captured(store, stream, capture);
 }
 
-/* Who overwrites the cell comes after this copy as after a reader. */
-static cuda_result copy_cell_captured(struct cuda_store *store, uint32_t to, uint32_t from, void *stream,
-				      uint64_t capture)
+/* Who overwrites the buffer comes after this copy as after a reader. */
+static cuda_result copy_buffer_captured(struct cuda_store *store, uint32_t to, uint32_t from, void *stream,
+					uint64_t capture)
 {
-	struct cuda_cell *cell = &store->cells[to];
-	cuda_result result = await_captured_readers(store, cell, stream, capture);
+	struct cuda_buffer *buffer = &store->buffers[to];
+	cuda_result result = await_captured_readers(store, buffer, stream, capture);
 
 	if (result == CUDA_OK)
 		result = copy_on(store, to, from, stream);
 	if (result == CUDA_OK)
-		result = record_captured(store, cell, stream, capture);
+		result = record_captured(store, buffer, stream, capture);
 	if (result == CUDA_OK)
-		result = cuda_of(&store->base)->driver.event_record(cell->captured_ready, stream);
+		result = cuda_of(&store->base)->driver.event_record(buffer->captured_ready, stream);
 	if (result == CUDA_OK)
-		cell->captured = capture;
+		buffer->captured = capture;
 	return result;
 }
 
-static cuda_result copy_cell_eager(struct cuda_store *store, uint32_t to, uint32_t from, void *stream)
+static cuda_result copy_buffer_eager(struct cuda_store *store, uint32_t to, uint32_t from, void *stream)
 {
 	const struct cuda_driver *driver = &cuda_of(&store->base)->driver;
-	struct cuda_cell *cell = &store->cells[to];
+	struct cuda_buffer *buffer = &store->buffers[to];
 	cuda_result result = CUDA_OK;
 
-	for (unsigned i = 0; i < cell->n_used && result == CUDA_OK; i++)
-		if (cell->readers[i] != stream)
-			result = driver->stream_wait(stream, cell->used[i], 0);
+	for (unsigned i = 0; i < buffer->n_used && result == CUDA_OK; i++)
+		if (buffer->readers[i] != stream)
+			result = driver->stream_wait(stream, buffer->used[i], 0);
 	if (result == CUDA_OK)
 		result = copy_on(store, to, from, stream);
 	if (result == CUDA_OK)
-		result = driver->event_record(cell->ready, stream);
+		result = driver->event_record(buffer->ready, stream);
 	if (result != CUDA_OK)
 		return result;
-	cell->n_used = 0;
-	cell->fetched = 1;
-	return record_eager(store, cell, stream);
+	buffer->n_used = 0;
+	buffer->fetched = 1;
+	return record_eager(store, buffer, stream);
 }
 
-lshard_status cuda_copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)
+lshard_status cuda_copy_buffer(lshard_store *base, uint32_t to, uint32_t from, void *stream)
 {
 	struct cuda_store *store = store_of(base);
 	struct cuda *cuda = cuda_of(base);
@@ -471,8 +471,8 @@ lshard_status cuda_copy_cell(lshard_store *base, uint32_t to, uint32_t from, voi
 	cuda_result result = capture_of(cuda, stream, &capture);
 
 	if (result == CUDA_OK)
-		result = capture ? copy_cell_captured(store, to, from, stream, capture)
-				 : copy_cell_eager(store, to, from, stream);
+		result = capture ? copy_buffer_captured(store, to, from, stream, capture)
+				 : copy_buffer_eager(store, to, from, stream);
 	cuda_stepped(cuda, pushed);
 	return failed(base, result, "copying to window", to);
 }

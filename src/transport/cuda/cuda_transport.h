@@ -100,7 +100,7 @@ struct cuda_gap {
 };
 
 /* A window in stream order, or (the one after the last) readers of no window in particular. */
-struct cuda_cell {
+struct cuda_buffer {
 	cuda_event ready; /* after the last copy into it */
 	int fetched;
 	unsigned n_used;
@@ -124,7 +124,7 @@ struct cuda_store {
 	cuda_event done;             /* the same outside */
 	cuda_event *events;          /* all there are */
 	size_t n_events;
-	struct cuda_cell *cells; /* [windows + 1] */
+	struct cuda_buffer *buffers; /* [windows + 1] */
 	struct cuda_block *blocks;
 	uint32_t n_blocks;
 	struct cuda_range *shards;      /* [size] */
@@ -136,7 +136,7 @@ struct cuda_store {
 	int *holds; /* [size] what says to the others that this rank reads their borrowed buffers; -1: none */
 	struct cuda_gap *gaps; /* composed: of every layer */
 	uint32_t n_gaps;
-	cuda_handle *gap_memory; /* [cells][n_gaps] only while the store is opened */
+	cuda_handle *gap_memory; /* [buffers][n_gaps] only while the store is opened */
 };
 
 /* ---- cuda_device.c ---- */
@@ -190,7 +190,7 @@ void cuda_range_free(struct cuda *cuda, struct cuda_range *range);
 lshard_status cuda_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
 void cuda_store_close(lshard_store *store);
 void *cuda_shard(lshard_store *store);
-void *cuda_cell(lshard_store *store, uint32_t cell, uint32_t position);
+void *cuda_buffer(lshard_store *store, uint32_t buffer, uint32_t position);
 void *cuda_peer(lshard_store *store, uint32_t position);
 
 /* ---- cuda_layers.c ---- */
@@ -207,10 +207,10 @@ void cuda_layers_release(struct cuda_store *store);
 void cuda_layers_unmap(struct cuda_store *store);
 
 /*
- * Where the layer at @p position begins when it is fetched into @p cell. Each position may have an address of its own:
- * a fetch must not count cells from the windows' address.
+ * Where the layer at @p position begins when it is fetched into @p buffer. Each position may have an address of its
+ * own: a fetch must not count buffers from the windows' address.
  */
-cuda_address cuda_cell_address(const struct cuda_store *store, uint32_t cell, uint32_t position);
+cuda_address cuda_buffer_address(const struct cuda_store *store, uint32_t buffer, uint32_t position);
 /* Is @p piece mapped already in the layer that begins at @p to? Then it must not be written: fetch and read skip it. */
 int cuda_in_place(const struct cuda_store *store, const lshard_piece *piece, cuda_address to);
 
@@ -229,11 +229,11 @@ void cuda_borrowed_close(struct cuda *cuda);
 
 /* ---- cuda_fetch.c ---- */
 
-/* What is copied for each layer. Shards and cells have their addresses. */
+/* What is copied for each layer. Shards and buffers have their addresses. */
 lshard_status cuda_fetches_open(struct cuda_store *store, lshard_error *error);
 void cuda_fetches_close(struct cuda_store *store);
-/* Outside captures: enqueue the copies of the layer at @p position into @p cell on the store's stream of copies. */
-cuda_result cuda_enqueue_fetch(struct cuda_store *store, uint32_t position, uint32_t cell);
+/* Outside captures: enqueue the copies of the layer at @p position into @p buffer on the store's stream of copies. */
+cuda_result cuda_enqueue_fetch(struct cuda_store *store, uint32_t position, uint32_t buffer);
 /* The same copies one by one, to any address, on any stream; also in captures. */
 cuda_result cuda_copy_layer(struct cuda_store *store, cuda_stream stream, uint32_t position, cuda_address to,
 			    int paced);
@@ -258,16 +258,16 @@ lshard_status cuda_await(struct cuda *cuda, cuda_event event, uint64_t deadline,
 /* Wait for this rank's copies and its readers. */
 lshard_status cuda_settle(struct cuda_store *store, int heed_abort);
 
-lshard_status cuda_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream, uint64_t sequence);
-lshard_status cuda_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
-lshard_status cuda_record_use(lshard_store *store, uint32_t cell, void *stream);
+lshard_status cuda_fetch(lshard_store *store, uint32_t position, uint32_t buffer, void *stream, uint64_t sequence);
+lshard_status cuda_wait(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival);
+lshard_status cuda_record_use(lshard_store *store, uint32_t buffer, void *stream);
 lshard_status cuda_join(lshard_store *store, void *stream);
 lshard_status cuda_capture(lshard_store *store, void *stream, uint64_t *capture);
 lshard_status cuda_drain(lshard_store *store);
 lshard_status cuda_read(lshard_store *store, uint32_t position, void *destination);
 lshard_status cuda_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from, uint64_t from_pitch,
 			uint64_t width, uint64_t rows);
-lshard_status cuda_copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream);
+lshard_status cuda_copy_buffer(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 
 /* ---- cuda_link.c ---- */
 

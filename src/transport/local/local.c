@@ -3,7 +3,7 @@
  * local.c - `local`: the ranks are threads of one process, or there is one rank. The reference for right behaviour:
  * every shard is host memory that all ranks see, a transfer is a memcpy by the rank that wants it. Options let the same
  * series run with copies as early as possible, as late as possible, at drawn moments in between, or in lockstep as on a
- * collective transport. Knows: pieces, cells and shards. Does not know: windows' states, layers' meaning. Ranks
+ * collective transport. Knows: pieces, buffers and shards. Does not know: windows' states, layers' meaning. Ranks
  * exchange in process_group.c.
  */
 #include "clock.h"
@@ -115,12 +115,12 @@ static uint64_t draw(struct local_store *store)
 	return store->random;
 }
 
-static void copy(struct local_store *store, uint32_t cell, uint64_t started_ns)
+static void copy(struct local_store *store, uint32_t buffer, uint64_t started_ns)
 {
-	struct transfer *transfer = &store->transfers[cell];
+	struct transfer *transfer = &store->transfers[buffer];
 
 	lshard__host_copy_layer(store->base.plan, transfer->position, store->bases,
-				local_cell(&store->base, cell, transfer->position));
+				local_buffer(&store->base, buffer, transfer->position));
 	transfer->pending = false;
 	transfer->arrival.started_ns = started_ns;
 	transfer->arrival.finished_ns = lshard__now_ns();
@@ -133,11 +133,11 @@ static void queue_remove(struct local_store *store, uint32_t index)
 	memmove(&store->queue[index], &store->queue[index + 1], (store->queued - index) * sizeof store->queue[0]);
 }
 
-static uint32_t queue_find(const struct local_store *store, uint32_t cell)
+static uint32_t queue_find(const struct local_store *store, uint32_t buffer)
 {
 	uint32_t index = 0;
 
-	while (index < store->queued && store->queue[index] != cell)
+	while (index < store->queued && store->queue[index] != buffer)
 		index++;
 	return index;
 }
@@ -184,7 +184,8 @@ static uint32_t moment_of(struct local_store *store, enum moment moment)
 	}
 }
 
-static lshard_status local_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
+static lshard_status local_fetch(lshard_store *base, uint32_t position, uint32_t buffer, void *stream,
+				 uint64_t sequence)
 {
 	struct local_store *store = store_of(base);
 	struct local *local = local_of(base->transport);
@@ -194,17 +195,17 @@ static lshard_status local_fetch(lshard_store *base, uint32_t position, uint32_t
 	(void)stream;
 	if (local->moment == IN_LOCKSTEP)
 		lshard__process_group_post(local->group, base->transport->context->rank, &post);
-	if (cell == LSHARD_NO_CELL)
+	if (buffer == LSHARD_NO_BUFFER)
 		return LSHARD_OK; /* only gives the layer: nothing to copy here */
-	transfer = &store->transfers[cell];
+	transfer = &store->transfers[buffer];
 	if (transfer->pending) /* has not begun: dropped */
-		queue_remove(store, queue_find(store, cell));
+		queue_remove(store, queue_find(store, buffer));
 	transfer->pending = transfer->unwaited = true;
 	transfer->position = position;
 	transfer->sequence = sequence;
 	transfer->status = LSHARD_OK;
 	transfer->calls_left = moment_of(store, local->moment);
-	store->queue[store->queued++] = cell;
+	store->queue[store->queued++] = buffer;
 	pass_a_call(store);
 	return LSHARD_OK;
 }
@@ -217,41 +218,41 @@ static lshard_status tell(struct local_store *store, const struct transfer *tran
 }
 
 /* All ranks asked for the same: only then are there bytes to copy. */
-static lshard_status lockstep_finish(struct local_store *store, uint32_t cell, uint64_t deadline_ns)
+static lshard_status lockstep_finish(struct local_store *store, uint32_t buffer, uint64_t deadline_ns)
 {
 	lshard_transport *transport = store->base.transport;
-	struct transfer *transfer = &store->transfers[cell];
+	struct transfer *transfer = &store->transfers[buffer];
 	struct lshard__process_group_post post = {transfer->sequence, store->number, transfer->position, 0};
 	uint64_t started_ns;
 	lshard_status status = lshard__process_group_await(local_of(transport)->group, transport->context->rank, &post,
 							   deadline_ns, &started_ns, &transfer->error);
 
 	if (status == LSHARD_OK)
-		copy(store, cell, started_ns);
+		copy(store, buffer, started_ns);
 	if (status == LSHARD_ERR_TIMEOUT)
 		return tell(store, transfer, status); /* can be waited for again */
 	transfer->pending = false;
 	transfer->status = status; /* join may be who asks: every wait for it tells it too */
-	queue_remove(store, queue_find(store, cell));
+	queue_remove(store, queue_find(store, buffer));
 	return tell(store, transfer, status);
 }
 
-static lshard_status finish(struct local_store *store, uint32_t cell, uint64_t deadline_ns)
+static lshard_status finish(struct local_store *store, uint32_t buffer, uint64_t deadline_ns)
 {
-	struct transfer *transfer = &store->transfers[cell];
+	struct transfer *transfer = &store->transfers[buffer];
 
 	if (!transfer->pending)
 		return tell(store, transfer, transfer->status);
 	if (local_of(store->base.transport)->moment == IN_LOCKSTEP)
-		return lockstep_finish(store, cell, deadline_ns);
-	queue_run(store, queue_find(store, cell) + 1);
+		return lockstep_finish(store, buffer, deadline_ns);
+	queue_run(store, queue_find(store, buffer) + 1);
 	return LSHARD_OK;
 }
 
-static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status local_wait(lshard_store *base, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	struct local_store *store = store_of(base);
-	struct transfer *transfer = &store->transfers[cell];
+	struct transfer *transfer = &store->transfers[buffer];
 	uint64_t began_ns, blocked_ns = 0;
 	lshard_status status = LSHARD_OK;
 
@@ -262,7 +263,7 @@ static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream,
 	pass_a_call(store);
 	if (transfer->pending) {
 		began_ns = lshard__now_ns();
-		status = finish(store, cell, lshard__process_group_deadline(local_of(base->transport)->group));
+		status = finish(store, buffer, lshard__process_group_deadline(local_of(base->transport)->group));
 		blocked_ns = lshard__now_ns() - began_ns;
 	} else {
 		status = tell(store, transfer, transfer->status);
@@ -274,12 +275,12 @@ static lshard_status local_wait(lshard_store *base, uint32_t cell, void *stream,
 	return status;
 }
 
-static lshard_status local_record_use(lshard_store *base, uint32_t cell, void *stream)
+static lshard_status local_record_use(lshard_store *base, uint32_t buffer, void *stream)
 {
 	(void)base;
-	(void)cell;
+	(void)buffer;
 	(void)stream;
-	return LSHARD_OK; /* host memory: what read the cell has returned */
+	return LSHARD_OK; /* host memory: what read the buffer has returned */
 }
 
 static lshard_status local_join(lshard_store *base, void *stream)
@@ -299,9 +300,9 @@ static lshard_status local_drain(lshard_store *base)
 {
 	struct local_store *store = store_of(base);
 
-	for (uint32_t cell = 0; cell < base->plan->cells; cell++) {
-		store->transfers[cell].pending = store->transfers[cell].unwaited = false;
-		store->transfers[cell].status = LSHARD_OK;
+	for (uint32_t buffer = 0; buffer < base->plan->buffers; buffer++) {
+		store->transfers[buffer].pending = store->transfers[buffer].unwaited = false;
+		store->transfers[buffer].status = LSHARD_OK;
 	}
 	store->queued = 0;
 	return LSHARD_OK;
@@ -385,7 +386,7 @@ const lshard_transport_ops lshard__local = {
 	.store_open = local_store_open,
 	.store_close = local_store_close,
 	.shard = local_shard,
-	.cell = local_cell,
+	.buffer = local_buffer,
 	.fetch = local_fetch,
 	.wait = local_wait,
 	.record_use = local_record_use,

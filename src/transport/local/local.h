@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * local.h - what the files of the local transport share: local.c (table, transfers, reads), local_options.c, and
- * local_store.c (shards and cells). process_group.h connects the ranks.
+ * local_store.c (shards and buffers). process_group.h connects the ranks.
  */
 #ifndef LAYERSHARD_LOCAL_H
 #define LAYERSHARD_LOCAL_H
@@ -32,7 +32,7 @@ struct announcement {
 	struct shard *shard;
 };
 
-/* The last fetch into one cell. */
+/* The last fetch into one buffer. */
 struct transfer {
 	bool pending;  /* asked for, not copied yet */
 	bool unwaited; /* nobody waited since */
@@ -50,13 +50,13 @@ struct local_store {
 	uint64_t random;
 	struct shard **shards; /* [size] */
 	const void **bases;    /* [size] their memory */
-	void *cells_block;     /* as allocated */
-	unsigned char *cells;
-	uint64_t cell_pitch;
-	struct transfer *transfers; /* [cells] */
-	uint32_t *queue;            /* cells with a pending transfer, in the order of fetch */
+	void *buffers_block;   /* as allocated */
+	unsigned char *buffers;
+	uint64_t buffer_pitch;
+	struct transfer *transfers; /* [buffers] */
+	uint32_t *queue;            /* buffers with a pending transfer, in the order of fetch */
 	uint32_t queued;
-	bool reserved; /* its cells have room in the group's book */
+	bool reserved; /* its buffers have room in the group's book */
 };
 
 static inline struct local *local_of(const lshard_transport *transport)
@@ -79,6 +79,6 @@ lshard_status local_read_options(struct local *local, const char *options, lshar
 lshard_status local_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **opened);
 void local_store_close(lshard_store *store);
 void *local_shard(lshard_store *store);
-void *local_cell(lshard_store *store, uint32_t cell, uint32_t position);
+void *local_buffer(lshard_store *store, uint32_t buffer, uint32_t position);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * local_store.c - a series of the local transport: this rank's shard, which all ranks see, and its cells. Knows memory;
- * does not know when what is copied.
+ * local_store.c - a series of the local transport: this rank's shard, which all ranks see, and its buffers. Knows
+ * memory; does not know when what is copied.
  */
 #include "local.h"
 
@@ -68,37 +68,37 @@ static struct shard *shard_new(const lshard_store_plan *plan, unsigned users)
 	return shard;
 }
 
-/* One block for all cells, each at a multiple of ALIGNMENT. */
-static bool cells_open(struct local_store *store, const lshard_context *context)
+/* One block for all buffers, each at a multiple of ALIGNMENT. */
+static bool buffers_open(struct local_store *store, const lshard_context *context)
 {
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_memory_source *source = plan->memory_source;
 	uint64_t bytes;
 
-	store->cell_pitch = round_up(plan->layer_bytes, ALIGNMENT);
-	bytes = store->cell_pitch * plan->cells;
+	store->buffer_pitch = round_up(plan->layer_bytes, ALIGNMENT);
+	bytes = store->buffer_pitch * plan->buffers;
 	if (bytes == 0)
 		return true;
 	if (source) {
-		store->cells_block = source->allocate(source->user, LSHARD_FOR_WINDOWS, bytes, ALIGNMENT);
-		store->cells = store->cells_block;
-		if (store->cells)
-			memset(store->cells, 0, bytes);
+		store->buffers_block = source->allocate(source->user, LSHARD_FOR_WINDOWS, bytes, ALIGNMENT);
+		store->buffers = store->buffers_block;
+		if (store->buffers)
+			memset(store->buffers, 0, bytes);
 	} else {
-		store->cells_block = context->allocate(context, bytes + ALIGNMENT - 1);
-		store->cells = (unsigned char *)(uintptr_t)round_up((uintptr_t)store->cells_block, ALIGNMENT);
+		store->buffers_block = context->allocate(context, bytes + ALIGNMENT - 1);
+		store->buffers = (unsigned char *)(uintptr_t)round_up((uintptr_t)store->buffers_block, ALIGNMENT);
 	}
-	return store->cells_block != NULL;
+	return store->buffers_block != NULL;
 }
 
-static void cells_close(struct local_store *store, const lshard_context *context)
+static void buffers_close(struct local_store *store, const lshard_context *context)
 {
 	const lshard_memory_source *source = store->base.plan->memory_source;
 
 	if (!source)
-		context->release(context, store->cells_block);
-	else if (store->cells_block && !context->forked(context))
-		source->release(source->user, LSHARD_FOR_WINDOWS, store->cells_block);
+		context->release(context, store->buffers_block);
+	else if (store->buffers_block && !context->forked(context))
+		source->release(source->user, LSHARD_FOR_WINDOWS, store->buffers_block);
 }
 
 static void store_free(struct local_store *store, const lshard_context *context)
@@ -107,8 +107,8 @@ static void store_free(struct local_store *store, const lshard_context *context)
 		return;
 	if (store->reserved && !context->forked(context))
 		lshard__process_group_unreserve(local_of(store->base.transport)->group, context->rank,
-						store->base.plan->cells);
-	cells_close(store, context);
+						store->base.plan->buffers);
+	buffers_close(store, context);
 	context->release(context, store->queue);
 	context->release(context, store->transfers);
 	context->release(context, store->bases);
@@ -121,7 +121,7 @@ static struct local_store *store_new(struct local *local, const lshard_store_pla
 	const lshard_context *context = local->base.context;
 	struct local_store *store = context->allocate(context, sizeof *store);
 	size_t size = (size_t)context->size;
-	size_t cells = plan->cells > 0 ? plan->cells : 1;
+	size_t buffers = plan->buffers > 0 ? plan->buffers : 1;
 
 	if (!store)
 		return NULL;
@@ -130,11 +130,11 @@ static struct local_store *store_new(struct local *local, const lshard_store_pla
 	store->random = local->seed * 2 + 1; /* any odd number but its own for each seed */
 	store->shards = context->allocate(context, size * sizeof store->shards[0]);
 	store->bases = context->allocate(context, size * sizeof store->bases[0]);
-	store->transfers = context->allocate(context, cells * sizeof store->transfers[0]);
-	store->queue = context->allocate(context, cells * sizeof store->queue[0]);
+	store->transfers = context->allocate(context, buffers * sizeof store->transfers[0]);
+	store->queue = context->allocate(context, buffers * sizeof store->queue[0]);
 	if (local->moment == IN_LOCKSTEP)
-		store->reserved = lshard__process_group_reserve(local->group, context->rank, plan->cells);
-	if (cells_open(store, context) && store->shards && store->bases && store->transfers && store->queue &&
+		store->reserved = lshard__process_group_reserve(local->group, context->rank, plan->buffers);
+	if (buffers_open(store, context) && store->shards && store->bases && store->transfers && store->queue &&
 	    store->reserved == (local->moment == IN_LOCKSTEP))
 		return store;
 	store_free(store, context);
@@ -192,12 +192,12 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 	for (int32_t rank = 0; rank < context->size; rank++)
 		gone += !local->alive[rank];
 	shard_drop(shard, gone, false);
-	status =
-		shard ? shards_attach(local, store)
-		      : lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
-				    "local: rank %d has no memory for series '%s' (shard %llu bytes, %u cells of %llu)",
-				    (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->cells,
-				    (unsigned long long)plan->layer_bytes);
+	status = shard ? shards_attach(local, store)
+		       : lshard_fail(
+				 &transport->error, LSHARD_ERR_NO_MEMORY,
+				 "local: rank %d has no memory for series '%s' (shard %llu bytes, %u buffers of %llu)",
+				 (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->buffers,
+				 (unsigned long long)plan->layer_bytes);
 	if (status < 0) {
 		shards_give_back(local);
 		goto free_store;
@@ -226,8 +226,8 @@ void *local_shard(lshard_store *base)
 	return store_of(base)->shards[base->transport->context->rank]->memory;
 }
 
-void *local_cell(lshard_store *base, uint32_t cell, uint32_t position)
+void *local_buffer(lshard_store *base, uint32_t buffer, uint32_t position)
 {
 	(void)position;
-	return store_of(base)->cells + cell * store_of(base)->cell_pitch;
+	return store_of(base)->buffers + buffer * store_of(base)->buffer_pitch;
 }

@@ -13,7 +13,7 @@
 
 struct shm_store;
 
-/* The last fetch into one cell. `pending` is the only member read without the copier's lock while a copy may run. */
+/* The last fetch into one buffer. `pending` is the only member read without the copier's lock while a copy may run. */
 struct shm_request {
 	struct shm_store *store;
 	struct shm_request *next;
@@ -21,9 +21,9 @@ struct shm_request {
 	atomic_int pending; /* fetched and not there yet */
 	int queued;
 	int untold; /* no wait has reported its times; the store's thread only */
-	uint32_t cell;
+	uint32_t buffer;
 	uint32_t position;
-	uint64_t generation; /* counts the fetches into this cell */
+	uint64_t generation; /* counts the fetches into this buffer */
 	uint64_t started_ns;
 	uint64_t finished_ns;
 };
@@ -61,17 +61,17 @@ struct shm_store {
 	lshard_store base;
 	struct shm_mapping *shards; /* [size]; this rank's own is writable, the others' are not */
 	const void **bases;         /* [size] their addresses, as host_copy wants them */
-	struct shm_mapping cells;
+	struct shm_mapping buffers;
 	struct shm_mapping composed;  /* layers put together from several shards */
 	void **layers;                /* direct: [layers] */
-	struct shm_request *requests; /* not direct: [cells] */
+	struct shm_request *requests; /* not direct: [buffers] */
 	size_t n_queued;              /* with the copier's lock */
 };
 
-/* Every layer comes to the beginning of its cell. */
-static inline void *shm_window(const struct shm_store *store, uint32_t cell)
+/* Every layer comes to the beginning of its buffer. */
+static inline void *shm_window(const struct shm_store *store, uint32_t buffer)
 {
-	return (char *)store->cells.address + cell * store->base.plan->layer_bytes;
+	return (char *)store->buffers.address + buffer * store->base.plan->layer_bytes;
 }
 
 /* ---- shm_store.c ---- */
@@ -79,7 +79,7 @@ static inline void *shm_window(const struct shm_store *store, uint32_t cell)
 lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store);
 void shm_store_close(lshard_store *store);
 void *shm_shard(lshard_store *store);
-void *shm_cell(lshard_store *store, uint32_t cell, uint32_t position);
+void *shm_buffer(lshard_store *store, uint32_t buffer, uint32_t position);
 void *shm_peer(lshard_store *store, uint32_t position);
 lshard_status shm_read(lshard_store *store, uint32_t position, void *destination);
 
@@ -93,8 +93,8 @@ void shm_copier_close(struct shm_copier *copier);
 /* Drop what waits, and wait for the copy that runs, of one store. */
 void shm_copier_forget(struct shm_copier *copier, struct shm_store *store);
 
-lshard_status shm_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream, uint64_t sequence);
-lshard_status shm_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
+lshard_status shm_fetch(lshard_store *store, uint32_t position, uint32_t buffer, void *stream, uint64_t sequence);
+lshard_status shm_wait(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival);
 lshard_status shm_join(lshard_store *store, void *stream);
 lshard_status shm_drain(lshard_store *store);
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm_copy.c - the copying mode: a thread fetches layers from the others' pages into this rank's cells.
+ * shm_copy.c - the copying mode: a thread fetches layers from the others' pages into this rank's buffers.
  * Knows requests and pieces; maps nothing and talks to nobody.
  *
- * A request belongs to a cell and is queued again by every fetch into it. The thread notes the generation it copies;
- * when the cell was fetched again meanwhile, the newer copy follows in the queue and only that one is reported done.
+ * A request belongs to a buffer and is queued again by every fetch into it. The thread notes the generation it copies;
+ * when the buffer was fetched again meanwhile, the newer copy follows in the queue and only that one is reported done.
  */
 #include "shm.h"
 #include "host_copy.h"
@@ -50,7 +50,7 @@ static void copy_one(struct shm_copier *copier, struct shm_request *request)
 	copier->running = store;
 	pthread_mutex_unlock(&copier->lock);
 	started = lshard__now_ns();
-	lshard__host_copy_layer(store->base.plan, position, store->bases, shm_window(store, request->cell));
+	lshard__host_copy_layer(store->base.plan, position, store->bases, shm_window(store, request->buffer));
 	finished = lshard__now_ns();
 	pthread_mutex_lock(&copier->lock);
 	copier->running = NULL;
@@ -162,8 +162,8 @@ void shm_copier_close(struct shm_copier *copier)
 
 static void forget_queued(struct shm_copier *copier, struct shm_store *store)
 {
-	for (uint32_t cell = 0; cell < store->base.plan->cells; cell++) {
-		struct shm_request *request = &store->requests[cell];
+	for (uint32_t buffer = 0; buffer < store->base.plan->buffers; buffer++) {
+		struct shm_request *request = &store->requests[buffer];
 
 		if (request->queued)
 			unlink_request(copier, request);
@@ -194,7 +194,7 @@ static lshard_status aborted(lshard_store *store)
 			   (int)store->transport->context->rank);
 }
 
-lshard_status shm_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
+lshard_status shm_fetch(lshard_store *base, uint32_t position, uint32_t buffer, void *stream, uint64_t sequence)
 {
 	struct shm_store *store = (struct shm_store *)base;
 	struct shm_copier *copier = copier_of(base);
@@ -202,10 +202,11 @@ lshard_status shm_fetch(lshard_store *base, uint32_t position, uint32_t cell, vo
 
 	(void)stream;
 	(void)sequence;
-	if (!store->requests || cell >= base->plan->cells || position >= base->plan->layers)
-		return lshard_fail(&base->error, LSHARD_ERR_RANGE, "series '%s': position %u has no cell %u to come to",
-				   base->plan->name, (unsigned)position, (unsigned)cell);
-	request = &store->requests[cell];
+	if (!store->requests || buffer >= base->plan->buffers || position >= base->plan->layers)
+		return lshard_fail(&base->error, LSHARD_ERR_RANGE,
+				   "series '%s': there is no layer at position %u, or no buffer %u to fetch it into",
+				   base->plan->name, (unsigned)position, (unsigned)buffer);
+	request = &store->requests[buffer];
 	pthread_mutex_lock(&copier->lock);
 	if (copier->aborted) {
 		pthread_mutex_unlock(&copier->lock);
@@ -253,7 +254,7 @@ static lshard_status block(struct shm_store *store, struct shm_request *request)
 	return LSHARD_OK;
 }
 
-lshard_status shm_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+lshard_status shm_wait(lshard_store *base, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	struct shm_store *store = (struct shm_store *)base;
 	struct shm_request *request;
@@ -261,8 +262,8 @@ lshard_status shm_wait(lshard_store *base, uint32_t cell, void *stream, lshard_a
 	lshard_status status = LSHARD_OK;
 
 	(void)stream;
-	if (store->requests && cell < base->plan->cells && store->requests[cell].untold) {
-		request = &store->requests[cell];
+	if (store->requests && buffer < base->plan->buffers && store->requests[buffer].untold) {
+		request = &store->requests[buffer];
 		if (atomic_load_explicit(&request->pending, memory_order_acquire)) {
 			uint64_t began = lshard__now_ns();
 

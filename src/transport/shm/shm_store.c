@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm_store.c - a series in shared memory: this rank's shard, its cells, and the others' shards mapped read-only.
+ * shm_store.c - a series in shared memory: this rank's shard, its buffers, and the others' shards mapped read-only.
  * Knows pieces and pages; knows nothing of windows' turns or of who waits.
  *
  * A shard is a sealed memfd: its size is fixed, and the owner's mapping, made before the seal, is the only writable one
@@ -86,15 +86,15 @@ static lshard_status make_shard(struct opening *opening)
 	return status;
 }
 
-static lshard_status make_cells(struct opening *opening)
+static lshard_status make_buffers(struct opening *opening)
 {
-	uint64_t bytes = opening->plan->cells * opening->plan->layer_bytes;
+	uint64_t bytes = opening->plan->buffers * opening->plan->layer_bytes;
 	lshard_status status;
 	int fd = -1;
 
 	if (bytes == 0)
 		return LSHARD_OK;
-	status = make_memory(opening, "windows", bytes, &opening->store->cells, &fd);
+	status = make_memory(opening, "windows", bytes, &opening->store->buffers, &fd);
 	if (fd >= 0)
 		close(fd);
 	return status;
@@ -104,17 +104,17 @@ static lshard_status make_requests(struct opening *opening)
 {
 	const lshard_context *context = opening->shm->base.context;
 	struct shm_store *store = opening->store;
-	uint32_t cells = opening->plan->cells;
+	uint32_t buffers = opening->plan->buffers;
 
-	if (opening->plan->direct || cells == 0)
+	if (opening->plan->direct || buffers == 0)
 		return LSHARD_OK;
-	store->requests = context->allocate(context, cells * sizeof *store->requests);
+	store->requests = context->allocate(context, buffers * sizeof *store->requests);
 	if (!store->requests)
-		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u cells",
-				   opening->plan->name, (unsigned)cells);
-	for (uint32_t cell = 0; cell < cells; cell++) {
-		store->requests[cell].store = store;
-		store->requests[cell].cell = cell;
+		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u buffers",
+				   opening->plan->name, (unsigned)buffers);
+	for (uint32_t buffer = 0; buffer < buffers; buffer++) {
+		store->requests[buffer].store = store;
+		store->requests[buffer].buffer = buffer;
 	}
 	return shm_copier_start(&opening->shm->copier, opening->error);
 }
@@ -128,7 +128,7 @@ static lshard_status make_own(struct agreement_opening *together)
 						     "series '%s': no memory for its tables", opening->plan->name);
 
 	if (status == LSHARD_OK)
-		status = make_cells(opening);
+		status = make_buffers(opening);
 	if (status == LSHARD_OK)
 		status = make_requests(opening);
 	return status;
@@ -355,7 +355,7 @@ void shm_store_close(lshard_store *base)
 	if (store->layers)
 		context->release(context, store->layers);
 	unmap(&store->composed);
-	unmap(&store->cells);
+	unmap(&store->buffers);
 	for (int32_t rank = 0; store->shards && rank < context->size; rank++)
 		unmap(&store->shards[rank]);
 	if (store->bases)
@@ -372,10 +372,10 @@ void *shm_shard(lshard_store *base)
 	return ((struct shm_store *)base)->shards[base->transport->context->rank].address;
 }
 
-void *shm_cell(lshard_store *base, uint32_t cell, uint32_t position)
+void *shm_buffer(lshard_store *base, uint32_t buffer, uint32_t position)
 {
 	(void)position;
-	return shm_window((struct shm_store *)base, cell);
+	return shm_window((struct shm_store *)base, buffer);
 }
 
 void *shm_peer(lshard_store *base, uint32_t position)

@@ -43,7 +43,7 @@ struct faults {
 
 struct faults_store {
 	struct lshard__wrapper_store wrapper;
-	uint32_t *positions; /* [cells] of the last fetch into each */
+	uint32_t *positions; /* [buffers] of the last fetch into each */
 };
 
 static struct faults *faults_of(lshard_transport *transport)
@@ -258,7 +258,7 @@ static lshard_status faults_store_open(lshard_transport *transport, const lshard
 
 	if (status < 0)
 		return status;
-	store->positions = context->allocate(context, (plan->cells + (size_t)1) * sizeof store->positions[0]);
+	store->positions = context->allocate(context, (plan->buffers + (size_t)1) * sizeof store->positions[0]);
 	if (!store->positions)
 		status = lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY, "faults: no memory for series '%s'",
 				     plan->name);
@@ -281,27 +281,28 @@ static void faults_store_close(lshard_store *base)
 
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */
 
-static lshard_status faults_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
+static lshard_status faults_fetch(lshard_store *base, uint32_t position, uint32_t buffer, void *stream,
+				  uint64_t sequence)
 {
 	bool flip;
 	lshard_status status = apply_faults(faults_of(base->transport), FETCH, &flip, &base->error);
 
 	if (status < 0)
 		return status;
-	if (cell != LSHARD_NO_CELL)
-		store_of(base)->positions[cell] = position;
-	return lshard__wrapper_fetch(base, position, cell, stream, sequence);
+	if (buffer != LSHARD_NO_BUFFER)
+		store_of(base)->positions[buffer] = position;
+	return lshard__wrapper_fetch(base, position, buffer, stream, sequence);
 }
 
-static lshard_status faults_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status faults_wait(lshard_store *base, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	bool flip;
 	lshard_status status = apply_faults(faults_of(base->transport), WAIT, &flip, &base->error);
 
 	if (status == LSHARD_OK)
-		status = lshard__wrapper_wait(base, cell, stream, arrival);
+		status = lshard__wrapper_wait(base, buffer, stream, arrival);
 	if (status == LSHARD_OK && flip)
-		flip_bit(lshard__wrapper_cell(base, cell, store_of(base)->positions[cell]));
+		flip_bit(lshard__wrapper_buffer(base, buffer, store_of(base)->positions[buffer]));
 	return status;
 }
 

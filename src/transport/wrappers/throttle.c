@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* The last fetch into one cell, on its way through the link. */
+/* The last fetch into one buffer, on its way through the link. */
 enum stage {
 	NONE,   /* nothing, waited for already, or failed */
 	QUEUED, /* may still be dropped, then it costs the link nothing */
@@ -28,13 +28,13 @@ struct transfer {
 	bool inner_done;                 /* the inner transport has the bytes there */
 	struct transfer *before, *after; /* in the queue of the link */
 	lshard_store *store;
-	uint32_t cell;
+	uint32_t buffer;
 	uint64_t ready_ns; /* when it could begin */
 	uint64_t takes_ns;
 	uint64_t began_ns;
 	uint64_t finishes_ns;
 	lshard_status
-		failure; /* of the inner transport, told to join or a wait for another cell; until the wait for it */
+		failure; /* of the inner transport, told to join or a wait for another buffer; until the wait for it */
 	lshard_error why;
 };
 
@@ -51,7 +51,7 @@ struct throttle {
 
 struct throttle_store {
 	struct lshard__wrapper_store wrapper;
-	struct transfer *transfers; /* [cells] */
+	struct transfer *transfers; /* [buffers] */
 };
 
 static struct throttle *throttle_of(lshard_transport *transport)
@@ -264,15 +264,15 @@ static lshard_status throttle_store_open(lshard_transport *transport, const lsha
 
 	if (status < 0)
 		return status;
-	store->transfers = context->allocate(context, (plan->cells + (size_t)1) * sizeof store->transfers[0]);
+	store->transfers = context->allocate(context, (plan->buffers + (size_t)1) * sizeof store->transfers[0]);
 	if (!store->transfers) {
 		lshard__wrapper_store_close(&store->wrapper.base);
 		return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY, "throttle: no memory for series '%s'",
 				   plan->name);
 	}
-	for (uint32_t cell = 0; cell < plan->cells; cell++) {
-		store->transfers[cell].store = &store->wrapper.base;
-		store->transfers[cell].cell = cell;
+	for (uint32_t buffer = 0; buffer < plan->buffers; buffer++) {
+		store->transfers[buffer].store = &store->wrapper.base;
+		store->transfers[buffer].buffer = buffer;
 	}
 	*opened = &store->wrapper.base;
 	return LSHARD_OK;
@@ -286,11 +286,11 @@ static void drop_all(lshard_store *base)
 
 	pthread_mutex_lock(&link->lock);
 	settle(link, lshard__now_ns());
-	for (uint32_t cell = 0; cell < base->plan->cells; cell++) {
-		if (store->transfers[cell].stage == QUEUED)
-			dequeue(link, &store->transfers[cell]);
-		store->transfers[cell].stage = NONE;
-		store->transfers[cell].failure = LSHARD_OK;
+	for (uint32_t buffer = 0; buffer < base->plan->buffers; buffer++) {
+		if (store->transfers[buffer].stage == QUEUED)
+			dequeue(link, &store->transfers[buffer]);
+		store->transfers[buffer].stage = NONE;
+		store->transfers[buffer].failure = LSHARD_OK;
 	}
 	pthread_cond_broadcast(&link->changed);
 	pthread_mutex_unlock(&link->lock);
@@ -323,17 +323,17 @@ static uint64_t takes_ns(const struct throttle *link, uint64_t bytes)
 	return (uint64_t)((double)bytes / link->bytes_per_ns + 0.5);
 }
 
-static lshard_status throttle_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream,
+static lshard_status throttle_fetch(lshard_store *base, uint32_t position, uint32_t buffer, void *stream,
 				    uint64_t sequence)
 {
 	struct throttle *link = throttle_of(base->transport);
 	struct transfer *transfer;
 	uint64_t now_ns = lshard__now_ns();
-	lshard_status status = lshard__wrapper_fetch(base, position, cell, stream, sequence);
+	lshard_status status = lshard__wrapper_fetch(base, position, buffer, stream, sequence);
 
-	if (status < 0 || cell == LSHARD_NO_CELL)
+	if (status < 0 || buffer == LSHARD_NO_BUFFER)
 		return status;
-	transfer = &store_of(base)->transfers[cell];
+	transfer = &store_of(base)->transfers[buffer];
 	pthread_mutex_lock(&link->lock);
 	settle(link, now_ns);
 	if (transfer->stage == QUEUED) {
@@ -381,7 +381,7 @@ static lshard_status inner_finish(struct throttle *link, struct transfer *transf
 
 	if (transfer->inner_done)
 		return LSHARD_OK;
-	status = lshard__wrapper_wait(transfer->store, transfer->cell, stream, &arrival);
+	status = lshard__wrapper_wait(transfer->store, transfer->buffer, stream, &arrival);
 	if (status < 0 && status != LSHARD_ERR_TIMEOUT)
 		note_failure(link, transfer, status);
 	if (status < 0)
@@ -447,15 +447,15 @@ static uint64_t deadline_from(const lshard_context *context, uint64_t now_ns)
 	return now_ns + (uint64_t)context->timeout_ms * 1000000u;
 }
 
-static lshard_status throttle_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status throttle_wait(lshard_store *base, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	struct throttle *link = throttle_of(base->transport);
-	struct transfer *transfer = &store_of(base)->transfers[cell];
+	struct transfer *transfer = &store_of(base)->transfers[buffer];
 	uint64_t began_ns = lshard__now_ns();
 	lshard_status status = LSHARD_OK;
 
 	if (transfer->stage == NONE && transfer->failure == LSHARD_OK)
-		return lshard__wrapper_wait(base, cell, stream, arrival);
+		return lshard__wrapper_wait(base, buffer, stream, arrival);
 	*arrival = (lshard_arrival){0, 0, 0, 0};
 	if (transfer->failure < 0) {
 		status = tell_failure(transfer);
@@ -483,11 +483,11 @@ static lshard_status throttle_join(lshard_store *base, void *stream)
 	uint64_t deadline_ns = deadline_from(base->transport->context, lshard__now_ns());
 	lshard_status status = lshard__wrapper_join(base, stream);
 
-	for (uint32_t cell = 0; status == LSHARD_OK && cell < base->plan->cells; cell++)
-		if (store->transfers[cell].failure < 0)
-			status = tell_failure(&store->transfers[cell]);
-		else if (store->transfers[cell].stage != NONE)
-			status = arrive(link, &store->transfers[cell], stream, deadline_ns);
+	for (uint32_t buffer = 0; status == LSHARD_OK && buffer < base->plan->buffers; buffer++)
+		if (store->transfers[buffer].failure < 0)
+			status = tell_failure(&store->transfers[buffer]);
+		else if (store->transfers[buffer].stage != NONE)
+			status = arrive(link, &store->transfers[buffer], stream, deadline_ns);
 	return status;
 }
 

@@ -30,7 +30,7 @@
 /* Tracks ("threads" of the format). */
 enum track { PROGRAM = 1, LINK = 2 };
 
-/* The last fetch into one cell, until it is waited for. */
+/* The last fetch into one buffer, until it is waited for. */
 struct journey {
 	uint64_t asked_ns; /* 0: none */
 	uint32_t position;
@@ -41,7 +41,7 @@ struct trace {
 	int file;
 	bool regular;         /* a file whose end can be written before the program's */
 	pthread_mutex_t lock; /* of what follows: series are used from different threads */
-	char *buffer;         /* [BUFFER_BYTES] what is not written yet */
+	char *lines;          /* [BUFFER_BYTES] what is not written yet */
 	size_t used;
 	int broken; /* errno: lines are lost */
 	char path[PATH_BYTES];
@@ -50,7 +50,7 @@ struct trace {
 struct trace_store {
 	struct lshard__wrapper_store wrapper;
 	char name[64 * 6 + 1];    /* of the series, as a JSON string's inside */
-	struct journey *journeys; /* [cells] */
+	struct journey *journeys; /* [buffers] */
 };
 
 static struct trace *trace_of(lshard_transport *transport)
@@ -87,7 +87,7 @@ static void write_out(struct trace *trace)
 	size_t done = 0;
 
 	while (done < trace->used && !trace->broken) {
-		ssize_t written = lshard__write(trace->file, trace->buffer + done, trace->used - done);
+		ssize_t written = lshard__write(trace->file, trace->lines + done, trace->used - done);
 
 		if (written >= 0)
 			done += (size_t)written;
@@ -109,7 +109,7 @@ static void write_end(struct trace *trace)
 	if (trace->broken)
 		return;
 	trace->used = sizeof end - 1;
-	memcpy(trace->buffer, end, trace->used);
+	memcpy(trace->lines, end, trace->used);
 	write_out(trace);
 	if (!trace->broken && trace->regular && lseek(trace->file, -(off_t)(sizeof end - 1), SEEK_CUR) < 0)
 		break_off(trace, errno);
@@ -127,12 +127,12 @@ __attribute__((format(printf, 2, 3))) static void add_line(struct trace *trace, 
 	pthread_mutex_lock(&trace->lock);
 	if (trace->used + length > BUFFER_BYTES)
 		write_out(trace);
-	memcpy(trace->buffer + trace->used, line, length);
+	memcpy(trace->lines + trace->used, line, length);
 	trace->used += length;
 	pthread_mutex_unlock(&trace->lock);
 }
 
-static void write_transfer(lshard_store *base, uint32_t cell, const struct journey *journey, uint64_t from_ns,
+static void write_transfer(lshard_store *base, uint32_t buffer, const struct journey *journey, uint64_t from_ns,
 			   uint64_t to_ns)
 {
 	add_line(trace_of(base->transport),
@@ -140,7 +140,7 @@ static void write_transfer(lshard_store *base, uint32_t cell, const struct journ
 		 ",\"name\":\"position %u -> window %u\",\"args\":{"
 		 "\"series\":\"%s\",\"position\":%u,\"window\":%u,\"bytes\":%" PRIu64 "}}",
 		 (int)base->transport->context->rank, LINK, US_VALUES(from_ns), US_VALUES(to_ns - from_ns),
-		 journey->position, cell, store_of(base)->name, journey->position, cell,
+		 journey->position, buffer, store_of(base)->name, journey->position, buffer,
 		 lshard__wrapper_bytes_in(base, journey->position));
 }
 
@@ -238,11 +238,11 @@ static lshard_status file_open(struct trace *trace, lshard_error *error)
 		return lshard_fail(error, LSHARD_ERR_SYSTEM, "trace: rank %d cannot write '%.300s': %s",
 				   (int)context->rank, trace->path, why);
 	}
-	trace->buffer = context->allocate(context, BUFFER_BYTES);
-	if (trace->buffer && pthread_mutex_init(&trace->lock, NULL) == 0)
+	trace->lines = context->allocate(context, BUFFER_BYTES);
+	if (trace->lines && pthread_mutex_init(&trace->lock, NULL) == 0)
 		return LSHARD_OK;
 	close(trace->file);
-	context->release(context, trace->buffer);
+	context->release(context, trace->lines);
 	return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "trace: rank %d has no memory for its buffer",
 			   (int)context->rank);
 }
@@ -306,7 +306,7 @@ static void trace_close(lshard_transport *transport)
 	}
 	if (close(trace->file) && errno != EINTR && !forked)
 		break_off(trace, errno);
-	transport->context->release(transport->context, trace->buffer);
+	transport->context->release(transport->context, trace->lines);
 	lshard__wrapper_close(transport);
 }
 
@@ -334,7 +334,7 @@ static lshard_status trace_store_open(lshard_transport *transport, const lshard_
 
 	if (status < 0)
 		return status;
-	store->journeys = context->allocate(context, (plan->cells + (size_t)1) * sizeof store->journeys[0]);
+	store->journeys = context->allocate(context, (plan->buffers + (size_t)1) * sizeof store->journeys[0]);
 	if (!store->journeys) {
 		lshard__wrapper_store_close(&store->wrapper.base);
 		return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY, "trace: no memory for series '%s'",
@@ -353,22 +353,23 @@ static void trace_store_close(lshard_store *base)
 
 /* ---- What is traced -------------------------------------------------------------------------------------------- */
 
-static lshard_status trace_fetch(lshard_store *base, uint32_t position, uint32_t cell, void *stream, uint64_t sequence)
+static lshard_status trace_fetch(lshard_store *base, uint32_t position, uint32_t buffer, void *stream,
+				 uint64_t sequence)
 {
 	uint64_t asked_ns = lshard__now_ns();
-	lshard_status status = lshard__wrapper_fetch(base, position, cell, stream, sequence);
+	lshard_status status = lshard__wrapper_fetch(base, position, buffer, stream, sequence);
 
-	if (status >= 0 && cell != LSHARD_NO_CELL)
-		store_of(base)->journeys[cell] = (struct journey){asked_ns, position};
+	if (status >= 0 && buffer != LSHARD_NO_BUFFER)
+		store_of(base)->journeys[buffer] = (struct journey){asked_ns, position};
 	return status;
 }
 
 /* A transport that knows no times: from the call of fetch to the end of the wait. */
-static lshard_status trace_wait(lshard_store *base, uint32_t cell, void *stream, lshard_arrival *arrival)
+static lshard_status trace_wait(lshard_store *base, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
-	struct journey *journey = &store_of(base)->journeys[cell];
+	struct journey *journey = &store_of(base)->journeys[buffer];
 	uint64_t began_ns = lshard__now_ns();
-	lshard_status status = lshard__wrapper_wait(base, cell, stream, arrival);
+	lshard_status status = lshard__wrapper_wait(base, buffer, stream, arrival);
 	uint64_t from_ns = journey->asked_ns;
 	uint64_t to_ns = lshard__now_ns();
 
@@ -382,7 +383,7 @@ static lshard_status trace_wait(lshard_store *base, uint32_t cell, void *stream,
 		from_ns = arrival->started_ns;
 		to_ns = arrival->finished_ns;
 	}
-	write_transfer(base, cell, journey, from_ns, to_ns);
+	write_transfer(base, buffer, journey, from_ns, to_ns);
 	journey->asked_ns = 0;
 	return status;
 }
@@ -391,7 +392,7 @@ static lshard_status trace_drain(lshard_store *base)
 {
 	lshard_status status = lshard__wrapper_drain(base);
 
-	memset(store_of(base)->journeys, 0, base->plan->cells * sizeof store_of(base)->journeys[0]);
+	memset(store_of(base)->journeys, 0, base->plan->buffers * sizeof store_of(base)->journeys[0]);
 	return status;
 }
 

@@ -94,9 +94,9 @@ static void *shard(lshard_store *store)
 	return inner_store(store)->transport->ops->shard(inner_store(store));
 }
 
-void *lshard__wrapper_cell(lshard_store *store, uint32_t cell, uint32_t position)
+void *lshard__wrapper_buffer(lshard_store *store, uint32_t buffer, uint32_t position)
 {
-	return inner_store(store)->transport->ops->cell(inner_store(store), cell, position);
+	return inner_store(store)->transport->ops->buffer(inner_store(store), buffer, position);
 }
 
 static void *peer(lshard_store *store, uint32_t position)
@@ -111,27 +111,27 @@ static int direct(lshard_transport *transport, int32_t rank)
 
 /* ---- Transfers ------------------------------------------------------------------------------------------------- */
 
-lshard_status lshard__wrapper_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream,
+lshard_status lshard__wrapper_fetch(lshard_store *store, uint32_t position, uint32_t buffer, void *stream,
 				    uint64_t sequence)
 {
 	lshard_store *inner = inner_store(store);
 
 	return pass_up(&store->error, &inner->error,
-		       inner->transport->ops->fetch(inner, position, cell, stream, sequence));
+		       inner->transport->ops->fetch(inner, position, buffer, stream, sequence));
 }
 
-lshard_status lshard__wrapper_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival)
+lshard_status lshard__wrapper_wait(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival)
 {
 	lshard_store *inner = inner_store(store);
 
-	return pass_up(&store->error, &inner->error, inner->transport->ops->wait(inner, cell, stream, arrival));
+	return pass_up(&store->error, &inner->error, inner->transport->ops->wait(inner, buffer, stream, arrival));
 }
 
-static lshard_status record_use(lshard_store *store, uint32_t cell, void *stream)
+static lshard_status record_use(lshard_store *store, uint32_t buffer, void *stream)
 {
 	lshard_store *inner = inner_store(store);
 
-	return pass_up(&store->error, &inner->error, inner->transport->ops->record_use(inner, cell, stream));
+	return pass_up(&store->error, &inner->error, inner->transport->ops->record_use(inner, buffer, stream));
 }
 
 lshard_status lshard__wrapper_join(lshard_store *store, void *stream)
@@ -171,11 +171,11 @@ static lshard_status copy(lshard_store *store, void *to, uint64_t to_pitch, cons
 		       inner->transport->ops->copy(inner, to, to_pitch, from, from_pitch, width, rows));
 }
 
-static lshard_status copy_cell(lshard_store *store, uint32_t to, uint32_t from, void *stream)
+static lshard_status copy_buffer(lshard_store *store, uint32_t to, uint32_t from, void *stream)
 {
 	lshard_store *inner = inner_store(store);
 
-	return pass_up(&store->error, &inner->error, inner->transport->ops->copy_cell(inner, to, from, stream));
+	return pass_up(&store->error, &inner->error, inner->transport->ops->copy_buffer(inner, to, from, stream));
 }
 
 uint64_t lshard__wrapper_bytes_in(const lshard_store *store, uint32_t position)
@@ -202,7 +202,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->store_open = ops->store_open ? ops->store_open : store_open;
 	ops->store_close = ops->store_close ? ops->store_close : lshard__wrapper_store_close;
 	ops->shard = ops->shard ? ops->shard : shard;
-	ops->cell = ops->cell ? ops->cell : lshard__wrapper_cell;
+	ops->buffer = ops->buffer ? ops->buffer : lshard__wrapper_buffer;
 	ops->peer = inner->peer ? peer : NULL;
 	ops->direct = inner->direct ? direct : NULL;
 	ops->fetch = ops->fetch ? ops->fetch : lshard__wrapper_fetch;
@@ -213,7 +213,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->drain = ops->drain ? ops->drain : lshard__wrapper_drain;
 	ops->read = ops->read ? ops->read : lshard__wrapper_read;
 	ops->copy = inner->copy ? copy : NULL;
-	ops->copy_cell = inner->copy_cell ? copy_cell : NULL;
+	ops->copy_buffer = inner->copy_buffer ? copy_buffer : NULL;
 	ops->flush = ops->flush ? ops->flush : lshard__wrapper_flush;
 }
 

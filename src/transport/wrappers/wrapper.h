@@ -42,10 +42,10 @@ lshard_status lshard__wrapper_exchange(lshard_transport *transport, const void *
 lshard_status lshard__wrapper_flush(lshard_transport *transport);
 void lshard__wrapper_abort(lshard_transport *transport);
 void lshard__wrapper_store_close(lshard_store *store);
-void *lshard__wrapper_cell(lshard_store *store, uint32_t cell, uint32_t position);
-lshard_status lshard__wrapper_fetch(lshard_store *store, uint32_t position, uint32_t cell, void *stream,
+void *lshard__wrapper_buffer(lshard_store *store, uint32_t buffer, uint32_t position);
+lshard_status lshard__wrapper_fetch(lshard_store *store, uint32_t position, uint32_t buffer, void *stream,
 				    uint64_t sequence);
-lshard_status lshard__wrapper_wait(lshard_store *store, uint32_t cell, void *stream, lshard_arrival *arrival);
+lshard_status lshard__wrapper_wait(lshard_store *store, uint32_t buffer, void *stream, lshard_arrival *arrival);
 lshard_status lshard__wrapper_join(lshard_store *store, void *stream);
 lshard_status lshard__wrapper_drain(lshard_store *store);
 lshard_status lshard__wrapper_read(lshard_store *store, uint32_t position, void *destination);

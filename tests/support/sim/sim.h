@@ -77,7 +77,7 @@ struct sim_report {
 	uint64_t kernels;    /* that ran to their end */
 	uint64_t copies;     /* that ran to their end */
 	uint64_t replays;    /* graphs that ran to their end */
-	uint64_t violations; /* wrong bytes, two copies into one cell at once, broken stream rules */
+	uint64_t violations; /* wrong bytes, two copies into one buffer at once, broken stream rules */
 	char first[512];     /* the first violation */
 };
 const struct sim_report *sim_report(const struct sim_world *world);

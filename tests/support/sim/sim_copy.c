@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * sim_copy.c - how a transfer of the simulated machine moves bytes: in two halves, and everything in the cell is
+ * sim_copy.c - how a transfer of the simulated machine moves bytes: in two halves, and everything in the buffer is
  * garbage from the moment it begins, so that a reader who should have waited cannot be right by luck.
  *
- * Knows: pieces, shards, cells. Does not know: when it is called.
+ * Knows: pieces, shards, buffers. Does not know: when it is called.
  */
 #include "sim_world.h"
 #include <string.h>
@@ -47,28 +47,28 @@ static uint64_t bytes_of(const lshard_store_plan *plan, uint32_t position)
 	return bytes;
 }
 
-/* Where the bytes go. The cell is garbage until they are all there. */
+/* Where the bytes go. The buffer is garbage until they are all there. */
 static unsigned char *begin_half(const struct sim_op *op, unsigned half)
 {
 	struct sim_store *store = op->store;
-	unsigned char *to = store->cells + op->cell * store->base.plan->layer_bytes;
+	unsigned char *to = store->buffers + op->buffer * store->base.plan->layer_bytes;
 
-	if (store->cell[op->cell].filling != (half == 1))
-		sim_fault(store->rank->world, "rank %d: two transfers at once into cell %u", store->rank->rank,
-			  op->cell);
-	store->cell[op->cell].filling = half == 0;
+	if (store->buffer[op->buffer].filling != (half == 1))
+		sim_fault(store->rank->world, "rank %d: two transfers at once into buffer %u", store->rank->rank,
+			  op->buffer);
+	store->buffer[op->buffer].filling = half == 0;
 	if (half == 0)
 		memset(to, GARBAGE, store->base.plan->layer_bytes);
 	return to;
 }
 
-/* From a cell of this rank to another. */
+/* From a buffer of this rank to another. */
 void sim_move_half(const struct sim_op *op, unsigned half)
 {
 	const struct sim_store *store = op->store;
 	const uint64_t bytes = store->base.plan->layer_bytes, middle = bytes / 2;
 	unsigned char *to = begin_half(op, half);
-	const unsigned char *from = store->cells + op->number * bytes;
+	const unsigned char *from = store->buffers + op->number * bytes;
 
 	memcpy(to + (half ? middle : 0), from + (half ? middle : 0), half ? bytes - middle : middle);
 }
@@ -80,10 +80,10 @@ void sim_copy_half(const struct sim_op *op, unsigned half)
 	uint64_t bytes = bytes_of(plan, op->number);
 	unsigned char *to;
 
-	if (op->cell == LSHARD_NO_CELL)
+	if (op->buffer == LSHARD_NO_BUFFER)
 		return; /* this rank only gives the layer */
-	if (op->cell >= plan->cells) {
-		sim_fault(store->rank->world, "rank %d: position %u comes here and has no cell", store->rank->rank,
+	if (op->buffer >= plan->buffers) {
+		sim_fault(store->rank->world, "rank %d: position %u comes here and has no buffer", store->rank->rank,
 			  op->number);
 		return;
 	}

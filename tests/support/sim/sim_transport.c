@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * sim_transport.c - the transport of the simulated machine; what a transport for a real device looks like. Every rank
- * has one copy stream for fetches and one for those inside captures. A fetch waits for the recorded uses of its cell,
- * copies, and marks the cell's ready point; a wait orders the reader after that point.
+ * has one copy stream for fetches and one for those inside captures. A fetch waits for the recorded uses of its buffer,
+ * copies, and marks the buffer's ready point; a wait orders the reader after that point.
  *
  * Inside a capture the points are kept apart and carry the capture's number: a capture that is thrown away leaves
  * nothing behind that anyone would look at.
  *
- * Knows: the SPI, streams, cells. Does not know: rings, layers, when anything runs.
+ * Knows: the SPI, streams, buffers. Does not know: rings, layers, when anything runs.
  */
 #include "sim_world.h"
 #include <inttypes.h>
@@ -108,10 +108,10 @@ static void abort_transport(lshard_transport *transport)
 
 /* ---- The store ---- */
 
-/* After the last cell lies one without memory: for layers that are only sent, and readers of no cell in particular. */
-static struct sim_cell *cell_of(const struct sim_store *store, uint32_t number)
+/* After the last buffer lies one without memory: for layers that are only sent, and readers of no certain buffer. */
+static struct sim_buffer *buffer_of(const struct sim_store *store, uint32_t number)
 {
-	return &store->cell[number == LSHARD_NO_CELL ? store->base.plan->cells : number];
+	return &store->buffer[number == LSHARD_NO_BUFFER ? store->base.plan->buffers : number];
 }
 
 /* Everyone's shard, by address: the ranks are in one process. */
@@ -154,10 +154,11 @@ static lshard_status store_open(lshard_transport *transport, const lshard_store_
 	store->rank = rank_of(transport);
 	store->collective = transport->ops->capabilities & LSHARD_CAP_COLLECTIVE;
 	store->streams = transport->ops->capabilities & LSHARD_CAP_STREAMS;
-	store->cell = context->allocate(context, (plan->cells + 1) * sizeof *store->cell);
-	store->cells = context->allocate(context, plan->cells * plan->layer_bytes + 1);
-	if (!store->cell || !store->cells) {
-		lshard_fail(&transport->error, status, "rank %d: no memory for %u cells", context->rank, plan->cells);
+	store->buffer = context->allocate(context, (plan->buffers + 1) * sizeof *store->buffer);
+	store->buffers = context->allocate(context, plan->buffers * plan->layer_bytes + 1);
+	if (!store->buffer || !store->buffers) {
+		lshard_fail(&transport->error, status, "rank %d: no memory for %u buffers", context->rank,
+			    plan->buffers);
 		goto free_store;
 	}
 	store->shard = keep_shard(store->rank, plan->shard_bytes);
@@ -168,10 +169,10 @@ static lshard_status store_open(lshard_transport *transport, const lshard_store_
 	return LSHARD_OK;
 
 free_store:
-	if (store->cells)
-		context->release(context, store->cells);
-	if (store->cell)
-		context->release(context, store->cell);
+	if (store->buffers)
+		context->release(context, store->buffers);
+	if (store->buffer)
+		context->release(context, store->buffer);
 	context->release(context, store);
 	return status;
 }
@@ -181,10 +182,10 @@ static void *shard(lshard_store *store)
 	return store->plan->shard_bytes ? store_of(store)->shard : NULL;
 }
 
-static void *cell(lshard_store *store, uint32_t number, uint32_t position)
+static void *buffer(lshard_store *store, uint32_t number, uint32_t position)
 {
 	(void)position;
-	return store_of(store)->cells + number * store->plan->layer_bytes;
+	return store_of(store)->buffers + number * store->plan->layer_bytes;
 }
 
 /* ---- What all ranks of a collective transport ask for, compared ---- */
@@ -218,7 +219,7 @@ static void unpost(const struct sim_op *op)
 		post->ranks &= ~((uint64_t)1 << op->store->rank->rank);
 }
 
-static lshard_status check_step(struct sim_store *store, const struct sim_cell *one)
+static lshard_status check_step(struct sim_store *store, const struct sim_buffer *one)
 {
 	const struct sim_post *post = post_of(store, one->sequence);
 
@@ -255,14 +256,14 @@ static void fork_capture(struct sim_store *store, void *stream)
 static void push_copy(struct sim_store *store, struct sim_stream *copy, uint32_t position, uint32_t number,
 		      uint64_t sequence)
 {
-	struct sim_op op = {.kind = SIM_COPY, .store = store, .number = position, .cell = number, .amount = sequence};
+	struct sim_op op = {.kind = SIM_COPY, .store = store, .number = position, .buffer = number, .amount = sequence};
 
 	sim_push(copy, &op);
 }
 
 static void fetch_eager(struct sim_store *store, uint32_t position, uint32_t number, uint64_t sequence)
 {
-	struct sim_cell *one = cell_of(store, number);
+	struct sim_buffer *one = buffer_of(store, number);
 
 	for (unsigned i = 0; i < one->n_used; i++)
 		sim_order(store->rank->copy, &one->used[i]);
@@ -276,7 +277,7 @@ static void fetch_eager(struct sim_store *store, uint32_t position, uint32_t num
 static void fetch_captured(struct sim_store *store, uint32_t position, uint32_t number, uint64_t sequence,
 			   uint64_t capture)
 {
-	struct sim_cell *one = cell_of(store, number);
+	struct sim_buffer *one = buffer_of(store, number);
 
 	if (one->captured_used.capture == capture)
 		sim_order(store->rank->capture_copy, &one->captured_used);
@@ -323,7 +324,7 @@ static const char *missing_ranks(const struct sim_store *store, uint64_t sequenc
 }
 
 /* Host memory: nobody else runs in this thread, so what cannot run now has missed its deadline. */
-static lshard_status wait_host(struct sim_store *store, const struct sim_cell *one)
+static lshard_status wait_host(struct sim_store *store, const struct sim_buffer *one)
 {
 	char missing[128];
 
@@ -337,7 +338,7 @@ static lshard_status wait_host(struct sim_store *store, const struct sim_cell *o
 	return LSHARD_OK;
 }
 
-static void wait_stream(struct sim_store *store, const struct sim_cell *one, void *stream)
+static void wait_stream(struct sim_store *store, const struct sim_buffer *one, void *stream)
 {
 	uint64_t capture = capture_of(store, stream);
 
@@ -347,10 +348,10 @@ static void wait_stream(struct sim_store *store, const struct sim_cell *one, voi
 		sim_order(stream_of(store, stream), &one->captured_ready);
 }
 
-static lshard_status wait_cell(lshard_store *base, uint32_t number, void *stream, lshard_arrival *arrival)
+static lshard_status wait_buffer(lshard_store *base, uint32_t number, void *stream, lshard_arrival *arrival)
 {
 	struct sim_store *store = store_of(base);
-	struct sim_cell *one = cell_of(store, number);
+	struct sim_buffer *one = buffer_of(store, number);
 	lshard_status status;
 
 	memset(arrival, 0, sizeof *arrival);
@@ -368,14 +369,14 @@ static lshard_status wait_cell(lshard_store *base, uint32_t number, void *stream
 
 /* ---- Reading's end ---- */
 
-static void record_eager(struct sim_store *store, struct sim_cell *one, struct sim_stream *stream)
+static void record_eager(struct sim_store *store, struct sim_buffer *one, struct sim_stream *stream)
 {
 	unsigned i = 0;
 
 	while (i < one->n_used && one->used[i].stream != stream)
 		i++;
 	if (i == sizeof one->used / sizeof one->used[0]) {
-		sim_fault(store->rank->world, "rank %d: uses of a cell are recorded on more than %u streams",
+		sim_fault(store->rank->world, "rank %d: uses of a buffer are recorded on more than %u streams",
 			  store->rank->rank, i);
 		return;
 	}
@@ -384,8 +385,8 @@ static void record_eager(struct sim_store *store, struct sim_cell *one, struct s
 	sim_record(stream, &one->used[i]);
 }
 
-/* Several streams of one capture may record uses of a cell: their points are one point after both. */
-static void record_captured(struct sim_cell *one, struct sim_stream *stream)
+/* Several streams of one capture may record uses of a buffer: their points are one point after both. */
+static void record_captured(struct sim_buffer *one, struct sim_stream *stream)
 {
 	struct sim_event event;
 
@@ -404,9 +405,9 @@ static lshard_status record_use(lshard_store *base, uint32_t number, void *strea
 	lock(store->rank);
 	fork_capture(store, stream);
 	if (reader->capture)
-		record_captured(cell_of(store, number), reader);
+		record_captured(buffer_of(store, number), reader);
 	else
-		record_eager(store, cell_of(store, number), reader);
+		record_eager(store, buffer_of(store, number), reader);
 	unlock(store->rank);
 	return LSHARD_OK;
 }
@@ -417,9 +418,9 @@ static bool in_flight_done(const struct sim_store *store)
 
 	if (copy->done != copy->queued)
 		return false;
-	for (uint32_t c = 0; c <= store->base.plan->cells; c++)
-		for (unsigned i = 0; i < store->cell[c].n_used; i++)
-			if (!sim_past(&store->cell[c].used[i]))
+	for (uint32_t c = 0; c <= store->base.plan->buffers; c++)
+		for (unsigned i = 0; i < store->buffer[c].n_used; i++)
+			if (!sim_past(&store->buffer[c].used[i]))
 				return false;
 	return true;
 }
@@ -427,9 +428,9 @@ static bool in_flight_done(const struct sim_store *store)
 static void order_after_all(struct sim_store *store, struct sim_stream *stream)
 {
 	sim_follow(stream, store->rank->copy);
-	for (uint32_t c = 0; c <= store->base.plan->cells; c++)
-		for (unsigned i = 0; i < store->cell[c].n_used; i++)
-			sim_order(stream, &store->cell[c].used[i]);
+	for (uint32_t c = 0; c <= store->base.plan->buffers; c++)
+		for (unsigned i = 0; i < store->buffer[c].n_used; i++)
+			sim_order(stream, &store->buffer[c].used[i]);
 }
 
 static lshard_status join(lshard_store *base, void *stream)
@@ -440,8 +441,8 @@ static lshard_status join(lshard_store *base, void *stream)
 
 	lock(store->rank);
 	if (!store->streams) {
-		for (uint32_t c = 0; c <= base->plan->cells && status == LSHARD_OK; c++)
-			status = wait_host(store, &store->cell[c]);
+		for (uint32_t c = 0; c <= base->plan->buffers && status == LSHARD_OK; c++)
+			status = wait_host(store, &store->buffer[c]);
 	} else if (after->capture) {
 		fork_capture(store, stream);
 		sim_follow(after, store->rank->capture_copy);
@@ -463,15 +464,15 @@ static lshard_status capture(lshard_store *base, void *stream, uint64_t *number)
 	return LSHARD_OK;
 }
 
-/* ---- From cell to cell ---- */
+/* ---- From buffer to buffer ---- */
 
-/* Who overwrites the cell comes after the copy as after a reader. */
-static lshard_status copy_cell(lshard_store *base, uint32_t to, uint32_t from, void *stream)
+/* Who overwrites the buffer comes after the copy as after a reader. */
+static lshard_status copy_buffer(lshard_store *base, uint32_t to, uint32_t from, void *stream)
 {
 	struct sim_store *store = store_of(base);
 	struct sim_stream *on = stream_of(store, stream);
-	struct sim_op move = {.kind = SIM_MOVE, .store = store, .cell = to, .number = from};
-	struct sim_cell *target = cell_of(store, to);
+	struct sim_op move = {.kind = SIM_MOVE, .store = store, .buffer = to, .number = from};
+	struct sim_buffer *target = buffer_of(store, to);
 
 	lock(store->rank);
 	fork_capture(store, stream);
@@ -526,10 +527,10 @@ static void run_until_done(struct sim_store *store, uint32_t timeout_ms)
 
 static bool out_of_step(const struct sim_store *store)
 {
-	for (uint32_t c = 0; c <= store->base.plan->cells; c++) {
-		const struct sim_post *post = post_of(store, store->cell[c].sequence);
+	for (uint32_t c = 0; c <= store->base.plan->buffers; c++) {
+		const struct sim_post *post = post_of(store, store->buffer[c].sequence);
 
-		if (!sim_past(&store->cell[c].ready) && post->sequence == store->cell[c].sequence && post->mismatch)
+		if (!sim_past(&store->buffer[c].ready) && post->sequence == store->buffer[c].sequence && post->mismatch)
 			return true;
 	}
 	return false;
@@ -566,8 +567,8 @@ static void store_close(lshard_store *base)
 	lock(store->rank);
 	settle(store, 0);
 	unlock(store->rank);
-	context->release(context, store->cells);
-	context->release(context, store->cell);
+	context->release(context, store->buffers);
+	context->release(context, store->buffer);
 	context->release(context, store);
 }
 
@@ -629,15 +630,15 @@ SIM_OPEN(sim_host_lockstep)
 	 .store_open = store_open,                                                                                     \
 	 .store_close = store_close,                                                                                   \
 	 .shard = shard,                                                                                               \
-	 .cell = cell,                                                                                                 \
+	 .buffer = buffer,                                                                                             \
 	 .fetch = fetch,                                                                                               \
-	 .wait = wait_cell,                                                                                            \
+	 .wait = wait_buffer,                                                                                          \
 	 .record_use = record_use,                                                                                     \
 	 .join = join,                                                                                                 \
 	 .capture = capture,                                                                                           \
 	 .drain = drain,                                                                                               \
 	 .read = read_layer,                                                                                           \
-	 .copy_cell = copy_cell}
+	 .copy_buffer = copy_buffer}
 
 const lshard_transport_ops sim_one_sided = SIM_TABLE(sim_one_sided, "simulated devices that fetch",
 						     LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_OUTLIVES);

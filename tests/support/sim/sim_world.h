@@ -25,8 +25,8 @@ struct sim_op {
 	enum sim_kind kind;
 	uint8_t half;    /* halves done */
 	bool cancelled;  /* a copy that will not happen */
-	uint32_t number; /* kernel: layer; copy: position; move: the cell from which */
-	uint32_t cell;
+	uint32_t number; /* kernel: layer; copy: position; move: the buffer from which */
+	uint32_t buffer;
 	uint64_t amount; /* kernel: bytes; copy: sequence; wait: operations of `from` that must be done */
 	const void *address;
 	const void *expected;
@@ -135,7 +135,7 @@ struct sim_world {
 };
 
 /* A store of the transport, as much of it as copies need. */
-struct sim_cell {
+struct sim_buffer {
 	struct sim_event ready;
 	struct sim_event captured_ready;
 	struct sim_event used[16];
@@ -152,8 +152,8 @@ struct sim_store {
 	bool collective;
 	bool streams;
 	unsigned char *shard;
-	unsigned char *cells;
-	struct sim_cell *cell;
+	unsigned char *buffers;
+	struct sim_buffer *buffer;
 	const unsigned char *shards[SIM_RANKS];
 	uint64_t fork; /* the capture whose beginning is noted */
 };

@@ -644,7 +644,7 @@ static void a_collective_that_never_ends_holds_nobody(void **state)
 
 /* ---- The transport by itself ------------------------------------------------------------------------------------- */
 
-/* A rank without a group, and a series of two layers that come into one cell: layer 0 from rank 0, 1 from rank 1. */
+/* A rank without a group, and a series of two layers that come into one buffer: layer 0 from rank 0, 1 from rank 1. */
 struct bare {
 	struct seat *seat;
 	struct shm_rank rank;
@@ -701,7 +701,7 @@ static bool bare_comes(struct bare *bare, uint32_t position)
 	lshard_arrival arrival;
 
 	return ops->wait(bare->series.store, 0, NULL, &arrival) == LSHARD_OK &&
-	       shm_series_right(&bare->series, position, 1, ops->cell(bare->series.store, 0, position));
+	       shm_series_right(&bare->series, position, 1, ops->buffer(bare->series.store, 0, position));
 }
 
 /* The circle ends the program where an all-gather of two sizes begins. */
@@ -945,7 +945,7 @@ static int left_read_body(const struct member *member)
 	if (member->rank == 1)
 		EXPECT(member, team_barrier(member), "a rank failed");
 	status = bare.rank.transport->ops->read(bare.series.store, 0,
-						bare.rank.transport->ops->cell(bare.series.store, 0, 0));
+						bare.rank.transport->ops->buffer(bare.series.store, 0, 0));
 	EXPECT(member, status == LSHARD_ERR_TIMEOUT, "%s", lshard_status_name(status));
 	SAYS(member, bare.series.store->error.text, member->rank == 0 ? "for rank 1" : "rank 0 ");
 	if (member->rank == 0)

@@ -152,18 +152,18 @@ static lshard_status open_tapped(const lshard_context *context, lshard_transport
 	return status;
 }
 
-static int brings_into(struct rank *rank, uint32_t position, uint32_t cell)
+static int brings_into(struct rank *rank, uint32_t position, uint32_t buffer)
 {
 	const lshard_transport_ops *ops = tapped_store->transport->ops;
 	lshard_arrival arrival;
 
 	EXPECT(rank->member,
-	       ops->fetch(tapped_store, position, cell, rank->streams[0], 0) == LSHARD_OK &&
-		       ops->wait(tapped_store, cell, rank->streams[0], &arrival) == LSHARD_OK,
+	       ops->fetch(tapped_store, position, buffer, rank->streams[0], 0) == LSHARD_OK &&
+		       ops->wait(tapped_store, buffer, rank->streams[0], &arrival) == LSHARD_OK,
 	       "%s", tapped_store->error.text);
 	cuStreamSynchronize(rank->streams[0]);
-	EXPECT(rank->member, !memcmp(ops->cell(tapped_store, cell, position), rank->reference[position], BYTES),
-	       "position %u in window %u", position, cell);
+	EXPECT(rank->member, !memcmp(ops->buffer(tapped_store, buffer, position), rank->reference[position], BYTES),
+	       "position %u in window %u", position, buffer);
 	return 1;
 failed:
 	return 0;
@@ -183,12 +183,12 @@ static int brings_into_any_window(const struct member *member)
 	OK(&rank, lshard_series_commit(rank.series, cuda_fill_layer, &rank));
 	EXPECT(member, cuda_open_streams(&rank), "streams");
 	for (uint32_t position = 0; position < LAYERS; position++)
-		for (uint32_t cell = 0; cell < tapped_store->plan->windows; cell++) {
-			if (tapped_store->plan->cell_of[position] >= tapped_store->plan->windows)
+		for (uint32_t buffer = 0; buffer < tapped_store->plan->windows; buffer++) {
+			if (tapped_store->plan->buffer_of[position] >= tapped_store->plan->windows)
 				continue;
-			if (!brings_into(&rank, position, cell))
+			if (!brings_into(&rank, position, buffer))
 				goto failed;
-			moved += cell != tapped_store->plan->cell_of[position];
+			moved += buffer != tapped_store->plan->buffer_of[position];
 		}
 	EXPECT(member, moved >= 2, "every layer came into its own window");
 	cuda_close_rank(&rank);

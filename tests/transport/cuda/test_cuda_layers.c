@@ -232,19 +232,19 @@ static int check_memory(struct truth *truth, uint64_t before)
 	const uint64_t size = (uint64_t)member->size;
 	lshard_stats stats = LSHARD_STATS_INIT;
 	uint64_t used = stub_cuda_bytes() - before;
-	uint64_t cells, least, most;
+	uint64_t buffers, least, most;
 
 	EXPECT(member, lshard_series_stats(truth->rank.series, &stats) == LSHARD_OK, "stats");
-	cells = stats.windows + stats.residents;
+	buffers = stats.windows + stats.residents;
 	EXPECT(member, used >= stats.shard_bytes + stats.window_bytes + stats.resident_bytes, "%llu bytes used",
 	       (unsigned long long)used);
 	EXPECT(member,
-	       used <= stats.shard_bytes + stats.window_bytes + stats.resident_bytes + (cells + COUNT + 1) * GRANULE,
+	       used <= stats.shard_bytes + stats.window_bytes + stats.resident_bytes + (buffers + COUNT + 1) * GRANULE,
 	       "%llu bytes used", (unsigned long long)used);
 	/* shards, and of what comes from others as much as the windows hold; a granule for each stripe and window */
 	least = COUNT * (layer / size);
-	most = least + cells * (shape->composes ? layer - layer / size : layer) + (COUNT + cells) * GRANULE +
-	       (shape->composes ? cells * MIB : 0); /* columns are in windows whole */
+	most = least + buffers * (shape->composes ? layer - layer / size : layer) + (COUNT + buffers) * GRANULE +
+	       (shape->composes ? buffers * MIB : 0); /* columns are in windows whole */
 	EXPECT(member, used <= most, "%s: %llu bytes used, %llu are enough", shape->name, (unsigned long long)used,
 	       (unsigned long long)most);
 	return 1;

@@ -48,7 +48,7 @@ static void arrange(struct arrangement *arrangement, const struct member *member
 						.layer_bytes = LAYER_BYTES,
 						.shard_bytes = arrangement->shard_bytes[member->rank],
 						.shard_bytes_of = arrangement->shard_bytes,
-						.cells = windows,
+						.buffers = windows,
 						.windows = windows,
 						.pieces = arrangement->pieces,
 						.first_piece = arrangement->first_piece};
@@ -61,9 +61,9 @@ static void fill_shard(const struct arrangement *arrangement, const struct membe
 			memset(shard + arrangement->pieces[position].shard_offset, (int)position + 1, LAYER_BYTES);
 }
 
-static bool cell_has(lshard_store *store, uint32_t cell, uint32_t position)
+static bool buffer_has(lshard_store *store, uint32_t buffer, uint32_t position)
 {
-	const unsigned char *bytes = store->transport->ops->cell(store, cell, position);
+	const unsigned char *bytes = store->transport->ops->buffer(store, buffer, position);
 
 	return bytes[0] == position + 1 && bytes[LAYER_BYTES - 1] == position + 1;
 }
@@ -217,17 +217,17 @@ static int time_copies(const struct member *member)
 	fill_shard(&arrangement, member, transport->ops->shard(store));
 	EXPECT(member, team_barrier(member), "a rank failed");
 	for (uint32_t step = 0; member->rank == 1 && step < 48; step++) {
-		uint32_t position = step % 3 * 2, cell = step % 2;
+		uint32_t position = step % 3 * 2, buffer = step % 2;
 		bool early;
 
-		EXPECT(member, transport->ops->fetch(store, position, cell, NULL, step) == LSHARD_OK, "fetch");
-		early = cell_has(store, cell, position);
+		EXPECT(member, transport->ops->fetch(store, position, buffer, NULL, step) == LSHARD_OK, "fetch");
+		early = buffer_has(store, buffer, position);
 		timing->drawn |= (uint64_t)early << step;
-		EXPECT(member, transport->ops->wait(store, cell, NULL, &arrival) == LSHARD_OK, "wait");
-		EXPECT(member, cell_has(store, cell, position), "step %u", step);
+		EXPECT(member, transport->ops->wait(store, buffer, NULL, &arrival) == LSHARD_OK, "wait");
+		EXPECT(member, buffer_has(store, buffer, position), "step %u", step);
 		EXPECT(member, arrival.finished_ns >= arrival.started_ns && arrival.started_ns > 0, "no times");
 		EXPECT(member, !early || arrival.blocked_ns == 0, "blocked for what was there");
-		EXPECT(member, transport->ops->wait(store, cell, NULL, &arrival) == LSHARD_OK, "second wait");
+		EXPECT(member, transport->ops->wait(store, buffer, NULL, &arrival) == LSHARD_OK, "second wait");
 		EXPECT(member, arrival.busy_ns == 0, "a transfer was counted twice");
 	}
 	EXPECT(member, team_barrier(member), "a rank failed");
@@ -311,19 +311,21 @@ static int many_ahead(const struct member *member)
 
 	if (!lockstep_open(&lockstep, member, MANY, LONG_MS))
 		goto failed;
-	for (uint32_t cell = 0; cell < MANY; cell++) {
-		uint32_t position = (cell + (member->rank == 1 && cell == *wrong)) % LAYERS;
+	for (uint32_t buffer = 0; buffer < MANY; buffer++) {
+		uint32_t position = (buffer + (member->rank == 1 && buffer == *wrong)) % LAYERS;
 
-		EXPECT(member, lockstep.transport->ops->fetch(lockstep.store, position, cell, NULL, cell) == LSHARD_OK,
+		EXPECT(member,
+		       lockstep.transport->ops->fetch(lockstep.store, position, buffer, NULL, buffer) == LSHARD_OK,
 		       "fetch");
 	}
 	EXPECT(member, team_barrier(member), "a rank failed");
-	for (uint32_t cell = 0; cell < MANY; cell++) {
-		lshard_status status = lockstep.transport->ops->wait(lockstep.store, cell, NULL, &arrival);
+	for (uint32_t buffer = 0; buffer < MANY; buffer++) {
+		lshard_status status = lockstep.transport->ops->wait(lockstep.store, buffer, NULL, &arrival);
 
-		EXPECT(member, status == (cell == *wrong ? LSHARD_ERR_OUT_OF_STEP : LSHARD_OK), "transfer %u: %s", cell,
-		       lockstep.store->error.text);
-		EXPECT(member, status < 0 || cell_has(lockstep.store, cell, cell % LAYERS), "transfer %u", cell);
+		EXPECT(member, status == (buffer == *wrong ? LSHARD_ERR_OUT_OF_STEP : LSHARD_OK), "transfer %u: %s",
+		       buffer, lockstep.store->error.text);
+		EXPECT(member, status < 0 || buffer_has(lockstep.store, buffer, buffer % LAYERS), "transfer %u",
+		       buffer);
 	}
 	EXPECT(member, team_barrier(member), "a rank failed");
 	lockstep_close(&lockstep);
@@ -366,16 +368,16 @@ static int jumps_ahead(const struct member *member)
 			continue;
 		EXPECT(member, lockstep.transport->ops->wait(lockstep.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
 		       lockstep.store->error.text);
-		EXPECT(member, cell_has(lockstep.store, 0, jump % LAYERS), "jump %u", jump);
+		EXPECT(member, buffer_has(lockstep.store, 0, jump % LAYERS), "jump %u", jump);
 		EXPECT(member, arrival.started_ns > 0 && arrival.busy_ns < LONG_MS * UINT64_C(1000000), "its times");
 	}
 	EXPECT(member, member->rank == 1 || team_barrier(member), "a rank failed");
 	EXPECT(member, lockstep.transport->ops->wait(lockstep.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
 	       lockstep.store->error.text);
-	EXPECT(member, cell_has(lockstep.store, 0, (MANY - 1) % LAYERS), "the last");
+	EXPECT(member, buffer_has(lockstep.store, 0, (MANY - 1) % LAYERS), "the last");
 	EXPECT(member, lockstep.transport->ops->wait(lockstep.store, 1, NULL, &arrival) == LSHARD_OK, "%s",
 	       lockstep.store->error.text);
-	EXPECT(member, cell_has(lockstep.store, 1, 3) && arrival.busy_ns < LONG_MS * UINT64_C(1000000), "the first");
+	EXPECT(member, buffer_has(lockstep.store, 1, 3) && arrival.busy_ns < LONG_MS * UINT64_C(1000000), "the first");
 	lockstep_close(&lockstep);
 	return 0;
 failed:
@@ -402,7 +404,7 @@ static int opens_another(const struct member *member)
 	       lockstep.transport->error.text);
 	EXPECT(member, lockstep.transport->ops->wait(lockstep.store, 0, NULL, &arrival) == LSHARD_OK, "%s",
 	       lockstep.store->error.text);
-	EXPECT(member, cell_has(lockstep.store, 0, 2), "the bytes");
+	EXPECT(member, buffer_has(lockstep.store, 0, 2), "the bytes");
 	EXPECT(member, lockstep.transport->ops->wait(lockstep.store, 1, NULL, &arrival) == LSHARD_ERR_OUT_OF_STEP,
 	       "different layers");
 	lockstep.transport->ops->store_close(other);
@@ -435,8 +437,9 @@ static int waits_twice(const struct member *member)
 	if (!lockstep_open(&lockstep, member, 2, patience(500)))
 		goto failed;
 	EXPECT(member, member->rank == 0 || team_barrier(member), "a rank failed");
-	for (uint32_t cell = 0; cell < 2; cell++)
-		EXPECT(member, lockstep.transport->ops->fetch(lockstep.store, cell, cell, NULL, cell) == LSHARD_OK,
+	for (uint32_t buffer = 0; buffer < 2; buffer++)
+		EXPECT(member,
+		       lockstep.transport->ops->fetch(lockstep.store, buffer, buffer, NULL, buffer) == LSHARD_OK,
 		       "fetch");
 	for (int i = 0; i < 2 && member->rank == 0; i++) {
 		EXPECT(member, lockstep.transport->ops->wait(lockstep.store, 1, NULL, &arrival) == LSHARD_ERR_TIMEOUT,
@@ -448,7 +451,8 @@ static int waits_twice(const struct member *member)
 	EXPECT(member, team_barrier(member), "a rank failed");
 	EXPECT(member, lockstep.transport->ops->wait(lockstep.store, 1, NULL, &arrival) == LSHARD_OK, "%s",
 	       lockstep.store->error.text);
-	EXPECT(member, cell_has(lockstep.store, 1, 1) && arrival.finished_ns >= arrival.started_ns, "what was fetched");
+	EXPECT(member, buffer_has(lockstep.store, 1, 1) && arrival.finished_ns >= arrival.started_ns,
+	       "what was fetched");
 	lockstep_close(&lockstep);
 	return 0;
 failed:
@@ -489,7 +493,7 @@ static int read_after_close(const struct member *member)
 	if (member->rank == 1) {
 		EXPECT(member, transport->ops->fetch(store, 4, 0, NULL, 0) == LSHARD_OK, "fetch");
 		EXPECT(member, transport->ops->wait(store, 0, NULL, &arrival) == LSHARD_OK, "wait");
-		EXPECT(member, cell_has(store, 0, 4), "the bytes of a rank that left");
+		EXPECT(member, buffer_has(store, 0, 4), "the bytes of a rank that left");
 		transport->ops->store_close(store);
 		transport->ops->close(transport);
 	}

@@ -19,8 +19,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define LAYERS 7u
-#define CELLS  3u
+#define LAYERS  7u
+#define BUFFERS 3u
 
 struct mode {
 	const char *options;
@@ -68,7 +68,7 @@ failed:
 	return 1;
 }
 
-static int passes_through_cells(const struct member *member, struct shm_series *series, unsigned generation)
+static int passes_through_buffers(const struct member *member, struct shm_series *series, unsigned generation)
 {
 	lshard_store *store = series->store;
 	const lshard_transport_ops *ops = store->transport->ops;
@@ -76,16 +76,16 @@ static int passes_through_cells(const struct member *member, struct shm_series *
 
 	for (uint32_t step = 0; step < 4 * LAYERS; step++) {
 		uint32_t position = step % LAYERS;
-		uint32_t cell = step % CELLS;
+		uint32_t buffer = step % BUFFERS;
 		lshard_arrival arrival;
 
-		EXPECT(member, ops->fetch(store, position, cell, NULL, sequence++) == LSHARD_OK, "%s",
+		EXPECT(member, ops->fetch(store, position, buffer, NULL, sequence++) == LSHARD_OK, "%s",
 		       store->error.text);
-		EXPECT(member, ops->wait(store, cell, NULL, &arrival) == LSHARD_OK, "%s", store->error.text);
-		EXPECT(member, shm_series_right(series, position, generation, ops->cell(store, cell, position)),
-		       "cell");
+		EXPECT(member, ops->wait(store, buffer, NULL, &arrival) == LSHARD_OK, "%s", store->error.text);
+		EXPECT(member, shm_series_right(series, position, generation, ops->buffer(store, buffer, position)),
+		       "buffer");
 		EXPECT(member, arrival.finished_ns >= arrival.started_ns && arrival.started_ns, "times");
-		EXPECT(member, ops->wait(store, cell, NULL, &arrival) == LSHARD_OK && arrival.started_ns == 0,
+		EXPECT(member, ops->wait(store, buffer, NULL, &arrival) == LSHARD_OK && arrival.started_ns == 0,
 		       "told twice");
 	}
 	return 0;
@@ -116,12 +116,12 @@ static int sees_right_bytes(const struct member *member)
 	struct shm_series series = {.store = NULL};
 
 	EXPECT(member, shm_rank_open(&rank, member, mode->options, LONG_MS), "open");
-	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, mode->direct ? 0 : CELLS);
+	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, mode->direct ? 0 : BUFFERS);
 	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	for (unsigned generation = 0; generation < 3; generation++) {
 		shm_series_fill(&series, generation);
 		EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
-		EXPECT(member, !(mode->direct ? passes_in_place : passes_through_cells)(member, &series, generation),
+		EXPECT(member, !(mode->direct ? passes_in_place : passes_through_buffers)(member, &series, generation),
 		       "pass");
 		EXPECT(member, !reads(member, &series, generation), "read");
 		EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
@@ -194,7 +194,7 @@ static void half_pages_are_refused_in_place(void **state)
 
 /* ---- The copying thread ---------------------------------------------------------------------------------------- */
 
-/* Fetches one after the other into one cell: the last one counts. What is not waited for is dropped by the close. */
+/* Fetches one after the other into one buffer: the last one counts. What is not waited for is dropped by the close. */
 static int fetches_over_and_over(const struct member *member)
 {
 	struct shm_rank rank = {.transport = NULL};
@@ -206,7 +206,7 @@ static int fetches_over_and_over(const struct member *member)
 	ops = rank.transport->ops;
 	EXPECT(member, !(ops->capabilities & LSHARD_CAP_DIRECT), "copying is not direct");
 	for (int i = 0; i < 2; i++) {
-		shm_series_plan(&series[i], member, i ? COLUMNS : OWNED, LAYERS, 0, CELLS);
+		shm_series_plan(&series[i], member, i ? COLUMNS : OWNED, LAYERS, 0, BUFFERS);
 		EXPECT(member, store_open(&rank, &series[i]) == LSHARD_OK, "%s", rank.transport->error.text);
 		shm_series_fill(&series[i], (unsigned)i);
 	}
@@ -219,19 +219,20 @@ static int fetches_over_and_over(const struct member *member)
 			EXPECT(member, ops->fetch(store, i, 1, NULL, 0) == LSHARD_OK, "%s", store->error.text);
 		EXPECT(member, ops->fetch(store, last, 1, NULL, 0) == LSHARD_OK, "%s", store->error.text);
 		EXPECT(member, ops->wait(store, 1, NULL, &arrival) == LSHARD_OK, "%s", store->error.text);
-		EXPECT(member, shm_series_right(&series[turn % 2], last, turn % 2, ops->cell(store, 1, last)),
+		EXPECT(member, shm_series_right(&series[turn % 2], last, turn % 2, ops->buffer(store, 1, last)),
 		       "turn %u", turn);
 	}
-	for (uint32_t cell = 0; cell < CELLS; cell++)
-		EXPECT(member, ops->fetch(series[0].store, cell, cell, NULL, 0) == LSHARD_OK, "%s",
+	for (uint32_t buffer = 0; buffer < BUFFERS; buffer++)
+		EXPECT(member, ops->fetch(series[0].store, buffer, buffer, NULL, 0) == LSHARD_OK, "%s",
 		       series[0].store->error.text);
 	EXPECT(member, ops->join(series[0].store, NULL) == LSHARD_OK, "%s", series[0].store->error.text);
-	for (uint32_t cell = 0; cell < CELLS; cell++)
-		EXPECT(member, shm_series_right(&series[0], cell, 0, ops->cell(series[0].store, cell, cell)),
+	for (uint32_t buffer = 0; buffer < BUFFERS; buffer++)
+		EXPECT(member, shm_series_right(&series[0], buffer, 0, ops->buffer(series[0].store, buffer, buffer)),
 		       "after join");
 	for (int i = 0; i < 2; i++)
-		for (uint32_t cell = 0; cell < CELLS; cell++)
-			EXPECT(member, ops->fetch(series[i].store, cell, cell, NULL, 0) == LSHARD_OK, "last fetches");
+		for (uint32_t buffer = 0; buffer < BUFFERS; buffer++)
+			EXPECT(member, ops->fetch(series[i].store, buffer, buffer, NULL, 0) == LSHARD_OK,
+			       "last fetches");
 	EXPECT(member, ops->drain(series[1].store) == LSHARD_OK, "%s", series[1].store->error.text);
 	store_close(&series[0]);
 	store_close(&series[1]);
@@ -244,7 +245,7 @@ failed:
 	return 1;
 }
 
-static void the_last_fetch_into_a_cell_counts(void **state)
+static void the_last_fetch_into_a_buffer_counts(void **state)
 {
 	(void)state;
 	assert_int_equal(team_of_processes(2, fetches_over_and_over, NULL), 0);
@@ -276,7 +277,7 @@ static int waits_twice(const struct member *member)
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
 	ops = rank.transport->ops;
 	copier = &((struct shm *)rank.transport)->copier;
-	shm_series_plan(&series, member, OWNED, LAYERS, 0, CELLS);
+	shm_series_plan(&series, member, OWNED, LAYERS, 0, BUFFERS);
 	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 4);
 	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
@@ -292,7 +293,7 @@ static int waits_twice(const struct member *member)
 	EXPECT(member, shm_copier_start(copier, &error) == LSHARD_OK, "%s", error.text);
 	EXPECT(member, ops->wait(series.store, 2, NULL, &arrival) == LSHARD_OK, "%s", series.store->error.text);
 	EXPECT(member, arrival.finished_ns >= arrival.started_ns && arrival.started_ns > 0, "its times");
-	EXPECT(member, shm_series_right(&series, others, 4, ops->cell(series.store, 2, others)), "bytes");
+	EXPECT(member, shm_series_right(&series, others, 4, ops->buffer(series.store, 2, others)), "bytes");
 	store_close(&series);
 	shm_rank_close(&rank);
 	return 0;
@@ -401,7 +402,7 @@ static int outlives(const struct member *member)
 	int32_t all[MOST_RANKS];
 
 	EXPECT(member, shm_rank_open(&rank, member, mode->options, LONG_MS), "open");
-	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, CELLS);
+	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, BUFFERS);
 	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 0);
 	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
@@ -413,7 +414,7 @@ static int outlives(const struct member *member)
 	       rank.transport->ops->exchange(rank.transport, &member->rank, all, sizeof all[0], alive) == LSHARD_OK,
 	       "%s", rank.transport->error.text);
 	EXPECT(member, !alive[1] && alive[0] && alive[2], "rank 1 is dead");
-	EXPECT(member, !(mode->direct ? passes_in_place : passes_through_cells)(member, &series, 0), "pass");
+	EXPECT(member, !(mode->direct ? passes_in_place : passes_through_buffers)(member, &series, 0), "pass");
 	EXPECT(member, !reads(member, &series, 0), "read");
 	store_close(&series);
 	shm_rank_close(&rank);
@@ -575,7 +576,7 @@ static int leaves_nothing(const struct member *member)
 	connected = count_entries("/proc/self/fd");
 	/* 00010000 in the flags: a socket that listens. */
 	EXPECT(member, count_lines("/proc/net/unix", name, " 00010000 ") == 0, "a socket still listens");
-	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, mode->direct ? 0 : CELLS);
+	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, mode->direct ? 0 : BUFFERS);
 	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	EXPECT(member, count_entries("/proc/self/fd") == connected, "a series keeps descriptors");
 	EXPECT(member, count_entries("/proc/self/task") == threads + !mode->direct, "threads");
@@ -616,7 +617,7 @@ int main(void)
 		cmocka_unit_test(more_ranks_than_layers),
 		cmocka_unit_test(threads_of_one_process_can_use_it),
 		cmocka_unit_test(half_pages_are_refused_in_place),
-		cmocka_unit_test(the_last_fetch_into_a_cell_counts),
+		cmocka_unit_test(the_last_fetch_into_a_buffer_counts),
 		cmocka_unit_test(a_wait_in_vain_can_be_repeated),
 		cmocka_unit_test(nobody_writes_to_another_ranks_pages),
 		cmocka_unit_test(bytes_outlive_their_owner),

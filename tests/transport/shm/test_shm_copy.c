@@ -21,7 +21,7 @@
 static _Atomic enum {
 	AT_ONCE,
 	SLOWLY,  /* until the store is closed, or for a while */
-	IN_TURN, /* the first once a second one was asked for; that one when the cell was looked at, or after a while */
+	IN_TURN, /* the first once a second one was asked for; that one when the buffer was looked at, or later */
 } manner;
 static atomic_int begun; /* copies */
 static atomic_bool asked_again, looked_at;
@@ -87,7 +87,7 @@ static void a_store_is_not_closed_under_its_copy(void **state)
 	assert_int_equal(team_of_processes(2, closes_while_it_copies, NULL), 0);
 }
 
-/* A layer is fetched into the cell into which another is being copied: the wait is for the newer one. */
+/* A layer is fetched into the buffer into which another is being copied: the wait is for the newer one. */
 static int fetches_while_it_copies(const struct member *member)
 {
 	struct shm_rank rank = {.transport = NULL};
@@ -110,7 +110,7 @@ static int fetches_while_it_copies(const struct member *member)
 	EXPECT(member, ops->fetch(series.store, others + 2, 0, NULL, 0) == LSHARD_OK, "fetch");
 	atomic_store(&asked_again, true);
 	EXPECT(member, ops->wait(series.store, 0, NULL, &arrival) == LSHARD_OK, "%s", series.store->error.text);
-	EXPECT(member, shm_series_right(&series, others + 2, 3, ops->cell(series.store, 0, others + 2)), "bytes");
+	EXPECT(member, shm_series_right(&series, others + 2, 3, ops->buffer(series.store, 0, others + 2)), "bytes");
 	atomic_store(&looked_at, true);
 	ops->store_close(series.store);
 	shm_rank_close(&rank);

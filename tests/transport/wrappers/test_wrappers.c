@@ -241,7 +241,7 @@ static bool narrow_open(struct narrow *narrow, const struct member *member, cons
 					   .layer_bytes = 300,
 					   .shard_bytes = narrow->shard_bytes[member->rank],
 					   .shard_bytes_of = narrow->shard_bytes,
-					   .cells = 1,
+					   .buffers = 1,
 					   .windows = 1,
 					   .pieces = &narrow->piece,
 					   .first_piece = narrow->first_piece};
@@ -290,7 +290,7 @@ static int waits_twice(const struct member *member)
 	       narrow.store->error.text);
 	EXPECT(member, member->rank == 0 || arrival.busy_ns == 3000000000u, "%llu ns on the link",
 	       (unsigned long long)arrival.busy_ns);
-	EXPECT(member, *(char *)narrow.transport->ops->cell(narrow.store, 0, 0) == 77, "the bytes");
+	EXPECT(member, *(char *)narrow.transport->ops->buffer(narrow.store, 0, 0) == 77, "the bytes");
 	EXPECT(member, team_barrier(member), "a rank failed");
 	narrow_close(&narrow);
 	return 0;
@@ -302,8 +302,8 @@ failed:
 static void a_wait_in_vain_can_be_repeated(void **state)
 {
 	(void)state;
-	assert_int_equal(team_of_threads(2, waits_twice, (void *)(uintptr_t) "at=wait"), 0);
-	assert_int_equal(team_of_threads(2, waits_twice, (void *)(uintptr_t) "lockstep"), 0);
+	assert_int_equal(team_of_threads(2, waits_twice, (void *)(uintptr_t)"at=wait"), 0);
+	assert_int_equal(team_of_threads(2, waits_twice, (void *)(uintptr_t)"lockstep"), 0);
 }
 
 /* In step, a layer takes the link when the last rank has asked for it, not when the first has. */
@@ -917,7 +917,7 @@ static bool pair_open(struct pair *pair, const struct member *member)
 					 .layer_bytes = PAIR_BYTES,
 					 .shard_bytes = PAIR_BYTES,
 					 .shard_bytes_of = pair->shard_bytes,
-					 .cells = 2,
+					 .buffers = 2,
 					 .windows = 2,
 					 .pieces = pair->pieces,
 					 .first_piece = pair->first_piece};
@@ -971,10 +971,10 @@ static int join_body(const struct member *member)
 	EXPECT(member, ops->wait(pair.store, 0, NULL, &arrival) == LSHARD_OK, "%s: what drain has dropped is told",
 	       (const char *)member->user);
 	EXPECT(member, ops->exchange(pair.transport, &mine, all, sizeof mine, alive) == LSHARD_OK, "exchange");
-	EXPECT(member, ops->fetch(pair.store, 1, member->rank ? LSHARD_NO_CELL : 0, NULL, 1) == LSHARD_OK, "fetch");
+	EXPECT(member, ops->fetch(pair.store, 1, member->rank ? LSHARD_NO_BUFFER : 0, NULL, 1) == LSHARD_OK, "fetch");
 	EXPECT(member, ops->join(pair.store, NULL) == LSHARD_OK, "join: %s", pair.store->error.text);
 	EXPECT(member, ops->wait(pair.store, 0, NULL, &arrival) == LSHARD_OK, "wait: %s", pair.store->error.text);
-	EXPECT(member, member->rank || *(char *)ops->cell(pair.store, 0, 1) == 2, "other bytes");
+	EXPECT(member, member->rank || *(char *)ops->buffer(pair.store, 0, 1) == 2, "other bytes");
 	EXPECT(member, team_barrier(member), "a rank failed");
 	failed = 0;
 failed:
@@ -1008,8 +1008,8 @@ static int overtaken_body(const struct member *member)
 	if (!pair_open(&pair, member))
 		goto failed;
 	ops = pair.transport->ops;
-	for (uint32_t cell = 0; cell < 2; cell++)
-		EXPECT(member, ops->fetch(pair.store, 0, looks ? cell : LSHARD_NO_CELL, NULL, cell) == LSHARD_OK,
+	for (uint32_t buffer = 0; buffer < 2; buffer++)
+		EXPECT(member, ops->fetch(pair.store, 0, looks ? buffer : LSHARD_NO_BUFFER, NULL, buffer) == LSHARD_OK,
 		       "fetch");
 	if (looks) {
 		EXPECT(member, ops->wait(pair.store, 1, NULL, &arrival) == LSHARD_OK, "%s", pair.store->error.text);
