@@ -64,16 +64,16 @@ class Place:
         self.owner._parameters[self.key] = new
 
     def undo(self) -> Callable[[], None]:
-        """What brings back what is there now, whatever has been put there since."""
+        """What puts back what is there now, whatever has been put there since."""
         before, tensors = self.tensor, self.owner._parameters if self.is_parameter else self.owner._buffers
         data, wants_gradients = before.data, before.requires_grad
 
-        def back() -> None:
+        def restore() -> None:
             tensors[self.key] = before  # type: ignore[assignment]
             before.data = data
             before.requires_grad_(wants_gradients)
 
-        return back
+        return restore
 
 
 @dataclass

@@ -174,8 +174,8 @@ class Join:
         try:
             yield ranks
         except BaseException:
-            for back in undo:
-                back()
+            for restore in undo:
+                restore()
             if model is not None and is_sharded(model):
                 of(model).leave()
             ranks.close()

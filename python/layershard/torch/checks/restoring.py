@@ -27,7 +27,7 @@ _OUTSIDE = (sys.stdlib_module_names - set(_PLAIN)) | {"layershard"}
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"training", "_buffers", "_modules", "_parameters"}
 
 
-def lies(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+def where_it_lies(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """Where and how; None where torch does not say so."""
     try:
         return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.untyped_storage().nbytes()
@@ -36,10 +36,10 @@ def lies(tensor: torch.Tensor) -> tuple[Any, ...] | None:
 
 
 def _tensor_restorer(tensor: torch.Tensor) -> Restorer:
-    before, same, lay = tensor.detach().clone(), tensor.detach(), lies(tensor)
+    before, same, lay = tensor.detach().clone(), tensor.detach(), where_it_lies(tensor)
 
-    def back() -> None:
-        if lay is not None and lies(tensor) != lay:  # it has grown, or been given other memory, or none
+    def restore() -> None:
+        if lay is not None and where_it_lies(tensor) != lay:  # it has grown, or been given other memory, or none
             if same.untyped_storage().nbytes() < lay[-1]:
                 same.untyped_storage().resize_(lay[-1])
             tensor.data = same
@@ -48,7 +48,7 @@ def _tensor_restorer(tensor: torch.Tensor) -> Restorer:
             with torch.inference_mode():
                 tensor.copy_(before)
 
-    return back
+    return restore
 
 
 def is_array(value: Any) -> bool:
@@ -59,13 +59,13 @@ def is_array(value: Any) -> bool:
 def _array_restorer(array: Any) -> Restorer:
     before = array.copy()
 
-    def back() -> None:
+    def restore() -> None:
         if array.shape != before.shape:
             array.resize(before.shape, refcheck=False)
         if array.tobytes() != before.tobytes():
             array[...] = before
 
-    return back
+    return restore
 
 
 # ---- Objects ----
@@ -78,7 +78,7 @@ def _dict_restorer(found: dict[Any, Any], is_restored: Callable[[Any], bool] = l
     def now() -> list[Any]:
         return [part for key, value in found.items() if is_restored(key) for part in (key, value)]
 
-    def back() -> None:
+    def restore() -> None:
         if _are_same(now(), [part for item in before.items() for part in item]):
             return
         for key in [key for key in found if is_restored(key) and key not in before]:
@@ -90,7 +90,7 @@ def _dict_restorer(found: dict[Any, Any], is_restored: Callable[[Any], bool] = l
                 kind.__delitem__(found, key)
                 kind.__setitem__(found, key, value)
 
-    return back
+    return restore
 
 
 def _filled_restorer(found: Any, fill: Callable[[Any, list[Any]], Any]) -> Restorer:
@@ -110,14 +110,14 @@ def _fill_anew(found: Any, before: list[Any]) -> None:
 def _slots_restorer(value: Any) -> Restorer:
     before = slots_of(value)
 
-    def back() -> None:
+    def restore() -> None:
         for name in slots_of(value).keys() - before.keys():
             object.__delattr__(value, name)
         for name, each in before.items():
             if getattr(value, name, None) is not each:
                 object.__setattr__(value, name, each)
 
-    return back
+    return restore
 
 
 def _are_same(one: list[Any], other: list[Any]) -> bool:
@@ -131,8 +131,8 @@ def _of_module(key: str) -> bool:
 def _state_restorer(value: Any) -> Restorer | None:
     """Of what makes random numbers."""
     if isinstance(value, torch.Generator):
-        words = value.get_state()
-        return lambda: value.set_state(words)
+        drawn = value.get_state()
+        return lambda: value.set_state(drawn)
     if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         python = value.getstate()
         return lambda: value.setstate(python)

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..grouping import Place
 from ..refusals import Refused, all_tensors
-from .restoring import Restorer, is_array, lies, restorers_of
+from .restoring import Restorer, is_array, restorers_of, where_it_lies
 
 _CLOSED = (nn.Parameter, type, FunctionType, MethodType, ModuleType)
 
@@ -50,7 +50,7 @@ class _Memory:
     def holds(self, value: Any) -> bool:
         address = 0
         if isinstance(value, torch.Tensor):
-            address = (lies(value) or [0])[0]
+            address = (where_it_lies(value) or [0])[0]
         elif is_array(value):
             address = value.__array_interface__["data"][0]
         place = bisect(self._ranges, (address, sys.maxsize)) - 1
