@@ -154,8 +154,8 @@ struct callback_store {
 	unsigned char *buffers;
 	void *buffers_block;
 	uint64_t buffer_pitch;
-	uint64_t slot_bytes;    /* what every rank gives to a gathered layer; 0: none is gathered by way of staging */
-	unsigned char *staging; /* [size] slots */
+	uint64_t part_bytes;    /* what every rank gives to a gathered layer; 0: none is gathered by way of staging */
+	unsigned char *staging; /* [size] parts */
 	void *staging_block;
 	struct landing *landings; /* [buffers] */
 	struct gate *gates;       /* device memory: [buffers + 1], the last for readers of nothing in particular */

@@ -372,7 +372,7 @@ static lshard_status carry_by_staging(struct callback *callback, struct callback
 	const lshard_store_plan *plan = store->base.plan;
 	uint64_t bytes;
 	const uint64_t own = callback_block(plan, position, callback->base.context->rank, &bytes);
-	lshard_status status = callback_allgather(callback, store->shard + own, store->staging, store->slot_bytes);
+	lshard_status status = callback_allgather(callback, store->shard + own, store->staging, store->part_bytes);
 	uint32_t end;
 
 	if (status < 0)
@@ -383,7 +383,7 @@ static lshard_status carry_by_staging(struct callback *callback, struct callback
 
 		piece.shard_offset -= callback_block(plan, position, piece.rank, &bytes);
 		status = callback_copy_piece(callback, &piece,
-					     store->staging + (uint64_t)piece.rank * store->slot_bytes, destination);
+					     store->staging + (uint64_t)piece.rank * store->part_bytes, destination);
 	}
 	return status;
 }

@@ -153,14 +153,14 @@ static bool store_fill(struct callback_store *store)
 	const size_t buffers = plan->buffers > 0 ? plan->buffers : 1;
 
 	store->buffer_pitch = round_up(plan->layer_bytes, ALIGNMENT);
-	store->slot_bytes = longest_part(plan, context->size);
+	store->part_bytes = longest_part(plan, context->size);
 	store->landings = context->allocate(context, buffers * sizeof *store->landings);
 	if (!store->landings || (callback->on_device && !callback_device_store_open(store)))
 		return false;
-	if (store->slot_bytes > 0 &&
-	    !take_own(callback, (uint64_t)context->size * store->slot_bytes, &store->staging_block, &store->staging))
+	if (store->part_bytes > 0 &&
+	    !take_own(callback, (uint64_t)context->size * store->part_bytes, &store->staging_block, &store->staging))
 		return false;
-	return take_memory(store, LSHARD_FOR_SHARD, plan->shard_bytes + store->slot_bytes, &store->shard_block,
+	return take_memory(store, LSHARD_FOR_SHARD, plan->shard_bytes + store->part_bytes, &store->shard_block,
 			   &store->shard) &&
 	       take_memory(store, LSHARD_FOR_WINDOWS, plan->buffers * store->buffer_pitch, &store->buffers_block,
 			   &store->buffers);
