@@ -28,8 +28,8 @@ lshard_status lshard__sized_check(const void *theirs, size_t given, size_t known
 
 	if (!is_size(given))
 		return lshard_fail(error, LSHARD_ERR_INVALID,
-				   "struct_size %zu is none of %s: begin with its INIT macro of layershard's headers",
-				   given, type);
+				   "struct_size %zu is the size of no known %s: initialise it by its INIT macro", given,
+				   type);
 	for (size_t i = known; i < given; i++)
 		if (bytes[i])
 			return lshard_fail(error, LSHARD_ERR_INVALID,

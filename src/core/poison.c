@@ -99,8 +99,7 @@ static lshard_status find_mode(const lshard_series_options *options, lshard_pois
 		asked++;
 	if (asked > LSHARD_POISON_ON)
 		return lshard_fail(error, LSHARD_ERR_INVALID,
-				   "series '%s': LAYERSHARD_POISON='%s' is none of 0, 1 and ready", options->name,
-				   text);
+				   "series '%s': LAYERSHARD_POISON='%s' is not 0, 1 or ready", options->name, text);
 	*mode = asked > (int)options->poison ? (lshard_poison)asked : options->poison;
 	return LSHARD_OK;
 }

@@ -112,8 +112,8 @@ static lshard_status check_user(struct mesh *mesh, int32_t rank)
 	uid_t uid;
 
 	if (lshard__socket_peer(mesh->peers[rank].fd, &pid, &uid))
-		return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d: its user cannot be told: %s", (int)rank,
-				   strerror(errno));
+		return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d: its user cannot be found out: %s",
+				   (int)rank, strerror(errno));
 	if (uid != geteuid())
 		return lshard_fail(mesh->error, LSHARD_ERR_SYSTEM, "rank %d (process %d) belongs to user %lu, not %lu",
 				   (int)rank, (int)pid, (unsigned long)uid, (unsigned long)geteuid());

@@ -183,7 +183,7 @@ static void name_program(pid_t process, char *text, size_t bytes)
 
 bool lshard__name_find_holder(const char *name, struct lshard__name_holder *holder)
 {
-	char whose[64] = "a user that this system does not tell";
+	char whose[64] = "an unknown user";
 	char who[64] = "a process";
 	char program[40];
 	char answer[1024];

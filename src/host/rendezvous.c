@@ -368,7 +368,7 @@ static lshard_status answer(lshard__rendezvous *r, int32_t rank, const void *all
 		status = lshard__socket_send(fd, all, bytes, deadline);
 	if (status == LSHARD_OK)
 		return LSHARD_OK;
-	return lshard_fail(&r->error, status, "job '%s': rank %d (process %d) does not take its answer", r->job,
+	return lshard_fail(&r->error, status, "job '%s': rank %d (process %d) does not read its answer", r->job,
 			   (int)rank, (int)r->members[rank].pid);
 }
 
@@ -406,15 +406,15 @@ static lshard_status no_answer(lshard__rendezvous *r, lshard_status status)
 	if (r->root_pid > 0)
 		snprintf(process, sizeof process, " (process %d)", (int)r->root_pid);
 	if (status == LSHARD_ERR_TIMEOUT) {
-		(void)lshard_fail(&late, status, "rank %d waited %u ms for word from rank 0%s of job '%s'", (int)rank,
-				  (unsigned)r->context->timeout_ms, process, r->job);
+		(void)lshard_fail(&late, status, "rank %d waited %u ms for an answer from rank 0%s of job '%s'",
+				  (int)rank, (unsigned)r->context->timeout_ms, process, r->job);
 		return blocked(r, rank ? 0 : EADDRINUSE, status, late.text);
 	}
 	if (status == LSHARD_ERR_PEER_FAILED)
 		return lshard_fail(&r->error, status, "rank %d: rank 0%s of job '%s' is gone", (int)rank, process,
 				   r->job);
-	return lshard_fail(&r->error, status, "rank %d (process %d) cannot speak to rank 0%s of job '%s': %s",
-			   (int)rank, (int)getpid(), process, r->job, lshard__reason(error, 0).text);
+	return lshard_fail(&r->error, status, "rank %d (process %d) cannot send to rank 0%s of job '%s': %s", (int)rank,
+			   (int)getpid(), process, r->job, lshard__reason(error, 0).text);
 }
 
 /* What rank 0 says: @p bytes bytes, or why there are none. */
@@ -429,7 +429,7 @@ static lshard_status hear_root(lshard__rendezvous *r, int fd, void *into, size_t
 	if (frame.magic != LSHARD__HELLO_MAGIC || frame.status > 0 ||
 	    (frame.status == LSHARD_OK ? frame.bytes != bytes : frame.bytes >= sizeof text))
 		return lshard_fail(&r->error, LSHARD_ERR_MISMATCH,
-				   "rank %d: what listens as rank 0 of job '%s' does not speak as rank 0 does",
+				   "rank %d: the process that listens as rank 0 of job '%s' is no rank of this library",
 				   (int)r->context->rank, r->job);
 	status = lshard__socket_receive(fd, r->process, frame.status == LSHARD_OK ? into : text, (size_t)frame.bytes,
 					deadline);

@@ -90,7 +90,8 @@ lshard_status gathering_open(struct gathering *gathering, const lshard_context *
 	gathering->frames = context->allocate(context, ((size_t)context->size + 1) * sizeof *gathering->frames);
 	if (gathering->frames)
 		return LSHARD_OK;
-	return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to gather what %d ranks say", (int)context->size);
+	return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to gather the answers of %d ranks",
+			   (int)context->size);
 }
 
 void gathering_close(struct gathering *gathering)

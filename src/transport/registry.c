@@ -169,7 +169,7 @@ static lshard_status compare(const struct record *first, const struct record *ot
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 asks for transport '%s', rank %d for '%s'",
 				   first->spec, rank, other->spec);
 	return lshard_fail(error, LSHARD_ERR_MISMATCH,
-			   "rank 0 brings transport '%s' of its own, rank %d '%s' ('': none)", first->custom, rank,
+			   "rank 0 gives a transport '%s' of its own, rank %d '%s' ('': none)", first->custom, rank,
 			   other->custom);
 }
 

@@ -60,7 +60,8 @@ lshard_status lshard__stack_spec_parse(struct stack_spec *spec, const char *text
 	if (!text || !text[0])
 		return LSHARD_OK;
 	if (snprintf(spec->text, sizeof spec->text, "%s", text) >= (int)sizeof spec->text)
-		return lshard_fail(error, LSHARD_ERR_INVALID, "the transport's text is longer than %zu characters",
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "the transport's specification is longer than %zu characters",
 				   sizeof spec->text - 1);
 	while (part) {
 		char *comma = strchr(part, ',');

@@ -339,7 +339,7 @@ static int brings_another(const struct member *member)
 	mine.name = member->rank == 0 ? "fast" : "faster";
 	status = lshard__stack_open(&context, NULL, &mine, &stack, &error);
 	EXPECT(member, status == LSHARD_ERR_MISMATCH, "status %d: %s", (int)status, error.text);
-	EXPECT(member, strstr(error.text, "rank 0 brings transport 'fast'") && strstr(error.text, "rank 1 'faster'"),
+	EXPECT(member, strstr(error.text, "rank 0 gives a transport 'fast'") && strstr(error.text, "rank 1 'faster'"),
 	       "%s", error.text);
 	return 0;
 failed:

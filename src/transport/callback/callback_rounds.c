@@ -398,7 +398,7 @@ static lshard_status carry(struct callback *callback, struct callback_store *sto
 	const lshard_piece *first = &plan->pieces[plan->first_piece[position]];
 
 	if (!destination && (way != BROADCAST || first->rank != rank))
-		return callback_break(callback, LSHARD_ERR_STATE, "a layer was asked for without a place for it");
+		return callback_break(callback, LSHARD_ERR_STATE, "a layer was asked for without memory for it");
 	if (way == BROADCAST)
 		return carry_from_one(callback, store, position, destination);
 	if (way == GATHER_STAGED)

@@ -148,7 +148,7 @@ static lshard_status make_pace(struct cuda *cuda)
 		return LSHARD_OK;
 	cuda->pace = context->allocate(context, sizeof *cuda->pace);
 	if (!cuda->pace)
-		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "no memory for a pace");
+		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY, "no memory for the rate limiter");
 	cuda->pace->ns_per_byte = 1 / cuda->options.pace;
 	context->log(
 		context, LSHARD_LOG_INFO,

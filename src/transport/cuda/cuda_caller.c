@@ -197,7 +197,7 @@ static lshard_status new_borrowed(struct cuda_store *store, struct cuda_borrowed
 
 	if (!borrowed)
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_NO_MEMORY,
-				   "series '%s': no memory to track a shard in the caller's memory", plan->name);
+				   "series '%s': no memory to keep track of the caller's memory", plan->name);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
 		const int cause = errno;
 

@@ -227,7 +227,7 @@ static lshard_status throttle_open(const lshard_context *context, lshard_transpo
 	throttle->collective = (inner->ops->capabilities & LSHARD_CAP_COLLECTIVE) != 0;
 	if (!link_open(throttle)) {
 		lshard__wrapper_free(throttle);
-		return lshard_fail(error, LSHARD_ERR_SYSTEM, "throttle: the system gave no lock");
+		return lshard_fail(error, LSHARD_ERR_SYSTEM, "throttle: the system has no resources for a lock");
 	}
 	*transport = &throttle->wrapper.base;
 	return LSHARD_OK;
