@@ -25,7 +25,7 @@ extern "C" {
  *            lshard_memory_source.
  * record     after what @p stream (@p stream of this struct, or one of the program's) has been given so far. *event is
  *            the caller's own; where it is NULL a new one is made.
- * follow     what @p stream is given from now on comes after the event.
+ * wait       for the event: what @p stream is given from now on comes after it.
  * query      OK: what comes before the event is done. IN_PROGRESS: not yet.
  * drop       free an event.
  * copy       put on @p stream of this struct: @p rows runs of @p width bytes; one side may be host memory, and then the
@@ -38,7 +38,7 @@ typedef struct lshard_device_callbacks {
 	void *(*allocate)(void *user, size_t bytes, size_t alignment);
 	void (*release)(void *user, void *pointer);
 	lshard_status (*record)(void *user, void **event, void *stream, char *error, size_t error_bytes);
-	lshard_status (*follow)(void *user, void *stream, void *event, char *error, size_t error_bytes);
+	lshard_status (*wait)(void *user, void *stream, void *event, char *error, size_t error_bytes);
 	lshard_status (*query)(void *user, void *event, char *error, size_t error_bytes);
 	void (*drop)(void *user, void *event);
 	lshard_status (*copy)(void *user, void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,

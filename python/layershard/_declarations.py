@@ -53,7 +53,7 @@ FINISH = CFUNCTYPE(Status, c_void_p, c_void_p, c_uint32, c_void_p, c_size_t)
 STOP = CFUNCTYPE(None, c_void_p)
 DEVICE_ALLOCATE = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
 RECORD = CFUNCTYPE(Status, c_void_p, POINTER(c_void_p), c_void_p, c_void_p, c_size_t)
-FOLLOW = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t)
+WAIT_EVENT = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t)
 QUERY = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_size_t)
 COPY = CFUNCTYPE(
     Status, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t
@@ -89,7 +89,7 @@ class DeviceCallbacks(Sized):
         ("allocate", DEVICE_ALLOCATE),
         ("release", RELEASE),
         ("record", RECORD),
-        ("follow", FOLLOW),
+        ("wait", WAIT_EVENT),
         ("query", QUERY),
         ("drop", RELEASE),
         ("copy", COPY),

@@ -58,7 +58,7 @@ class Device(Protocol):
     def record(self, event: Any, stream: int) -> Any:
         """The event, or a new one where it is None, after what the stream has been given so far."""
 
-    def follow(self, stream: int, event: Any) -> None:
+    def wait(self, stream: int, event: Any) -> None:
         """What the stream is given from now on comes after the event."""
 
     def query(self, event: Any) -> bool:
@@ -122,9 +122,9 @@ class _DeviceTranslation:
             return self._failed(exception, error, error_bytes)
         return 0
 
-    def follow(self, _user: object, stream: int | None, event: int, error: int | None, error_bytes: int) -> int:
+    def wait(self, _user: object, stream: int | None, event: int, error: int | None, error_bytes: int) -> int:
         try:
-            self._device.follow(stream or 0, self._events[event])
+            self._device.wait(stream or 0, self._events[event])
         except BaseException as exception:
             return self._failed(exception, error, error_bytes)
         return 0
@@ -159,7 +159,7 @@ class _DeviceTranslation:
             allocate=c.DEVICE_ALLOCATE(self.allocate),
             release=c.RELEASE(self.release),
             record=c.RECORD(self.record),
-            follow=c.FOLLOW(self.follow),
+            wait=c.WAIT_EVENT(self.wait),
             query=c.QUERY(self.query),
             drop=c.RELEASE(self.drop),
             copy=c.COPY(self.copy),

@@ -336,7 +336,7 @@ def fail_on_the_device(rank, size, method):
 @pytest.mark.parametrize(
     "method, status",
     [
-        ("allocate", "LSHARD_ERR_NO_MEMORY"), ("record", "LSHARD_ERR_TRANSPORT"), ("follow", "LSHARD_ERR_TRANSPORT"),
+        ("allocate", "LSHARD_ERR_NO_MEMORY"), ("record", "LSHARD_ERR_TRANSPORT"), ("wait", "LSHARD_ERR_TRANSPORT"),
         ("copy", "LSHARD_ERR_TRANSPORT"), ("capturing", "LSHARD_ERR_NOT_SUPPORTED"),
     ],
 )

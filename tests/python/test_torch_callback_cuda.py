@@ -214,7 +214,7 @@ def alone(rank, size, store):
         device, count = collectives.device, 1 << 20
         place, host = device.allocate(2 * count, 4096), torch.arange(64, dtype=torch.uint8)
         event = device.record(None, 0)
-        device.follow(device.stream, event)
+        device.wait(device.stream, event)
         with device.current():
             torch.cuda._sleep(10**9)
         device.copy(place, 64, host.data_ptr(), 64, 64, 1)  # from the host: waits
@@ -224,7 +224,7 @@ def alone(rank, size, store):
             assert collectives.finish(work, 100)
         done = device.record(None, device.stream)
         assert not device.query(done), "the host waited for the device"
-        device.follow(torch.cuda.current_stream().cuda_stream, done)
+        device.wait(torch.cuda.current_stream().cuda_stream, done)
         seen = device.bytes_at(place + count, 64).clone().cpu()
         assert torch.equal(seen, host) and device.query(done)
         assert not device.capturing(0)

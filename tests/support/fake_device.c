@@ -18,7 +18,7 @@ struct event {
 };
 
 struct work {
-	enum { RECORD, FOLLOW, COPY, BROADCAST, GATHER, KERNEL } kind;
+	enum { RECORD, WAIT, COPY, BROADCAST, GATHER, KERNEL } kind;
 	struct event *event;
 	uint64_t number; /* of the record; of a kernel: its value */
 	unsigned char *to;
@@ -100,7 +100,7 @@ static bool may_run(const struct stream *stream)
 
 	if (stream->done == stream->given || stream - fake->streams >= fake->held)
 		return false;
-	return work->kind != FOLLOW || work->event->happened >= work->number;
+	return work->kind != WAIT || work->event->happened >= work->number;
 }
 
 static void *run_stream(void *argument)
@@ -236,16 +236,16 @@ static lshard_status fake_record(void *user, void **event, void *stream, char *e
 	return status;
 }
 
-static lshard_status fake_follow(void *user, void *stream, void *event, char *error, size_t error_bytes)
+static lshard_status fake_wait(void *user, void *stream, void *event, char *error, size_t error_bytes)
 {
 	struct fake *fake = user;
-	struct event *followed = event;
+	struct event *awaited = event;
 	lshard_status status;
 
 	pthread_mutex_lock(&fake->lock);
 	status = told_to_fail(fake, error, error_bytes);
 	if (status == LSHARD_OK)
-		give(stream, (struct work){.kind = FOLLOW, .event = followed, .number = followed->recorded});
+		give(stream, (struct work){.kind = WAIT, .event = awaited, .number = awaited->recorded});
 	pthread_mutex_unlock(&fake->lock);
 	return status;
 }
@@ -391,7 +391,7 @@ struct fake *fake_open(const struct member *member)
 	pthread_mutex_init(&fake->lock, NULL);
 	pthread_cond_init(&fake->changed, NULL);
 	fake->device = (lshard_device_callbacks){sizeof fake->device, &fake->streams[0], fake_allocate, fake_release,
-						 fake_record,         fake_follow,       fake_query,    fake_drop,
+						 fake_record,         fake_wait,         fake_query,    fake_drop,
 						 fake_copy,           fake_capturing};
 	for (int i = 0; i < FAKE_STREAMS; i++) {
 		fake->streams[i].fake = fake;

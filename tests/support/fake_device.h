@@ -16,8 +16,8 @@ struct fake;
 /* Collective over the team; NULL when a rank has left. */
 struct fake *fake_open(const struct member *member);
 /*
- * When the group has gone; NULL is allowed. False: memory or events are left, or memory went before what a stream had to
- * do with it.
+ * When the group has gone; NULL is allowed. False: memory or events are left, or memory went before what a stream had
+ * to do with it.
  */
 bool fake_close(struct fake *fake);
 
@@ -36,7 +36,7 @@ void fake_hold(struct fake *fake, int first);
 /* From now on every collective takes so much longer. */
 void fake_slow_down(struct fake *fake, long slow_ms);
 void fake_capture(struct fake *fake, bool capturing);
-/* From now on the calls of record, follow and copy fail, but the first @p calls; -1: none. */
+/* From now on the calls of record, wait and copy fail, but the first @p calls; -1: none. */
 void fake_fail_at(struct fake *fake, long calls);
 void fake_fail_queries(struct fake *fake, bool unsure);
 /* From now on there is memory for so many blocks; -1: for any. Called by the thread that makes the series. */

@@ -95,7 +95,7 @@ class TorchDevice:
         event.record(self._stream(stream))
         return event
 
-    def follow(self, stream: int, event: Any) -> None:
+    def wait(self, stream: int, event: Any) -> None:
         event.wait(self._stream(stream))
 
     def query(self, event: Any) -> bool:

@@ -38,13 +38,13 @@ static lshard_status record(const struct callback *callback, void **event, void 
 	return status == LSHARD_OK ? status : failed(error, status, "record", text);
 }
 
-static lshard_status follow(const struct callback *callback, void *stream, void *event, lshard_error *error)
+static lshard_status wait_for_event(const struct callback *callback, void *stream, void *event, lshard_error *error)
 {
 	char text[384] = "";
 	const lshard_status status =
-		callback->device.follow(callback->context.callbacks->user, stream, event, text, sizeof text);
+		callback->device.wait(callback->context.callbacks->user, stream, event, text, sizeof text);
 
-	return status == LSHARD_OK ? status : failed(error, status, "follow", text);
+	return status == LSHARD_OK ? status : failed(error, status, "wait", text);
 }
 
 static lshard_status copy_rows(const struct callback *callback, void *to, uint64_t to_pitch, const void *from,
@@ -119,7 +119,7 @@ lshard_status callback_device_take(struct callback *callback, const lshard_conte
 	if (!calls)
 		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
 				   "callback: rank %d gives callbacks for host memory only", (int)context->rank);
-	if (!calls->allocate || !calls->release || !calls->record || !calls->follow || !calls->query || !calls->drop ||
+	if (!calls->allocate || !calls->release || !calls->record || !calls->wait || !calls->query || !calls->drop ||
 	    !calls->copy || !calls->capturing)
 		return lshard_fail(error, LSHARD_ERR_INVALID,
 				   "callback: rank %d gives callbacks for a device of which one is NULL",
@@ -179,7 +179,7 @@ static lshard_status follow_readers(struct callback_store *store, uint32_t buffe
 	}
 	pthread_mutex_unlock(&callback->lock);
 	while (count > 0 && status == LSHARD_OK)
-		status = follow(callback, callback->device.stream, events[--count], error);
+		status = wait_for_event(callback, callback->device.stream, events[--count], error);
 	return status;
 }
 
@@ -275,7 +275,7 @@ lshard_status callback_device_follow(struct callback_store *store, uint32_t buff
 
 	if (!store->gates[buffer].ready)
 		return LSHARD_OK; /* nothing was ever fetched */
-	return tell(store, follow(callback, stream, store->gates[buffer].ready, &error), &error);
+	return tell(store, wait_for_event(callback, stream, store->gates[buffer].ready, &error), &error);
 }
 
 /* The next reader that no collective follows yet, counted over all gates; its event, or NULL: there is none. */
@@ -308,10 +308,10 @@ lshard_status callback_device_join(struct callback_store *store, void *stream)
 	lshard_status status = record(callback, &store->point, callback->device.stream, &error);
 
 	if (status == LSHARD_OK)
-		status = follow(callback, stream, store->point, &error);
+		status = wait_for_event(callback, stream, store->point, &error);
 	while (status == LSHARD_OK && (event = next_reader(store, &at, &other)))
 		if (other != stream)
-			status = follow(callback, stream, event, &error);
+			status = wait_for_event(callback, stream, event, &error);
 	return tell(store, status, &error);
 }
 
@@ -325,7 +325,7 @@ lshard_status callback_copy_buffer(lshard_store *base, uint32_t to, uint32_t fro
 	lshard_status status = record(callback, &store->came, stream, &error);
 
 	if (status == LSHARD_OK)
-		status = follow(callback, callback->device.stream, store->came, &error);
+		status = wait_for_event(callback, callback->device.stream, store->came, &error);
 	if (status == LSHARD_OK)
 		status = follow_readers(store, to, &error);
 	if (status == LSHARD_OK)
@@ -334,7 +334,7 @@ lshard_status callback_copy_buffer(lshard_store *base, uint32_t to, uint32_t fro
 	if (status == LSHARD_OK)
 		status = record(callback, &store->gates[to].ready, callback->device.stream, &error);
 	if (status == LSHARD_OK)
-		status = follow(callback, stream, store->gates[to].ready, &error);
+		status = wait_for_event(callback, stream, store->gates[to].ready, &error);
 	return tell(store, status, &error);
 }
 

@@ -736,7 +736,7 @@ static int lacking_body(const struct member *member)
 	EXPECT(member, seer.fake, "a rank failed");
 	callbacks = *fake_callbacks(seer.fake);
 	device = *callbacks.device;
-	device.follow = NULL;
+	device.wait = NULL;
 	if (member->rank == 1)
 		callbacks.device = all ? NULL : &device;
 	status = open_group(&seer, member, &callbacks, LONG_MS, error, sizeof error);
