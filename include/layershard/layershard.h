@@ -81,8 +81,8 @@ extern "C" {
 #define LSHARD_STATUS_MAP(X)                                                                                           \
 	X(OK, 0, "done", "go on")                                                                                      \
 	X(IN_PROGRESS, 1, "not finished yet", "ask again")                                                             \
-	X(ERR_INVALID, -1, "invalid argument", "mend the call; the text names the argument")                           \
-	X(ERR_RANGE, -2, "no such layer, tensor or index", "mend the call")                                            \
+	X(ERR_INVALID, -1, "invalid argument", "correct the call; the text names the argument")                        \
+	X(ERR_RANGE, -2, "no such layer, tensor or index", "correct the call")                                         \
 	X(ERR_NO_MEMORY, -3, "out of memory", "free memory or shard over more ranks")                                  \
 	X(ERR_NOT_SUPPORTED, -4, "this transport cannot do that", "choose another transport or option")                \
 	X(ERR_STATE, -5, "not allowed in this state", "make the calls in the order of this header")                    \

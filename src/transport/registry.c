@@ -504,10 +504,10 @@ lshard_status lshard__stack_open(const lshard_context *base, const char *spec, c
 				 lshard__stack **stack, lshard_error *error)
 {
 	lshard__stack *made = base->allocate(base, sizeof *made);
-	lshard_error unheard = {{0}};
+	lshard_error discarded = {{0}};
 	lshard_status status;
 
-	error = error ? error : &unheard;
+	error = error ? error : &discarded;
 	if (!made)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for a transport");
 	made->base = base;

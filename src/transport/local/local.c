@@ -55,8 +55,8 @@ static lshard_status local_open(const lshard_context *context, lshard_transport 
 				lshard_error *error)
 {
 	struct local *local = local_new(context);
-	struct local unheard = {.moment = AT_REACH}; /* without memory the others are still met, to tell them */
-	lshard_status status = local_read_options(local ? local : &unheard, context->options, error);
+	struct local spare = {.moment = AT_REACH}; /* without memory this rank still joins, to tell the others */
+	lshard_status status = local_read_options(local ? local : &spare, context->options, error);
 
 	(void)inner;
 	if (status < 0)
@@ -66,7 +66,7 @@ static lshard_status local_open(const lshard_context *context, lshard_transport 
 		goto free_local;
 	}
 	status = lshard__process_group_join(context, context->options, local != NULL,
-					    local ? &local->group : &unheard.group, error);
+					    local ? &local->group : &spare.group, error);
 	if (status < 0)
 		goto free_local;
 	if (local->moment == IN_LOCKSTEP)
