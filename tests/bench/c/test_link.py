@@ -294,9 +294,9 @@ def test_a_link_below_the_floor_is_shown(program, stub):
     slow = ["--devices", "0,1", "--transport", "cuda:floor=100000"]
     done = program.run("link", *SMALL, *slow, env=stub)
     assert done.returncode == 0
-    assert "slow: a pull goes at" in done.stdout
-    assert "rank 0 (Stub 0" in done.stderr and "pulls from rank 1 (Stub 1" in done.stderr
-    assert "pulls from" not in program.run("link", *SMALL, "--devices", "0,1", env=stub).stderr
+    assert "slow: a fetch goes at" in done.stdout
+    assert "rank 0 (Stub 0" in done.stderr and "fetches from rank 1 (Stub 1" in done.stderr
+    assert "fetches from" not in program.run("link", *SMALL, "--devices", "0,1", env=stub).stderr
 
 
 def test_a_mistake_in_the_transport_names_one_rank(program, stub):
