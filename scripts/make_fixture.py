@@ -14,6 +14,7 @@ For each prompt: its token ids, 32 greedy token ids, the gap between the two lar
 the 50 largest logits after the prompt. Weights and arithmetic are float32. The vocabulary and the merges come from the
 file; the rule for splitting text is the one that the file names ("smollm"): digits one by one, then GPT-2's pattern.
 """
+
 import hashlib
 import json
 import os

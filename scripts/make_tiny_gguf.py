@@ -5,6 +5,7 @@
 The same options give the same bytes. Needs Python's standard library only. What it generates is noise, but the same
 noise on any number of ranks, which is what the tests look at.
 """
+
 import argparse
 import random
 import struct
@@ -53,7 +54,7 @@ def matrix(source, kind, rows, columns):
     deviation, count = columns**-0.5, rows * columns
     if kind in ("F32", "F16"):
         values = (source.uniform(-1.7, 1.7) * deviation for _ in range(count))
-        return struct.pack("<%d%s" % (count, "f" if kind == "F32" else "e"), *values)
+        return struct.pack(f"<{count}{'f' if kind == 'F32' else 'e'}", *values)
     blocks = []
     for _ in range(count // 32):
         spread = deviation * source.uniform(0.8, 1.2)
@@ -75,7 +76,7 @@ def tensors(options, vocabulary_size):
     shapes += [("ffn_down", hidden, feed)]
 
     def norm(name):
-        return name, [hidden], "F32", struct.pack("<%df" % hidden, *(source.uniform(0.5, 1.5) for _ in range(hidden)))
+        return name, [hidden], "F32", struct.pack(f"<{hidden}f", *(source.uniform(0.5, 1.5) for _ in range(hidden)))
 
     outer = [("token_embd.weight", "Q8_0" if options.types == "mix" else kinds[0])]
     if options.untied:
@@ -83,18 +84,18 @@ def tensors(options, vocabulary_size):
     for name, kind in outer:
         yield name, [hidden, vocabulary_size], kind, matrix(source, kind, vocabulary_size, hidden)
     for layer in range(options.layers):
-        yield norm("blk.%d.attn_norm.weight" % layer)
-        yield norm("blk.%d.ffn_norm.weight" % layer)
+        yield norm(f"blk.{layer}.attn_norm.weight")
+        yield norm(f"blk.{layer}.ffn_norm.weight")
         for number, (name, rows, columns) in enumerate(shapes):
             kind = kinds[(layer + number) % len(kinds)]
-            yield "blk.%d.%s.weight" % (layer, name), [columns, rows], kind, matrix(source, kind, rows, columns)
+            yield f"blk.{layer}.{name}.weight", [columns, rows], kind, matrix(source, kind, rows, columns)
     yield norm("output_norm.weight")
 
 
 def metadata(options, tokens, kinds):
     return [
         pair("general.architecture", STRING, "llama"),
-        pair("general.name", STRING, "tiny %d" % options.seed),
+        pair("general.name", STRING, f"tiny {options.seed}"),
         pair("llama.block_count", U32, options.layers),
         pair("llama.context_length", U32, options.context),
         pair("llama.embedding_length", U32, options.hidden),
@@ -118,7 +119,7 @@ def write(path, options):
     tokens, kinds = vocabulary()
     pairs, infos, data = metadata(options, tokens, kinds), [], bytearray()
     for name, sizes, kind, stored in tensors(options, len(tokens)):
-        infos.append(text(name) + struct.pack("<I%dQIQ" % len(sizes), len(sizes), *sizes, TYPES[kind], len(data)))
+        infos.append(text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, TYPES[kind], len(data)))
         data += stored + bytes(-len(stored) % 32)
     head = b"GGUF" + struct.pack("<IQQ", 3, len(infos), len(pairs)) + b"".join(pairs) + b"".join(infos)
     with open(path, "wb") as file:
@@ -130,7 +131,7 @@ def main():
     parser.add_argument("file")
     numbers = {"layers": 8, "hidden": 64, "heads": 4, "kv-heads": 2, "feed-forward": 128, "context": 512, "seed": 1}
     for name, default in numbers.items():
-        parser.add_argument("--" + name, type=int, default=default, metavar="N", help="default %d" % default)
+        parser.add_argument("--" + name, type=int, default=default, metavar="N", help=f"default {default}")
     parser.add_argument("--types", default="mix", help="of the matrices: mix (default), or F32,F16,Q4_1,Q8_0 in turn")
     parser.add_argument("--untied", action="store_true", help="with an output matrix of its own")
     parser.add_argument("--bos", action="store_true", help="ask for <|im_start|> in front of every prompt")

@@ -16,6 +16,7 @@ First every named test must pass on the sources as they are. Then a mutant whose
 compile, or that its test passes over or hangs in, makes the exit status 1. Copies and builds are kept in build-mutants/
 for the next run.
 """
+
 import argparse
 import json
 import os
@@ -137,8 +138,17 @@ class Result:
 def run(command: list[str], limit_s: float, folder: str = ".", environment: dict[str, str] | None = None) -> Result:
     """With all it has started: ranks that a mutant left behind end with it."""
     begin = time.monotonic()
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     hung = False
     try:
         output, _ = process.communicate(timeout=limit_s)
@@ -168,8 +178,20 @@ class Copy:
         self.build = folder / "build"
         copy_tree(TREE, self.sources)
         ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-        done = run(["cmake", *ninja, "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_C_FLAGS_DEBUG=-O0",
-                    "-DLAYERSHARD_BUILD_TESTS=ON", "-S", str(self.sources), "-B", str(self.build)], BUILD_LIMIT_S)
+        done = run(
+            [
+                "cmake",
+                *ninja,
+                "-DCMAKE_BUILD_TYPE=Debug",
+                "-DCMAKE_C_FLAGS_DEBUG=-O0",
+                "-DLAYERSHARD_BUILD_TESTS=ON",
+                "-S",
+                str(self.sources),
+                "-B",
+                str(self.build),
+            ],
+            BUILD_LIMIT_S,
+        )
         if not done.passed:
             raise Refused(f"the copy in {folder} cannot be configured:\n{done.output}")
         self.targets = self._targets()
@@ -185,13 +207,15 @@ class Copy:
                 continue
             paths = [Path(each.rpartition("=")[2]) for each in re.findall(r'"([^"]*)"', listed["command"])]
             targets[listed["bracketed"] or listed["plain"]] = [
-                path.stem[3:] if path.suffix == ".so" else path.name for path in paths if self.build in path.parents]
+                path.stem[3:] if path.suffix == ".so" else path.name for path in paths if self.build in path.parents
+            ]
         return targets
 
     def learn_tests(self) -> None:
         """How tests are called, which ctest tells of those that are built."""
-        done = subprocess.run(["ctest", "--test-dir", str(self.build), "--show-only=json-v1"], capture_output=True,
-                              text=True, check=True)
+        done = subprocess.run(
+            ["ctest", "--test-dir", str(self.build), "--show-only=json-v1"], capture_output=True, text=True, check=True
+        )
         for each in json.loads(done.stdout)["tests"]:
             properties = {every["name"]: every["value"] for every in each["properties"]}
             environment = dict(every.split("=", 1) for every in properties.get("ENVIRONMENT", []))
@@ -228,8 +252,11 @@ class Trial:
         with self.lock:
             self.found += not failure
             self.failures += bool(failure)
-        self.say(f"NOT FOUND  {mutant.name} ({mutant.what}) by {by}: {failure}" if failure
-                 else f"found      {mutant.name} by {by} ({seconds:.1f} s)")
+        self.say(
+            f"NOT FOUND  {mutant.name} ({mutant.what}) by {by}: {failure}"
+            if failure
+            else f"found      {mutant.name} by {by} ({seconds:.1f} s)"
+        )
 
 
 def check_unchanged(copy: Copy, mutants: list[Mutant]) -> None:
@@ -321,14 +348,17 @@ def main() -> int:
         return 2
     if arguments.apply:
         return 0 if all_apply(trial.mutants) else 1
-    threads = [threading.Thread(target=work, args=(trial, TREE / "build-mutants" / str(number), share))
-               for number, share in enumerate(divided(trial.mutants, arguments.jobs))]
+    threads = [
+        threading.Thread(target=work, args=(trial, TREE / "build-mutants" / str(number), share))
+        for number, share in enumerate(divided(trial.mutants, arguments.jobs))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    print(f"{len(trial.mutants)} mutants: {trial.found} found, {trial.failures} not, "
-          f"in {time.monotonic() - begin:.0f} s")
+    print(
+        f"{len(trial.mutants)} mutants: {trial.found} found, {trial.failures} not, in {time.monotonic() - begin:.0f} s"
+    )
     return 1 if trial.failures else 0
 
 

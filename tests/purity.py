@@ -9,6 +9,7 @@
 
 Prints every violation and exits 1 if there is one.
 """
+
 import collections
 import pathlib
 import re
@@ -20,13 +21,23 @@ PROGRAMS = {"layershard/callbacks.h", "layershard/layershard.h", "layershard/pla
 PUBLIC = PROGRAMS | {"layershard/transport.h"}
 
 # Headers of C11 that need no operating system.
-FREESTANDING = {"inttypes.h", "limits.h", "stdarg.h", "stdatomic.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",
-                "stdlib.h", "string.h"}
+FREESTANDING = {
+    "inttypes.h",
+    "limits.h",
+    "stdarg.h",
+    "stdatomic.h",
+    "stdbool.h",
+    "stddef.h",
+    "stdint.h",
+    "stdio.h",
+    "stdlib.h",
+    "string.h",
+}
 
 PURE = {"src/base", "src/core"}
 
-# Of a folder: the folders whose headers it may include besides its own, and the public headers. "src/transport/*" is each
-# transport, and the wrappers: none of them sees another.
+# Of a folder: the folders whose headers it may include besides its own, and the public headers. "src/transport/*" is
+# each transport, and the wrappers: none of them sees another.
 BORDERS = {
     "src/base": ((), PUBLIC),
     "src/core": (("src/base",), PUBLIC),
@@ -46,11 +57,28 @@ ARROWS = {"bench/c/bench_link_gpu.h": {"cuda_driver.h"}}
 BORDERED = ("src", "tools", "examples/llama", "bench/c")
 
 # Bytes, text and the default allocator: all that base and core may use of the C library.
-LIBC = {"memchr", "memcmp", "memcpy", "memmove", "memset", "strchr", "strcmp", "strcpy", "strlen", "strncmp", "strnlen",
-        "strtoull", "snprintf", "vsnprintf", "calloc", "free", "malloc"}
+LIBC = {
+    "memchr",
+    "memcmp",
+    "memcpy",
+    "memmove",
+    "memset",
+    "strchr",
+    "strcmp",
+    "strcpy",
+    "strlen",
+    "strncmp",
+    "strnlen",
+    "strtoull",
+    "snprintf",
+    "vsnprintf",
+    "calloc",
+    "free",
+    "malloc",
+}
 
 # What compilers and linkers add of their own accord (stack protector, fortified variants of LIBC).
-COMPILER = re.compile(r"_GLOBAL_OFFSET_TABLE_|__stack_chk_fail|__(%s)_chk" % "|".join(LIBC))
+COMPILER = re.compile(rf"_GLOBAL_OFFSET_TABLE_|__stack_chk_fail|__({'|'.join(LIBC)})_chk")
 
 
 def names(path, *options):
@@ -147,8 +175,10 @@ def check_exports(source, shared, archive):
     expected = declared(source)
     if len(expected) < 20:
         yield f"only {len(expected)} declarations found in the public headers; has their form changed?"
-    for path, found in ((shared, names(shared, "-D", "--defined-only") - {"LAYERSHARD_0"}),
-                        (archive, names(archive, "-g", "--defined-only"))):
+    for path, found in (
+        (shared, names(shared, "-D", "--defined-only") - {"LAYERSHARD_0"}),
+        (archive, names(archive, "-g", "--defined-only")),
+    ):
         for name in sorted(expected - found):
             yield f"{path}: {name} is declared LSHARD_API but not there"
         for name in sorted(found - expected):

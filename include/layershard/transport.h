@@ -32,8 +32,8 @@ typedef enum lshard_capability {
 	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
 	LSHARD_CAP_STREAMS = 1 << 1,    /* fetch, record_use, wait are ordered on streams; else host memory */
 	LSHARD_CAP_CAPTURE = 1 << 2,    /* streams can be captured: capture() is there */
-	LSHARD_CAP_DIRECT = 1
-		<< 3, /* ranks compute from each other's shards in place: peer() is there, windows are not used */
+	/* Ranks compute from each other's shards in place: peer() is there, windows are not used. */
+	LSHARD_CAP_DIRECT = 1 << 3,
 	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shards and windows may come from lshard_memory_source */
 	LSHARD_CAP_OUTLIVES = 1 << 5,      /* a shard stays readable after its rank died or destroyed the series */
 	LSHARD_CAP_COMPOSES = 1 << 6       /* one-sided: buffers are put together by mapping; copy() is there */
@@ -113,8 +113,8 @@ typedef struct lshard_store_plan {
 	 */
 	int composed;
 	const lshard_piece *pieces;
-	const uint32_t
-		*first_piece;      /* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]) */
+	/* layers + 1 entries: position p has pieces [first_piece[p], first_piece[p + 1]). */
+	const uint32_t *first_piece;
 	const uint32_t *buffer_of; /* [layers] where each layer comes, LSHARD_NO_BUFFER: nowhere; NULL: anywhere */
 	uint64_t alignment;        /* of the tensors in a layer: what memory_source is asked for */
 	const lshard_memory_source *memory_source; /* the caller's (CAP_CALLER_MEMORY); NULL: none */

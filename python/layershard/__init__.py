@@ -15,6 +15,7 @@ by the others just in time, while the layers before them compute.
 This is the C library's interface in Python's words; it needs the standard library alone. layershard.torch shards a
 PyTorch model: layershard.shard and layershard.of are its functions, for which torch is imported when they are used.
 """
+
 from typing import TYPE_CHECKING
 
 from ._declarations import VERSION as _VERSION

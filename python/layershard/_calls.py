@@ -6,6 +6,7 @@ runs in a thread of its own, and the main thread waits for it in Python. What th
 handed to the main thread, since much of a program's state (torch's current device, its grad mode) belongs to a thread.
 Other threads never see a signal: their calls are made directly. Knows nothing of groups and series.
 """
+
 from __future__ import annotations
 
 import queue

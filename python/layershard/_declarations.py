@@ -4,6 +4,7 @@
 Knows nothing but callbacks.h, layershard.h and plan.h in include/layershard; tests/python/test_declarations.py holds
 both sides together. A plain table, because generated bindings would need a generator wherever the package is built.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -46,18 +47,14 @@ ALLOCATE_FOR = CFUNCTYPE(c_void_p, c_void_p, c_int, c_size_t, c_size_t)
 RELEASE_FOR = CFUNCTYPE(None, c_void_p, c_int, c_void_p)
 ALLGATHER = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_size_t)
 BROADCAST = CFUNCTYPE(Status, c_void_p, c_void_p, c_size_t, c_int32, POINTER(c_void_p), c_void_p, c_size_t)
-ALLGATHER_START = CFUNCTYPE(
-    Status, c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_void_p), c_void_p, c_size_t
-)
+ALLGATHER_START = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_void_p), c_void_p, c_size_t)
 FINISH = CFUNCTYPE(Status, c_void_p, c_void_p, c_uint32, c_void_p, c_size_t)
 STOP = CFUNCTYPE(None, c_void_p)
 DEVICE_ALLOCATE = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_size_t)
 RECORD = CFUNCTYPE(Status, c_void_p, POINTER(c_void_p), c_void_p, c_void_p, c_size_t)
 WAIT_EVENT = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t)
 QUERY = CFUNCTYPE(Status, c_void_p, c_void_p, c_void_p, c_size_t)
-COPY = CFUNCTYPE(
-    Status, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t
-)
+COPY = CFUNCTYPE(Status, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t)
 CAPTURING = CFUNCTYPE(c_int, c_void_p, c_void_p)
 LOG = CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 POST_PROCESS = CFUNCTYPE(c_int, c_void_p, c_uint32, POINTER(c_void_p))

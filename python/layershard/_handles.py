@@ -3,6 +3,7 @@
 
 Knows pointers and what may still use them; nothing of layers, tensors or options.
 """
+
 from __future__ import annotations
 
 import atexit

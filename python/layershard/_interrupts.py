@@ -6,6 +6,7 @@ return, and Python then raises KeyboardInterrupt. A program with a SIGINT handle
 end: its handler runs when the wait is over, which the deadline ends at last. Costs two system calls a wait. Knows
 nothing of groups and series.
 """
+
 from __future__ import annotations
 
 import contextlib

@@ -6,6 +6,7 @@ installation has a folder of its own for it, which is part of the package's path
 package lies in; wherever the system's loader finds it. Loaded at the first use, so that importing the package needs
 nothing.
 """
+
 from __future__ import annotations
 
 import ctypes

@@ -4,6 +4,7 @@
 Knows the header's lshard_callbacks; knows no torch.distributed. The methods run in a thread of the library, one at a
 time; those of a device in any thread.
 """
+
 from __future__ import annotations
 
 import ctypes

@@ -5,6 +5,7 @@ Knows DLPack's structures (versions 0 and 1) and that something must live as lon
 library. What is exported holds the series: its memory goes when the last array that shows it has gone. Bytes are not
 ordered with any stream here: that is what wait is for.
 """
+
 from __future__ import annotations
 
 import atexit

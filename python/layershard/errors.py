@@ -4,6 +4,7 @@
 Knows statuses; knows no group. Where Python has a word of its own for what happened (TimeoutError, IndexError), the
 exception is that as well.
 """
+
 from __future__ import annotations
 
 from ._declarations import STATUS

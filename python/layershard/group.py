@@ -4,6 +4,7 @@
 Knows what a group is asked for, and its callbacks. The C group's life is _handles.py; what a series is made of is
 series.py.
 """
+
 from __future__ import annotations
 
 import contextlib

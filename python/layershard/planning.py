@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be asked without a group: what a series would cost, which transports there are, where ranks are found."""
+
 from __future__ import annotations
 
 import ctypes

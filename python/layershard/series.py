@@ -3,6 +3,7 @@
 
 Knows the calls of the C series; its life is _handles.py.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -241,9 +242,7 @@ class Series:
         self._check(self._handle.library.lshard_series_stripe(self._c, layer, tensor_index, found, slice_), layer)
         return Stripe(found.value or 0, slice_.begin, slice_.end, slice_.row_bytes)
 
-    def view(
-        self, layer: int, tensor_index: int, shape: Sequence[int], dtype: object, writable: bool = False
-    ) -> View:
+    def view(self, layer: int, tensor_index: int, shape: Sequence[int], dtype: object, writable: bool = False) -> View:
         """The tensor's memory for numpy.from_dlpack or torch.from_dlpack; nothing is copied. `dtype` is a name
         ("bfloat16", "float8_e4m3fn") or numpy's or torch's own. Holds the layer's bytes between wait and the next
         reach of another layer. Writable: the source's storage, to be written only before commit or in an update.

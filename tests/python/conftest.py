@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the Python package share. Where the package and the library are is the environment's to say:
 
-    PYTHONPATH           python/ of this tree (default), or an installed package's place
-    LAYERSHARD_LIBRARY   liblayershard.so (default: as the package finds it)
+PYTHONPATH           python/ of this tree (default), or an installed package's place
+LAYERSHARD_LIBRARY   liblayershard.so (default: as the package finds it)
 """
+
 import os
 import pathlib
 import signal

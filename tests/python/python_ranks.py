@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks for tests: processes over shm, or threads over local. Each runs one function of a test module."""
+
 import ctypes
 import itertools
 import multiprocessing
@@ -88,6 +89,7 @@ def run(size, work, *arguments, **options):
 
 
 # ---- Layers whose bytes tell where they belong ----
+
 
 def pattern(layer, tensor, n_bytes, generation=0):
     unit = bytes([layer % 251, tensor, generation, 90])

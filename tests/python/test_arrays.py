@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of a series in other libraries' arrays, by DLPack: the right bytes, not writable, never gone too early."""
+
 import gc
 import subprocess
 import sys

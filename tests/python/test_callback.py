@@ -3,6 +3,7 @@
 
 Every test ends by itself or by its deadline: a rank that hangs is a failure.
 """
+
 import multiprocessing
 import os
 import signal
@@ -39,8 +40,13 @@ def open_group(pg, timeout_ms=LONG_MS, transport="callback", memory="host"):
 
     collectives = ProcessGroupCollectives(pg, None if memory == "host" else torch.device("cpu"))
     return layershard.Group(
-        dist.get_rank(pg), dist.get_world_size(pg), transport=transport, timeout_ms=timeout_ms, memory=memory,
-        allgather=collectives.exchange, callbacks=collectives,
+        dist.get_rank(pg),
+        dist.get_world_size(pg),
+        transport=transport,
+        timeout_ms=timeout_ms,
+        memory=memory,
+        allgather=collectives.exchange,
+        callbacks=collectives,
     )
 
 
@@ -178,8 +184,13 @@ def ask_for_collectives(rank, size):
         return found is not None and (found.device is not None) == (memory != "host")
 
     return [
-        given("auto", "host"), given("auto", "host", f"host {rank}"), given("callback", "host"),
-        given("trace=t.json,callback", "host"), given("shm", "host"), given("callback", "cuda"), given("auto", "cuda"),
+        given("auto", "host"),
+        given("auto", "host", f"host {rank}"),
+        given("callback", "host"),
+        given("trace=t.json,callback", "host"),
+        given("shm", "host"),
+        given("callback", "cuda"),
+        given("auto", "cuda"),
     ]
 
 
@@ -287,7 +298,11 @@ def fail_inside(rank, size):
 
     collectives = Failing(dist.group.WORLD)
     with layershard.Group(
-        rank, size, transport="callback", timeout_ms=patience(5000), allgather=collectives.exchange,
+        rank,
+        size,
+        transport="callback",
+        timeout_ms=patience(5000),
+        allgather=collectives.exchange,
         callbacks=collectives,
     ) as group:
         series = layers_of(group)
@@ -315,7 +330,12 @@ def fail_on_the_device(rank, size, method):
 
     collectives = ProcessGroupCollectives(dist.group.WORLD, torch.device("cpu"))
     with layershard.Group(
-        rank, size, transport="callback", timeout_ms=patience(5000), memory="cuda", allgather=collectives.exchange,
+        rank,
+        size,
+        transport="callback",
+        timeout_ms=patience(5000),
+        memory="cuda",
+        allgather=collectives.exchange,
         callbacks=collectives,
     ) as group:
         series = layers_of(group, placement="striped")
@@ -336,8 +356,11 @@ def fail_on_the_device(rank, size, method):
 @pytest.mark.parametrize(
     "method, status",
     [
-        ("allocate", "LSHARD_ERR_NO_MEMORY"), ("record", "LSHARD_ERR_TRANSPORT"), ("wait", "LSHARD_ERR_TRANSPORT"),
-        ("copy", "LSHARD_ERR_TRANSPORT"), ("capturing", "LSHARD_ERR_NOT_SUPPORTED"),
+        ("allocate", "LSHARD_ERR_NO_MEMORY"),
+        ("record", "LSHARD_ERR_TRANSPORT"),
+        ("wait", "LSHARD_ERR_TRANSPORT"),
+        ("copy", "LSHARD_ERR_TRANSPORT"),
+        ("capturing", "LSHARD_ERR_NOT_SUPPORTED"),
     ],
 )
 def test_an_exception_of_the_device_is_told_by_the_call_that_fails(tmp_path, method, status):
@@ -391,7 +414,10 @@ def start_both(text, tmp_path, *arguments):
     return [
         subprocess.Popen(
             [sys.executable, "-c", text, str(rank), str(tmp_path / "store"), *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in (1, 0)
     ]

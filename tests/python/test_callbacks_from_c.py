@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the library calls back: in which thread, and what becomes of exceptions."""
+
 import logging
 import sys
 import threading

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transport "callback" over collectives written in Python: right bytes, and failures with their cause."""
+
 import ctypes
 import threading
 import weakref
@@ -98,7 +99,11 @@ def run_ranks(work, *collectives):
     def rank(own):
         try:
             with layershard.Group(
-                own.rank, own.board.size, transport="callback", allgather=own.exchange, callbacks=own,
+                own.rank,
+                own.board.size,
+                transport="callback",
+                allgather=own.exchange,
+                callbacks=own,
                 timeout_ms=LONG_MS,
             ) as group:
                 results[own.rank] = work(group)

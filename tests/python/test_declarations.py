@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ctypes table against the headers: a C parser says what they declare, a compiled program what that amounts to."""
+
 import ctypes
 import os
 import pathlib
@@ -153,7 +154,9 @@ def test_the_comparison_sees_a_difference(header):
 # ---- What the compiler says ----
 
 SIZED_BY_MACRO = {name: f"{name.upper()}_INIT" for name, each in c.STRUCTURES.items() if issubclass(each, c.Sized)}
-PROBE = HEADERS + """
+PROBE = (
+    HEADERS
+    + """
 #include <stdio.h>
 static void hex(const char *name, const void *at, size_t n)
 {
@@ -165,6 +168,7 @@ static void hex(const char *name, const void *at, size_t n)
 int main(void)
 {
 """
+)
 
 
 def probe_text(header):
@@ -212,7 +216,11 @@ def test_defaults_are_the_headers(compiled):
 def test_numbers_and_version_are_the_headers(header, compiled):
     ours = {f"LSHARD_{name}": value for name, value in c.STATUS.items()}
     for prefix, words in (
-        ("LOG_", c.LOG_LEVEL), ("MEMORY_", c.MEMORY), ("", c.PLACEMENT), ("STRIPE_", c.STRIPE), ("POISON_", c.POISON)
+        ("LOG_", c.LOG_LEVEL),
+        ("MEMORY_", c.MEMORY),
+        ("", c.PLACEMENT),
+        ("STRIPE_", c.STRIPE),
+        ("POISON_", c.POISON),
     ):
         ours.update({f"LSHARD_{prefix}{word.upper()}": value for word, value in words.items()})
     theirs = {name: int(compiled[name]) for name in header["enumerators"] if not name.startswith("LSHARD_FOR_")}

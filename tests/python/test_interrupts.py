@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ctrl-C ends whatever waits for other ranks, long before the deadline, and leaves a program that can go on."""
+
 import os
 import signal
 import subprocess
@@ -171,7 +172,10 @@ def test_a_handler_of_the_programs_own_decides_what_ends():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ["PYTHONPATH"]])}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(HANDLED)],
-        env=environment, capture_output=True, text=True, timeout=LONG_S,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
     )
     assert (done.stdout, done.stderr) == ("True\n", "")
 

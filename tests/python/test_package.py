@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package as it is delivered: one wheel, no dependencies, the right library found."""
+
 import ast
 import graphlib
 import os
@@ -42,7 +43,6 @@ def test_what_needs_torch_says_what_to_install():
     done = python("-c", "import sys; sys.modules['torch'] = None; import layershard; layershard.shard")
     assert done.returncode != 0
     assert "layershard.shard needs PyTorch: pip install 'layershard[torch]'" in done.stderr
-
 
 
 def test_a_library_that_is_not_there_is_named():
@@ -134,6 +134,7 @@ def test_no_two_modules_have_one_name():
 
 # ---- The wheel ----
 
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     pytest.importorskip("scikit_build_core", reason="scikit-build-core is missing: scripts/python_env.sh installs it")
@@ -164,7 +165,9 @@ def test_the_wheel_works_from_where_it_is_installed(wheel, tmp_path):
         PYTHONPATH=str(tmp_path),
     )
     assert done.stdout.splitlines() == [
-        f"1 {tmp_path}/layershard/__init__.py", "True", f"{tmp_path}/layershard/lib/liblayershard.so"
+        f"1 {tmp_path}/layershard/__init__.py",
+        "True",
+        f"{tmp_path}/layershard/lib/liblayershard.so",
     ], done.stderr
 
 
@@ -179,6 +182,7 @@ def test_extras_are_declared_and_nothing_is_required(wheel):
 
 # ---- Syntax ----
 
+
 def test_the_oldest_python_knows_the_syntax():
     """ruff knows each version's: it is told py310 in pyproject.toml."""
     pytest.importorskip("ruff", reason="ruff is not installed: scripts/python_env.sh installs it")
@@ -188,6 +192,9 @@ def test_the_oldest_python_knows_the_syntax():
     too_new = "match 1:\n    case 1: pass\ntype A = int\ntry: pass\nexcept* OSError: pass\n"
     told = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(TREE / "pyproject.toml"), "-"],
-        input=too_new, capture_output=True, text=True, timeout=LONG_S,
+        input=too_new,
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
     )
     assert "Cannot use `type` alias statement on Python 3.10" in told.stdout, told.stdout

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups and series from Python: the right bytes on every rank, by processes and by threads."""
+
 import ctypes
 
 import pytest

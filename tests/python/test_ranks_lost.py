@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks that are killed or do not come: errors with the right text, no hang. Many groups: nothing is left behind."""
+
 import atexit
 import gc
 import os
@@ -85,6 +86,7 @@ def test_a_late_rank_is_a_timeout_not_a_hang():
 
 # ---- A forked process ----
 
+
 def forks(group):
     series = group.series("w", **OPTIONS)
     series.commit(filler(SIZES))
@@ -124,6 +126,7 @@ def test_the_end_of_a_forked_process_is_not_the_end_of_its_rank(transport):
 
 
 # ---- Nothing is left ----
+
 
 def open_files():
     return len(os.listdir("/proc/self/fd"))

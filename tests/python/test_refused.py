@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrong arguments are refused with a text that names them, before C would take another number for them."""
+
 import pickle
 
 import pytest

@@ -55,9 +55,7 @@ def sharded(rank, size, n_layers=7, modules="layers.*", scope="block", timeout_m
 
 def slow_pass(model, x, cycles):
     """The device is behind the host all the time: what is overwritten or read too early shows."""
-    handles = [
-        layer.register_forward_pre_hook(lambda *_: torch.cuda._sleep(cycles)) for layer in model.layers
-    ]
+    handles = [layer.register_forward_pre_hook(lambda *_: torch.cuda._sleep(cycles)) for layer in model.layers]
     y = model(x)
     for handle in handles:
         handle.remove()

@@ -125,9 +125,12 @@ def copy_of(address, like):
     copy = torch.empty_like(like)
     driver = ctypes.CDLL("libcuda.so.1")
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-    assert driver.cuMemcpyDtoDAsync_v2(
-        ctypes.c_uint64(copy.data_ptr()), ctypes.c_uint64(address), ctypes.c_size_t(copy.nbytes), stream
-    ) == 0
+    assert (
+        driver.cuMemcpyDtoDAsync_v2(
+            ctypes.c_uint64(copy.data_ptr()), ctypes.c_uint64(address), ctypes.c_size_t(copy.nbytes), stream
+        )
+        == 0
+    )
     return copy
 
 

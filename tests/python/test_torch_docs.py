@@ -141,8 +141,9 @@ def test_models_that_fit_nowhere(tmp_path):
             (tmp_path / "saved").touch()
         names = {"config": model.config, "checkpoint_dir": tmp_path / "checkpoint"}
         names |= {"AutoModelForCausalLM": transformers.AutoModelForCausalLM, "layershard": layershard}
-        with layershard.Group() as group, group.series(
-            "saved", first_layer=0, layer_count=1, tensors=[layershard.Tensor("saved", 1)]
+        with (
+            layershard.Group() as group,
+            group.series("saved", first_layer=0, layer_count=1, tensors=[layershard.Tensor("saved", 1)]),
         ):
             pass  # a meeting: the files are there then
         made = run_block(block_with(DOCS, "checkpoint_dir"), rank, size, None, **names)["model"]

@@ -272,8 +272,11 @@ def old_library(folder, version):
 
     from layershard._declarations import FUNCTIONS
 
-    others = "".join(f"void {name}_(void) __asm__(\"{name}\"); void {name}_(void) {{}}\n" for name in FUNCTIONS
-                     if name not in ("lshard_group_create", "lshard_version"))
+    others = "".join(
+        f'void {name}_(void) __asm__("{name}"); void {name}_(void) {{}}\n'
+        for name in FUNCTIONS
+        if name not in ("lshard_group_create", "lshard_version")
+    )
     body = others + f'const char *lshard_version(void) {{ return "{version}"; }}'
     (folder / "old.c").write_text(OLD % body)
     command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-w", "-I", layershard.get_include()]

@@ -253,9 +253,7 @@ def test_close_leaves_the_others_their_last_pass(tmp_path):
     """By collectives, also where the process ends right after it, without what Python does at its end."""
 
     def work(rank, size):
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=size
-        )
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=size)
         model = sharding.shard(ranks.stack(), "*.up", transport="callback")
         with sharding.of(model).update():
             model.layers[rank].up.weight.data.mul_(2)

@@ -16,8 +16,12 @@ NEWEST = "3.14"
 
 def check(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, *arguments], env={**os.environ, **environment}, capture_output=True, text=True,
-        timeout=LONG_S, cwd="/",
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        cwd="/",
     )
 
 

@@ -11,7 +11,7 @@ typedef struct CUmod_st *cuda_module;
 typedef struct CUfunc_st *cuda_function;
 
 #define CUDA_TEST_FUNCTIONS(X)                                                                                         \
-	X(memory_info, cuMemGetInfo_v2, (size_t * free, size_t * total))                                               \
+	X(memory_info, cuMemGetInfo_v2, (size_t *free, size_t *total))                                                 \
 	X(context_set, cuCtxSetCurrent, (cuda_context context))                                                        \
 	X(stream_synchronize, cuStreamSynchronize, (cuda_stream stream))                                               \
 	X(capture_begin, cuStreamBeginCapture_v2, (cuda_stream stream, int mode))                                      \

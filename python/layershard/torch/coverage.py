@@ -54,4 +54,3 @@ def left_out(units: Sequence[Unit], shared: dict[str, int]) -> str | None:
 def persistent_buffers(units: Sequence[Unit]) -> list[str]:
     """Qualified names of what a state_dict holds besides parameters."""
     return [name for unit in units for name, _ in _buffers(unit)]
-

@@ -160,9 +160,7 @@ def observed(token: torch.Tensor, observer: Callable[[str, Sequence[torch.Tensor
         del _observers[token.data_ptr()]
 
 
-def _settle(
-    token: torch.Tensor, outputs: list[torch.Tensor], weights: list[torch.Tensor], number: int
-) -> None:
+def _settle(token: torch.Tensor, outputs: list[torch.Tensor], weights: list[torch.Tensor], number: int) -> None:
     observer = _observers.get(token.data_ptr()) if _observers else None
     if observer is not None and not (token.is_cuda and torch.cuda.is_current_stream_capturing()):
         observer(_steps(token, number).name, outputs)

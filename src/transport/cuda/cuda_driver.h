@@ -144,7 +144,7 @@ struct cuda_copy_2d {
 	X(graph_exec_destroy, cuGraphExecDestroy, (cuda_graph_exec exec))                                              \
 	X(graph_destroy, cuGraphDestroy, (cuda_graph graph))                                                           \
 	X(granularity, cuMemGetAllocationGranularity,                                                                  \
-	  (size_t * bytes, const struct cuda_memory_properties *properties, int option))                               \
+	  (size_t *bytes, const struct cuda_memory_properties *properties, int option))                                \
 	X(memory_create, cuMemCreate,                                                                                  \
 	  (cuda_handle * handle, size_t bytes, const struct cuda_memory_properties *properties, uint64_t flags))       \
 	X(memory_release, cuMemRelease, (cuda_handle handle))                                                          \
@@ -159,7 +159,7 @@ struct cuda_copy_2d {
 	  (cuda_address address, size_t bytes, const struct cuda_access *access, size_t count))                        \
 	X(allocate, cuMemAlloc_v2, (cuda_address * address, size_t bytes))                                             \
 	X(free, cuMemFree_v2, (cuda_address address))                                                                  \
-	X(address_range, cuMemGetAddressRange_v2, (cuda_address * base, size_t * bytes, cuda_address address))         \
+	X(address_range, cuMemGetAddressRange_v2, (cuda_address * base, size_t *bytes, cuda_address address))          \
 	X(pointer_attribute, cuPointerGetAttribute, (void *value, int attribute, cuda_address address))                \
 	X(ipc_export, cuIpcGetMemHandle, (struct cuda_ipc * handle, cuda_address address))                             \
 	X(ipc_open, cuIpcOpenMemHandle_v2, (cuda_address * address, struct cuda_ipc handle, unsigned flags))           \

@@ -67,7 +67,6 @@ _NO_MEMORY = (
 _FOLLOWS = (Aborted, OutOfStep, PeerFailed, Timeout)  # what a rank meets where another has failed
 
 
-
 def _text(error: BaseException | None) -> str:
     return "" if error is None else f"{type(error).__name__}: {error}"
 
