@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import threading
@@ -180,16 +179,10 @@ def denoise(rank, size, port, experts):
     return outputs
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def test_split_tokens_give_what_one_piece_gives_and_experts_differ():
     wholes = []
     for experts in (1, 2):
-        outputs = [[torch.tensor(each) for each in both] for both in ranks.run(2, denoise, free_port(), experts)]
+        outputs = [[torch.tensor(each) for each in both] for both in ranks.run(2, denoise, ranks.free_port(), experts)]
         for split, whole in outputs:
             assert torch.isfinite(whole).all()
             assert torch.equal(split, outputs[0][0])

@@ -97,7 +97,7 @@ def test_the_shortest_program_prints_what_the_docs_say(tmp_path):
     blocks = fenced("docs/python.md")
     number = next(number for number, (kind, text) in enumerate(blocks) if "torch.nn.Sequential" in text)
     (tmp_path / "first.py").write_text(blocks[number][1])
-    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PET_MASTER_PORT=str(ranks.free_port()))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "first.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LONG_S)
     assert (done.returncode, done.stdout) == (0, blocks[number + 1][1]), done.stderr

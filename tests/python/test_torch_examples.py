@@ -10,6 +10,8 @@ import sys
 import pytest
 from patience import LONG_S
 
+import torch_ranks as ranks
+
 pytest.importorskip("torch", reason="torch is not installed")
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
@@ -24,7 +26,8 @@ def run(*command):
 
 
 def torchrun(size, *command):
-    return run(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", *command)
+    port = f"--master-port={ranks.free_port()}"
+    return run(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", port, *command)
 
 
 def test_prefill_70b_at_a_size_for_processors():

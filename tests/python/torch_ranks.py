@@ -4,6 +4,7 @@
 import itertools
 import multiprocessing
 import os
+import socket
 import time
 import traceback
 
@@ -68,6 +69,13 @@ def finish(started):
 def run(size, function, *arguments, **environment):
     """function(rank, size, *arguments) on every rank; what each returned."""
     return finish(start(size, function, *arguments, **environment))
+
+
+def free_port():
+    """For the ranks of one program to find each other at: torchrun's own is the same for all that run at once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def quick_inductor(folder):
