@@ -142,7 +142,7 @@ typedef struct lshard_transport_ops {
 	uint32_t capabilities;
 	uint64_t granule_bytes; /* what shards, stripes and buffers are rounded up to; a power of two */
 
-	/* 1 if this machine can do it; else 0 and why in @p error. Needs no group. */
+	/* Optional; NULL: always. 1 if this machine can do it; else 0 and why in @p error. Needs no group. */
 	int (*available)(lshard_error *error);
 
 	/*

@@ -59,6 +59,11 @@ static int find_transport(const char *name)
 	return found;
 }
 
+static int can_be_used(const lshard_transport_ops *ops, lshard_error *reason)
+{
+	return !ops->available || ops->available(reason);
+}
+
 lshard_status lshard_transport_info(uint32_t index, lshard_transport_information *information)
 {
 	lshard_transport_information found = LSHARD_TRANSPORT_INFORMATION_INIT;
@@ -72,7 +77,7 @@ lshard_status lshard_transport_info(uint32_t index, lshard_transport_information
 	ops = transports[index].ops;
 	found.name = ops->name;
 	found.summary = ops->summary;
-	found.available = ops->available(&reason);
+	found.available = can_be_used(ops, &reason);
 	if (!found.available)
 		snprintf(found.reason, sizeof found.reason, "%.*s", (int)sizeof found.reason - 1, reason.text);
 	found.collective = !!(ops->capabilities & LSHARD_CAP_COLLECTIVE);
@@ -127,7 +132,7 @@ static void fill_available(struct record *record)
 
 		if (!carries(i, record->memory))
 			continue; /* no driver is loaded for nothing */
-		if (transports[i].ops->available(&reason))
+		if (can_be_used(transports[i].ops, &reason))
 			record->available[i] = 1;
 		else
 			snprintf(record->why[i], WHY_BYTES, "%.*s", WHY_BYTES - 1, reason.text);
@@ -351,7 +356,7 @@ static lshard_status check_custom(const lshard_transport_ops *ops, lshard_error 
 		return lshard_fail(error, LSHARD_ERR_INVALID,
 				   "transport '%s' of the caller: granule_bytes %llu is no power of two", ops->name,
 				   (unsigned long long)ops->granule_bytes);
-	if (ops->available && !ops->available(error))
+	if (!can_be_used(ops, error))
 		return LSHARD_ERR_NOT_SUPPORTED;
 	return LSHARD_OK;
 }

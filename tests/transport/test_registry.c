@@ -362,6 +362,7 @@ static void transports_are_listed(void **state)
 	assert_int_equal(lshard_transport_info(0, NULL), LSHARD_ERR_INVALID);
 	assert_int_equal(lshard_transport_info(0, &information), LSHARD_OK);
 	assert_string_equal(information.name, "local");
+	assert_null(lshard__local.available); /* a table without the function: always */
 	assert_true(information.available);
 	assert_int_equal(lshard_transport_info(1, &information), LSHARD_OK);
 	assert_string_equal(information.name, "shm");

@@ -16,12 +16,6 @@
 
 /* ---- The transport --------------------------------------------------------------------------------------------- */
 
-static int callback_available(lshard_error *error)
-{
-	(void)error;
-	return 1;
-}
-
 static void callback_free(struct callback *callback)
 {
 	const lshard_context given = callback->context, *context = &given;
@@ -469,7 +463,6 @@ const lshard_transport_ops lshard__callback = {
 		   "the caller's device (collective)",
 	.capabilities = LSHARD_CAP_COLLECTIVE | LSHARD_CAP_CALLER_MEMORY,
 	.granule_bytes = 256,
-	.available = callback_available,
 	.open = callback_open,
 	.close = callback_close,
 	.exchange = callback_exchange,

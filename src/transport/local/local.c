@@ -18,12 +18,6 @@
 
 /* ---- The transport --------------------------------------------------------------------------------------------- */
 
-static int local_available(lshard_error *error)
-{
-	(void)error;
-	return 1;
-}
-
 static void local_free(const lshard_context *context, struct local *local)
 {
 	if (!local)
@@ -378,7 +372,6 @@ const lshard_transport_ops lshard__local = {
 		   "(collective)",
 	.capabilities = LSHARD_CAP_CALLER_MEMORY | LSHARD_CAP_OUTLIVES,
 	.granule_bytes = 256,
-	.available = local_available,
 	.open = local_open,
 	.close = local_close,
 	.exchange = local_exchange,

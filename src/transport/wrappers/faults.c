@@ -192,12 +192,6 @@ static void flip_bit(void *bytes)
 
 /* ---- The transport --------------------------------------------------------------------------------------------- */
 
-static int faults_available(lshard_error *error)
-{
-	(void)error;
-	return 1;
-}
-
 static void faults_free(struct faults *faults)
 {
 	const lshard_context *context = faults->wrapper.base.context;
@@ -339,7 +333,6 @@ const lshard_transport_ops lshard__faults = {
 	.abi = LSHARD_TRANSPORT_ABI,
 	.name = "faults",
 	.summary = "faults=[rR.]CALL@K=fail|timeout|peer|delay:MS|flip, joined by '+': make calls go wrong; for tests",
-	.available = faults_available,
 	.open = faults_open,
 	.close = faults_close,
 	.exchange = faults_exchange,

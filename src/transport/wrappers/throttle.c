@@ -158,12 +158,6 @@ static lshard_status sleep_through(struct throttle *link, const struct transfer 
 
 /* ---- Opening --------------------------------------------------------------------------------------------------- */
 
-static int throttle_available(lshard_error *error)
-{
-	(void)error;
-	return 1;
-}
-
 static lshard_status read_bandwidth(const char *text, double *bytes_per_s, lshard_error *error)
 {
 	char *end;
@@ -496,7 +490,6 @@ const lshard_transport_ops lshard__throttle = {
 	.abi = LSHARD_TRANSPORT_ABI,
 	.name = "throttle",
 	.summary = "throttle=BYTES_PER_S: give the link into each rank a bandwidth",
-	.available = throttle_available,
 	.open = throttle_open,
 	.close = throttle_close,
 	.abort = throttle_abort,

@@ -172,12 +172,6 @@ static void write_head(struct trace *trace)
 
 /* ---- Opening --------------------------------------------------------------------------------------------------- */
 
-static int trace_available(lshard_error *error)
-{
-	(void)error;
-	return 1;
-}
-
 /* "runs/a.json" of rank 2 is "runs/a.2.json"; without an extension, "runs/a" is "runs/a.2". */
 static lshard_status path_of_rank(const lshard_context *context, char *path, lshard_error *error)
 {
@@ -411,7 +405,6 @@ const lshard_transport_ops lshard__trace = {
 	.name = "trace",
 	.summary = "trace=FILE: write transfers and waits as Chrome trace events; FILE.json of rank 2 of many is "
 		   "FILE.2.json",
-	.available = trace_available,
 	.open = trace_open,
 	.close = trace_close,
 	.flush = trace_flush,
