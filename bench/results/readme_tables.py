@@ -9,7 +9,7 @@ A table stands between two comments; the first one says what it is made of:
 
     <!-- table bench/results/2026-11-23-h100-link.json
     rows: result.rows
-    where: placement=owner, readers=false
+    where: placement=whole, readers=false
     columns: size=bytes:bytes | to=first_to | us=fetch.ns.median/1e3:.1f | of bare=share*100:.1f %
     -->
     ...
@@ -19,7 +19,8 @@ The file's path is from the top of the tree. rows: where the list is in the file
 tables, each with the plain values of its table. where (optional): only the rows whose
 values are these, and NAME!=VALUE: are not these; columns: TITLE=PATH, then *NUMBER or /NUMBER, then :FORMAT and a unit
 behind it. FORMAT is Python's, or "bytes" (64 KiB). A value that a row lacks, or that is below 0 for want of a meter, is
-"-". "variant", "mode" and "fetch" are also read where an older file calls them "arm", "way" and "pull".
+"-". "variant", "mode" and "fetch" are also read where an older file calls them "arm", "way" and "pull", and the
+placement "whole" where it says "owner".
 
 Without --check the files are rewritten; with it nothing is, and the status is 1 when a table differs from what its file
 gives. 2: a comment or a file is wrong.
@@ -41,6 +42,8 @@ DOCUMENTS = ("README.md", "docs/performance.md")
 SCHEMAS = ("layershard-bench/1", "layershard-bench/2")  # files of before there was one are as the first
 # What a key is called in documents and new files, and in files of the first schema.
 RENAMED = {"variant": "arm", "mode": "way", "fetch": "pull"}
+# The same of values: by their key, what older files say and what they are called now.
+RENAMED_VALUES = {"placement": {"owner": "whole"}}
 
 BEGIN = re.compile(r"<!-- table (?P<file>\S+)\n(?P<what>.*?)\n?-->\n", re.DOTALL)
 END = "<!-- end of table -->"
@@ -61,6 +64,8 @@ def value_at(value: Any, path: str) -> Any:
         if name not in value:
             return None
         value = value[name]
+        if isinstance(value, str):
+            value = RENAMED_VALUES.get(name, {}).get(value, value)
     return value
 
 
@@ -160,6 +165,7 @@ def origin(saved: dict) -> str:
     command = re.sub(r"^bench/(\w+\.py)", r"bench/torch/\1", command)  # where they were when some were saved
     command = re.sub(r"^layershard bench (?!step --devices)", "layershard-bench ", command)  # what it was called then
     command = command.replace(" --arms ", " --variants ")  # of e2e.py
+    command = re.sub(r"( --placement[ =](?:\w+,)*)owner\b", r"\1whole", command)
     return f"`{command}`, {where}, {saved['date'][:10]}, version {saved['version']}:"
 
 

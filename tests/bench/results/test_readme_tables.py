@@ -109,6 +109,21 @@ def test_rows_of_several_tables_become_one(tmp_path, saved, key, name):
     assert found == ["| tokens | ratio |", "| --- | --- |", "| 512 | 1.05 x |", "| 16 | 2.50 x |"]
 
 
+@pytest.mark.parametrize("placements", ["owner,striped", "striped,owner", "whole,striped"])
+def test_the_placement_of_older_files_has_todays_name(tmp_path, saved, placements):
+    old = json.loads(saved.read_text())
+    old["command"] = f"layershard-bench link --placement {placements} --rounds 9"
+    for row, placement in zip(old["result"]["rows"], ["striped", "owner", "whole"], strict=True):
+        row["placement"] = placement
+    saved.write_text(json.dumps(old))
+    what = f"{saved}\nrows: result.rows\nwhere: placement=whole\ncolumns: size=bytes:bytes | placement=placement"
+    page = document(tmp_path, what)
+    assert tables(page).returncode == 0
+    text = page.read_text()
+    assert f"--placement {placements.replace('owner', 'whole')} --rounds 9`" in text
+    assert [line for line in text.splitlines() if line.startswith("| ")][2:] == ["| 256 MiB | whole |", "| 100 | whole |"]
+
+
 @pytest.mark.parametrize(
     "what, names",
     [
