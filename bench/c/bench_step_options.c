@@ -30,7 +30,8 @@ enum {
 	OPTION_MARGIN,
 	OPTION_MAX_OFF,
 	OPTION_JSON,
-	OPTION_SAVE
+	OPTION_SAVE,
+	OPTION_OF_E2E /* was here once */
 };
 
 static const struct option long_options[] = {{"layers", required_argument, NULL, OPTION_LAYERS},
@@ -51,6 +52,8 @@ static const struct option long_options[] = {{"layers", required_argument, NULL,
 					     {"max-off", required_argument, NULL, OPTION_MAX_OFF},
 					     {"json", no_argument, NULL, OPTION_JSON},
 					     {"save", required_argument, NULL, OPTION_SAVE},
+					     {"devices", optional_argument, NULL, OPTION_OF_E2E},
+					     {"rivals", optional_argument, NULL, OPTION_OF_E2E},
 					     {"help", no_argument, NULL, 'h'},
 					     {NULL, 0, NULL, 0}};
 
@@ -244,6 +247,9 @@ static int take_option(void *user, int option, const char *text)
 	case OPTION_SAVE:
 		options->save = text;
 		return CLI_DONE;
+	case OPTION_OF_E2E:
+		return cli_usage(COMMAND, "--devices and --rivals are no options any more: bench/torch/e2e.py "
+					  "measures passes on GPUs, with its own --devices");
 	default:
 		return take_stack_option(options, option, text);
 	}

@@ -35,9 +35,7 @@ static int run(int argc, char **argv)
 
 	if (!moved)
 		return cli_run_command(&program, argc, argv);
-	cli_message("'%s' is no command any more: it is '%s', with the same options, built beside layershard in its "
-		    "source tree",
-		    name, moved);
+	cli_message("'%s' is no command any more: it is '%s', built beside layershard in its source tree", name, moved);
 	return CLI_USAGE;
 }
 

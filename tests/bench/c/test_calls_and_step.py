@@ -74,6 +74,9 @@ def test_help(arguments):
         (["step", "--ratio", "1,2", "--transport", "throttle=1e9,trace=/nowhere/run.json,local"], "give one --ratio"),
         (["step", "--margin", "nan"], "--margin"),
         (["step", "more"], "more"),
+        (["step", "--devices", "0,1"], "bench/torch/e2e.py"),
+        (["step", "--devices=0,1", "--graph"], "bench/torch/e2e.py"),
+        (["step", "--rivals"], "bench/torch/e2e.py"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, names):

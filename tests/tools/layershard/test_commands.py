@@ -51,6 +51,7 @@ def test_commands_that_are_programs_now_name_them_in_one_line(program, words, ne
     done = program.run(*words.split())
     refused(done, USAGE, new)
     assert done.stderr.count("\n") == 1 and done.stdout == ""
+    assert "same options" not in done.stderr
 
 
 def test_output_fits_80_columns(program):
