@@ -3,6 +3,7 @@
 
 import gc
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -203,6 +204,29 @@ def test_functions_that_keep_a_weight_by_themselves():
             layer.forward = lambda x, layer=layer: Keeping.apply(x * layer.extra, layer.up.weight)
         sharding.shard(model, **BLOCKS, transport="shm:copy")
         refused(lambda: grads(model, [2]))
+
+    ranks.run(2, work)
+
+
+def in_a_thread(call):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def test_graphs_that_another_thread_makes():
+    def work(rank, size):
+        def keeping(layer, x):
+            return Keeping.apply(x * layer.extra, layer.up.weight)
+
+        def checkpointing(layer, x):
+            return checkpoint(lambda x: layer.up(x * layer.extra), x, use_reentrant=False)
+
+        for call in (keeping, checkpointing):
+            model = adapted("before")
+            for layer in model.layers:
+                layer.forward = lambda x, layer=layer, call=call: in_a_thread(lambda: call(layer, x))
+            sharding.shard(model, **BLOCKS, transport="shm:copy")
+            refused(lambda model=model: grads(model, [2]))
 
     ranks.run(2, work)
 

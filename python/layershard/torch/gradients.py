@@ -115,7 +115,8 @@ class Saving:
 
     def end(self, given: Any, output: Any) -> None:
         """Of what was not begun in this thread nothing is ended. @output: what the forward has returned; None also
-        where it has not. Nothing more is looked at where it made no part of a graph."""
+        where it has not. Nothing more is looked at where it made no part of a graph: numbers tell of this thread's,
+        and results of those of threads that the module started."""
         begun = self.inside.pop(get_ident(), None)
         if begun is None:
             return
@@ -124,7 +125,7 @@ class Saving:
             self.inside[get_ident()] = outer
         if number is not None:
             _pop_hooks()
-        if number != _last_node():
+        if number != _last_node() or any(each.requires_grad for each in tensors_in(output)):
             self._look(given, output, are_told=number is not None)
 
     def _look(self, given: Any, output: Any, are_told: bool) -> None:
