@@ -103,6 +103,19 @@ def written_by_out(values):
     return new.baddbmm_(new.clone(), TURN.expand(4, -1, -1), beta=0.5)
 
 
+def copied(value):
+    """By operators that copy only where they must."""
+    return value.double().float().t().contiguous().t().reshape(-1).bfloat16().ravel().view(value.shape)
+
+
+def in_inference_mode(way):
+    def run(values):
+        with torch.inference_mode():
+            return way(values)
+
+    return run
+
+
 def made_and_written_by_modes(values):
     with torch.inference_mode():
         made = torch.stack(values, 2)
@@ -140,6 +153,7 @@ APART = {
     "nested": lambda values: nested(values, torch.strided),
     "jagged": lambda values: nested(values, torch.jagged),
     "inference mode": made_and_written_by_modes,
+    "copied": lambda values: [copied(each) for each in values],
 }
 MIXED = {
     "the largest of all": lambda values: torch.stack(values) / torch.stack(values).amax(),
@@ -164,7 +178,12 @@ MIXED = {
     "bytes": lambda values: torch.cat(values, 1).view(torch.uint8).clone().view(torch.float32).roll(1).chunk(4, 1),
     "nested": lambda values: nested(values, torch.strided)[::-1],
     "jagged": lambda values: nested(values, torch.jagged)[::-1],
+    "copied": lambda values: [copied(each) for each in values[::-1]],
+    "sparse": lambda values: [each.to_sparse().detach().values().view(each.shape) for each in values[::-1]],
 }
+for name in ("matmul", "einsum", "linear", "quantiles", "counted", "copied"):  # made of others, which it hides there
+    for ways in (APART, MIXED):
+        ways |= {f"{name}, in inference mode": in_inference_mode(ways[name])} if name in ways else {}
 
 
 def write(model, way):

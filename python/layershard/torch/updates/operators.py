@@ -47,13 +47,16 @@ class Rule(NamedTuple):
     kind        each: every element from the operands' elements in the same place, broadcast; moves: elements are put
                 elsewhere as they are; sums: by arithmetic that ends in NaN where an operand is NaN; lines: from all of
                 the line along some dimensions in which it lies; matrices: from all of the matrix, of a batch
-    passes      they are the operand's memory, or have nothing but its shape
+    is_composite  it is made of others; in inference mode it arrives whole, and says that it gives its operand's memory
+                even where it copies
+    passes      they have nothing but the operand's shape, or the operand is another view from then on
     written     position and name of the operands that are written
     overwrites  these are not read
     by_index    an operator for each index of its lists
     """
 
     kind: Kind
+    is_composite: bool = False
     passes: bool = False
     written: tuple[tuple[int, str], ...] = ()
     overwrites: bool = False
@@ -69,10 +72,10 @@ def rule_of(func: Any) -> Rule:
     by_index = name.startswith("_foreach_") or (name.startswith("_fused_") and not schema.returns)  # optimizers' steps
     name = name.removeprefix("_foreach_")
     writes = [(i, each) for i, each in enumerate(schema.arguments) if each.alias_info and each.alias_info.is_write]
-    is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns)
     return Rule(
         kind="each" if by_index else _kind(func, name),
-        passes=is_view or torch.Tag.inplace_view in func.tags or name.startswith("new_") or name.endswith("_like"),
+        is_composite=func.namespace != "prim" and bool(func._can_decompose()),
+        passes=torch.Tag.inplace_view in func.tags or name.startswith("new_") or name.endswith("_like"),
         written=tuple((index, each.name) for index, each in writes),
         overwrites=name in _OVERWRITES or any(each.is_out for _, each in writes),
         by_index=by_index,

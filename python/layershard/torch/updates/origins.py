@@ -15,8 +15,10 @@ Numbers taken out of tensors escape, as do other threads and what does not go th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -94,6 +96,9 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(map(is_traceable_wrapper_subclass_type, types)):
             return NotImplemented  # it calls operators on what it wraps
         rule = rule_of(func)
+        if rule.is_composite:
+            with self._again():
+                return func.decompose(*args, **kwargs)
         if rule.passes and not is_collective(func):
             return func(*args, **kwargs)
         keys = {key_of(each) for each in tensors_in((args, kwargs))}
@@ -108,6 +113,15 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self._take(Call(func, rule, args, kwargs), keys, result)
         return result
+
+    @contextlib.contextmanager
+    def _again(self) -> Iterator[None]:
+        """While it runs an operator it sees no others, but those inside."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     _run_untraced = _disable_dynamo(_run)  # what is compiled meanwhile runs in eager mode, but not this
 
@@ -124,6 +138,8 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _take(self, call: Call, given: set[int], result: Any) -> None:
         written = call.written()
         targets = [*written, *(flat(each) for each in tensors_in([result]) if key_of(each) not in given)]
+        if not targets:
+            return  # what is made is a view of what was given
         numbers = [self._storages.of(each) for each in call.read()]
         try:
             for target, found in zip(targets, self._found(call, numbers, written, targets), strict=True):
