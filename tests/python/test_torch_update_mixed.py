@@ -79,6 +79,23 @@ def by_bytes(values):
     return torch.cat(values, 1).view(torch.uint8).clone().view(torch.float32).chunk(4, 1)
 
 
+def looked_at_by_more(values):
+    """By elements that begin in one layer and end in the next."""
+    flat = torch.cat([each.view(-1)[:-1] for each in values])
+    flat[: len(flat) // 2 * 2].view(torch.float64).isfinite().all()
+    flat.view(torch.uint8).sum()
+    return [torch.cat([part, part[:1]]).view(values[0].shape) for part in (flat * 2).view(4, -1)]
+
+
+def written_by_more(values):
+    buffer = torch.zeros(4, values[0].numel() + 1)[:, :-1]
+    for index, each in enumerate(values):
+        buffer[index] = each.view(-1)
+    whole = buffer.contiguous().view(torch.complex64)
+    whole.index_copy_(0, torch.arange(4), whole * 2)
+    return whole.view(torch.float32).view(4, *values[0].shape)
+
+
 def nested(values, layout):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -149,6 +166,8 @@ APART = {
     "transformed": lambda values: torch.fft.irfft2(torch.fft.rfft2(torch.stack(values)), s=values[0].shape),
     "factors": by_factors,
     "bytes": by_bytes,
+    "looked at by more": looked_at_by_more,
+    "written by more": written_by_more,
     "out": written_by_out,
     "nested": lambda values: nested(values, torch.strided),
     "jagged": lambda values: nested(values, torch.jagged),

@@ -81,16 +81,26 @@ class _Known:
         self._itemsize = 0  # of the elements that numbers are of
 
     def at(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The numbers of its elements, where they are kept."""
-        count = -(-tensor.untyped_storage().nbytes() // tensor.itemsize)
+        """The numbers of its elements; where they are kept, unless that is several of them to an element."""
+        kept = self._kept(tensor)
+        return kept.squeeze(-1) if kept.shape[-1] == 1 else kept.amax(-1)
+
+    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Of the smallest elements that it was looked at by, so that a look takes nothing away: in the last dimension
+        those that one of its elements consists of."""
+        nbytes, itemsize = tensor.untyped_storage().nbytes(), tensor.itemsize
         if isinstance(self.numbers, int):
-            self.numbers = torch.full((count,), self.numbers, dtype=torch.int32, device=tensor.device)
-        elif (self._itemsize, len(self.numbers)) != (tensor.itemsize, count):
-            of_bytes = self.numbers.repeat_interleave(self._itemsize)
-            of_bytes = torch.nn.functional.pad(of_bytes, (0, count * tensor.itemsize - len(of_bytes)))
-            self.numbers = of_bytes.view(count, tensor.itemsize).amax(1)
-        self._itemsize = tensor.itemsize
-        return self.numbers.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            self._itemsize = itemsize
+            self.numbers = torch.full((-(-nbytes // itemsize),), self.numbers, dtype=torch.int32, device=tensor.device)
+        elif itemsize < self._itemsize:
+            self.numbers = self.numbers.repeat_interleave(self._itemsize // itemsize)
+            self._itemsize = itemsize
+        missing = -(-nbytes // self._itemsize) - len(self.numbers)
+        if missing:
+            self.numbers = torch.nn.functional.pad(self.numbers, (0, missing))
+        n = itemsize // self._itemsize
+        strides = [n * each for each in tensor.stride()]
+        return self.numbers.as_strided((*tensor.shape, n), (*strides, 1), n * tensor.storage_offset())
 
     def put(self, tensor: torch.Tensor, numbers: Numbers) -> None:
         """Let them be all that is known of its elements."""
@@ -101,11 +111,11 @@ class _Known:
         if not _is_plain(tensor):
             self.numbers = any_of([self.numbers, numbers])  # it may be part of what lies there
         elif isinstance(numbers, torch.Tensor):
-            self.at(tensor).copy_(numbers)
+            self._kept(tensor).copy_(numbers.unsqueeze(-1))
         elif _is_all(tensor):
             self.numbers = numbers
         elif isinstance(self.numbers, torch.Tensor) or self.numbers != numbers:
-            self.at(tensor).fill_(numbers)
+            self._kept(tensor).fill_(numbers)
 
     def _are_kept(self, tensor: torch.Tensor, numbers: Numbers) -> bool:
         """Whether an operator has written them where they are kept."""
@@ -152,7 +162,7 @@ class Storages:
             known.put(tensor, numbers)
 
     def room(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where the numbers of its elements are kept, to be written."""
+        """Where the numbers of its elements are kept, to be written and then put."""
         known = self._watched(tensor)
         if known.is_fixed or not _is_plain(tensor):
             raise Unclear
