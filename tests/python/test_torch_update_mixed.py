@@ -276,6 +276,35 @@ def test_every_element_that_changes_with_a_layer_comes_from_it(way):
         assert torch.equal(found[: len(found) // 4], torch.zeros(len(found) // 4, dtype=torch.bool))
 
 
+@pytest.fixture
+def others():
+    """Operators that are not torch's own."""
+    library = torch.library.Library("layershard_test", "FRAGMENT")
+
+    def define(schema, run):
+        name = library.define(schema)
+        library.impl(name, run, "CompositeExplicitAutograd")
+        return getattr(torch.ops.layershard_test, name)
+
+    yield define
+    library._destroy()
+
+
+def source_of(way):
+    """What is found of the result of way(a followed tensor)."""
+    from layershard.torch.updates.origins import Origins
+
+    with torch.no_grad(), Origins() as origins:
+        origins.follow(source := torch.rand(4, 4) + 1, "there")
+        return origins.source_of(way(source))
+
+
+@pytest.mark.parametrize("name", ["new_scales", "scale_like", "_foreach_scale", "copy_"])
+def test_of_operators_that_are_not_torch_s_own_the_name_tells_nothing(others, name):
+    scale = others(f"{name}(Tensor source, Tensor? other=None) -> Tensor", lambda source, other=None: source * 2)
+    assert source_of(scale) == "there"
+
+
 def test_what_is_written_through_a_nested_view_of_a_part_leaves_the_rest():
     from layershard.torch.updates.origins import Origins
 

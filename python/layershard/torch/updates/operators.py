@@ -68,7 +68,7 @@ def rule_of(func: Any) -> Rule:
     schema = getattr(func, "_schema", None)  # of operators that take functions there is none
     if schema is None:
         return Rule("other")
-    name = schema.name.partition("::")[2]
+    name = schema.name.partition("::")[2] if func.namespace == "aten" else ""  # others may mean something else by it
     by_index = name.startswith("_foreach_") or (name.startswith("_fused_") and not schema.returns)  # optimizers' steps
     name = name.removeprefix("_foreach_")
     writes = [(i, each) for i, each in enumerate(schema.arguments) if each.alias_info and each.alias_info.is_write]
@@ -83,7 +83,7 @@ def rule_of(func: Any) -> Rule:
 
 
 def _kind(func: Any, name: str) -> Kind:
-    plain = name.removesuffix("_") if func.namespace == "aten" else ""
+    plain = name.removesuffix("_")
     if torch.Tag.pointwise in func.tags or plain in ("copy", "_to_copy", "clone"):
         return "each"
     kinds: dict[Kind, frozenset[str]] = {"moves": _MOVES, "sums": _SUMS, "lines": _LINES, "matrices": _MATRICES}
