@@ -305,6 +305,20 @@ def test_of_operators_that_are_not_torch_s_own_the_name_tells_nothing(others, na
     assert source_of(scale) == "there"
 
 
+def test_what_an_operator_adds_to_by_name_is_read(others):
+    add_up = others(
+        "add_up(Tensor source, *, Tensor(a!) total) -> ()", lambda source, total: (total.add_(source), None)[1]
+    )
+
+    def added(source):
+        total = source.clone()
+        add_up(torch.ones(4, 4), total=total)
+        return total
+
+    assert source_of(added) == "there"
+    assert source_of(lambda source: torch.add(torch.ones(4, 4), 1, out=source.clone())) is None
+
+
 def test_what_is_written_through_a_nested_view_of_a_part_leaves_the_rest():
     from layershard.torch.updates.origins import Origins
 

@@ -51,7 +51,7 @@ class Rule(NamedTuple):
                 even where it copies
     passes      they have nothing but the operand's shape, or the operand is another view from then on
     written     position and name of the operands that are written
-    overwrites  these are not read
+    overwritten  those of them that are not read
     by_index    an operator for each index of its lists
     """
 
@@ -59,7 +59,7 @@ class Rule(NamedTuple):
     is_composite: bool = False
     passes: bool = False
     written: tuple[tuple[int, str], ...] = ()
-    overwrites: bool = False
+    overwritten: tuple[tuple[int, str], ...] = ()
     by_index: bool = False
 
 
@@ -72,12 +72,14 @@ def rule_of(func: Any) -> Rule:
     by_index = name.startswith("_foreach_") or (name.startswith("_fused_") and not schema.returns)  # optimizers' steps
     name = name.removeprefix("_foreach_")
     writes = [(i, each) for i, each in enumerate(schema.arguments) if each.alias_info and each.alias_info.is_write]
+    is_own = func.namespace == "aten"  # there what can be written and is given by name only is for results
+    outs = [(i, each) for i, each in writes if each.is_out and (is_own or each.name == "out")]
     return Rule(
         kind="each" if by_index else _kind(func, name),
         is_composite=func.namespace != "prim" and bool(func._can_decompose()),
         passes=torch.Tag.inplace_view in func.tags or name.startswith("new_") or name.endswith("_like"),
         written=tuple((index, each.name) for index, each in writes),
-        overwrites=name in _OVERWRITES or any(each.is_out for _, each in writes),
+        overwritten=tuple((index, each.name) for index, each in (writes if name in _OVERWRITES else outs)),
         by_index=by_index,
     )
 
@@ -103,7 +105,7 @@ class Call(NamedTuple):
         return list(tensors_in(found))
 
     def read(self) -> Iterator[torch.Tensor]:
-        places = dict(self.rule.written) if self.rule.overwrites else {}
+        places = dict(self.rule.overwritten)
         yield from tensors_in([each for i, each in enumerate(self.args) if i not in places])
         yield from tensors_in([each for name, each in self.kwargs.items() if name not in places.values()])
 
