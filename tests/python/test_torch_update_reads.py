@@ -364,10 +364,22 @@ def mixed_by_conditions(model):
     first.copy_(torch.cond(torch.tensor(True), lambda a, b: a * b, lambda a, b: a + b, (first, second)))
 
 
+def closed_over(model):
+    first, second, *_ = weights(model)
+    first.copy_(torch.cond(torch.tensor(True), lambda a: a * second, lambda a: a + 1, (first,)))
+
+
+def closed_over_in_each(model):
+    from torch._higher_order_ops.map import map
+
+    first, second, *_ = weights(model)
+    first.copy_(map(lambda row: row * second.sum(), first))
+
+
 def compiling(rank, size):
     """In the first body the compiler is imported, where no other test has done so."""
     every_right_way(rank, size, BY[0], [by_conditions, by_whole_graphs])
-    every_mix(rank, size, BY[0], [mixed_by_conditions])
+    every_mix(rank, size, BY[0], [mixed_by_conditions, closed_over, closed_over_in_each])
     assert torch.compile(lambda a: a * 2, backend=lambda graph, _: graph.forward, fullgraph=True)(torch.ones(1)) == 2
 
 

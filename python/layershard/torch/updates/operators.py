@@ -65,9 +65,7 @@ class Rule(NamedTuple):
 
 @functools.cache
 def rule_of(func: Any) -> Rule:
-    schema = getattr(func, "_schema", None)  # of operators that take functions there is none
-    if schema is None:
-        return Rule("other")
+    schema = func._schema
     name = schema.name.partition("::")[2] if func.namespace == "aten" else ""  # others may mean something else by it
     by_index = name.startswith("_foreach_") or (name.startswith("_fused_") and not schema.returns)  # optimizers' steps
     name = name.removeprefix("_foreach_")

@@ -23,7 +23,9 @@ from typing import Any
 
 import torch
 from torch._compile import _disable_dynamo
+from torch._ops import HigherOrderOperator, OperatorBase
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+from torch.utils._pytree import tree_map
 
 from ..compiled import Eager
 from ..containers import tensors_in
@@ -95,6 +97,8 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if any(map(is_traceable_wrapper_subclass_type, types)):
             return NotImplemented  # it calls operators on what it wraps
+        if isinstance(func, HigherOrderOperator):
+            return self._run_bodies(func, args, kwargs)
         rule = rule_of(func)
         if rule.is_composite:
             with self._again():
@@ -112,6 +116,29 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         self._take(Call(func, rule, each, named), keys, result[index] if result else None)
                 else:
                     self._take(Call(func, rule, args, kwargs), keys, result)
+        return result
+
+    def _run_bodies(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """Of torch.cond and the like. What it does itself with what the functions gave is not seen."""
+        given = list(tensors_in((args, kwargs)))
+
+        def seen(body: Any) -> Any:
+            if not callable(body) or isinstance(body, OperatorBase):
+                return body
+
+            def run(*args: Any) -> Any:
+                with self._again():
+                    result = body(*args)
+                given.extend(tensors_in([result]))
+                return result
+
+            return run
+
+        result = func(*tree_map(seen, args), **tree_map(seen, kwargs))
+        keys, number = {key_of(each) for each in given}, any_of(map(self._storages.of, given))
+        for each in tensors_in([result]):
+            if key_of(each) not in keys:
+                self._storages.put(each, number)
         return result
 
     @contextlib.contextmanager
