@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients through a window are refused wherever the wish comes from; those that need no shared weight are right."""
 
+import functools
 import gc
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +228,34 @@ def test_graphs_that_another_thread_makes():
                 layer.forward = lambda x, layer=layer, call=call: in_a_thread(lambda: call(layer, x))
             sharding.shard(model, **BLOCKS, transport="shm:copy")
             refused(lambda model=model: grads(model, [2]))
+
+    ranks.run(2, work)
+
+
+def turned_on(layer, x):
+    with torch.enable_grad():
+        layer.kept = nn.functional.linear(x * layer.extra, layer.up.weight)
+    return layer.kept.detach()
+
+
+def in_a_worker(layer, x):
+    layer.kept = in_a_thread(lambda: nn.functional.linear(x * layer.extra, layer.up.weight))
+    return layer.kept * 1
+
+
+@pytest.mark.parametrize("call, outer", [(turned_on, torch.no_grad), (in_a_worker, torch.enable_grad)])
+def test_what_nobody_has_told_fails_in_the_backward_pass(call, outer):
+    def work(rank, size):
+        model, want = adapted("before"), adapted("before")
+        for layer in (*model.layers, *want.layers):
+            layer.forward = functools.partial(call, layer)
+        sharding.shard(model, **BLOCKS, transport="shm:copy")
+        for numbers in (range(4), [2, 1]):  # nothing is taken for a write in the next pass
+            with outer():
+                assert all(torch.equal(model.layers[i](X), want.layers[i](X)) for i in numbers)
+            for i in numbers:
+                with pytest.raises(RuntimeError, match="modified"):
+                    model.layers[i].kept.sum().backward()
 
     ranks.run(2, work)
 

@@ -25,13 +25,14 @@ from torch import compiler, nn
 from .containers import tensors_in
 from .grouping import Place
 from .memory import address_of
+from .noticing import Watch
 from .refusals import Refused
 
 HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 _Begun = tuple[int | None, Any]  # autograd's last node by then, None where it asks no hooks; and round which one
 
 _autograd: Any = torch._C._autograd
-_last_node = _autograd._get_sequence_nr  # a number that rises with each node of a graph that this thread makes
+last_node = _autograd._get_sequence_nr  # a number that rises with each node of a graph that this thread makes
 _hooks_are_enabled, _top_hooks = _autograd._saved_tensors_hooks_is_enabled, _autograd._top_saved_tensors_default_hooks
 _push_hooks = _autograd._push_saved_tensors_default_hooks
 _pop_hooks = _autograd._pop_saved_tensors_default_hooks
@@ -75,9 +76,10 @@ def refuse_results(module: nn.Module, results: Iterable[torch.Tensor]) -> None:
 class Saving:
     """Of one module that computes from @places. begin and end stand round its forward, where grad mode is on."""
 
-    def __init__(self, module: nn.Module, places: Sequence[Place]) -> None:
+    def __init__(self, module: nn.Module, places: Sequence[Place], watch: Watch | None = None) -> None:
         self._names = {address_of(place.tensor): f"{place.name}, which is shared by layershard" for place in places}
-        self._module = module
+        self._module, self._watch = module, watch
+        self.number = 0  # the last node's when the module began without gradients
         self._inner = [owner for owner in dict.fromkeys(place.owner for place in places) if owner is not module]
         self.inside: dict[int, _Begun] = {}  # by the thread that runs the module in grad mode
         self._own_pack = self._pack_before(_keep)
@@ -110,7 +112,7 @@ class Saving:
                 _push_hooks(self._own_pack, _give)
             else:
                 _push_hooks(self._pack_before(theirs[0]), theirs[1])
-            number = _last_node()
+            number = last_node()
         self.inside[thread] = number, self.inside.get(thread)
 
     def end(self, given: Any, output: Any) -> None:
@@ -125,11 +127,15 @@ class Saving:
             self.inside[get_ident()] = outer
         if number is not None:
             _pop_hooks()
-        if number != _last_node() or any(each.requires_grad for each in tensors_in(output)):
-            self._look(given, output, are_told=number is not None)
+        if number != last_node() or any(each.requires_grad for each in tensors_in(output)):
+            self.look(given, output, are_told=number is not None)
 
-    def _look(self, given: Any, output: Any, are_told: bool) -> None:
+    def look(self, given: Any, output: Any, are_told: bool = True) -> None:
+        """Where a part of a graph was made. What nobody has told, in another thread or where gradients were turned on
+        inside, autograd refuses when a backward pass asks for it: it takes the weights for written from here on."""
         self._watch_again()
+        if self._watch is not None:
+            self._watch.count()
         results = [each for each in tensors_in(output) if each.requires_grad]
         if not are_told:
             refuse_results(self._module, results)

@@ -16,7 +16,7 @@ import torch
 from torch import compiler, nn
 
 from ..errors import Busy
-from . import ops
+from . import gradients, ops
 from .compiled import is_recording, refuse_tracing
 from .containers import tensors_in
 from .gradients import HookAfter, Saving, refuse_inputs, refuse_results
@@ -71,7 +71,7 @@ def arrival_hooks(
     calls, number, waits_too, changed = tuple(steps.eager), steps.number, bool(waits), steps.weights
     on_host, stream_of, is_grad_enabled = device.type == "cpu", ops.stream_of, torch.is_grad_enabled
     arrive, settle, leave, inside = ops.arrive, ops.settle, ops.leave, saving.inside
-    begin, end = saving.begin, saving.end
+    begin, end, last_node = saving.begin, saving.end, gradients.last_node
     here = threading.get_ident
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -95,6 +95,8 @@ def arrival_hooks(
             raise window_taken(name) from error
         if wants_gradients:
             begin()
+        else:
+            saving.number = last_node()
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if is_compiled() or (modes() and is_recorded()):
@@ -107,6 +109,8 @@ def arrival_hooks(
             end((args, kwargs), output)
         elif is_grad_enabled() and not switch.off:  # what was before it has been compiled by itself
             refuse_results(module, tensors_in(output))
+        elif saving.number != last_node() and not switch.off:  # it has turned gradients on by itself
+            saving.look((args, kwargs), output)
 
     turn.hook = before.__code__
     before.steps = steps  # type: ignore[attr-defined]  # the operators know them as long as the hook lives

@@ -106,6 +106,15 @@ class Watch:
         """In the next pass."""
         self._parts = itertools.chain([self._all], self._in_turn)
 
+    def count(self) -> None:
+        """A write that is none, in each of the tensors: autograd gives none of those that it has saved by now."""
+        torch._C._increment_version([each.tensor for each in self._attached])
+        self._attached = [
+            each if each.version is None else each._replace(version=each.version + 1) for each in self._attached
+        ]
+        self._arrange()
+        self.look_at_all()
+
     def _refuse(self, text: str, name: str) -> None:
         self.look_at_all()  # the next pass is refused, too, unless this has been put right
         raise Guarded(text.format(name=name))

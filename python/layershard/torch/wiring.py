@@ -108,8 +108,8 @@ class Wiring:
         self._handles.append(Waiting({module: self._names[module] for module in self._waits}))
         for module in self._turns:
             places = self._places.get(module, [])
-            weights, saving = [place.tensor for place in places], Saving(module, places)
             watch, steps, name = self._watches.get(module), self.steps_of(module), self._names[module]
+            weights, saving = [place.tensor for place in places], Saving(module, places, watch)
             hooks = arrival_hooks(
                 *steps, self._device, self.switch, self.token, weights, saving, self._turns[module], watch, name
             )
