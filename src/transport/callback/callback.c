@@ -35,19 +35,6 @@ static void callback_free(struct callback *callback)
 	context->release(context, callback);
 }
 
-static bool condition_open(pthread_cond_t *condition)
-{
-	pthread_condattr_t attributes;
-	bool done;
-
-	if (pthread_condattr_init(&attributes) != 0)
-		return false;
-	done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
-	       pthread_cond_init(condition, &attributes) == 0;
-	pthread_condattr_destroy(&attributes);
-	return done;
-}
-
 static struct callback *callback_new(const lshard_context *context)
 {
 	const size_t size = (size_t)context->size;
@@ -61,7 +48,7 @@ static struct callback *callback_new(const lshard_context *context)
 	callback->base.ops = &callback->ops;
 	if (pthread_mutex_init(&callback->lock, NULL) != 0)
 		goto release;
-	if (!condition_open(&callback->changed))
+	if (lshard__condition_open(&callback->changed) != 0)
 		goto destroy_lock;
 	callback->capacity = 64;
 	callback->queue = context->allocate(context, callback->capacity * sizeof *callback->queue);

@@ -76,19 +76,6 @@ static void group_free(struct lshard__process_group *group)
 	free(group);
 }
 
-static bool condition_open(pthread_cond_t *condition)
-{
-	pthread_condattr_t attributes;
-	bool done;
-
-	if (pthread_condattr_init(&attributes) != 0)
-		return false;
-	done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
-	       pthread_cond_init(condition, &attributes) == 0;
-	pthread_condattr_destroy(&attributes);
-	return done;
-}
-
 static struct lshard__process_group *group_new(const lshard_context *context)
 {
 	size_t size = (size_t)context->size;
@@ -100,7 +87,7 @@ static struct lshard__process_group *group_new(const lshard_context *context)
 	group->timeout_ms = context->timeout_ms;
 	if (pthread_mutex_init(&group->lock, NULL) != 0)
 		goto free_group;
-	if (!condition_open(&group->changed))
+	if (lshard__condition_open(&group->changed) != 0)
 		goto destroy_lock;
 	for (size_t rank = 0; rank < size; rank++)
 		group->members[rank].last = NOTHING;

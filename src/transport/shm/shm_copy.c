@@ -79,20 +79,6 @@ static void *copy_until_stopped(void *user)
 
 /* ---- its life ---- */
 
-static int make_done(pthread_cond_t *done)
-{
-	pthread_condattr_t attributes;
-	int failed = pthread_condattr_init(&attributes);
-
-	if (failed)
-		return failed;
-	failed = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-	if (!failed)
-		failed = pthread_cond_init(done, &attributes);
-	pthread_condattr_destroy(&attributes);
-	return failed;
-}
-
 lshard_status shm_copier_make(struct shm_copier *copier, lshard_error *error)
 {
 	int failed = pthread_mutex_init(&copier->lock, NULL);
@@ -102,7 +88,7 @@ lshard_status shm_copier_make(struct shm_copier *copier, lshard_error *error)
 	failed = pthread_cond_init(&copier->work, NULL);
 	if (failed)
 		goto destroy_lock;
-	failed = make_done(&copier->done);
+	failed = lshard__condition_open(&copier->done);
 	if (failed)
 		goto destroy_work;
 	copier->made = 1;

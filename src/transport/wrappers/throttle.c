@@ -186,19 +186,10 @@ static lshard_status check_inner(const lshard_transport_ops *inner, lshard_error
 
 static bool link_open(struct throttle *link)
 {
-	pthread_condattr_t attributes;
-	bool done;
-
 	if (pthread_mutex_init(&link->lock, NULL) != 0)
 		return false;
-	if (pthread_condattr_init(&attributes) != 0)
-		goto destroy_lock;
-	done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
-	       pthread_cond_init(&link->changed, &attributes) == 0;
-	pthread_condattr_destroy(&attributes);
-	if (done)
+	if (lshard__condition_open(&link->changed) == 0)
 		return true;
-destroy_lock:
 	pthread_mutex_destroy(&link->lock);
 	return false;
 }
