@@ -87,11 +87,6 @@ static const char help_text[] = "Usage: layershard-bench link --devices 0,1 [OPT
 				"\n" CLI_EXIT_HELP CLI_EXIT_HELP_INCONCLUSIVE;
 /* clang-format on */
 
-static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)
-{
-	return cli_take_number(COMMAND, name, text, least, most, value);
-}
-
 static int take_bytes(const char *name, const char *text, uint64_t *bytes)
 {
 	uint64_t number;
@@ -109,7 +104,7 @@ static int take_device(void *user, uint32_t index, const char *item)
 	struct link_options *options = user;
 
 	options->ranks = (int32_t)index + 1;
-	return take_number("devices", item, 0, 1023, &options->devices[index]);
+	return cli_take_number(COMMAND, "devices", item, 0, 1023, &options->devices[index]);
 }
 
 static int take_placement(void *user, uint32_t index, const char *item)
@@ -133,7 +128,7 @@ static int take_option(void *user, int option, const char *text)
 		options->has_devices = true;
 		return bench_take_list(COMMAND, "devices", text, LINK_RANKS_MOST, take_device, options);
 	case OPTION_RANKS:
-		return take_number("ranks", text, 2, LINK_RANKS_MOST, &options->wanted_ranks);
+		return cli_take_number(COMMAND, "ranks", text, 2, LINK_RANKS_MOST, &options->wanted_ranks);
 	case OPTION_TRANSPORT:
 		options->transport = text;
 		return CLI_DONE;
@@ -144,15 +139,15 @@ static int take_option(void *user, int option, const char *text)
 	case OPTION_MAX_BYTES:
 		return take_bytes("max-bytes", text, &options->most_bytes);
 	case OPTION_FACTOR:
-		return take_number("factor", text, 2, 1024, &options->factor);
+		return cli_take_number(COMMAND, "factor", text, 2, 1024, &options->factor);
 	case OPTION_ITERS:
-		return take_number("iters", text, 1, 1000000, &options->iterations);
+		return cli_take_number(COMMAND, "iters", text, 1, 1000000, &options->iterations);
 	case OPTION_WARMUP:
-		return take_number("warmup", text, 1, 1000000, &options->warm_up);
+		return cli_take_number(COMMAND, "warmup", text, 1, 1000000, &options->warm_up);
 	case OPTION_ROUNDS:
-		return take_number("rounds", text, ROUNDS_LEAST, 10000, &options->rounds);
+		return cli_take_number(COMMAND, "rounds", text, ROUNDS_LEAST, 10000, &options->rounds);
 	case OPTION_READERS:
-		return take_number("readers", text, 1, LINK_RANKS_MOST - 1, &options->readers);
+		return cli_take_number(COMMAND, "readers", text, 1, LINK_RANKS_MOST - 1, &options->readers);
 	case OPTION_JSON:
 		options->json = true;
 		return CLI_DONE;

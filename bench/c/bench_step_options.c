@@ -106,11 +106,6 @@ static const char help_text[] = "Usage: layershard-bench step [OPTION]...\n"
 				"\n" CLI_EXIT_HELP CLI_EXIT_HELP_INCONCLUSIVE;
 /* clang-format on */
 
-static int take_number(const char *name, const char *text, uint64_t least, uint64_t most, uint32_t *value)
-{
-	return cli_take_number(COMMAND, name, text, least, most, value);
-}
-
 static int take_positive(const char *name, const char *text, double most, double *value)
 {
 	return bench_take_positive(COMMAND, name, text, most, value);
@@ -131,7 +126,7 @@ static int take_prefetch(void *user, uint32_t index, const char *item)
 	struct step_options *options = user;
 
 	options->prefetch_count = index + 1;
-	return take_number("prefetch", item, 0, UINT32_MAX, &options->prefetches[index]);
+	return cli_take_number(COMMAND, "prefetch", item, 0, UINT32_MAX, &options->prefetches[index]);
 }
 
 static int take_resident(void *user, uint32_t index, const char *item)
@@ -197,13 +192,13 @@ static int take_stack_option(struct step_options *options, int option, const cha
 
 	switch (option) {
 	case OPTION_LAYERS:
-		return take_number("layers", text, 1, LAYERS_MOST, &options->layers);
+		return cli_take_number(COMMAND, "layers", text, 1, LAYERS_MOST, &options->layers);
 	case OPTION_LAYER_BYTES:
 		return take_layer_bytes(options, text);
 	case OPTION_COMPUTE_US:
 		return take_compute(options, text);
 	case OPTION_RANKS:
-		result = take_number("ranks", text, 1, 1024, &ranks);
+		result = cli_take_number(COMMAND, "ranks", text, 1, 1024, &ranks);
 		options->ranks = (int32_t)ranks;
 		return result;
 	case OPTION_PREFETCH:
@@ -229,9 +224,9 @@ static int take_option(void *user, int option, const char *text)
 	case OPTION_RATIO:
 		return take_list(options, "ratio", text, take_ratio);
 	case OPTION_PASSES:
-		return take_number("passes", text, 1, 1000000, &options->passes);
+		return cli_take_number(COMMAND, "passes", text, 1, 1000000, &options->passes);
 	case OPTION_ROUNDS:
-		return take_number("rounds", text, ROUNDS_LEAST, 10000, &options->rounds);
+		return cli_take_number(COMMAND, "rounds", text, ROUNDS_LEAST, 10000, &options->rounds);
 	case OPTION_SLOW:
 		return take_positive("slow-rank-percent", text, 10000, &options->slow_percent);
 	case OPTION_MARGIN:

@@ -230,7 +230,7 @@ const float *engine_logits(const engine *self, size_t *count)
 
 /* ---- Generating ------------------------------------------------------------------------------------------------ */
 
-static uint64_t now_ns(void)
+uint64_t engine_now_ns(void)
 {
 	struct timespec now;
 
@@ -280,10 +280,10 @@ static lshard_status append(struct engine *self, struct llama_text *text, const 
 			    uint64_t *spent_ns, engine_error *error)
 {
 	const struct llama_model model = {&self->config, &self->unsharded, &self->blocks};
-	const uint64_t start = now_ns();
+	const uint64_t start = engine_now_ns();
 	const lshard_status status = llama_append(&model, text, tokens, (uint32_t)count, self->logits, error);
 
-	*spent_ns += now_ns() - start;
+	*spent_ns += engine_now_ns() - start;
 	return status;
 }
 

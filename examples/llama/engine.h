@@ -116,4 +116,7 @@ lshard_status engine_generate(engine *engine, const int32_t *prompt, size_t coun
 /** The logits from which the last token was chosen, one for each id. Lives until the next engine_generate. */
 const float *engine_logits(const engine *engine, size_t *count);
 
+/** The clock by which engine_generate takes its times. */
+uint64_t engine_now_ns(void);
+
 #endif

@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "process_memory.h"
 #include "rank_messages.h"
@@ -25,14 +24,6 @@ struct rank {
 	engine *engine;
 	uint64_t total_ns;
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* What the library cannot know to say: which of this program's options are meant. */
 static const char *next_step(lshard_status status)
@@ -166,7 +157,7 @@ static lshard_status generate(const struct rank *rank, uint32_t index, engine_er
 static bool answer_prompts(struct rank *rank)
 {
 	const struct rank_task *task = rank->task;
-	const uint64_t start = now_ns();
+	const uint64_t start = engine_now_ns();
 	bool heard = true;
 
 	for (size_t i = (size_t)task->rank; heard && i < task->prompts->count; i += task->options->ranks) {
@@ -177,7 +168,7 @@ static bool answer_prompts(struct rank *rank)
 
 		heard = rank_send(task->socket, RANK_PROMPT_END, &head, text, strlen(text));
 	}
-	rank->total_ns = now_ns() - start;
+	rank->total_ns = engine_now_ns() - start;
 	return heard;
 }
 

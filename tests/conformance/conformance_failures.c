@@ -18,14 +18,6 @@
 
 #define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
 
-static struct setting plain_setting(const struct member *member)
-{
-	struct setting setting = {.size = member->size, .prefetch = 1, .layers = 7, .first_layer = 3};
-
-	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
-	return setting;
-}
-
 /* ---- Misuse ---------------------------------------------------------------------------------------------------- */
 
 static bool ranges_are_checked(struct rank *rank)

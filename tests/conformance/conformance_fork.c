@@ -18,14 +18,6 @@
 
 #define CHILD_MS 20000 /* a child that takes longer hangs */
 
-static struct setting plain_setting(const struct member *member)
-{
-	struct setting setting = {.size = member->size, .prefetch = 1, .layers = 7, .first_layer = 3};
-
-	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
-	return setting;
-}
-
 /* ---- In the child: its steps return 0, or the line that went wrong --------------------------------------------- */
 
 #define REFUSED(rank, call)                                                                                            \

@@ -13,7 +13,6 @@
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -39,18 +38,6 @@ struct rank {
 	bool open;
 	int silent[SILENT]; /* connections to rank 0 that say nothing */
 };
-
-static int count_fds(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	int count = 0;
-
-	while (directory && readdir(directory))
-		count++;
-	if (directory)
-		closedir(directory);
-	return count;
-}
 
 /* Where rank @p rank listens, as the ranks tell each other. */
 static const char *address_of(const void *records, size_t bytes, int32_t rank)

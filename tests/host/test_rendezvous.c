@@ -11,7 +11,6 @@
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>
-#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -30,18 +29,6 @@
 static const char *job_of(const struct member *member)
 {
 	return member->job ? member->job : member->user;
-}
-
-static int count_fds(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	int count = 0;
-
-	while (directory && readdir(directory))
-		count++;
-	if (directory)
-		closedir(directory);
-	return count;
 }
 
 static int meet_and_gather(const struct member *member)

@@ -71,6 +71,8 @@ struct rank {
 
 /* @p n tensors, up to MAX_TENSORS, whose sizes are multiples of nothing. */
 void setting_tensors(struct setting *setting, uint32_t n, lshard_stripe stripe);
+/* Of seven layers of two tensors. */
+struct setting plain_setting(const struct member *member);
 
 /* Create the group, the series "s" and commit; false with a message when something is not OK. */
 bool rank_open(struct rank *rank, const struct member *member, const struct setting *setting);

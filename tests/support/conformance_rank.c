@@ -144,6 +144,14 @@ void setting_tensors(struct setting *setting, uint32_t n, lshard_stripe stripe)
 	memcpy(setting->tensors, chosen, n * sizeof *chosen);
 }
 
+struct setting plain_setting(const struct member *member)
+{
+	struct setting setting = {.size = member->size, .prefetch = 1, .layers = 7, .first_layer = 3};
+
+	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
+	return setting;
+}
+
 static void log_nothing(void *user, lshard_log_level level, const char *text)
 {
 	(void)user;

@@ -268,3 +268,15 @@ int threads_named(const char *name, int *open)
 		closedir(tasks);
 	return count;
 }
+
+int count_fds(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	int count = 0;
+
+	while (directory && readdir(directory))
+		count++;
+	if (directory)
+		closedir(directory);
+	return count;
+}

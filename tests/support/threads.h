@@ -38,6 +38,8 @@ void team_dies(const struct member *member);
 
 /* Threads of this process called @p name; in @p open how many of them a signal of the program's could run on. */
 int threads_named(const char *name, int *open);
+/* The descriptors of this process, those with which they are counted among them. */
+int count_fds(void);
 
 /* Say where and what, and make the body fail. */
 #define EXPECT(member, condition, ...)                                                                                 \

@@ -15,6 +15,7 @@
  */
 #include "conformance.h"
 #include "patience.h"
+#include "test_clock.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -22,7 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -78,14 +78,6 @@ struct ranks_series {
 	const struct cell *cell;
 	lshard_series *other; /* "t", where the call is about a series that is not committed */
 };
-
-static uint64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
-}
 
 static struct setting setting_of(enum call call)
 {
@@ -505,13 +497,6 @@ static void a_rank_that_goes_while_tensors_are_compared_is_named(void **state)
 
 /* ---- Deadlines and farewells ----------------------------------------------------------------------------------- */
 
-static void pause_ms(uint64_t ms)
-{
-	const struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-
-	nanosleep(&pause, NULL);
-}
-
 /*
  * Rank 1 asks for one layer after the other, each well within the deadline of a wait, while the others join them all,
  * or wait for the last one.
@@ -591,7 +576,7 @@ static int farewell_body(const struct member *member)
 	if (!team_barrier(member))
 		goto failed;
 	if (member->rank == MISSING) {
-		pause_ms(farewell->after_ms);
+		pause_ms((long)farewell->after_ms);
 		lshard_group_abort(rank.group);
 	} else {
 		status = lshard_series_create(rank.group, &options, &series);

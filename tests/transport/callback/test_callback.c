@@ -8,6 +8,7 @@
 #include "conformance.h"
 #include "patience.h"
 #include "shm_ranks.h"
+#include "test_clock.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -16,7 +17,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -30,19 +30,6 @@ static void play(int32_t size, member_body body, void *user)
 				   .callbacks = true,
 				   .memory = LSHARD_MEMORY_HOST};
 	assert_int_equal(team_of_threads(size, body, user), 0);
-}
-
-static uint64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
-}
-
-static void pause_ms(long ms)
-{
-	nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
 }
 
 static lshard_status go_to(struct rank *rank, uint32_t position)

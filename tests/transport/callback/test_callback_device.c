@@ -7,6 +7,7 @@
 #include "fake_device.h"
 #include "conformance.h"
 #include "patience.h"
+#include "test_clock.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,7 +15,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -27,19 +27,6 @@ struct seer {
 	atomic_int wrong; /* layers that a kernel saw */
 	atomic_int seen;
 };
-
-static uint64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
-}
-
-static void pause_ms(long ms)
-{
-	nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
-}
 
 /* ---- A rank ---------------------------------------------------------------------------------------------------- */
 

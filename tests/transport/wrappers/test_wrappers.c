@@ -7,6 +7,7 @@
 #include "contexts.h"
 #include "outside.h"
 #include "patience.h"
+#include "test_clock.h"
 #include "transports.h"
 
 #include <pthread.h>
@@ -31,19 +32,6 @@
 #define BIG_TAKES  5242880u
 #define BIG_LAYERS 6u
 #define BIG_PASSES 4
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static void pause_ms(long milliseconds)
-{
-	nanosleep(&(struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000}, NULL);
-}
 
 /* One window: every layer from elsewhere comes once in each pass, so what was waited for is known. */
 static struct setting big_setting(lshard_placement placement)
