@@ -28,7 +28,8 @@ int bench_take_resident(const char *command, const char *text, struct bench_resi
 {
 	resident->is_percent = cli_parse_percent(text, &resident->percent);
 	if (!resident->is_percent && !cli_parse_bytes(text, &resident->bytes))
-		return cli_usage(command, "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%)",
+		return cli_usage(command,
+				 "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%, at most 100%%)",
 				 text);
 	snprintf(resident->text, sizeof resident->text, "%s", text);
 	return CLI_DONE;

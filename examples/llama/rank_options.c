@@ -227,7 +227,8 @@ static int find_residents(struct rank_options *options)
 	if (!options->resident || cli_parse_bytes(options->resident, &options->resident_bytes))
 		return CLI_DONE;
 	if (!cli_parse_percent(options->resident, &percent))
-		return cli_usage("", "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%)",
+		return cli_usage("",
+				 "--resident is '%s'; it may be bytes (500M, 2G) or a percentage (33%%, at most 100%%)",
 				 options->resident);
 	return resident_percent(options, percent);
 }

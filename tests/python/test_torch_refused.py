@@ -168,6 +168,13 @@ def test_batch_norm_in_train_mode():
 
 def test_resident_that_makes_no_sense():
     refuse(ranks.stack(), "*.up", "resident is 'much'", resident="much")
+    refuse(ranks.stack(), "*.up", "resident is '200%'", "at most 1.0 or 100%", resident="200%")
+    refuse(ranks.stack(), "*.up", "resident is 1.5: ", resident=1.5)
+
+
+def test_the_placements_that_are_told_have_the_default_among_them():
+    with pytest.raises(layershard.Invalid, match="placement is 'owner': .* one of 'auto', 'whole', 'striped'"):
+        sharding.shard(ranks.stack(), "*.up", placement="owner")
 
 
 def test_sharded_already():

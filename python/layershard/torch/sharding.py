@@ -82,16 +82,19 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
 def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequence[SeriesPlan]) -> int:
     """One series' part of the memory to spend on further layers: in proportion to its size."""
     whole = plan.layer_bytes * len(plan.places)
+    part = resident
     if resident == "all":
         return ALL
     if isinstance(resident, str) and resident.endswith("%"):
-        with suppress(ValueError):  # else refused below, as it was written
-            resident = float(resident[:-1]) / 100
-    if isinstance(resident, float) and 0 <= resident <= 1:
-        return int(whole * resident)
+        with suppress(ValueError):  # else refused below
+            part = float(resident[:-1]) / 100
+    if isinstance(part, float) and 0 <= part <= 1:
+        return int(whole * part)
     if isinstance(resident, int) and resident >= 0:
         return resident * whole // sum(each.layer_bytes * len(each.places) for each in plans)
-    raise Refused(f"resident is {resident!r}: give bytes, a part of the layers (0.3 or '30%'), or 'all'")
+    raise Refused(
+        f"resident is {resident!r}: give bytes, a part of the layers (0.3 or '30%', at most 1.0 or 100%), or 'all'"
+    )
 
 
 def _refuse_numbers_and_words(prefetch: int, placement: str, transport: str, timeout_ms: int | None) -> None:
@@ -100,8 +103,7 @@ def _refuse_numbers_and_words(prefetch: int, placement: str, transport: str, tim
     unsigned("timeout_ms", 0 if timeout_ms is None else timeout_ms, 32)
     if not isinstance(transport, str):
         raise Refused(f"transport is {transport!r}: give 'auto' or a transport's name, such as 'shm'")
-    if placement != "auto":
-        choice("placement", placement, PLACEMENT)
+    choice("placement", placement, {"auto": -1, **PLACEMENT})
 
 
 def _placement(placement: str, plan: SeriesPlan, size: int) -> str:

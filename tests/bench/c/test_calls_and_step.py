@@ -62,7 +62,7 @@ def test_help(arguments):
         (["step", "--prefetch", ""], "--prefetch"),
         (["step", "--prefetch", "0,1,2,3,4,5,6,7,8"], "more than 8"),
         (["step", "--placement", "round"], "--placement"),
-        (["step", "--resident", "101%"], "--resident"),
+        (["step", "--resident", "101%"], "at most 100%"),
         (["step", "--transport", "pigeon"], "pigeon"),
         (["step", "--transport", "cuda"], "GPU's memory"),
         (["step", "--ratio", "0"], "--ratio"),

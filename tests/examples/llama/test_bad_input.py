@@ -40,7 +40,7 @@ from programs import (
         (["--prefetch", "-1"], ["--prefetch", "'-1'"]),
         (["--prefetch", "4294967296"], ["--prefetch"]),
         (["--placement", "scattered"], ["--placement", "'scattered'", "whole", "striped"]),
-        (["--resident", "101%"], ["--resident", "'101%'"]),
+        (["--resident", "101%"], ["--resident", "'101%'", "at most 100%"]),
         (["--resident", "lots"], ["--resident", "'lots'"]),
         (["--resident", "-5M"], ["--resident"]),
         (["--transport", "carrier-pigeon"], ["--transport", "'carrier-pigeon'", "auto", "shm", "local"]),
