@@ -3,7 +3,7 @@
 # A front to CMake; a fresh Debian or Ubuntu machine needs make and a shell, no more.
 #   make          build the libraries, and build/layershard, layershard-llama, layershard-bench
 #   make demo     install what is missing, build, fetch the model, show it at work
-#   make check    install what is missing, build, run the tests (Python packages: 5 GB in ~/.cache); FOLDER=core: those
+#   make check    install what is missing, build, run the tests (of Python: 5.7 GB in ~/.cache); FOLDER=core: those
 #                 of tests/core
 #   make install  with PREFIX and DESTDIR as usual
 #   make lint     look through the sources: format, Python, shell scripts; make format mends what can be

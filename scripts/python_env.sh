@@ -7,7 +7,7 @@
 # under a name that follows from the versions it holds, and FOLDER is a link to it; FOLDER itself where there is no such
 # place. One that was interrupted is made again; who comes meanwhile waits. Old ones may be deleted: python-*.
 #   (neither)  tests/python/requirements.txt: pytest, what checks the ctypes table and the types, what builds the wheel
-#   --torch    also requirements-torch.txt: PyTorch and the model libraries, some 5 GB, two minutes
+#   --torch    also requirements-torch.txt: PyTorch and the model libraries, some 5.7 GB, two minutes
 #   --lint     requirements-lint.txt instead: what formats and looks through the sources
 # Packages come from PyPI, or from where pip is configured to look. LAYERSHARD_PYTHON names another python3 to use.
 set -eu
