@@ -121,7 +121,8 @@ def test_the_placement_of_older_files_has_todays_name(tmp_path, saved, placement
     assert tables(page).returncode == 0
     text = page.read_text()
     assert f"--placement {placements.replace('owner', 'whole')} --rounds 9`" in text
-    assert [line for line in text.splitlines() if line.startswith("| ")][2:] == ["| 256 MiB | whole |", "| 100 | whole |"]
+    found = [line for line in text.splitlines() if line.startswith("| ")]
+    assert found[2:] == ["| 256 MiB | whole |", "| 100 | whole |"]
 
 
 @pytest.mark.parametrize(
