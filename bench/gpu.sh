@@ -19,6 +19,12 @@ set -eu
 program=build/layershard-bench
 directory=bench/results
 gpus=
+case ${1-} in
+-h | --help)
+	sed -n '4,/^set /s/^# \{0,1\}//p' "$0"
+	exit 0
+	;;
+esac
 while getopts p:o:n: option; do
 	case $option in
 	p) program=$OPTARG ;;

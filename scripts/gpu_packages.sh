@@ -9,6 +9,12 @@
 # Runs on Debian or Ubuntu of the same processor after `apt-get update`; installs nothing and needs no root.
 set -eu
 cd "$(dirname "$0")/.."
+case ${1-} in
+-*)
+	echo "usage: gpu_packages.sh [DIRECTORY]" >&2
+	exit 2
+	;;
+esac
 directory=${1:-build-gpu-packages}
 
 fail() {
