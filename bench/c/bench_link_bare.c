@@ -21,7 +21,7 @@ struct link_bare {
 	int32_t rank;
 	struct link_gpu *gpu; /* NULL: host memory */
 	cuda_stream stream;
-	struct link_gpu_share shares[LINK_RANKS_MOST]; /* the own one and the others', as this device sees them */
+	struct link_gpu_shard shards[LINK_RANKS_MOST]; /* the own one and the others', as this device sees them */
 	cuda_address to;
 	uint64_t turn;       /* counts copies */
 	unsigned char *host; /* host memory to copy to; GPUs: where bytes are made and checked */
@@ -99,7 +99,7 @@ static bool open_others(struct link_bare *bare)
 
 		if (!take_descriptor(bare, &from, &descriptor))
 			return false;
-		opened = link_gpu_share_open(bare->gpu, link_block_bytes(bare->bench), descriptor, &bare->shares[from]);
+		opened = link_gpu_shard_open(bare->gpu, link_block_bytes(bare->bench), descriptor, &bare->shards[from]);
 		close(descriptor);
 		if (!opened)
 			return fail(bare, bare->gpu->error.text);
@@ -118,11 +118,11 @@ static uint32_t block_of(int32_t rank)
 static bool open_on_gpu(struct link_bare *bare)
 {
 	const uint64_t bytes = link_block_bytes(bare->bench);
-	struct link_gpu_share *own = &bare->shares[bare->rank];
+	struct link_gpu_shard *own = &bare->shards[bare->rank];
 	int descriptor = -1;
 	bool good;
 
-	if (!link_gpu_share_make(bare->gpu, bytes, own, &descriptor))
+	if (!link_gpu_shard_make(bare->gpu, bytes, own, &descriptor))
 		return fail(bare, bare->gpu->error.text);
 	good = post_to_all(bare, descriptor);
 	close(descriptor);
@@ -169,7 +169,7 @@ void link_bare_close(struct link_bare *bare)
 	if (bare->gpu) {
 		link_gpu_free(bare->gpu, bare->to);
 		for (int32_t rank = 0; rank < bare->bench->options.ranks; rank++)
-			link_gpu_share_close(bare->gpu, &bare->shares[rank]);
+			link_gpu_shard_close(bare->gpu, &bare->shards[rank]);
 	}
 	free(bare->host);
 	free(bare);
@@ -180,7 +180,7 @@ void link_bare_close(struct link_bare *bare)
 static bool copy_part(struct link_bare *bare, int32_t from, uint64_t from_offset, uint64_t to_offset, uint64_t bytes)
 {
 	if (bare->gpu)
-		return link_gpu_copy(bare->gpu, bare->to + to_offset, bare->shares[from].address + from_offset, bytes,
+		return link_gpu_copy(bare->gpu, bare->to + to_offset, bare->shards[from].address + from_offset, bytes,
 				     bare->stream);
 	memcpy(bare->host + to_offset, bare->bench->sources[from] + from_offset, (size_t)bytes);
 	return true;

@@ -182,67 +182,67 @@ static struct cuda_memory_properties properties_of(const struct link_gpu *gpu)
 		.type = CUDA_PINNED, .handle_types = CUDA_HANDLE_FD, .location = {CUDA_ON_DEVICE, gpu->device}};
 }
 
-static bool begin_share(struct link_gpu *gpu, uint64_t bytes, struct link_gpu_share *share)
+static bool begin_shard(struct link_gpu *gpu, uint64_t bytes, struct link_gpu_shard *shard)
 {
 	const struct cuda_memory_properties properties = properties_of(gpu);
 	size_t granule = 0;
 
-	memset(share, 0, sizeof *share);
+	memset(shard, 0, sizeof *shard);
 	if (!is_good(gpu, gpu->driver.granularity(&granule, &properties, CUDA_GRANULARITY_MINIMUM),
 		     "cuMemGetAllocationGranularity"))
 		return false;
-	share->bytes = (bytes + granule - 1) / granule * granule;
+	shard->bytes = (bytes + granule - 1) / granule * granule;
 	return true;
 }
 
 /* A handle becomes an address that this device reads and writes. */
-static bool map(struct link_gpu *gpu, struct link_gpu_share *share)
+static bool map(struct link_gpu *gpu, struct link_gpu_shard *shard)
 {
 	const struct cuda_driver *driver = &gpu->driver;
 	const struct cuda_access access = {{CUDA_ON_DEVICE, gpu->device}, CUDA_CAN_WRITE};
-	const size_t bytes = (size_t)share->bytes;
+	const size_t bytes = (size_t)shard->bytes;
 
-	if (!is_good(gpu, driver->reserve(&share->address, bytes, 0, 0, 0), "cuMemAddressReserve"))
+	if (!is_good(gpu, driver->reserve(&shard->address, bytes, 0, 0, 0), "cuMemAddressReserve"))
 		return false;
-	share->mapped = is_good(gpu, driver->map(share->address, bytes, 0, share->handle, 0), "cuMemMap");
-	return share->mapped && is_good(gpu, driver->set_access(share->address, bytes, &access, 1), "cuMemSetAccess");
+	shard->mapped = is_good(gpu, driver->map(shard->address, bytes, 0, shard->handle, 0), "cuMemMap");
+	return shard->mapped && is_good(gpu, driver->set_access(shard->address, bytes, &access, 1), "cuMemSetAccess");
 }
 
-bool link_gpu_share_make(struct link_gpu *gpu, uint64_t bytes, struct link_gpu_share *share, int *descriptor)
+bool link_gpu_shard_make(struct link_gpu *gpu, uint64_t bytes, struct link_gpu_shard *shard, int *descriptor)
 {
 	const struct cuda_memory_properties properties = properties_of(gpu);
 	const struct cuda_driver *driver = &gpu->driver;
 
-	if (begin_share(gpu, bytes, share) &&
-	    is_good(gpu, driver->memory_create(&share->handle, (size_t)share->bytes, &properties, 0), "cuMemCreate") &&
-	    map(gpu, share) &&
-	    is_good(gpu, driver->memory_export(descriptor, share->handle, CUDA_HANDLE_FD, 0),
+	if (begin_shard(gpu, bytes, shard) &&
+	    is_good(gpu, driver->memory_create(&shard->handle, (size_t)shard->bytes, &properties, 0), "cuMemCreate") &&
+	    map(gpu, shard) &&
+	    is_good(gpu, driver->memory_export(descriptor, shard->handle, CUDA_HANDLE_FD, 0),
 		    "cuMemExportToShareableHandle"))
 		return true;
-	link_gpu_share_close(gpu, share);
+	link_gpu_shard_close(gpu, shard);
 	return false;
 }
 
-bool link_gpu_share_open(struct link_gpu *gpu, uint64_t bytes, int descriptor, struct link_gpu_share *share)
+bool link_gpu_shard_open(struct link_gpu *gpu, uint64_t bytes, int descriptor, struct link_gpu_shard *shard)
 {
 	void *const from = (void *)(intptr_t)descriptor;
 
-	if (begin_share(gpu, bytes, share) &&
-	    is_good(gpu, gpu->driver.memory_import(&share->handle, from, CUDA_HANDLE_FD),
+	if (begin_shard(gpu, bytes, shard) &&
+	    is_good(gpu, gpu->driver.memory_import(&shard->handle, from, CUDA_HANDLE_FD),
 		    "cuMemImportFromShareableHandle") &&
-	    map(gpu, share))
+	    map(gpu, shard))
 		return true;
-	link_gpu_share_close(gpu, share);
+	link_gpu_shard_close(gpu, shard);
 	return false;
 }
 
-void link_gpu_share_close(struct link_gpu *gpu, struct link_gpu_share *share)
+void link_gpu_shard_close(struct link_gpu *gpu, struct link_gpu_shard *shard)
 {
-	if (share->mapped)
-		gpu->driver.unmap(share->address, (size_t)share->bytes);
-	if (share->address)
-		gpu->driver.unreserve(share->address, (size_t)share->bytes);
-	if (share->handle)
-		gpu->driver.memory_release(share->handle);
-	memset(share, 0, sizeof *share);
+	if (shard->mapped)
+		gpu->driver.unmap(shard->address, (size_t)shard->bytes);
+	if (shard->address)
+		gpu->driver.unreserve(shard->address, (size_t)shard->bytes);
+	if (shard->handle)
+		gpu->driver.memory_release(shard->handle);
+	memset(shard, 0, sizeof *shard);
 }

@@ -54,7 +54,7 @@ bool link_gpu_event_finish(struct link_gpu *gpu, cuda_event event);
 bool link_gpu_event_elapsed(struct link_gpu *gpu, cuda_event from, cuda_event to, double *nanoseconds);
 
 /* Device memory that another process reads, on its own device. All zeros: nothing open. */
-struct link_gpu_share {
+struct link_gpu_shard {
 	cuda_address address;
 	uint64_t bytes; /* whole granules */
 	cuda_handle handle;
@@ -62,9 +62,9 @@ struct link_gpu_share {
 };
 
 /** New memory on this device; *descriptor is the caller's to close. */
-bool link_gpu_share_make(struct link_gpu *gpu, uint64_t bytes, struct link_gpu_share *share, int *descriptor);
-/** The memory behind @p descriptor, which stays the caller's, as @p bytes were asked of link_gpu_share_make. */
-bool link_gpu_share_open(struct link_gpu *gpu, uint64_t bytes, int descriptor, struct link_gpu_share *share);
-void link_gpu_share_close(struct link_gpu *gpu, struct link_gpu_share *share);
+bool link_gpu_shard_make(struct link_gpu *gpu, uint64_t bytes, struct link_gpu_shard *shard, int *descriptor);
+/** The memory behind @p descriptor, which stays the caller's, as @p bytes were asked of link_gpu_shard_make. */
+bool link_gpu_shard_open(struct link_gpu *gpu, uint64_t bytes, int descriptor, struct link_gpu_shard *shard);
+void link_gpu_shard_close(struct link_gpu *gpu, struct link_gpu_shard *shard);
 
 #endif
