@@ -102,7 +102,7 @@ static bool collect(const struct lshard__record_set *set, enum lshard__finding f
 	return true;
 }
 
-struct lshard__verdict lshard__judge(const struct lshard__record_set *set)
+struct lshard__verdict lshard__evaluate(const struct lshard__record_set *set)
 {
 	struct lshard__verdict verdict;
 

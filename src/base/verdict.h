@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * verdict.h - what the ranks' records say together: who is missing, who is in another call, whose failure counts; and
- * how ranks are named in messages. All who let ranks agree on something judge by this, so that every rank comes to the
+ * how ranks are named in messages. All who let ranks agree on something evaluate by it, so every rank comes to the
  * same end. Pure: knows records and ranks; knows nothing of how records travel, nor what they are about.
  */
 #ifndef LAYERSHARD_VERDICT_H
@@ -69,7 +69,7 @@ struct lshard__verdict {
  * The first of these that there is: ranks in another call than this one; ranks that are missing, of which what others
  * failed in may have come; ranks that failed of their own accord; ranks that failed because of another's failure.
  */
-struct lshard__verdict lshard__judge(const struct lshard__record_set *set);
+struct lshard__verdict lshard__evaluate(const struct lshard__record_set *set);
 
 /* The first living rank whose @p bytes at @p offset of the record differ from those of rank 0; -1: none. */
 int32_t lshard__first_differing(const struct lshard__record_set *set, size_t offset, size_t bytes);

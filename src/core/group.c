@@ -471,15 +471,15 @@ static lshard_status fail_failed(const lshard_group *group, const struct call_re
 }
 
 /* What the records say of the other ranks: in another call than this one, fared badly; gone, unless they may miss. */
-static lshard_status judge_records(lshard_group *group, const struct call_record *mine, bool may_miss,
-				   lshard_error *error)
+static lshard_status evaluate_records(lshard_group *group, const struct call_record *mine, bool may_miss,
+				      lshard_error *error)
 {
 	const size_t call_bytes = offsetof(struct call_record, values) - sizeof mine->outcome;
 	struct lshard__record_set set = group_records(group, group->records, sizeof *mine, call_bytes);
 	struct lshard__verdict verdict;
 
 	set.may_miss = may_miss;
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	switch (verdict.finding) {
 	case LSHARD__ELSEWHERE:
 		return fail_elsewhere(group, mine, &verdict, error);
@@ -505,7 +505,7 @@ static lshard_status agree(lshard_group *group, struct call_record *record, bool
 	if (status < 0)
 		return lshard_fail(error, status, "rank %d, series '%s', %s: %s", group->context.rank, record->series,
 				   step_name(record->step), transport->error.text);
-	return judge_records(group, record, may_miss, error);
+	return evaluate_records(group, record, may_miss, error);
 }
 
 lshard_status group_agree(lshard_group *group, struct call_record record, lshard_error *error)

@@ -122,7 +122,7 @@ struct badness {
 	uint32_t late;    /* lead below k */
 };
 
-static struct badness judge(const struct slotmap *map, uint32_t prefetch)
+static struct badness evaluate(const struct slotmap *map, uint32_t prefetch)
 {
 	struct badness bad = {0, 0, 0};
 
@@ -169,7 +169,7 @@ static uint32_t best_rotation(struct slotmap *map, uint32_t prefetch)
 	if (rotations > SEARCH_BUDGET / map->n_remote)
 		rotations = (uint32_t)(SEARCH_BUDGET / map->n_remote);
 	for (map->rotation = 0; map->rotation < rotations; map->rotation++) {
-		const struct badness bad = judge(map, prefetch);
+		const struct badness bad = evaluate(map, prefetch);
 
 		if (better(bad, least)) {
 			least = bad;

@@ -40,7 +40,7 @@ static lshard_status fail_gone(const struct agreement *agreement, const char *wh
 }
 
 /* What the reports say makes all fail alike. */
-static lshard_status judge(const struct agreement *agreement, const char *what)
+static lshard_status evaluate(const struct agreement *agreement, const char *what)
 {
 	const lshard_context *context = agreement->control->mesh->context;
 	const struct lshard__record_set set = {.first = agreement->reports,
@@ -50,7 +50,7 @@ static lshard_status judge(const struct agreement *agreement, const char *what)
 					       .size = context->size,
 					       .rank = context->rank,
 					       .alive = agreement->alive};
-	struct lshard__verdict verdict = lshard__judge(&set);
+	struct lshard__verdict verdict = lshard__evaluate(&set);
 
 	switch (verdict.finding) {
 	case LSHARD__ELSEWHERE:
@@ -83,7 +83,7 @@ lshard_status agreement_exchange(struct agreement *agreement, const char *what, 
 	agreed = control_exchange(agreement->control, mine, agreement->reports, sizeof *mine, agreement->alive, round,
 				  deadline);
 	if (agreed == LSHARD_OK)
-		return judge(agreement, what);
+		return evaluate(agreement, what);
 	if (status == LSHARD_OK)
 		return agreed;
 	*agreement->error = cause;

@@ -33,13 +33,13 @@ static lshard_status end(struct gathering *gathering, lshard_status status, int3
 	return status;
 }
 
-static lshard_status judge(struct gathering *gathering)
+static lshard_status evaluate(struct gathering *gathering)
 {
 	const struct lshard__record_set set = {.first = gathering->frames,
 					       .bytes = sizeof *gathering->frames,
 					       .size = gathering->context->size,
 					       .rank = gathering->context->rank};
-	const struct lshard__verdict verdict = lshard__judge(&set);
+	const struct lshard__verdict verdict = lshard__evaluate(&set);
 	const int32_t other =
 		lshard__first_differing(&set, offsetof(struct gathering_frame, bytes), sizeof gathering->frames->bytes);
 
@@ -59,7 +59,7 @@ static lshard_status exchange(struct gathering *gathering)
 						sizeof *gathering->frames);
 
 	if (!failed)
-		return judge(gathering);
+		return evaluate(gathering);
 	gathering->ended =
 		lshard_fail(&gathering->why, LSHARD_ERR_TRANSPORT, "the bootstrap's all-gather returned %d", failed);
 	return gathering->ended;

@@ -182,7 +182,7 @@ static lshard_status compare(const struct record *first, const struct record *ot
 static lshard_status compare_all(const struct record *records, int32_t size, lshard_error *error)
 {
 	const struct lshard__record_set set = {.first = records, .bytes = sizeof *records, .size = size};
-	const struct lshard__verdict verdict = lshard__judge(&set);
+	const struct lshard__verdict verdict = lshard__evaluate(&set);
 	const int32_t other = lshard__first_differing(&set, offsetof(struct record, size),
 						      offsetof(struct record, spec) - offsetof(struct record, size));
 

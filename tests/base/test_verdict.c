@@ -76,12 +76,12 @@ static void ranks_that_are_all_well_agree(void **state)
 	struct record records[RANKS];
 	uint8_t alive[RANKS];
 	struct lshard__record_set set = fill(records, alive, 1);
-	struct lshard__verdict verdict = lshard__judge(&set);
+	struct lshard__verdict verdict = lshard__evaluate(&set);
 
 	(void)state;
 	assert_int_equal(verdict.finding, LSHARD__AGREED);
 	records[4].value = 41; /* what is not the call may differ */
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	assert_int_equal(verdict.finding, LSHARD__AGREED);
 	assert_int_equal(lshard__first_differing(&set, offsetof(struct record, value), sizeof fine.value), 4);
 	assert_int_equal(lshard__first_differing(&set, offsetof(struct record, call), sizeof fine.call), -1);
@@ -97,7 +97,7 @@ static void all_that_fared_badly_are_named(void **state)
 	(void)state;
 	records[2].outcome.status = LSHARD_ERR_NO_MEMORY;
 	records[3].outcome.status = LSHARD_ERR_SYSTEM;
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.status, LSHARD_ERR_NO_MEMORY);
 	assert_int_equal(verdict.rank, 2);
@@ -114,13 +114,13 @@ static void the_cause_that_tells_most_counts(void **state)
 
 	(void)state;
 	records[1].outcome = lshard__outcome_of(LSHARD_ERR_PEER_FAILED);
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.rank, 1);
 	assert_int_equal(verdict.echo, 1);
 
 	records[2].outcome = lshard__outcome_of(LSHARD_ERR_CALLBACK);
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	assert_int_equal(verdict.echo, 0);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.rank, 2);
@@ -128,16 +128,16 @@ static void the_cause_that_tells_most_counts(void **state)
 
 	alive[4] = 0;
 	memset(&records[4], 0, sizeof records[4]); /* in no other call: it is not there */
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	assert_int_equal(verdict.finding, LSHARD__MISSING);
 	assert_int_equal(verdict.rank, 4);
 	set.may_miss = 1;
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	assert_int_equal(verdict.finding, LSHARD__FAILED);
 	assert_int_equal(verdict.rank, 2);
 
 	records[3].call = 8;
-	verdict = lshard__judge(&set);
+	verdict = lshard__evaluate(&set);
 	assert_int_equal(verdict.finding, LSHARD__ELSEWHERE);
 	assert_int_equal(verdict.rank, 3);
 }

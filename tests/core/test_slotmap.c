@@ -155,7 +155,7 @@ struct badness {
 
 /* From the definition: cut R, begun at `rotation`, into blocks; a layer's lead is its distance to the one before it in
  * its window. */
-static struct badness judge(const struct instance *c, const uint32_t *slot_of)
+static struct badness evaluate(const struct instance *c, const uint32_t *slot_of)
 {
 	struct badness bad = {0, 0, 0};
 
@@ -195,13 +195,13 @@ static void cut(const struct instance *c, uint32_t rotation, uint32_t *slot_of)
 
 static void check_rotation(const struct instance *c)
 {
-	struct badness ours = judge(c, c->slot_of);
+	struct badness ours = evaluate(c, c->slot_of);
 	uint32_t slot_of[MOST_LAYERS];
 	bool one_of_them = c->m == 0;
 
 	for (uint32_t rotation = 0; rotation < c->m; rotation++) {
 		cut(c, rotation, slot_of);
-		CHECK(c, !less(judge(c, slot_of), ours));
+		CHECK(c, !less(evaluate(c, slot_of), ours));
 		one_of_them |= memcmp(slot_of, c->slot_of, c->n * sizeof *slot_of) == 0;
 	}
 	CHECK(c, one_of_them);

@@ -8,9 +8,9 @@
  *
  * One thread makes all of the caller's collectives. What is to be done stands in a queue, in the order of the calls. As
  * collectives that do not match hang or mix up bytes, each begins with a round: every rank all-gathers an announcement
- * of one size that says what it is about to do. All ranks then judge the same announcements, and only what is the same
- * on all of them is done. A rank that only waits is so never waited for in vain by its own fault, and ranks that went
- * different ways are told so, all in the same round.
+ * of one size that says what it is about to do. All ranks then evaluate the same announcements, and only what is the
+ * same on all of them is done. A rank that only waits is so never waited for in vain by its own fault, and ranks that
+ * went different ways are told so, all in the same round.
  *
  * A rank that has nothing to do answers too, from time to time: the roll call, a round at the same moment on all ranks.
  * So whoever waits in vain can say for whom, and what they are at. Only a rank whose thread cannot answer has no name.

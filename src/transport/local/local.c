@@ -313,7 +313,7 @@ struct reading {
 
 _Static_assert(sizeof(struct reading) == sizeof(struct announcement), "readings are gathered among announcements");
 
-static lshard_status judge_readings(struct local_store *store, const struct reading *mine)
+static lshard_status evaluate_readings(struct local_store *store, const struct reading *mine)
 {
 	const struct local *local = local_of(store->base.transport);
 	const lshard_context *context = local->base.context;
@@ -324,7 +324,7 @@ static lshard_status judge_readings(struct local_store *store, const struct read
 					       .size = context->size,
 					       .rank = context->rank,
 					       .alive = local->alive};
-	struct lshard__verdict verdict = lshard__judge(&set);
+	struct lshard__verdict verdict = lshard__evaluate(&set);
 	const struct reading *other = &all[verdict.rank >= 0 ? verdict.rank : 0];
 
 	if (verdict.finding == LSHARD__ELSEWHERE)
@@ -349,7 +349,7 @@ static lshard_status lockstep_read(struct local_store *store, uint32_t position)
 	lshard_status status =
 		lshard__process_group_exchange(local->group, local->base.context->rank, &offer, &store->base.error);
 
-	return status == LSHARD_OK ? judge_readings(store, &mine) : status;
+	return status == LSHARD_OK ? evaluate_readings(store, &mine) : status;
 }
 
 static lshard_status local_read(lshard_store *base, uint32_t position, void *destination)

@@ -151,7 +151,7 @@ static lshard_status shards_attach(struct local *local, struct local_store *stor
 					       .size = context->size,
 					       .rank = context->rank,
 					       .alive = local->alive};
-	struct lshard__verdict verdict = lshard__judge(&set);
+	struct lshard__verdict verdict = lshard__evaluate(&set);
 
 	if (verdict.finding == LSHARD__FAILED)
 		return lshard_fail(&local->base.error, (lshard_status)verdict.status,

@@ -46,7 +46,7 @@ struct lshard__process_group {
 
 /* ---- Joining --------------------------------------------------------------------------------------------------- */
 
-/* Told by each rank at the bootstrap; the same bytes are judged by all, so that all come to the same end. */
+/* Told by each rank at the bootstrap; the same bytes are evaluated by all, so that all come to the same end. */
 struct record {
 	struct lshard__outcome outcome;
 	uint64_t process;
@@ -134,7 +134,7 @@ static lshard_status records_check(const struct record *records, int32_t size, l
 	const int32_t other =
 		lshard__first_differing(&set, offsetof(struct record, process),
 					offsetof(struct record, group) - offsetof(struct record, process));
-	struct lshard__verdict verdict = lshard__judge(&set);
+	struct lshard__verdict verdict = lshard__evaluate(&set);
 
 	if (other >= 0)
 		return compare(&records[0], &records[other], other, error);

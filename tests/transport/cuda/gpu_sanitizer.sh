@@ -3,7 +3,7 @@
 #
 # gpu_sanitizer.sh GPU_CHECK - run it under NVIDIA's compute-sanitizer: no kernel and no copy of the cuda transport's
 # touches memory that is not its own. Few replays of small weights, and no rank is killed: it takes a minute or two.
-# Refused calls are not reported: captures that are thrown away end with one, on purpose, and gpu_check judges them.
+# Refused calls are not reported: captures that are thrown away end with one, on purpose, and gpu_check evaluates them.
 set -eu
 
 if ! nvidia-smi -L >/dev/null 2>&1 && [ ! -e /dev/nvidiactl ]; then

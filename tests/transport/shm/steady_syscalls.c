@@ -162,7 +162,7 @@ static int wait_for(pid_t child, int *state)
 }
 
 /* What the reader's end says. */
-static int judge(int state, const char *what)
+static int evaluate(int state, const char *what)
 {
 	if (WIFEXITED(state) && WEXITSTATUS(state) == NO_FILTER) {
 		printf("skipped: seccomp filters are not allowed here\n");
@@ -195,7 +195,7 @@ static int check_placement(lshard_placement placement, const char *what)
 	if (wait_for(child, &state) != GOOD)
 		code = BAD;
 	if (code == GOOD)
-		code = judge(state, what);
+		code = evaluate(state, what);
 	lshard_series_destroy(series);
 	lshard_group_destroy(group);
 	if (code != SKIPPED)
@@ -219,7 +219,7 @@ static int check_filter(void)
 		return BAD;
 	if (WIFSIGNALED(state) && WTERMSIG(state) == SIGSYS)
 		return GOOD;
-	return judge(state, "filter") == SKIPPED ? SKIPPED : BAD;
+	return evaluate(state, "filter") == SKIPPED ? SKIPPED : BAD;
 }
 
 int main(void)
