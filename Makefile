@@ -6,7 +6,7 @@
 #   make check    install what is missing, build, run the tests (of Python: 5.7 GB in ~/.cache); FOLDER=core: those
 #                 of tests/core
 #   make install  with PREFIX and DESTDIR as usual
-#   make lint     look through the sources: format, Python, shell scripts; make format mends what can be
+#   make lint     look through the sources: format, Python, shell scripts; make format fixes what it can
 # The longer checks: check-long, after check; with clang in build directories of their own check-clang, check-asan and
 # check-tsan; check-valgrind; and check-mutants: small faults put into the sources, each of which one test must find.
 # On a machine with an NVIDIA GPU: check-gpu.

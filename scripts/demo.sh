@@ -3,7 +3,7 @@
 #
 # demo.sh BUILD - what layershard does, in two minutes on two cores: a real model on four ranks that hold
 # its layers once, and transfers hidden behind compute over a link of limited speed. `make demo` builds the programs and
-# fetches the model first. With an NVIDIA GPU it shows pulls too, between two GPUs, or between two processes on one.
+# fetches the model first. With an NVIDIA GPU it shows fetches too, between two GPUs, or between two processes on one.
 # Ends with a status other than 0 when something failed; a machine too busy to measure on is only told.
 set -eu
 

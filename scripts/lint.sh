@@ -3,7 +3,7 @@
 #
 # lint.sh [--fix] PYTHON - look through all sources that git knows: the format of C and Python, what ruff and shellcheck
 # find. PYTHON is that of an environment with these tools (scripts/python_env.sh FOLDER --lint). With --fix files are
-# formatted, and what can be mended safely is; else nothing is written. Status 1 where something is left.
+# formatted, and what can be fixed safely is; else nothing is written. Status 1 where something is left.
 set -eu
 
 usage="usage: lint.sh [--fix] PYTHON"
@@ -38,7 +38,7 @@ look() { # look WHAT PATTERN... - COMMAND...: on all files of the patterns
 if [ -n "$fix" ]; then
 	look "clang-format failed" '*.c' '*.h' '*.cc' - "$bin/clang-format" -i
 	look "ruff could not format these" '*.py' - "$bin/ruff" format --quiet --no-cache
-	look "ruff could not mend these" '*.py' - "$bin/ruff" check --quiet --no-cache --fix
+	look "ruff could not fix these" '*.py' - "$bin/ruff" check --quiet --no-cache --fix
 else
 	look "not as clang-format has it: make format" '*.c' '*.h' '*.cc' - "$bin/clang-format" --dry-run -Werror
 	look "not as ruff has it: make format" '*.py' - "$bin/ruff" format --quiet --no-cache --diff

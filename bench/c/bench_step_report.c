@@ -40,7 +40,7 @@ static void print_head(const struct step_result *result)
 	       "  C  overlapped (median, least..most)\n"
 	       "  D  one after the other\n"
 	       "  ratio: compute to transfers of a pass without residents; resident: layers\n"
-	       "  kept beside the shard; fetched: layers that a steady pass fetches; exposed:\n"
+	       "  held beside the shard; fetched: layers that a steady pass fetches; exposed:\n"
 	       "  C - A; stalled: the part of it spent in lshard_wait; predicted: exposed, by\n"
 	       "  the planner from A and the link; off: exposed less predicted, in %% of A;\n"
 	       "  hidden: 1 - exposed / B, - where nothing moves\n\n");

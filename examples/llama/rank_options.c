@@ -106,13 +106,13 @@ static int find_transport(struct rank_options *options)
 
 /* ---- Which ranks ------------------------------------------------------------------------------------------------- */
 
-/* A name that no other run has, so that only this run's ranks meet under it. */
+/* A name that no other run has, so that only this run's ranks find each other by it. */
 static int name_job(struct rank_options *options)
 {
 	uint64_t random;
 
 	if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random) {
-		cli_message("no random number for the name of the ranks' meeting place: %s", strerror(errno));
+		cli_message("no random number for the name by which the ranks find each other: %s", strerror(errno));
 		return CLI_FAILED;
 	}
 	(void)snprintf(options->job, sizeof options->job, "run-%ld-%016llx", (long)getpid(),
@@ -129,7 +129,7 @@ static int find_ranks(struct rank_options *options)
 	if (!options->ranks_given)
 		status = lshard_discover(&found, error, sizeof error);
 	if (status != LSHARD_OK && status != LSHARD_ERR_STATE)
-		return cli_usage("", "%s; mend the environment, or start own ranks with --ranks", error);
+		return cli_usage("", "%s; correct the environment, or start own ranks with --ranks", error);
 	if (status == LSHARD_OK) {
 		options->one_of_job = true;
 		options->rank_0_tells = found.rank > 0 && strcmp(found.source, "LAYERSHARD_*") != 0;

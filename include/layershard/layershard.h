@@ -569,7 +569,7 @@ typedef struct lshard_stats {
 	uint64_t layer_bytes;    /* one layer, packed */
 	uint64_t shard_bytes;    /* stored here for good */
 	uint64_t window_bytes;   /* all windows, and what poison has taken so far */
-	uint64_t resident_bytes; /* further layers kept */
+	uint64_t resident_bytes; /* the resident layers */
 	uint32_t windows;
 	uint32_t residents;
 	uint32_t fetched_layers; /* layers fetched per steady pass */

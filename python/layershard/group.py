@@ -78,10 +78,10 @@ class Group:
 
     rank, size   both None: found in the environment (LAYERSHARD_*, torchrun, Open MPI, PMIx, PMI, Slurm)
     transport    "auto", a transport's name, or wrappers before one; None: LAYERSHARD_TRANSPORT, else "auto"
-    job          the name under which separately started ranks meet; None: LAYERSHARD_JOB, else the launcher's
+    job          the name by which separately started ranks find each other; None: LAYERSHARD_JOB, else the launcher's
     timeout_ms   the longest wait of any call; None: LAYERSHARD_TIMEOUT_MS, else 30000
     memory       where layers live: "host" or "cuda", there on `device`
-    allgather    how ranks meet instead of by `job`: gives this rank's bytes, returns those of all in rank order
+    allgather    instead of `job`: gives this rank's bytes to the others and returns those of all, in rank order
     callbacks    for the transport "callback": collectives of the caller's own, see Collectives
     log          a logging.Logger, or a function of a level ("error", "warn", "info", "debug") and a line; any thread
     """

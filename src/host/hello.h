@@ -11,7 +11,7 @@
 
 struct lshard__hello {
 	struct lshard__greeting greeting;
-	uint64_t token; /* a secret of who is spoken to, where there is one */
+	uint64_t token; /* a secret of the rank that is connected to, where it has one */
 	int32_t rank;
 	int32_t size;
 };

@@ -58,7 +58,7 @@ struct player {
 	struct setting setting;
 	struct trial *trial;
 	uint32_t at;   /* the next layer */
-	bool ends;     /* the trouble is one after which nothing is mended */
+	bool ends;     /* the trouble is one after which nothing is repaired */
 	bool left;     /* this rank has */
 	bool troubled; /* it has happened */
 };
@@ -236,7 +236,7 @@ static void note_slowness(struct player *player)
  * Until all ranks have come through the remedy, and a pass after it: the one fault there is may hit these. Where a rank
  * is gone there is no remedy.
  */
-static bool mend(struct player *player, enum call call)
+static bool repair(struct player *player, enum call call)
 {
 	const struct member *member = player->rank.member;
 	struct fared fared = {{LSHARD_OK}, 0};
@@ -259,7 +259,7 @@ static bool mend(struct player *player, enum call call)
 		call = REWIND;
 	}
 	note_slowness(player);
-	EXPECT(member, false, "%s: not mended by %d tries: %s", player->trial->spec, TRIES, last_error(player));
+	EXPECT(member, false, "%s: not repaired by %d tries: %s", player->trial->spec, TRIES, last_error(player));
 failed:
 	return false;
 }
@@ -285,7 +285,7 @@ static bool act(struct player *player, enum call call)
 	}
 	if (call > CREATE && !wary_steps(player, 2 * LAYERS))
 		return false;
-	return mend(player, call);
+	return repair(player, call);
 failed:
 	return false;
 }
@@ -308,7 +308,7 @@ static bool play_script(struct player *player)
 				return false;
 			if (fared.ok == RANKS)
 				learn_addresses(player, made);
-			else if (!mend(player, made))
+			else if (!repair(player, made))
 				return false;
 		}
 	}

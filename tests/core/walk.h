@@ -108,7 +108,7 @@ lshard_status walk_join(struct walk *walk, struct walker *walker, unsigned strea
 /* Poison is switched to what it was not. */
 void walk_switch_poison(struct walk *walk, struct walker *walker, unsigned stream);
 void walk_get_stats(struct walk *walk, struct walker *walker, lshard_stats *stats);
-/* What was broken on purpose is mended: what is fetched from now on comes. */
+/* What was broken on purpose is repaired: what is fetched from now on comes. */
 void walk_mend(struct walk *walk, struct walker *walker);
 
 /* What all ranks call together must be OK; @p call leaves each one's status. */

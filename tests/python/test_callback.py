@@ -202,7 +202,7 @@ def test_torch_carries_layers_where_it_is_asked_to_or_nothing_else_can(tmp_path)
 # ---- Out of step ----
 
 
-def go_astray(rank, size):
+def out_of_step(rank, size):
     with open_group(dist.group.WORLD) as group:
         series = layers_of(group)
         series.commit(filler(SIZES))
@@ -220,7 +220,7 @@ def go_astray(rank, size):
 
 
 def test_ranks_out_of_step_are_told_and_rewind_cures_it(tmp_path):
-    for took, text in run(tmp_path, 3, go_astray):
+    for took, text in run(tmp_path, 3, out_of_step):
         assert took < LONG_MS / 2000, "told by the deadline only"
         assert "rank 0" in text and "position" in text
 

@@ -115,7 +115,7 @@ def test_no_host_synchronisation_in_a_pass(tmp_path):
 # ---- Ranks that do not keep in step ----
 
 
-def astray(rank, size, backend, store):
+def out_of_step(rank, size, backend, store):
     with world(rank, size, backend, store), torch.inference_mode():
         model, x, want = sharded(rank, size)
         assert torch.equal(model(x), want)
@@ -134,7 +134,7 @@ def astray(rank, size, backend, store):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ranks_that_go_different_ways_are_told(tmp_path, backend):
-    ranks.run(2, astray, backend, tmp_path / "store")
+    ranks.run(2, out_of_step, backend, tmp_path / "store")
 
 
 def late(rank, size, backend, store):

@@ -265,7 +265,7 @@ def by_one_buffer(model):
         each.copy_(other)
 
 
-def mended(model):
+def repaired(model):
     averaged(model)
     for each in weights(model):
         nn.init.uniform_(each, 0.5, 0.5)
@@ -301,7 +301,7 @@ def written_before_it_is_read(model):
     second.sub_(third)
 
 
-RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, mended, only_looked_at]
+RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, repaired, only_looked_at]
 RIGHT += [unshared_with_all, given_memory_first, written_before_it_is_read]
 
 

@@ -70,9 +70,9 @@ static void stop_offering(struct cuda_borrowed *borrowed)
 	borrowed->offered = -1;
 }
 
-static void end_borrowing(struct cuda *cuda, struct cuda_borrowed *borrowed, int give_back)
+static void end_borrowing(struct cuda *cuda, struct cuda_borrowed *borrowed, int is_returned)
 {
-	if (give_back)
+	if (is_returned)
 		borrowed->source.release(borrowed->source.user, LSHARD_FOR_SHARD, borrowed->pointer);
 	stop_offering(borrowed);
 	if (borrowed->readers >= 0)
