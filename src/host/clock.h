@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * clock.h - the one clock of the library: CLOCK_MONOTONIC in nanoseconds, and conditions whose deadlines are of it. Knows
- * nothing else.
+ * clock.h - the one clock of the library: CLOCK_MONOTONIC in nanoseconds, and conditions whose deadlines are of it.
+ * Knows nothing else.
  */
 #ifndef LAYERSHARD_CLOCK_H
 #define LAYERSHARD_CLOCK_H
