@@ -260,6 +260,72 @@ def test_what_nobody_has_told_fails_in_the_backward_pass(call, outer):
     ranks.run(2, work)
 
 
+def direct(layer, x):
+    return nn.functional.linear(x * layer.extra, layer.up.weight)
+
+
+def in_hooks(layer, x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: [each], lambda each: each[0]):
+        return direct(layer, x)
+
+
+def on_cpu(layer, x):
+    with torch.autograd.graph.save_on_cpu():
+        return direct(layer, x)
+
+
+def checkpointed(layer, x):
+    return checkpoint(lambda x: direct(layer, x), x, use_reentrant=False)
+
+
+def checkpointed_reentrant(layer, x):
+    return checkpoint(lambda x: direct(layer, x), layer.extra * 1, use_reentrant=True)
+
+
+class KeepingModule(Keeping):
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.module = module
+        return module(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.module.weight, None
+
+
+def keeping_module(layer, x):
+    return KeepingModule.apply(x * layer.extra, layer.up)
+
+
+def copied(layer, x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: each.clone(), lambda each: each):
+        return direct(layer, x)
+
+
+def blocks_of(call):
+    model = adapted("before")
+    for layer in model.layers:
+        layer.forward = functools.partial(call, layer)
+    return model
+
+
+@pytest.mark.parametrize("call", [in_hooks, on_cpu, checkpointed, checkpointed_reentrant, keeping_module])
+def test_weights_that_are_kept_or_read_again_inside_a_block(call):
+    def work(rank, size):
+        model = sharding.shard(blocks_of(call), **BLOCKS, transport="shm:copy")
+        refused(lambda: grads(model, [2]))
+
+    ranks.run(2, work)
+
+
+def test_hooks_that_keep_copies_are_right():
+    def work(rank, size):
+        model, want = sharding.shard(blocks_of(copied), **BLOCKS, transport="shm:copy"), blocks_of(copied)
+        assert torch.equal(grads(model, [2]), grads(want, [2]))
+
+    ranks.run(2, work)
+
+
 def test_the_programs_own_hooks_are_asked_too():
     def work(rank, size):
         model, want = sharding.shard(adapted("after"), **BLOCKS, transport="shm:copy"), adapted("after")

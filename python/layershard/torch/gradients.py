@@ -6,21 +6,24 @@ backward pass will read, autograd saves in the forward pass, and has hooks for t
 grad mode, a shared weight that is about to be saved is refused by name. What is not saved is not read: an adapter
 beside a frozen layer stays allowed. Layers that this rank stores are refused, too: all ranks fail in one place.
 
-Some reads pass those hooks by. Functions of the program's may keep a weight in an attribute, so the module's part of
-the graph is looked through for them. What runs a part of a module again in a backward pass (checkpointing inside a
-block) is refused then. torch.func has no such hooks, and compilers ask none: there any gradient of a result is refused.
+Some reads pass those hooks by. Hooks of the program's inside a module are asked in place of these, which look at what
+they keep. Functions of the program's may keep a weight in an attribute, so the module's part of the graph is looked
+through for them. What runs a part of a module again in a backward pass (checkpointing inside a block) is refused then.
+torch.func has no such hooks, and compilers ask none: there any gradient of a result is refused.
 
 Nothing is asked where grad mode is off. Knows autograd and memory; nothing of series or windows.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
 from typing import Any
 
 import torch
 from torch import compiler, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from .containers import tensors_in
 from .grouping import Place
@@ -73,6 +76,22 @@ def refuse_results(module: nn.Module, results: Iterable[torch.Tensor]) -> None:
         raise Refused(_WANTED.format(what=what))
 
 
+_all: weakref.WeakValueDictionary[int, Saving] = weakref.WeakValueDictionary()
+
+
+def _enter(hooks: saved_tensors_hooks) -> None:
+    """The program's own hooks in a module, in any thread: of several autograd asks these, and none that are outside."""
+    pack, reads_again = hooks.pack_hook, type(hooks).__module__ == "torch.utils.checkpoint"
+    if not compiler.is_compiling():
+        for saving in [each() for each in _all.valuerefs()]:
+            if saving is not None and saving.inside:
+                pack = saving.pack_inside(pack, reads_again)
+    _autograd._push_saved_tensors_default_hooks(pack, hooks.unpack_hook)
+
+
+saved_tensors_hooks.__enter__ = _enter  # type: ignore[method-assign]
+
+
 class Saving:
     """Of one module that computes from @places. begin and end stand round its forward, where grad mode is on."""
 
@@ -86,6 +105,7 @@ class Saving:
         self._after: HookAfter | None = None
         self._handles: list[Any] = []
         self._is_always_called = self._is_graph_made = False
+        _all[id(self)] = self
 
     def _refuse(self, tensor: torch.Tensor) -> None:
         address = address_of(tensor)
@@ -99,6 +119,25 @@ class Saving:
 
         return pack
 
+    def _push(self) -> None:
+        theirs = _top_hooks(False)
+        if theirs is None:
+            _push_hooks(self._own_pack, _give)
+        else:
+            _push_hooks(self._pack_before(theirs[0]), theirs[1])
+
+    def pack_inside(self, keep: Callable[[torch.Tensor], Any], reads_again: bool) -> Callable[[torch.Tensor], Any]:
+        """Before hooks of the program's in the module: what they keep must be no shared weight. Checkpointing's keep
+        nothing, and read it again."""
+
+        def pack(tensor: torch.Tensor) -> Any:
+            kept = keep(tensor)
+            for each in tensors_in(tensor if reads_again else kept):
+                self._refuse(each)
+            return kept
+
+        return pack
+
     # ---- Round a forward ----
 
     def begin(self) -> None:
@@ -107,11 +146,7 @@ class Saving:
             self._call_always()
         thread, number = get_ident(), None
         if _hooks_are_enabled():
-            theirs = _top_hooks(False)
-            if theirs is None:
-                _push_hooks(self._own_pack, _give)
-            else:
-                _push_hooks(self._pack_before(theirs[0]), theirs[1])
+            self._push()
             number = last_node()
         self.inside[thread] = number, self.inside.get(thread)
 
@@ -154,8 +189,26 @@ class Saving:
             seen.add(node)
             nodes += [each for each, _ in node.next_functions]
             if isinstance(node, torch.autograd.function.BackwardCFunction):
-                for tensor in tensors_in(vars(node)):
-                    self._refuse(tensor)
+                self._refuse_of(node)
+
+    def _refuse_of(self, node: Any) -> None:
+        """Tensors in its attributes, and in modules there. What reentrant checkpointing runs is asked when it runs."""
+        kept = vars(node)
+        modules = [[each._parameters, each._buffers] for each in kept.values() if isinstance(each, nn.Module)]
+        for tensor in tensors_in([kept, modules]):
+            self._refuse(tensor)
+        if callable(kept.get("run_function")):
+            node.run_function = self._watched(node.run_function)
+
+    def _watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def again(*args: Any) -> Any:
+            self._push()
+            try:
+                return run(*args)
+            finally:
+                _pop_hooks()
+
+        return again
 
     # ---- Hooks of modules ----
 
