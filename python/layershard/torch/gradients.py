@@ -35,6 +35,7 @@ HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 _Begun = tuple[int | None, Any]  # autograd's last node by then, None where it asks no hooks; and round which one
 
 _autograd: Any = torch._C._autograd
+_Tensor = torch.Tensor
 last_node = _autograd._get_sequence_nr  # a number that rises with each node of a graph that this thread makes
 _hooks_are_enabled, _top_hooks = _autograd._saved_tensors_hooks_is_enabled, _autograd._top_saved_tensors_default_hooks
 _push_hooks = _autograd._push_saved_tensors_default_hooks
@@ -74,6 +75,10 @@ def refuse_results(module: nn.Module, results: Iterable[torch.Tensor]) -> None:
     if torch.is_grad_enabled() and any(each.requires_grad for each in results):
         what = f"a {type(module).__name__} whose weights are shared by layershard (compiled, or in torch.func)"
         raise Refused(_WANTED.format(what=what))
+
+
+def _has_graph(output: Any) -> bool:
+    return any(each.requires_grad for each in tensors_in(output))
 
 
 _all: weakref.WeakValueDictionary[int, Saving] = weakref.WeakValueDictionary()
@@ -119,12 +124,6 @@ class Saving:
 
         return pack
 
-    def _push(self) -> None:
-        theirs = _top_hooks(False)
-        if theirs is None:
-            _push_hooks(self._own_pack, _give)
-        else:
-            _push_hooks(self._pack_before(theirs[0]), theirs[1])
 
     def pack_inside(self, keep: Callable[[torch.Tensor], Any], reads_again: bool) -> Callable[[torch.Tensor], Any]:
         """Before hooks of the program's in the module: what they keep must be no shared weight. Checkpointing's keep
@@ -146,7 +145,11 @@ class Saving:
             self._call_always()
         thread, number = get_ident(), None
         if _hooks_are_enabled():
-            self._push()
+            theirs = _top_hooks(False)
+            if theirs is None:
+                _push_hooks(self._own_pack, _give)
+            else:
+                _push_hooks(self._pack_before(theirs[0]), theirs[1])
             number = last_node()
         self.inside[thread] = number, self.inside.get(thread)
 
@@ -162,7 +165,7 @@ class Saving:
             self.inside[get_ident()] = outer
         if number is not None:
             _pop_hooks()
-        if number != last_node() or any(each.requires_grad for each in tensors_in(output)):
+        if number != last_node() or (output.requires_grad if type(output) is _Tensor else _has_graph(output)):
             self.look(given, output, are_told=number is not None)
 
     def look(self, given: Any, output: Any, are_told: bool = True) -> None:
@@ -202,7 +205,8 @@ class Saving:
 
     def _watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def again(*args: Any) -> Any:
-            self._push()
+            keep, give = _top_hooks(False) or (_keep, _give)
+            _push_hooks(self._pack_before(keep), give)
             try:
                 return run(*args)
             finally:
