@@ -319,6 +319,10 @@ def test_what_an_operator_adds_to_by_name_is_read(others):
     assert source_of(lambda source: torch.add(torch.ones(4, 4), 1, out=source.clone())) is None
 
 
+def test_to_wait_for_a_collective_operator_changes_nothing():
+    assert source_of(lambda source: torch.ops._c10d_functional.wait_tensor(source * 2)) == "there"
+
+
 def test_what_is_written_through_a_nested_view_of_a_part_leaves_the_rest():
     from layershard.torch.updates.origins import Origins
 

@@ -13,7 +13,8 @@ import torch
 from ..containers import tensors_in
 
 _SPACES = ("c10d", "_c10d_functional", "c10d_functional", "symm_mem")
-_GIVE_NOTHING = ("recv", "irecv", "wait", "barrier", "monitored_barrier", "check_for_nan")
+_RECEIVE = ("recv", "irecv")
+_ONLY_WAIT = ("wait", "barrier", "monitored_barrier", "check_for_nan")
 
 
 class Sent(NamedTuple):
@@ -32,7 +33,10 @@ def sent_by(func: Any, args: Any, kwargs: Any) -> Sent:
     named = {**dict(zip(names, args, strict=False)), **kwargs}
     received = [value for name, value in named.items() if name.startswith("out")]
     given = [value for name, value in named.items() if not name.startswith("out")]
-    if func._schema.name.partition("::")[2].startswith(_GIVE_NOTHING) or not _is_root(func, named):
+    name = func._schema.name.partition("::")[2]
+    if name.startswith(_ONLY_WAIT):
+        given, received = [], []
+    elif name.startswith(_RECEIVE) or not _is_root(func, named):
         given, received = [], [*given, *received]
     lasts = bool(named.get("async_op", named.get("asyncOp", True)))
     return Sent(list(tensors_in(given)), list(tensors_in(received)), lasts)
