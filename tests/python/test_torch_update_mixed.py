@@ -156,6 +156,15 @@ APART = {
     "index_copy_": by_index_copy,
     "index": by_index,
     "index_add_": lambda values: torch.zeros(4, *values[0].shape).index_add_(0, torch.arange(4), torch.stack(values)),
+    "index_add_, twice": lambda values: torch.zeros(4, *values[0].shape).index_add_(
+        0, torch.arange(4), torch.stack(values), alpha=2
+    ),
+    "index_put_, added": lambda values: torch.stack(values).index_put_(
+        (torch.arange(4),), torch.stack(values), accumulate=True
+    ),
+    "put_, added": lambda values: torch.stack(values).put_(
+        torch.arange(4 * values[0].numel()), torch.stack(values), accumulate=True
+    ),
     "gather": lambda values: torch.stack(values, 2).gather(1, BACKWARDS.expand(len(values[0]), -1, 4)).unbind(2),
     "triu": lambda values: torch.stack(values).triu() + torch.stack(values).softmax(2),
     "sorted": lambda values: torch.stack(values).sort(2).values + torch.stack(values).topk(1, 2).values,
@@ -200,7 +209,8 @@ MIXED = {
     "copied": lambda values: [copied(each) for each in values[::-1]],
     "sparse": lambda values: [each.to_sparse().detach().values().view(each.shape) for each in values[::-1]],
 }
-for name in ("matmul", "einsum", "linear", "quantiles", "counted", "copied"):  # made of others, which it hides there
+HIDE_OTHERS = ["matmul", "einsum", "einsum over all", "linear", "quantiles", "norms over all", "counted", "copied"]
+for name in [*HIDE_OTHERS, "places", "picked", "the next ones"]:
     for ways in (APART, MIXED):
         ways |= {f"{name}, in inference mode": in_inference_mode(ways[name])} if name in ways else {}
 
@@ -321,6 +331,20 @@ def test_what_an_operator_adds_to_by_name_is_read(others):
 
 def test_to_wait_for_a_collective_operator_changes_nothing():
     assert source_of(lambda source: torch.ops._c10d_functional.wait_tensor(source * 2)) == "there"
+
+
+def test_memory_that_another_storage_was_written_to_is_not_fresh():
+    from layershard.torch.updates.origins import Origins
+
+    memory = torch.ones(8)
+    first, second = torch.from_dlpack(memory), torch.from_dlpack(memory)
+    with Origins() as origins:
+        origins.follow(first, "first")
+        origins.follow(second, "second")
+        first.fill_(0.5)
+        assert origins.source_of(first * 1) is None
+        second[:4].fill_(2)
+        assert origins.source_of(first * 1) == "first"
 
 
 def test_what_is_written_through_a_nested_view_of_a_part_leaves_the_rest():
