@@ -193,12 +193,29 @@ def attributes(model):
         layer.size = layer.up.weight.norm()
 
 
+def listed(model):
+    for layer in model.layers:
+        layer.sizes = {"all": [layer.up.weight.norm()]}
+
+
+def gradients(model):
+    model.embed.weight.grad = torch.ones_like(model.embed.weight) * weights(model)[0].sum() * weights(model)[1].sum()
+
+
+def wrapped(model):
+    first, second, *_ = weights(model)
+    model.rows = torch.nested.nested_tensor([first[0], second[0]], layout=torch.jagged)
+
+
 NOT_SHARED = {
     norms_by_weights: "norm.(weight|bias)",
     scales_by_weights: "scale",
     head_by_a_weight: "head.weight",
     registered: "size",
     attributes: "size",
+    listed: "sizes",
+    gradients: "embed.weight.grad",
+    wrapped: "rows",
 }
 
 
@@ -220,6 +237,10 @@ def every_unshared(rank, size, options):
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if name in values and name not in shared:
                     tensor.copy_(values[name])
+                    tensor.grad = None
+            for each in model.modules():
+                vars(each).pop("sizes", None)
+                vars(each).pop("rows", None)
         assert torch.equal(compute(model, rank), compute(want, rank)), change
 
 
@@ -292,6 +313,13 @@ def given_memory_first(model):
     averaged(model)
 
 
+def kept_in_lists(model):
+    """As recurrent modules keep their weights."""
+    for layer in model.layers:
+        layer.every = [layer.up.weight]
+        layer.every[0].mul_(2)
+
+
 def written_before_it_is_read(model):
     first, second, third, *_ = weights(model)
     new = torch.linspace(-1, 1, second.numel()).view(second.shape)
@@ -302,7 +330,7 @@ def written_before_it_is_read(model):
 
 
 RIGHT = [vector_scaled, stacked, by_lists, by_one_buffer, repaired, only_looked_at]
-RIGHT += [unshared_with_all, given_memory_first, written_before_it_is_read]
+RIGHT += [unshared_with_all, given_memory_first, kept_in_lists, written_before_it_is_read]
 
 
 def every_right_way(rank, size, options, changes):

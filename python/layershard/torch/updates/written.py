@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..containers import tensors_in
 from ..grouping import Place
 from ..layout import Layout
 from ..memory import address_of
@@ -103,7 +105,12 @@ def refuse_sent(sent: tuple[str, str] | None) -> None:
 def refuse_unshared(model: nn.Module, stand_ins: Sequence[StandIn], source_of: SourceOf) -> None:
     """What each rank has of its own must be computed from weights, not from the scratch that stands for them."""
     shared = {(each.place.owner, each.place.key) for each in stand_ins}
-    found = [(name, source_of(tensor)) for where, name, tensor in _tensors(model) if where not in shared]
+    themselves = {id(each.place.tensor) for each in stand_ins}  # recurrent modules keep a list of their weights
+    found = [
+        (name, source_of(tensor))
+        for where, name, tensor in _tensors(model)
+        if where not in shared and id(tensor) not in themselves
+    ]
     wrong = [(name, source) for name, source in found if source is not None]
     if wrong:
         names = ", ".join(name for name, _ in wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
@@ -111,8 +118,20 @@ def refuse_unshared(model: nn.Module, stand_ins: Sequence[StandIn], source_of: S
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[tuple[nn.Module, str], str, torch.Tensor]]:
-    """Parameters, buffers and plain attributes, with where they are."""
+    """Parameters, buffers, their gradients and what lies in plain attributes, with where they are."""
     for path, owner in model.named_modules():
-        for key, value in {**owner.__dict__, **owner._parameters, **owner._buffers}.items():
-            if isinstance(value, torch.Tensor):
-                yield (owner, key), f"{path}.{key}".removeprefix("."), value
+        plain = {key: value for key, value in owner.__dict__.items() if key not in ("_parameters", "_buffers")}
+        for key, value in {**plain, **owner._parameters, **owner._buffers}.items():
+            for each in tensors_in(value):
+                for name, tensor in [(key, each), (f"{key}.grad", each.grad if each.is_leaf else None)]:
+                    for part in _parts(tensor):
+                        yield (owner, key), f"{path}.{name}".removeprefix("."), part
+
+
+def _parts(tensor: torch.Tensor | None) -> Iterator[torch.Tensor]:
+    """It, or what it wraps."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+    elif tensor is not None:
+        yield tensor
