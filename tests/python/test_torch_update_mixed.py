@@ -347,6 +347,26 @@ def test_memory_that_another_storage_was_written_to_is_not_fresh():
         assert origins.source_of(first * 1) == "first"
 
 
+class Wrapped(torch.Tensor):
+    """Says to nobody what it wraps."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        inner = [each.inner if isinstance(each, cls) else each for each in args]
+        return cls(func(*inner, **(kwargs or {})))
+
+
+def test_what_a_tensor_calls_on_what_it_wraps_is_followed():
+    assert source_of(lambda source: (Wrapped(source) * 2).inner) == "there"
+
+
 def test_what_is_written_through_a_nested_view_of_a_part_leaves_the_rest():
     from layershard.torch.updates.origins import Origins
 

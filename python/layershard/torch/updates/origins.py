@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch._compile import _disable_dynamo
 from torch._ops import HigherOrderOperator, OperatorBase
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from ..compiled import Eager
@@ -95,7 +95,7 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return run(func, types, args, kwargs or {})
 
     def _run(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if any(map(is_traceable_wrapper_subclass_type, types)):
+        if any(each.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for each in types):
             return NotImplemented  # it calls operators on what it wraps
         if isinstance(func, HigherOrderOperator):
             return self._run_bodies(func, args, kwargs)
