@@ -124,7 +124,6 @@ class Saving:
 
         return pack
 
-
     def pack_inside(self, keep: Callable[[torch.Tensor], Any], reads_again: bool) -> Callable[[torch.Tensor], Any]:
         """Before hooks of the program's in the module: what they keep must be no shared weight. Checkpointing's keep
         nothing, and read it again."""
