@@ -42,7 +42,9 @@ static struct callback *callback_new(const lshard_context *context)
 
 	if (!callback)
 		return NULL;
+	callback->calls = *context->callbacks;
 	callback->context = *context;
+	callback->context.callbacks = &callback->calls;
 	callback->base.context = &callback->context;
 	callback->ops = lshard__callback;
 	callback->base.ops = &callback->ops;

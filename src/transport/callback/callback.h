@@ -88,7 +88,8 @@ struct callback {
 	lshard_transport_ops ops;       /* as the memory demands */
 	lshard_device_callbacks device; /* of device memory */
 	bool on_device;
-	lshard_context context; /* a copy: a worker that is lost may come back when the group has gone */
+	lshard_context context; /* copies: a worker that is lost may come back when the group has gone */
+	lshard_callbacks calls;
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* anything below */
 	pthread_t worker;
