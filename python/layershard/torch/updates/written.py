@@ -48,7 +48,7 @@ class StandIn:
         self.place = place
         self.target = target
         self.own = own  # what is written counts; elsewhere it is dropped
-        self._holder = place.tensor
+        self.holder = place.tensor
         self._home = place.owner._parameters if place.is_parameter else place.owner._buffers
 
     def found(self) -> torch.Tensor:
@@ -69,8 +69,8 @@ class StandIn:
         for home in (self.place.owner._parameters, self.place.owner._buffers, self.place.owner.__dict__):
             if home is not self._home:
                 home.pop(self.place.key, None)
-        self._home[self.place.key] = self._holder  # type: ignore[assignment]  # a parameter, if its home is theirs
-        self._holder.data = self.target
+        self._home[self.place.key] = self.holder  # type: ignore[assignment]  # a parameter, if its home is theirs
+        self.holder.data = self.target
 
 
 def collect(stand_ins: Sequence[StandIn], source_of: SourceOf) -> None:
@@ -105,7 +105,7 @@ def refuse_sent(sent: tuple[str, str] | None) -> None:
 def refuse_unshared(model: nn.Module, stand_ins: Sequence[StandIn], source_of: SourceOf) -> None:
     """What each rank has of its own must be computed from weights, not from the scratch that stands for them."""
     shared = {(each.place.owner, each.place.key) for each in stand_ins}
-    themselves = {id(each.place.tensor) for each in stand_ins}  # recurrent modules keep a list of their weights
+    themselves = {id(each.holder) for each in stand_ins}  # recurrent modules keep a list of their weights
     found = [
         (name, source_of(tensor))
         for where, name, tensor in _tensors(model)
@@ -118,11 +118,14 @@ def refuse_unshared(model: nn.Module, stand_ins: Sequence[StandIn], source_of: S
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[tuple[nn.Module, str], str, torch.Tensor]]:
-    """Parameters, buffers, their gradients and what lies in plain attributes, with where they are."""
+    """Parameters, buffers, their gradients and what lies in plain attributes, with where they are. In lists and dicts
+    that are private to a module lies what it computes for itself, layer by layer, and writes to none: peft's caches."""
     for path, owner in model.named_modules():
         plain = {key: value for key, value in owner.__dict__.items() if key not in ("_parameters", "_buffers")}
         for key, value in {**plain, **owner._parameters, **owner._buffers}.items():
             for each in tensors_in(value):
+                if each is not value and key.startswith("_"):
+                    continue
                 for name, tensor in [(key, each), (f"{key}.grad", each.grad if each.is_leaf else None)]:
                     for part in _parts(tensor):
                         yield (owner, key), f"{path}.{name}".removeprefix("."), part
