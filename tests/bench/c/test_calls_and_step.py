@@ -155,7 +155,8 @@ def test_step_is_never_faster_than_the_link():
         assert case["link_bytes_per_s"] == 1600 * 1024
         assert case["transfers_ns"]["min"] > 0.45 * 15e6  # up to three windows may be full when the sample begins
         assert case["serial_ns"]["min"] >= 15e6
-        assert case["predicted_exposed_ns"] > 0
+        computed_ns = max(result[each]["max"] for each in ("replicated_first_ns", "replicated_last_ns"))
+        assert case["predicted_exposed_ns"] > 0 or computed_ns > 15e6  # a slow machine hides all of it
 
 
 def test_step_without_transfers_predicts_nothing_exposed():
