@@ -217,11 +217,6 @@ lshard_status engine_encode(engine *self, const char *text, int32_t **tokens, si
 	return tokenizer_encode(self->tokenizer, text, tokens, count, error);
 }
 
-const char *engine_token_text(const engine *self, int32_t token, size_t *bytes)
-{
-	return tokenizer_text(self->tokenizer, token, bytes);
-}
-
 const float *engine_logits(const engine *self, size_t *count)
 {
 	*count = self->config.vocabulary;

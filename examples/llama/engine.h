@@ -94,12 +94,6 @@ void engine_get_stats(const engine *engine, engine_stats *stats);
  */
 lshard_status engine_encode(engine *engine, const char *text, int32_t **tokens, size_t *count, engine_error *error);
 
-/**
- * The bytes of one token; they may be a part of a UTF-8 character. "" for special tokens and for ids out of range.
- * Not terminated by a zero. Lives as long as the engine.
- */
-const char *engine_token_text(const engine *engine, int32_t token, size_t *bytes);
-
 /** Called for each generated token as it comes. Anything but 0 ends the generation, which then returns OK. */
 typedef int (*engine_on_token)(void *user, int32_t token, const char *text, size_t bytes);
 
