@@ -5,6 +5,7 @@
     purity.py includes SOURCE_DIR            who includes whom; no file is left out of the build
     purity.py base SOURCE_DIR OBJECT...      what the base's objects ask of the world: nothing
     purity.py core SOURCE_DIR OBJECT...      what the core's objects, given with the base's, ask of it: outside.h
+    purity.py circles SOURCE_DIR OBJECT...   no file of the library needs what, by way of others, needs that file
     purity.py exports SOURCE_DIR SO ARCHIVE  both libraries show what the public headers declare, and nothing else
 
 Prints every violation and exits 1 if there is one.
@@ -163,6 +164,43 @@ def check_objects(allowed, *objects):
             yield f"{undefined[name]}: needs {name}, which is neither in these objects nor what they may use of others"
 
 
+def check_circles(_, *objects):
+    """By what objects need of each other: the header that declares it is one for several files at times."""
+    if not objects:
+        yield "no objects given"
+    owners = {name: path for path in objects for name in names(path, "-g", "--defined-only")}
+    needs = {path: {} for path in objects}
+    for path in objects:
+        for name in sorted(names(path, "-u") & owners.keys()):
+            needs[path].setdefault(owners[name], name)
+    in_circles = set()
+    for path in sorted(objects, key=file_of):
+        circle = None if path in in_circles else shortest_circle(needs, path)
+        if circle:
+            in_circles |= set(circle)
+            steps = (
+                f"{file_of(one)} needs {needs[one][other]} of" for one, other in zip(circle, circle[1:] + circle[:1])
+            )
+            yield f"a circle of files: {' '.join(steps)} {file_of(path)}"
+
+
+def file_of(path):
+    return pathlib.Path(path).stem
+
+
+def shortest_circle(needs, start):
+    """The files from start to the last one, which needs start again; None where no way leads back."""
+    ways = {start: [start]}
+    ends = [start]
+    for end in ends:
+        if start in needs[end]:
+            return ways[end]
+        for other in sorted(needs[end].keys() - ways.keys()):
+            ways[other] = [*ways[end], other]
+            ends.append(other)
+    return None
+
+
 def declared(source):
     found = set()
     for header in PUBLIC:
@@ -186,7 +224,13 @@ def check_exports(source, shared, archive):
 
 
 def main():
-    checks = {"includes": check_includes, "base": check_base, "core": check_core, "exports": check_exports}
+    checks = {
+        "includes": check_includes,
+        "base": check_base,
+        "core": check_core,
+        "circles": check_circles,
+        "exports": check_exports,
+    }
     if len(sys.argv) < 3 or sys.argv[1] not in checks:
         sys.exit(__doc__)
     violations = list(checks[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:]))
@@ -195,4 +239,5 @@ def main():
     sys.exit(1 if violations else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()
