@@ -18,7 +18,7 @@ static json_t *case_json(const struct step_bench *bench, const struct case_resul
 				   "prefetch", (json_int_t)bench->series[found->one->series].prefetch, "resident",
 				   bench->options.residents[found->one->resident].text, "residents",
 				   (int)plan->residents, "fetched_layers", (int)plan->fetched_layers, "windows",
-				   (int)plan->windows, "late_count", (int)plan->late_count);
+				   (int)plan->windows, "below_k_count", (int)plan->below_k_count);
 	json_t *times = json_pack(
 		"{s:o, s:o, s:o, s:f, s:f, s:o, s:f, s:I, s:I, s:f}", "transfers_ns",
 		bench_spread_json(&found->transfers.elapsed), "overlapped_ns",
@@ -78,7 +78,7 @@ static json_t *config_json(const struct step_options *options)
 json_t *step_json(const struct step_result *result, bool conclusive)
 {
 	return json_pack("{s:s, s:s, s:s, s:o, s:b, s:f, s:b, s:o, s:o, s:o, s:o, s:o}", "schema",
-			 "layershard-bench-step/2", "bench", "step", "compute_model",
+			 "layershard-bench-step/3", "bench", "step", "compute_model",
 			 "a fixed time passes by the clock", "config", config_json(&result->bench->options),
 			 "bits_checked", 1, "drift_percent", result->drift_percent, "conclusive", conclusive,
 			 "replicated_first_ns", bench_spread_json(&result->first), "replicated_last_ns",

@@ -11,7 +11,7 @@
  *   source     the rank that loads and processes layer i: i % n
  *   shard      the bytes a rank stores for good
  *   window     one of at most k+1 buffers for layers this rank does not store
- *   k          the prefetch step; it sets the number of windows
+ *   k          the prefetch distance asked for: layers between the start of a fetch and its use; sets the windows
  *   resident   a layer this rank keeps although another is its source, because there was memory to spare
  *   view       the right to use a layer's bytes: from wait until the next reach of another layer, or release
  *
@@ -327,7 +327,7 @@ typedef struct lshard_series_options {
 	/*
 	 * Memory to spend on keeping further layers: 0 none, UINT64_MAX all. Each costs what a window does: layer_bytes
 	 * of lshard_stats; with STRIPED less where this rank's own stripes are mapped in place. lshard_plan
-	 * (layershard/plan.h) tells how many a sum buys, and what is late without them.
+	 * (layershard/plan.h) tells how many a sum buys, and which layers have a distance below k without them.
 	 */
 	uint64_t resident_bytes;
 	const lshard_memory_source *memory_source;    /* NULL: the transport's own memory */
@@ -561,7 +561,7 @@ LSHARD_API lshard_status lshard_series_update_end(lshard_series *series, lshard_
 
 /* ---- Seeing it work -------------------------------------------------------------------------------------------- */
 
-#define LSHARD_LATE_NAMED 16
+#define LSHARD_BELOW_K_NAMED 16
 
 typedef struct lshard_stats {
 	size_t struct_size;
@@ -573,8 +573,8 @@ typedef struct lshard_stats {
 	uint32_t windows;
 	uint32_t residents;
 	uint32_t fetched_layers; /* layers fetched per steady pass */
-	uint32_t late_count;     /* layers that start less than k layers ahead */
-	uint32_t late[LSHARD_LATE_NAMED];
+	uint32_t below_k_count;  /* layers whose prefetch distance is below k */
+	uint32_t below_k[LSHARD_BELOW_K_NAMED];
 	/* what happened since commit */
 	uint64_t generation;
 	uint64_t reaches;

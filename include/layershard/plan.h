@@ -40,9 +40,9 @@ typedef struct lshard_plan_result {
 	uint32_t windows;
 	uint32_t residents;
 	uint32_t fetched_layers;
-	uint32_t shortest_lead; /* layers between the start of a fetch and its use; 0 is fully exposed */
-	uint32_t late_count;    /* layers whose lead is below k */
-	uint32_t late[LSHARD_LATE_NAMED];
+	uint32_t shortest_distance; /* layers between the start of a fetch and its use; 0: fully exposed */
+	uint32_t below_k_count;     /* layers whose prefetch distance is below k */
+	uint32_t below_k[LSHARD_BELOW_K_NAMED];
 	uint64_t pass_ns;     /* a steady pass: compute plus what could not be hidden */
 	uint64_t exposed_ns;  /* pass_ns - layers * compute_ns */
 	uint64_t transfer_ns; /* the link's own time per pass */

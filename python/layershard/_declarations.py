@@ -38,7 +38,7 @@ MEMORY = {"host": 1, "cuda": 2}
 PLACEMENT = {"whole": 0, "striped": 1}
 POISON = {"off": 0, "ready": 1, "on": 2}
 STRIPE = {"bytes": 0, "rows": 1, "columns": 2}
-LATE_NAMED = 16
+BELOW_K_NAMED = 16
 
 Status = c_int  # an enum
 ALLOCATE = CFUNCTYPE(c_void_p, c_void_p, c_size_t)
@@ -188,8 +188,8 @@ class StatsResult(Sized):
         ("windows", c_uint32),
         ("residents", c_uint32),
         ("fetched_layers", c_uint32),
-        ("late_count", c_uint32),
-        ("late", c_uint32 * LATE_NAMED),
+        ("below_k_count", c_uint32),
+        ("below_k", c_uint32 * BELOW_K_NAMED),
         ("generation", c_uint64),
         ("reaches", c_uint64),
         ("waits", c_uint64),
@@ -230,9 +230,9 @@ class PlanResult(Sized):
         ("windows", c_uint32),
         ("residents", c_uint32),
         ("fetched_layers", c_uint32),
-        ("shortest_lead", c_uint32),
-        ("late_count", c_uint32),
-        ("late", c_uint32 * LATE_NAMED),
+        ("shortest_distance", c_uint32),
+        ("below_k_count", c_uint32),
+        ("below_k", c_uint32 * BELOW_K_NAMED),
         ("pass_ns", c_uint64),
         ("exposed_ns", c_uint64),
         ("transfer_ns", c_uint64),

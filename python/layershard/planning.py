@@ -28,9 +28,9 @@ class Plan:
     windows: int
     residents: int
     fetched_layers: int
-    shortest_lead: int
-    late: tuple[int, ...]
-    late_count: int
+    shortest_distance: int
+    below_k: tuple[int, ...]
+    below_k_count: int
     pass_ns: int
     exposed_ns: int
     transfer_ns: int
@@ -105,8 +105,8 @@ def plan(
     )
     found = c.PlanResult()
     _check(library().lshard_plan(options, given, found))
-    values = {name: getattr(found, name) for name in Plan.__dataclass_fields__ if name != "late"}
-    return Plan(late=tuple(found.late[: min(found.late_count, c.LATE_NAMED)]), **values)
+    values = {name: getattr(found, name) for name in Plan.__dataclass_fields__ if name != "below_k"}
+    return Plan(below_k=tuple(found.below_k[: min(found.below_k_count, c.BELOW_K_NAMED)]), **values)
 
 
 def _listed(function: Any, kind: type[ctypes.Structure]) -> Iterator[Any]:

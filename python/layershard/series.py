@@ -54,8 +54,8 @@ class Stats:
     windows: int
     residents: int
     fetched_layers: int
-    late: tuple[int, ...]
-    late_count: int
+    below_k: tuple[int, ...]
+    below_k_count: int
     generation: int
     reaches: int
     waits: int
@@ -319,8 +319,8 @@ class Series:
     def stats(self) -> Stats:
         found = c.StatsResult()
         self._check(self._handle.library.lshard_series_stats(self._c, found))
-        values = {name: getattr(found, name) for name in Stats.__dataclass_fields__ if name != "late"}
-        return Stats(late=tuple(found.late[: min(found.late_count, c.LATE_NAMED)]), **values)
+        values = {name: getattr(found, name) for name in Stats.__dataclass_fields__ if name != "below_k"}
+        return Stats(below_k=tuple(found.below_k[: min(found.below_k_count, c.BELOW_K_NAMED)]), **values)
 
     def verify(self) -> int:
         """Check every layer against its source's hashes: collective, host memory only. The hash of all of it."""

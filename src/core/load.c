@@ -279,17 +279,18 @@ static void log_commit(const lshard_series *series)
 	const struct scheme *scheme = &series->scheme;
 	const lshard_context *context = &series->group->context;
 	const double mib = 1024.0 * 1024.0;
-	struct scheme_leads leads;
+	struct scheme_distances distances;
 
-	scheme_leads(scheme, &leads);
+	scheme_distances(scheme, &distances);
 	context->log(context, LSHARD_LOG_INFO,
-		     SERIES_FORMAT ": layers %u..%u of %.1f MiB; stored here %.1f MiB, %u windows%s, %u residents; "
-				   "%u layers are fetched each pass, %u of them late; transport %s",
+		     SERIES_FORMAT
+		     ": layers %u..%u of %.1f MiB; stored here %.1f MiB, %u windows%s, %u residents; "
+		     "%u layers are fetched each pass, %u of them less than %u layers ahead; transport %s",
 		     SERIES_NAMES(series), scheme->layout.first_layer,
 		     scheme->layout.first_layer + (scheme->layout.layers - 1), (double)scheme->layout.layer_bytes / mib,
 		     (double)series->store_plan.shard_bytes / mib, scheme->windows,
-		     series->poison.on ? " poisoned outside of views" : "", scheme->residents, leads.fetched,
-		     leads.late, series->group->transport->ops->name);
+		     series->poison.on ? " poisoned outside of views" : "", scheme->residents, distances.fetched,
+		     distances.below_k, scheme->prefetch, series->group->transport->ops->name);
 }
 
 lshard_status lshard_series_commit(lshard_series *series, lshard_post_process post_process, void *user)

@@ -158,9 +158,9 @@ out:
 static void describe(const struct scheme *scheme, lshard_plan_result *result)
 {
 	const struct layout *layout = &scheme->layout;
-	struct scheme_leads leads;
+	struct scheme_distances distances;
 
-	scheme_leads(scheme, &leads);
+	scheme_distances(scheme, &distances);
 	result->layer_bytes = layout->layer_bytes;
 	result->replicated_bytes = layout->layer_bytes * layout->layers;
 	result->shard_bytes = layout->shard_bytes_of[scheme->link.rank];
@@ -168,10 +168,10 @@ static void describe(const struct scheme *scheme, lshard_plan_result *result)
 	result->window_bytes = scheme->buffer_bytes * scheme_moving_buffers(scheme);
 	result->residents = scheme->residents;
 	result->resident_bytes = scheme->buffer_bytes * scheme->residents;
-	result->fetched_layers = leads.fetched;
-	result->shortest_lead = leads.shortest;
-	result->late_count = leads.late;
-	memcpy(result->late, leads.named, sizeof result->late);
+	result->fetched_layers = distances.fetched;
+	result->shortest_distance = distances.shortest;
+	result->below_k_count = distances.below_k;
+	memcpy(result->below_k, distances.named, sizeof result->below_k);
 }
 
 lshard_status lshard_plan(const lshard_series_options *options, const lshard_plan_input *input,

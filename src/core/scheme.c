@@ -233,26 +233,26 @@ uint32_t scheme_window(const struct scheme *scheme, uint32_t position)
 	return scheme->buffer_of_slot[scheme->map.slot_of[position]];
 }
 
-void scheme_leads(const struct scheme *scheme, struct scheme_leads *leads)
+void scheme_distances(const struct scheme *scheme, struct scheme_distances *distances)
 {
 	const uint32_t layers = scheme->layout.layers;
 
-	*leads = (struct scheme_leads){.shortest = layers};
+	*distances = (struct scheme_distances){.shortest = layers};
 	for (uint32_t position = 0; position < layers; position++) {
-		uint32_t lead;
+		uint32_t distance;
 
 		if (scheme->place[position] != PLACE_WINDOW)
 			continue;
-		lead = slotmap_lead(&scheme->map, position, scheme->horizon);
-		if (lead == layers)
+		distance = slotmap_distance(&scheme->map, position, scheme->horizon);
+		if (distance == layers)
 			continue; /* alone in its window: fetched once */
-		leads->fetched++;
-		if (lead < leads->shortest)
-			leads->shortest = lead;
-		if (lead >= scheme->prefetch)
+		distances->fetched++;
+		if (distance < distances->shortest)
+			distances->shortest = distance;
+		if (distance >= scheme->prefetch)
 			continue;
-		if (leads->late < LSHARD_LATE_NAMED)
-			leads->named[leads->late] = scheme->layout.first_layer + position;
-		leads->late++;
+		if (distances->below_k < LSHARD_BELOW_K_NAMED)
+			distances->named[distances->below_k] = scheme->layout.first_layer + position;
+		distances->below_k++;
 	}
 }

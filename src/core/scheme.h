@@ -60,11 +60,11 @@ static inline uint32_t scheme_moving_buffers(const struct scheme *scheme)
 }
 
 /* How far ahead layers are fetched, for plan and stats. */
-struct scheme_leads {
-	uint32_t fetched;                  /* layers fetched by this rank per steady pass */
-	uint32_t shortest;                 /* lead; N when nothing is fetched */
-	uint32_t late;                     /* layers whose lead is below k */
-	uint32_t named[LSHARD_LATE_NAMED]; /* the first of them, as layers (not positions) */
+struct scheme_distances {
+	uint32_t fetched;                     /* layers fetched by this rank per steady pass */
+	uint32_t shortest;                    /* distance; N when nothing is fetched */
+	uint32_t below_k;                     /* layers whose distance is below k */
+	uint32_t named[LSHARD_BELOW_K_NAMED]; /* the first of them, as layers (not positions) */
 };
 
 lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *options, const struct scheme_link *link,
@@ -74,6 +74,6 @@ void scheme_close(struct scheme *scheme, const struct layout_memory *memory);
 /* The buffer into which the window layer at @p position comes. */
 uint32_t scheme_window(const struct scheme *scheme, uint32_t position);
 
-void scheme_leads(const struct scheme *scheme, struct scheme_leads *leads);
+void scheme_distances(const struct scheme *scheme, struct scheme_distances *distances);
 
 #endif

@@ -406,7 +406,7 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 {
 	const struct scheme *scheme;
 	const struct counters *counters;
-	struct scheme_leads leads;
+	struct scheme_distances distances;
 	lshard_stats found;
 
 	if (!series || !stats)
@@ -415,7 +415,7 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		return LSHARD_ERR_STATE;
 	scheme = &series->scheme;
 	counters = &series->counters;
-	scheme_leads(scheme, &leads);
+	scheme_distances(scheme, &distances);
 	found = (lshard_stats){
 		.layer_bytes = scheme->layout.layer_bytes,
 		.shard_bytes = series->store_plan.shard_bytes,
@@ -424,8 +424,8 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		.resident_bytes = scheme->residents * scheme->buffer_bytes,
 		.windows = scheme->windows,
 		.residents = scheme->residents,
-		.fetched_layers = leads.fetched,
-		.late_count = leads.late,
+		.fetched_layers = distances.fetched,
+		.below_k_count = distances.below_k,
 		.generation = now(&counters->generation),
 		.reaches = now(&counters->reaches),
 		.waits = now(&counters->waits),
@@ -437,7 +437,7 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		.max_blocked_ns = now(&counters->max_blocked_ns),
 		.link_busy_ns = now(&counters->link_busy_ns),
 	};
-	memcpy(found.late, leads.named, sizeof found.late);
+	memcpy(found.below_k, distances.named, sizeof found.below_k);
 	return lshard__sized_give(stats, &found, sizeof found, "lshard_stats", NULL);
 }
 

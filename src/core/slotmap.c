@@ -10,8 +10,8 @@
 #include <stddef.h>
 
 /*
- * Evaluations of one lead that looking for a rotation may cost. Only series of thousands of layers with a count that
- * does not divide meet it; then the first rotations are tried.
+ * Evaluations of one distance that looking for a rotation may cost. Only series of thousands of layers with a count
+ * that does not divide exceed it; then the first rotations are tried.
  */
 #define SEARCH_BUDGET (UINT64_C(1) << 24)
 
@@ -95,8 +95,8 @@ static uint32_t previous_in_slot(const struct slotmap *map, uint32_t index)
 	return block_begin(map, block) + slot;
 }
 
-/* Layers from the reach that frees the window to the use of the layer; N if the layer never leaves. */
-static uint32_t lead_of(const struct slotmap *map, uint32_t index)
+/* The prefetch distance: layers from the reach that frees the window to the use of the layer; N if it never leaves. */
+static uint32_t distance_of(const struct slotmap *map, uint32_t index)
 {
 	const uint32_t before = previous_in_slot(map, index);
 	const uint32_t position = position_at(map, index);
@@ -106,20 +106,20 @@ static uint32_t lead_of(const struct slotmap *map, uint32_t index)
 	return (position + map->n_positions - position_at(map, before)) % map->n_positions - 1;
 }
 
-uint32_t slotmap_lead(const struct slotmap *map, uint32_t position, uint32_t horizon)
+uint32_t slotmap_distance(const struct slotmap *map, uint32_t position, uint32_t horizon)
 {
-	const uint32_t lead = lead_of(map, rotate(map, map->remote_at_or_after[position]));
+	const uint32_t distance = distance_of(map, rotate(map, map->remote_at_or_after[position]));
 
-	if (lead == map->n_positions)
-		return lead;
-	return lead < horizon ? lead : horizon;
+	if (distance == map->n_positions)
+		return distance;
+	return distance < horizon ? distance : horizon;
 }
 
 /* How bad a rotation is; compared field by field. */
 struct badness {
-	uint32_t exposed; /* lead 0 */
-	uint32_t worst;   /* k - lead */
-	uint32_t late;    /* lead below k */
+	uint32_t exposed; /* distance 0 */
+	uint32_t worst;   /* k - distance */
+	uint32_t below_k; /* distance below k */
 };
 
 static struct badness evaluate(const struct slotmap *map, uint32_t prefetch)
@@ -127,14 +127,14 @@ static struct badness evaluate(const struct slotmap *map, uint32_t prefetch)
 	struct badness bad = {0, 0, 0};
 
 	for (uint32_t index = 0; index < map->n_remote; index++) {
-		const uint32_t lead = lead_of(map, index);
+		const uint32_t distance = distance_of(map, index);
 
-		if (lead >= prefetch)
+		if (distance >= prefetch)
 			continue;
-		bad.exposed += lead == 0;
-		bad.late++;
-		if (prefetch - lead > bad.worst)
-			bad.worst = prefetch - lead;
+		bad.exposed += distance == 0;
+		bad.below_k++;
+		if (prefetch - distance > bad.worst)
+			bad.worst = prefetch - distance;
 	}
 	return bad;
 }
@@ -145,7 +145,7 @@ static int better(struct badness one, struct badness other)
 		return one.exposed < other.exposed;
 	if (one.worst != other.worst)
 		return one.worst < other.worst;
-	return one.late < other.late;
+	return one.below_k < other.below_k;
 }
 
 static uint32_t common_divisor(uint32_t a, uint32_t b)

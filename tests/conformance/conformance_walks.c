@@ -97,9 +97,9 @@ static bool is_built_as_planned(struct rank *rank, struct told *told)
 	       "%llu bytes of windows", (unsigned long long)stats.window_bytes);
 	EXPECT(rank->member, stats.residents == plan.residents && stats.resident_bytes == plan.resident_bytes,
 	       "%u residents, planned %u", stats.residents, plan.residents);
-	EXPECT(rank->member, stats.fetched_layers == plan.fetched_layers && stats.late_count == plan.late_count,
-	       "%u fetched (%u late), planned %u (%u)", stats.fetched_layers, stats.late_count, plan.fetched_layers,
-	       plan.late_count);
+	EXPECT(rank->member, stats.fetched_layers == plan.fetched_layers && stats.below_k_count == plan.below_k_count,
+	       "%u fetched (%u below k), planned %u (%u)", stats.fetched_layers, stats.below_k_count,
+	       plan.fetched_layers, plan.below_k_count);
 	EXPECT(rank->member,
 	       rank->setting->resident_bytes != UINT64_MAX || rank_reaches(rank) > 1 || stats.fetched_layers == 0,
 	       "all resident, yet %u are fetched", stats.fetched_layers);

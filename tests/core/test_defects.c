@@ -547,7 +547,7 @@ static void d8_counters_tell_whether_it_helped(void **state)
 	after = run_stats(run, 0);
 	assert_int_equal(after.windows, 2);
 	assert_int_equal(after.fetched_layers, 4);
-	assert_int_equal(after.late_count, 0);
+	assert_int_equal(after.below_k_count, 0);
 	assert_int_equal(after.shard_bytes, 3 * after.layer_bytes);
 	assert_int_equal(after.window_bytes, 2 * after.layer_bytes);
 	assert_int_equal(after.reaches - before.reaches, 7);
@@ -561,14 +561,14 @@ static void d8_counters_tell_whether_it_helped(void **state)
 	run_close(run);
 }
 
-static void d8_late_layers_are_named(void **state)
+static void d8_layers_below_k_are_named(void **state)
 {
-	struct run *run = run_open(&sim_lockstep, 2, 40, 5, 1); /* an odd circle in two windows: one layer is late */
+	struct run *run = run_open(&sim_lockstep, 2, 40, 5, 1); /* an odd circle in two windows: one layer is below k */
 	lshard_stats stats = run_stats(run, 0), other = run_stats(run, 1);
 
 	(void)state;
-	assert_int_equal(stats.late_count + other.late_count, 1);
-	assert_in_range(stats.late_count ? stats.late[0] : other.late[0], 40, 44);
+	assert_int_equal(stats.below_k_count + other.below_k_count, 1);
+	assert_in_range(stats.below_k_count ? stats.below_k[0] : other.below_k[0], 40, 44);
 	run_close(run);
 }
 
@@ -590,7 +590,7 @@ int main(void)
 		cmocka_unit_test(d7_a_group_has_several_series),
 		cmocka_unit_test(d7_one_graph_holds_several_series),
 		cmocka_unit_test(d8_counters_tell_whether_it_helped),
-		cmocka_unit_test(d8_late_layers_are_named),
+		cmocka_unit_test(d8_layers_below_k_are_named),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

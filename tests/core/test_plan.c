@@ -104,7 +104,7 @@ static void residents_lie_evenly_on_the_circle(void **state)
 	assert_int_equal(result.residents, 4);
 	assert_int_equal(result.resident_bytes, 4 * (uint64_t)LAYER_BYTES);
 	assert_int_equal(result.fetched_layers, 4);
-	assert_int_equal(result.shortest_lead, 3);
+	assert_int_equal(result.shortest_distance, 3);
 	assert_int_equal(result.exposed_ns, 0); /* TRANSFER < 3 COMPUTE */
 }
 

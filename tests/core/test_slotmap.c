@@ -116,7 +116,7 @@ static void check_next(const struct instance *c)
 
 /* Run four passes step by step and note how long before its use each layer of the last one was started; n: never
  * started again. */
-static void simulate(const struct instance *c, uint32_t horizon, uint32_t *lead)
+static void simulate(const struct instance *c, uint32_t horizon, uint32_t *distance)
 {
 	uint32_t holds[MOST_LAYERS], started[MOST_LAYERS] = {0};
 
@@ -132,45 +132,45 @@ static void simulate(const struct instance *c, uint32_t horizon, uint32_t *lead)
 			holds[slot] = wanted;
 			started[wanted] = time;
 		}
-		lead[here] = time - started[here] < c->n ? time - started[here] : c->n;
+		distance[here] = time - started[here] < c->n ? time - started[here] : c->n;
 	}
 }
 
 static void check_leads(const struct instance *c)
 {
 	for (uint32_t horizon = 0; horizon <= MOST_K + 1; horizon++) {
-		uint32_t lead[MOST_LAYERS], h = horizon > MOST_K ? c->n : horizon;
+		uint32_t distance[MOST_LAYERS], h = horizon > MOST_K ? c->n : horizon;
 
-		simulate(c, h, lead);
+		simulate(c, h, distance);
 		for (uint32_t i = 0; i < c->m; i++)
-			CHECK(c, slotmap_lead(&c->map, c->remote[i], h) == lead[c->remote[i]]);
+			CHECK(c, slotmap_distance(&c->map, c->remote[i], h) == distance[c->remote[i]]);
 	}
 }
 
 /* ---- The best rotation ---- */
 
 struct badness {
-	uint32_t exposed, worst, late;
+	uint32_t exposed, worst, below_k;
 };
 
-/* From the definition: cut R, begun at `rotation`, into blocks; a layer's lead is its distance to the one before it in
+/* From the definition: cut R, begun at `rotation`, into blocks; a layer's distance is its distance to the one before it in
  * its window. */
 static struct badness evaluate(const struct instance *c, const uint32_t *slot_of)
 {
 	struct badness bad = {0, 0, 0};
 
 	for (uint32_t i = 0; i < c->m; i++) {
-		uint32_t gap = 1, p = c->remote[i], lead;
+		uint32_t gap = 1, p = c->remote[i], distance;
 
 		while (slot_of[(p + c->n - gap) % c->n] != slot_of[p])
 			gap++;
-		lead = gap == c->n ? c->n : gap - 1;
-		if (lead >= c->k)
+		distance = gap == c->n ? c->n : gap - 1;
+		if (distance >= c->k)
 			continue;
-		bad.exposed += lead == 0;
-		bad.late++;
-		if (c->k - lead > bad.worst)
-			bad.worst = c->k - lead;
+		bad.exposed += distance == 0;
+		bad.below_k++;
+		if (c->k - distance > bad.worst)
+			bad.worst = c->k - distance;
 	}
 	return bad;
 }
@@ -179,7 +179,7 @@ static bool less(struct badness a, struct badness b)
 {
 	if (a.exposed != b.exposed)
 		return a.exposed < b.exposed;
-	return a.worst != b.worst ? a.worst < b.worst : a.late < b.late;
+	return a.worst != b.worst ? a.worst < b.worst : a.below_k < b.below_k;
 }
 
 static void cut(const struct instance *c, uint32_t rotation, uint32_t *slot_of)
@@ -209,8 +209,8 @@ static void check_rotation(const struct instance *c)
 
 /* ---- The best of all assignments ---- */
 
-/* Can layers `from`.. be put into `windows` windows so that every lead is at least `lead`, given those before? */
-static bool assignable(const struct instance *c, uint32_t lead, uint32_t windows, uint32_t from, uint32_t used,
+/* Can layers `from`.. be put into `windows` windows so that every distance is at least `distance`, given those before? */
+static bool assignable(const struct instance *c, uint32_t distance, uint32_t windows, uint32_t from, uint32_t used,
 		       uint32_t *slot)
 {
 	if (from == c->m)
@@ -219,32 +219,32 @@ static bool assignable(const struct instance *c, uint32_t lead, uint32_t windows
 		bool fits = true;
 
 		for (uint32_t i = 0; i < from && fits; i++)
-			fits = slot[i] != s || (ahead(c, c->remote[i], c->remote[from]) > lead &&
-						ahead(c, c->remote[from], c->remote[i]) > lead);
+			fits = slot[i] != s || (ahead(c, c->remote[i], c->remote[from]) > distance &&
+						ahead(c, c->remote[from], c->remote[i]) > distance);
 		slot[from] = s;
-		if (fits && assignable(c, lead, windows, from + 1, used + (s == used), slot))
+		if (fits && assignable(c, distance, windows, from + 1, used + (s == used), slot))
 			return true;
 	}
 	return false;
 }
 
-static uint32_t shortest_lead(const struct instance *c)
+static uint32_t shortest_distance(const struct instance *c)
 {
 	uint32_t shortest = UINT32_MAX;
 
 	for (uint32_t i = 0; i < c->m; i++) {
-		uint32_t lead = slotmap_lead(&c->map, c->remote[i], c->n);
+		uint32_t distance = slotmap_distance(&c->map, c->remote[i], c->n);
 
-		shortest = at_most(shortest, lead == c->n ? UINT32_MAX : lead); /* n: it never leaves */
+		shortest = at_most(shortest, distance == c->n ? UINT32_MAX : distance); /* n: it never leaves */
 	}
 	return shortest;
 }
 
-/* Returns 1 if some assignment has a shortest lead one layer longer, 0 if ours is the best; two layers fail. Leads
+/* Returns 1 if some assignment has a shortest distance one layer longer, 0 if ours is the best; two layers fail. Leads
  * beyond k count as k. */
 static unsigned check_best(const struct instance *c)
 {
-	uint32_t slot[MOST_LAYERS], windows = at_most(c->k + 1, c->m), ours = at_most(shortest_lead(c), c->k);
+	uint32_t slot[MOST_LAYERS], windows = at_most(c->k + 1, c->m), ours = at_most(shortest_distance(c), c->k);
 
 	if (c->m == 0 || ours >= c->k)
 		return 0;
@@ -344,7 +344,7 @@ static unsigned exposed_layers(const struct instance *c)
 	unsigned exposed = 0;
 
 	for (uint32_t i = 0; i < c->m; i++)
-		exposed += slotmap_lead(&c->map, c->remote[i], c->n) == 0;
+		exposed += slotmap_distance(&c->map, c->remote[i], c->n) == 0;
 	return exposed;
 }
 

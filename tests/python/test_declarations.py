@@ -175,7 +175,7 @@ def probe_text(header):
     lines = []
     for name in ("MAJOR", "MINOR", "PATCH"):
         lines.append(f'printf("{name}=%d\\n", LSHARD_VERSION_{name});')
-    for name in [*header["enumerators"], "LSHARD_LATE_NAMED"]:
+    for name in [*header["enumerators"], "LSHARD_BELOW_K_NAMED"]:
         lines.append(f'printf("{name}=%d\\n", (int){name});')
     for name, structure in c.STRUCTURES.items():
         lines.append(f'printf("sizeof {name}=%zu\\n", sizeof({name}));')
@@ -225,5 +225,5 @@ def test_numbers_and_version_are_the_headers(header, compiled):
         ours.update({f"LSHARD_{prefix}{word.upper()}": value for word, value in words.items()})
     theirs = {name: int(compiled[name]) for name in header["enumerators"] if not name.startswith("LSHARD_FOR_")}
     assert ours == theirs
-    assert c.LATE_NAMED == int(compiled["LSHARD_LATE_NAMED"])
+    assert c.BELOW_K_NAMED == int(compiled["LSHARD_BELOW_K_NAMED"])
     assert c.VERSION == tuple(int(compiled[name]) for name in ("MAJOR", "MINOR", "PATCH"))

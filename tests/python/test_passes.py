@@ -31,7 +31,7 @@ def test_every_rank_sees_every_layer(transport, placement):
     assert len(set(hashes)) == 1
     assert sorted(layer for rank in sources for layer in rank) == list(range(3, 10))
     assert all(each.reaches == 21 and each.waits == 21 for each in stats)
-    assert all(each.late_count >= len(each.late) for each in stats)
+    assert all(each.below_k_count >= len(each.below_k) for each in stats)
     if transport != "shm":
         assert all(each.fetches > 0 and each.windows > 0 for each in stats)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..group import Group
 from .shared import Shared
 
-_HEAD = (*"series layers placement MiB stored windows resident saved late misses".split(), "waited ms")
+_HEAD = (*"series layers placement MiB stored windows resident saved".split(), "below k", "misses", "waited ms")
 
 
 def _mib(nbytes: int) -> str:
@@ -45,7 +45,7 @@ def _row(shared: Shared) -> list[str]:
         f"{stats.windows} ({_mib(stats.window_bytes)})",
         f"{stats.residents} ({_mib(stats.resident_bytes)})",
         _mib(whole - held),
-        str(stats.late_count),
+        str(stats.below_k_count),
         str(stats.misses),
         f"{stats.blocked_ns / 1e6:.1f}",
     ]
