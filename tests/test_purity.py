@@ -120,7 +120,7 @@ def test_files_in_no_circle(compiled):
     objects = compiled(
         a="void b(void), c(void); void a(void) { b(); c(); }",
         b="void c(void); void b(void) { c(); }",
-        c="int puts(const char *); void c(void) { puts(\"\"); }",
+        c='int puts(const char *); void c(void) { puts(""); }',
     )
     assert violations("circles", SOURCE, *objects) == []
 

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "defects_run.h"
+#include "simulated_ranks.h"
 #include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -154,7 +154,7 @@ static void remember_addresses(const struct run *run, int32_t rank, void **addre
 /* A pass captured once must be right whenever it is replayed. */
 static void capture_and_replay(struct run *run, int32_t rank)
 {
-	struct member *member = &run->members[rank];
+	struct run_member *member = &run->members[rank];
 	struct sim_graph *graph;
 
 	assert_int_equal(lshard_series_prepare(member->series, member->stream), LSHARD_OK);
@@ -197,7 +197,7 @@ static void d2_a_layers_address_never_changes(void **state)
 
 /* ---- 3. Misuse ---- */
 
-static void error_says(const struct member *member, const char *layer)
+static void error_says(const struct run_member *member, const char *layer)
 {
 	const char *text = lshard_series_error(member->series);
 
@@ -208,7 +208,7 @@ static void error_says(const struct member *member, const char *layer)
 static void d3_misuse_is_a_status_that_says_what_and_where(void **state)
 {
 	struct run *run = run_create(&sim_one_sided, 2, 10, 6, 0); /* rank 1 stores the odd ones */
-	struct member *member = &run->members[1];
+	struct run_member *member = &run->members[1];
 	struct sim_stream *stream = member->stream;
 	void *address = NULL;
 
@@ -271,7 +271,7 @@ static void d4_collective_ranks_learn_that_they_are_out_of_step(void **state)
 	assert_true(sim_finish(run->world));
 	for (int32_t r = 0; r < 3; r++) {
 		uint32_t layer = r == 1 ? 5 : 3;
-		struct member *member = &run->members[r];
+		struct run_member *member = &run->members[r];
 		lshard_status status = lshard_reach(member->series, layer, member->stream);
 
 		if (status == LSHARD_OK)
@@ -421,13 +421,13 @@ static void d7_groups_and_series_live_side_by_side(void **state)
 /* Two series of a group: the run's own, and a striped one of the same layers. */
 struct pair {
 	struct run *run;
-	struct member second[RANKS];
+	struct run_member second[RANKS];
 };
 
 static void create_second(void *user, int32_t rank)
 {
 	struct pair *pair = user;
-	struct member *member = &pair->second[rank];
+	struct run_member *member = &pair->second[rank];
 	lshard_series_options options = pair->run->options;
 
 	*member = pair->run->members[rank];
@@ -460,7 +460,7 @@ static void pair_close(struct pair *pair)
 
 static void use_both(struct pair *pair, int32_t rank, uint32_t layer)
 {
-	struct member *second = &pair->second[rank];
+	struct run_member *second = &pair->second[rank];
 	void *address = NULL;
 
 	run_layer(pair->run, rank, layer);
@@ -487,7 +487,7 @@ static void d7_a_group_has_several_series(void **state)
 
 static void prepare_both(struct pair *pair, int32_t rank)
 {
-	struct member *first = &pair->run->members[rank], *second = &pair->second[rank];
+	struct run_member *first = &pair->run->members[rank], *second = &pair->second[rank];
 
 	run_call_ok(first, "prepare", 0, lshard_series_prepare(first->series, first->stream));
 	run_call_ok(second, "prepare", 0, lshard_series_prepare(second->series, second->stream));
@@ -495,7 +495,7 @@ static void prepare_both(struct pair *pair, int32_t rank)
 
 static struct sim_graph *capture_both(struct pair *pair, int32_t rank)
 {
-	struct member *first = &pair->run->members[rank], *second = &pair->second[rank];
+	struct run_member *first = &pair->run->members[rank], *second = &pair->second[rank];
 	struct sim_graph *graph;
 
 	prepare_both(pair, rank);

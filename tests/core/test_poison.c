@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "defects_run.h"
+#include "simulated_ranks.h"
 
 #include <layershard/plan.h>
 
@@ -50,7 +50,7 @@ static bool holds(const struct run *run, uint32_t layer, unsigned char byte)
 static void pass_of_hosts(struct run *run)
 {
 	for (uint32_t layer = 0; layer < run->options.layer_count; layer++) {
-		struct member *member = &run->members[0];
+		struct run_member *member = &run->members[0];
 		void *address = NULL;
 
 		run_call_ok(member, "reach", layer, lshard_reach(member->series, layer, NULL));
@@ -310,7 +310,7 @@ static void layers_share_a_window(const struct run *run, uint32_t one, uint32_t 
 static void a_layer_that_could_not_be_hidden_is_no_other_one(void **state)
 {
 	struct run *run = open_poor("1", &sim_one_sided);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 
 	(void)state;
 	layers_share_a_window(run, 1, 3);
@@ -329,7 +329,7 @@ static void a_wait_that_fails_ends_the_view(void **state)
 	(void)state;
 	for (int skip = 0; skip < 2; skip++) {
 		struct run *run = open_poor("1", &sim_one_sided);
-		struct member *member = &run->members[0];
+		struct run_member *member = &run->members[0];
 
 		run_layer(run, 0, 1);
 		wait_fails_after = skip;
@@ -347,7 +347,7 @@ static void a_wait_that_fails_ends_the_view(void **state)
 static void a_layer_that_was_half_hidden_is_shown_again(void **state)
 {
 	struct run *run = open_poor("1", &sim_one_sided);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 	void *address = NULL;
 
 	(void)state;
@@ -367,7 +367,7 @@ static void a_layer_that_was_half_hidden_is_shown_again(void **state)
 static void a_copy_that_fails_late_is_hidden(void **state)
 {
 	struct run *run = open_poor("1", &sim_one_sided);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 
 	(void)state;
 	run_call_ok(member, "reach", 1, lshard_reach(member->series, 1, member->stream));
@@ -413,7 +413,7 @@ static void a_rewind_that_cannot_hide_a_layer_fails_on_all_ranks(void **state)
 static void a_switch_that_fails_in_step_asks_for_a_rewind(void **state)
 {
 	struct run *run = open_poor("ready", &sim_lockstep);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 
 	(void)state;
 	fails_after = 0;
@@ -434,7 +434,7 @@ static void a_switch_that_fails_leaves_nothing_to_see(void **state)
 	(void)state;
 	for (int skip = 0; skip < 4; skip++) {
 		struct run *run = open_poor("ready", &sim_one_sided);
-		struct member *member = &run->members[0];
+		struct run_member *member = &run->members[0];
 
 		run_pass(run, 0);
 		fails_after = skip;
@@ -452,7 +452,7 @@ static void a_switch_that_fails_leaves_nothing_to_see(void **state)
 static void a_copy_that_fails_is_made_up_for(void **state)
 {
 	struct run *run = open_poor("1", &sim_one_sided);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 
 	(void)state;
 	run_layer(run, 0, 1);
@@ -480,7 +480,7 @@ static void one_of_two_copies_that_fails_is_told(void **state)
 	(void)state;
 	for (int skip = 0; skip < 2; skip++) {
 		struct run *run = open_poor("1", &sim_one_sided);
-		struct member *member = &run->members[0];
+		struct run_member *member = &run->members[0];
 
 		run_layer(run, 0, 1);
 		run_call_ok(member, "wait", 5, lshard_wait(member->series, 5, member->stream));
@@ -500,7 +500,7 @@ static void a_switch_that_fails_loses_no_layer(void **state)
 	(void)state;
 	for (int skip = 0; skip < 6; skip++) {
 		struct run *run = open_poor("1", &sim_one_sided);
-		struct member *member = &run->members[0];
+		struct run_member *member = &run->members[0];
 
 		run_pass(run, 0);
 		for (int on = 0; on < 2; on++) {
@@ -518,7 +518,7 @@ static void a_switch_that_fails_loses_no_layer(void **state)
 static void a_graph_of_before_the_switch_sees_poison(void **state)
 {
 	struct run *run = open_with("1", &sim_one_sided);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 	unsigned char poison[700];
 	void *address = NULL;
 	struct sim_graph *graph;
@@ -546,7 +546,7 @@ static void a_graph_of_before_the_switch_sees_poison(void **state)
 static void poison_is_not_switched_inside_a_capture(void **state)
 {
 	struct run *run = open_with("ready", &sim_one_sided);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 
 	(void)state;
 	run_pass(run, 0);

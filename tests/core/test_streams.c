@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "defects_run.h"
+#include "simulated_ranks.h"
 #include "patience.h"
 #include <cmocka.h>
 #include <stdlib.h>
@@ -26,7 +26,7 @@
  */
 static void queue_reader_of_own_layer(struct run *run, struct sim_stream *stream, unsigned char *seen)
 {
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 	void *address = NULL;
 
 	memcpy(seen, run_truth(run, 0, 0), run_tensors[0].bytes);
@@ -75,7 +75,7 @@ static void destroy_frees_nothing_under_a_reader_that_does_not_end(void **state)
 {
 	struct run *run = run_open(&sim_lockstep, 2, 0, 6, 0);
 	struct sim_stream *stuck = sim_stream_create(run->world, 0);
-	struct member *first = &run->members[0], *second = &run->members[1];
+	struct run_member *first = &run->members[0], *second = &run->members[1];
 	unsigned char seen[700];
 
 	(void)state;
@@ -103,7 +103,7 @@ static void destroy_frees_nothing_under_a_reader_that_does_not_end(void **state)
 static void prepare_does_not_belong_into_a_capture(void **state)
 {
 	struct run *run = run_open(&sim_one_sided, 2, 1, 7, 1);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 
 	(void)state;
 	run_pass(run, 0);
@@ -125,7 +125,7 @@ static void a_replay_is_a_reader_of_every_window(void **state)
 {
 	struct run *run = run_open(&sim_one_sided, 2, 0, 6, 0); /* rank 0: 1, 3, 5 through one window */
 	struct sim_stream *replay = sim_stream_create(run->world, 0);
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 	unsigned char seen[700];
 	void *address = NULL;
 
@@ -149,7 +149,7 @@ static void release_starts_the_next_transfer_at_once(void **state)
 	(void)state;
 	for (size_t f = 0; f < 2; f++) {
 		struct run *run = run_open(flavours[f], 2, 0, 6, 0); /* rank 0: 1, 3, 5 through one window */
-		struct member *member = &run->members[0];
+		struct run_member *member = &run->members[0];
 		void *stream = f ? NULL : member->stream;
 		uint64_t before;
 
@@ -223,7 +223,7 @@ static void a_far_jump_starts_every_transfer_in_order_of_need(void **state)
 {
 	static const uint32_t jumps[] = {3001, 5501, 2001, 4101, 1001};          /* far from each other */
 	struct run *run = run_create_within(watch(), 2, 0, 6003, 1000, LONG_MS); /* rank 0 brings the odd ones */
-	struct member *member = &run->members[0];
+	struct run_member *member = &run->members[0];
 	const uint32_t layers = run->options.layer_count;
 
 	(void)state;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * defects_run.c - see defects_run.h.
+ * simulated_ranks.c - see simulated_ranks.h.
  */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "defects_run.h"
+#include "simulated_ranks.h"
 #include "patience.h"
 #include <cmocka.h>
 #include <stdio.h>
@@ -59,7 +59,7 @@ static lshard_group_options group_options(const struct run *run, int32_t rank)
 static void create_rank(void *user, int32_t rank)
 {
 	struct run *run = user;
-	struct member *member = &run->members[rank];
+	struct run_member *member = &run->members[rank];
 	lshard_group_options options = group_options(run, rank);
 
 	member->status = lshard_group_create(&options, &member->group);
@@ -162,7 +162,7 @@ void run_close(struct run *run)
 	free(run);
 }
 
-void run_call_ok(const struct member *member, const char *call, uint32_t layer, lshard_status status)
+void run_call_ok(const struct run_member *member, const char *call, uint32_t layer, lshard_status status)
 {
 	if (status != LSHARD_OK)
 		fail_msg("%s(%u): %s: %s", call, layer, lshard_status_name(status),
@@ -171,7 +171,7 @@ void run_call_ok(const struct member *member, const char *call, uint32_t layer, 
 
 void run_layer(struct run *run, int32_t rank, uint32_t layer)
 {
-	struct member *member = &run->members[rank];
+	struct run_member *member = &run->members[rank];
 
 	run_call_ok(member, "reach", layer, lshard_reach(member->series, layer, member->stream));
 	run_call_ok(member, "wait", layer, lshard_wait(member->series, layer, member->stream));

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * defects_run.h - a group of simulated ranks with one series of three tensors, for test_defects.c: made, used and
- * unmade in a few calls, every byte read by a kernel that knows what it should be.
+ * simulated_ranks.h - a group of simulated ranks with one series of three tensors: made, used and unmade in a
+ * few calls, every byte read by a kernel that knows what it should be.
  */
-#ifndef LAYERSHARD_TEST_DEFECTS_RUN_H
-#define LAYERSHARD_TEST_DEFECTS_RUN_H
+#ifndef LAYERSHARD_TEST_SIMULATED_RANKS_H
+#define LAYERSHARD_TEST_SIMULATED_RANKS_H
 
 #include "sim/sim.h"
 
@@ -12,7 +12,7 @@
 #define TENSORS     3
 #define TRUTH_BYTES 734 /* of one layer */
 
-struct member {
+struct run_member {
 	lshard_group *group;
 	lshard_series *series;
 	struct sim_stream *stream;
@@ -27,7 +27,7 @@ struct run {
 	uint32_t timeout_ms;
 	lshard_series_options options;
 	unsigned generation;
-	struct member members[RANKS];
+	struct run_member members[RANKS];
 	unsigned char *truth;
 };
 
@@ -58,7 +58,7 @@ int run_write_layer(void *user, uint32_t layer, void *const *to);
 /* Arrive at a layer and read all of its tensors; every layer in order. */
 void run_layer(struct run *run, int32_t rank, uint32_t layer);
 void run_pass(struct run *run, int32_t rank);
-void run_call_ok(const struct member *member, const char *call, uint32_t layer, lshard_status status);
+void run_call_ok(const struct run_member *member, const char *call, uint32_t layer, lshard_status status);
 
 lshard_stats run_stats(const struct run *run, int32_t rank);
 uint64_t run_misses(const struct run *run); /* of all ranks */
