@@ -16,8 +16,6 @@
 
 #include <cmocka.h>
 
-#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
-
 /* ---- Misuse ---------------------------------------------------------------------------------------------------- */
 
 static bool ranges_are_checked(struct rank *rank)

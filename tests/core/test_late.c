@@ -15,8 +15,6 @@
 
 #include <cmocka.h>
 
-#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
-
 #define TRIES 60 /* of a call that may time out */
 
 static void play(const char *spec, const char *kind, int32_t size, member_body body, void *user)

@@ -3,7 +3,7 @@
  * test_load.c - how the ranks hear of each other while layers are loaded and updated: what fails on one fails on all,
  * and a rank that dies is looked at each time they agree.
  */
-#include "conformance.h"
+#include "local_ranks.h"
 #include "patience.h"
 #include "transports.h"
 
@@ -14,8 +14,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
 
 /* ---- The last agreement of a load -------------------------------------------------------------------------------- */
 
@@ -232,6 +230,59 @@ static void layers_that_an_update_does_not_write_keep_their_bytes(void **state)
 	assert_int_equal(team_of_threads(2, some_body, NULL), 0);
 }
 
+/* ---- A rank ends it ---------------------------------------------------------------------------------------------- */
+
+struct aborting {
+	lshard_group *group;
+	int calls;
+};
+
+static int abort_at_the_second(void *user, uint32_t layer, void *const *tensors)
+{
+	struct aborting *aborting = user;
+
+	(void)layer;
+	(void)tensors;
+	if (++aborting->calls == 2)
+		lshard_group_abort(aborting->group);
+	return 0;
+}
+
+/* Each of two ranks is source of four layers. */
+static int abort_body(const struct member *member)
+{
+	const struct setting setting = small_setting(8, 1);
+	const lshard_series_options options = rank_series_options(&setting);
+	struct aborting aborting = {NULL, 0};
+	struct rank rank;
+	lshard_status status;
+	bool right = false;
+
+	if (!rank_group(&rank, member, &setting))
+		return 1;
+	EXPECT(member, lshard_series_create(rank.group, &options, &rank.series) == LSHARD_OK, "%s",
+	       lshard_group_error(rank.group));
+	aborting.group = rank.group;
+	if (member->rank == 0) {
+		status = lshard_series_commit(rank.series, abort_at_the_second, &aborting);
+		EXPECT(member, status == LSHARD_ERR_ABORTED, "%s", lshard_status_name(status));
+		SAYS(member, lshard_series_error(rank.series), "aborted");
+		EXPECT(member, aborting.calls == 2, "%d layers were processed", aborting.calls);
+	} else {
+		status = lshard_series_commit(rank.series, fill_layer, &rank);
+		EXPECT(member, status == LSHARD_ERR_PEER_FAILED, "%s", lshard_status_name(status));
+	}
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void abort_ends_the_loading_of_layers(void **state)
+{
+	(void)state;
+	play("local", 2, abort_body, NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -240,6 +291,7 @@ int main(void)
 		cmocka_unit_test(stripes_are_taken_before_the_next_round),
 		cmocka_unit_test(a_source_that_dies_between_the_agreements_is_told),
 		cmocka_unit_test(a_rank_that_only_keeps_stripes_is_missed),
+		cmocka_unit_test(abort_ends_the_loading_of_layers),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

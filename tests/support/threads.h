@@ -9,6 +9,7 @@
 #include <layershard/layershard.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 
 struct team;
 
@@ -52,5 +53,8 @@ int count_fds(void);
 			goto failed;                                                                                   \
 		}                                                                                                      \
 	} while (0)
+
+/* The same of a text that lacks a word. */
+#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
 
 #endif

@@ -20,8 +20,6 @@
 
 #include <cmocka.h>
 
-#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
-
 static void play(int32_t size, member_body body, void *user)
 {
 	subject = (struct subject){.spec = "callback",

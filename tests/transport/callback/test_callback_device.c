@@ -18,8 +18,6 @@
 
 #include <cmocka.h>
 
-#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
-
 /* A rank whose layers live on its fake device. */
 struct seer {
 	struct rank rank;

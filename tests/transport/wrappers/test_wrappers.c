@@ -25,8 +25,6 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#define SAYS(member, text, word) EXPECT(member, strstr(text, word) != NULL, "the text lacks '%s': %s", word, text)
-
 /* One tensor of 1 MiB a layer; through a link of 200 MB/s it takes 5.24288 ms exactly. */
 #define BIG_BYTES  1048576u
 #define BIG_TAKES  5242880u
