@@ -12,8 +12,9 @@ void capture_leave(lshard_series *series)
 {
 	if (!series->capture.number)
 		return;
-	memcpy(series->slots, series->capture.slots, series->scheme.map.n_slots * sizeof *series->slots);
-	memcpy(series->slot_status, series->capture.status, series->scheme.map.n_slots * sizeof *series->slot_status);
+	memcpy(series->windows, series->capture.windows, series->scheme.map.n_slots * sizeof *series->windows);
+	memcpy(series->window_status, series->capture.status,
+	       series->scheme.map.n_slots * sizeof *series->window_status);
 	series->ring.position = series->capture.position;
 	series->ring.passed = series->capture.passed;
 	poison_leave_capture(series);
@@ -29,8 +30,9 @@ void capture_spoil(lshard_series *series)
 
 static void enter(lshard_series *series, uint64_t number)
 {
-	memcpy(series->capture.slots, series->slots, series->scheme.map.n_slots * sizeof *series->slots);
-	memcpy(series->capture.status, series->slot_status, series->scheme.map.n_slots * sizeof *series->slot_status);
+	memcpy(series->capture.windows, series->windows, series->scheme.map.n_slots * sizeof *series->windows);
+	memcpy(series->capture.status, series->window_status,
+	       series->scheme.map.n_slots * sizeof *series->window_status);
 	series->capture.position = series->ring.position;
 	series->capture.passed = series->ring.passed;
 	poison_enter_capture(series);

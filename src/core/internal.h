@@ -73,15 +73,15 @@ struct capture {
 	uint64_t spoilt; /* of the last one into which something came that cannot be captured */
 	uint32_t position;
 	bool passed;
-	struct ring_slot *slots; /* [n_slots] */
-	lshard_status *status;   /* [n_slots] */
+	struct ring_window *windows; /* [n_slots] */
+	lshard_status *status;       /* [n_slots] */
 };
 
 /* What windows show; see poison.c. */
 struct poison {
 	bool on;
 	bool painted;            /* there is the poison of a layer; before it the spare buffers are not touched */
-	uint32_t *shown;         /* [n_slots] the position of the layer in the window; SLOT_NONE: poison */
+	uint32_t *shown;         /* [n_slots] the position of the layer in the window; POSITION_NONE: poison */
 	uint32_t *shown_outside; /* [n_slots] of the capture */
 	void *stream;            /* the last one that the program named */
 };
@@ -97,9 +97,9 @@ struct lshard_series {
 	lshard_store *store;
 	uint8_t **address; /* [N] first byte of each layer here */
 	struct ring ring;
-	struct ring_slot *slots;    /* the ring's */
-	lshard_status *slot_status; /* [n_slots] of the fetch on its way: a failure is kept for its wait */
-	bool *slot_landed;          /* [n_slots] host memory: waited for already */
+	struct ring_window *windows;  /* the ring's */
+	lshard_status *window_status; /* [n_slots] of the fetch on its way: a failure is kept for its wait */
+	bool *window_landed;          /* [n_slots] host memory: waited for already */
 	void *streams[RING_STREAMS];
 	unsigned n_streams;
 	struct capture capture;
@@ -189,8 +189,8 @@ lshard_status agree_on_series(lshard_group *group, const lshard_series_options *
 lshard_status readers_note_stream(lshard_series *series, void *stream, unsigned *number);
 /* The work on the layers viewed so far was enqueued on @p stream, whichever stream waited for them. */
 lshard_status readers_note(lshard_series *series, void *stream);
-/* What every noted reader of the slot has enqueued so far comes before whatever overwrites it. */
-lshard_status readers_record(lshard_series *series, uint32_t slot);
+/* What every noted reader of the window has enqueued so far comes before whatever overwrites it. */
+lshard_status readers_record(lshard_series *series, uint32_t window);
 
 /* ---- capture.c ---- */
 
@@ -220,12 +220,12 @@ lshard_status poison_read_options(const lshard_group *group, const lshard_series
  * group's.
  */
 lshard_status poison_open(lshard_series *series, const lshard_series_options *options);
-/* The buffer into which layers of the slot are fetched. */
-uint32_t poison_buffer_of(const lshard_series *series, uint32_t slot);
+/* The buffer into which layers of the window are fetched. */
+uint32_t poison_buffer_of(const lshard_series *series, uint32_t window);
 /* Where the layer at @p position is once it was fetched. */
 const uint8_t *poison_seen(const lshard_series *series, uint32_t position);
-/* The layer at @p position was waited for on @p stream: the window of its slot shows it to what follows there. */
-lshard_status poison_show(lshard_series *series, uint32_t position, uint32_t slot, void *stream);
+/* The layer at @p position was waited for on @p stream: its window shows it to what follows there. */
+lshard_status poison_show(lshard_series *series, uint32_t position, uint32_t window, void *stream);
 /*
  * Windows whose view has ended hold poison for what follows on @p stream; after a failure the next call tries again.
  */

@@ -10,20 +10,20 @@
 
 /* ---- Transfers ---- */
 
-static lshard_status start_fetch(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+static lshard_status start_fetch(lshard_series *series, uint32_t position, uint32_t window, void *stream)
 {
 	const lshard_transport_ops *ops = series->group->transport->ops;
 	const bool comes_here = series->scheme.place[position] == PLACE_WINDOW;
-	const uint32_t buffer = comes_here ? poison_buffer_of(series, slot) : LSHARD_NO_BUFFER;
+	const uint32_t buffer = comes_here ? poison_buffer_of(series, window) : LSHARD_NO_BUFFER;
 	lshard_status status = LSHARD_OK;
 
 	if (comes_here && has_streams(series))
-		status = readers_record(series, slot);
+		status = readers_record(series, window);
 	if (status >= 0)
 		status = ops->fetch(series->store, position, buffer, stream,
 				    group_collective(series->group) ? series->group->sequence++ : 0);
-	series->slot_status[slot] = status;
-	series->slot_landed[slot] = false;
+	series->window_status[window] = status;
+	series->window_landed[window] = false;
 	if (status < 0) {
 		series->group->context.log(&series->group->context, LSHARD_LOG_WARN,
 					   SERIES_FORMAT ": layer %u cannot be fetched: %s", SERIES_NAMES(series),
@@ -36,7 +36,7 @@ static lshard_status start_fetch(lshard_series *series, uint32_t position, uint3
 }
 
 /*
- * A fetch that cannot be started is reported by the wait for its layer: the slot keeps the status. After a collective
+ * A fetch that cannot be started is reported by the wait for its layer: the window keeps the status. After a collective
  * call that failed none is started: it would take a number that the other ranks may lack.
  */
 static void start_fetches(lshard_series *series, void *stream)
@@ -44,7 +44,7 @@ static void start_fetches(lshard_series *series, void *stream)
 	struct ring_fetch fetch;
 
 	while (!series->failed_call && ring_next_fetch(&series->ring, &fetch))
-		start_fetch(series, fetch.position, fetch.slot, stream);
+		start_fetch(series, fetch.position, fetch.window, stream);
 }
 
 /* Each window gets what it wants, however far ahead: a state that is the same wherever the ring comes from. */
@@ -58,9 +58,9 @@ static void start_all_fetches(lshard_series *series, void *stream)
 /* The first fetch that could not be started, or OK. */
 static lshard_status failed_fetch(const lshard_series *series)
 {
-	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++)
-		if (series->slot_status[slot] < 0)
-			return series->slot_status[slot];
+	for (uint32_t window = 0; window < series->scheme.map.n_slots; window++)
+		if (series->window_status[window] < 0)
+			return series->window_status[window];
 	return LSHARD_OK;
 }
 
@@ -78,29 +78,29 @@ static void count_arrival(lshard_series *series, const lshard_arrival *arrival)
 }
 
 /* The layer is where it was fetched. */
-static lshard_status await_transfer(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+static lshard_status await_transfer(lshard_series *series, uint32_t position, uint32_t window, void *stream)
 {
-	lshard_status status = series->slot_status[slot];
+	lshard_status status = series->window_status[window];
 	lshard_arrival arrival = {0, 0, 0, 0};
 
-	if (series->slot_landed[slot])
+	if (series->window_landed[window])
 		return LSHARD_OK;
 	if (status >= 0) {
-		status = series->group->transport->ops->wait(series->store, poison_buffer_of(series, slot), stream,
+		status = series->group->transport->ops->wait(series->store, poison_buffer_of(series, window), stream,
 							     &arrival);
 		count_arrival(series, &arrival);
 	}
 	if (status >= 0) {
-		series->slot_landed[slot] = !has_streams(series);
+		series->window_landed[window] = !has_streams(series);
 		return LSHARD_OK;
 	}
 	lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u (source: rank %d) did not come: %s",
 		    SERIES_NAMES(series), series_layer(series, position),
 		    layout_source(&series->scheme.layout, position), series->store->error.text);
-	if (status == LSHARD_ERR_TIMEOUT && series->slot_status[slot] >= 0)
+	if (status == LSHARD_ERR_TIMEOUT && series->window_status[window] >= 0)
 		return status; /* it may still come: wait can be called again */
-	ring_fail(&series->ring, slot);
-	series->slot_status[slot] = LSHARD_OK;
+	ring_fail(&series->ring, window);
+	series->window_status[window] = LSHARD_OK;
 	return status;
 }
 
@@ -114,13 +114,13 @@ static void hide_what_is_left(lshard_series *series, void *stream)
 }
 
 /* The layer is in its window. */
-static lshard_status await_slot(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+static lshard_status await_window(lshard_series *series, uint32_t position, uint32_t window, void *stream)
 {
-	lshard_status status = await_transfer(series, position, slot, stream);
+	lshard_status status = await_transfer(series, position, window, stream);
 
 	if (status >= 0)
-		status = poison_show(series, position, slot, stream);
-	series->slots[slot].viewed = status >= 0;
+		status = poison_show(series, position, window, stream);
+	series->windows[window].viewed = status >= 0;
 	if (status < 0)
 		hide_what_is_left(series, stream); /* the view of an earlier wait has ended, too */
 	return status;
@@ -133,8 +133,8 @@ static void empty_windows(lshard_series *series)
 	capture_leave(series);
 	ring_reset(&series->ring);
 	hide_what_is_left(series, poison_stream(series));
-	memset(series->slot_status, 0, series->scheme.map.n_slots * sizeof *series->slot_status);
-	memset(series->slot_landed, 0, series->scheme.map.n_slots * sizeof *series->slot_landed);
+	memset(series->window_status, 0, series->scheme.map.n_slots * sizeof *series->window_status);
+	memset(series->window_landed, 0, series->scheme.map.n_slots * sizeof *series->window_landed);
 }
 
 void pass_fail(lshard_series *series, const char *call)
@@ -201,17 +201,18 @@ lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream)
 
 static lshard_status wait_window(lshard_series *series, uint32_t position, void *stream, unsigned number)
 {
-	uint32_t slot, other = 0;
+	uint32_t window, other = 0;
 
-	slot = series->scheme.map.slot_of[position];
-	if (group_collective(series->group) && series->slots[slot].holds != position && !series->slots[slot].viewed)
+	window = series->scheme.map.slot_of[position];
+	if (group_collective(series->group) && series->windows[window].holds != position &&
+	    !series->windows[window].viewed)
 		return lshard_fail(
 			&series->error, LSHARD_ERR_OUT_OF_STEP,
 			SERIES_FORMAT
 			": layer %u was not sent: on a collective transport all ranks reach a layer before they wait "
 			"for it",
 			SERIES_NAMES(series), series_layer(series, position));
-	switch (ring_wait(&series->ring, position, number, &slot, &other)) {
+	switch (ring_wait(&series->ring, position, number, &window, &other)) {
 	case RING_BUSY:
 		return lshard_fail(
 			&series->error, LSHARD_ERR_BUSY,
@@ -220,15 +221,15 @@ static lshard_status wait_window(lshard_series *series, uint32_t position, void 
 			SERIES_NAMES(series), series_layer(series, position), series_layer(series, other));
 	case RING_MISS:
 		count(&series->counters.misses, 1);
-		start_fetch(series, position, slot, stream);
-		series->slots[slot].streams |=
+		start_fetch(series, position, window, stream);
+		series->windows[window].streams |=
 			(uint8_t)(1u << number); /* it came after the readers that were recorded */
 		break;
 	case RING_HELD:
 	case RING_STORED:
 		break;
 	}
-	return await_slot(series, position, slot, stream);
+	return await_window(series, position, window, stream);
 }
 
 lshard_status lshard_wait(lshard_series *series, uint32_t layer, void *stream)
@@ -285,8 +286,8 @@ static lshard_status hand_to_stream(lshard_series *series, void *stream)
 	unsigned number;
 	lshard_status status = readers_note_stream(series, stream, &number);
 
-	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++)
-		status = readers_record(series, slot);
+	for (uint32_t window = 0; window < series->scheme.map.n_slots && status >= 0; window++)
+		status = readers_record(series, window);
 	if (status >= 0)
 		status = join_transfers(series, stream);
 	if (status >= 0)
@@ -295,16 +296,16 @@ static lshard_status hand_to_stream(lshard_series *series, void *stream)
 }
 
 /*
- * Slots whose fetch could not be started hold nothing again. Not on collective transports, where one rank cannot start
+ * Windows whose fetch could not be started hold nothing again. Not on collective transports, where one rank cannot start
  * it again alone.
  */
 static void retry_failed(lshard_series *series)
 {
-	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++) {
-		if (series->slot_status[slot] >= 0 || group_collective(series->group))
+	for (uint32_t window = 0; window < series->scheme.map.n_slots; window++) {
+		if (series->window_status[window] >= 0 || group_collective(series->group))
 			continue;
-		ring_fail(&series->ring, slot);
-		series->slot_status[slot] = LSHARD_OK;
+		ring_fail(&series->ring, window);
+		series->window_status[window] = LSHARD_OK;
 	}
 }
 
@@ -340,7 +341,7 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 /* For messages: -1 is nothing. */
 static long long held_layer(const lshard_series *series, uint32_t position)
 {
-	return position == SLOT_NONE ? -1 : (long long)series_layer(series, position);
+	return position == POSITION_NONE ? -1 : (long long)series_layer(series, position);
 }
 
 /*
@@ -351,15 +352,15 @@ static lshard_status end_capture(lshard_series *series)
 {
 	const struct slotmap *map = &series->scheme.map;
 	const lshard_status failed = failed_fetch(series);
-	uint32_t first = 0, last = 0, slot;
+	uint32_t first = 0, last = 0, window;
 
-	for (slot = 0; slot < map->n_slots; slot++) {
-		first = series->capture.slots[slot].holds;
-		last = series->slots[slot].holds;
-		if (first != last || first != slotmap_next(map, slot, 0))
+	for (window = 0; window < map->n_slots; window++) {
+		first = series->capture.windows[window].holds;
+		last = series->windows[window].holds;
+		if (first != last || first != slotmap_next(map, window, 0))
 			break;
 	}
-	if (failed < 0 || slot < map->n_slots)
+	if (failed < 0 || window < map->n_slots)
 		capture_spoil(
 			series); /* a further region in the same capture would find other windows than it thinks */
 	else
@@ -367,15 +368,15 @@ static lshard_status end_capture(lshard_series *series)
 	if (failed < 0)
 		return lshard_fail(&series->error, failed, SERIES_FORMAT ": a fetch could not be captured: %s",
 				   SERIES_NAMES(series), series->store->error.text);
-	if (slot == map->n_slots)
+	if (window == map->n_slots)
 		return LSHARD_OK;
 	return lshard_fail(
 		&series->error, LSHARD_ERR_NOT_PERIODIC,
 		SERIES_FORMAT
 		": window %u begins the captured region with layer %lld, ends it with layer %lld, and a pass begins "
 		"with layer %u: call lshard_series_prepare before a capture and capture whole passes",
-		SERIES_NAMES(series), slot, held_layer(series, first), held_layer(series, last),
-		series_layer(series, slotmap_next(map, slot, 0)));
+		SERIES_NAMES(series), window, held_layer(series, first), held_layer(series, last),
+		series_layer(series, slotmap_next(map, window, 0)));
 }
 
 lshard_status lshard_series_join(lshard_series *series, void *stream)
@@ -406,11 +407,11 @@ static lshard_status await_all(lshard_series *series, void *stream)
 {
 	lshard_status status = LSHARD_OK;
 
-	for (uint32_t slot = 0; slot < series->scheme.map.n_slots && status >= 0; slot++) {
-		const uint32_t position = series->slots[slot].holds;
+	for (uint32_t window = 0; window < series->scheme.map.n_slots && status >= 0; window++) {
+		const uint32_t position = series->windows[window].holds;
 
-		if (position != SLOT_NONE && series->scheme.place[position] == PLACE_WINDOW)
-			status = await_transfer(series, position, slot, stream);
+		if (position != POSITION_NONE && series->scheme.place[position] == PLACE_WINDOW)
+			status = await_transfer(series, position, window, stream);
 	}
 	return status < 0 ? status : join_transfers(series, stream);
 }
@@ -475,13 +476,13 @@ void pass_restart_alike(lshard_series *series)
 
 lshard_status pass_fetch(lshard_series *series, uint32_t position)
 {
-	const uint32_t slot = series->scheme.map.slot_of[position];
+	const uint32_t window = series->scheme.map.slot_of[position];
 
 	ring_reach(&series->ring, position);
 	start_fetches(series, NULL);
-	if (series->scheme.place[position] != PLACE_WINDOW || series->slot_status[slot] >= 0)
+	if (series->scheme.place[position] != PLACE_WINDOW || series->window_status[window] >= 0)
 		return LSHARD_OK;
-	return await_slot(series, position, slot, NULL); /* tells what failed */
+	return await_window(series, position, window, NULL); /* tells what failed */
 }
 
 lshard_status pass_rewind(lshard_series *series, enum step step, const char *call)

@@ -36,19 +36,19 @@ static const struct layout_memory plan_memory = {plan_allocate, plan_release, NU
 struct virtual_run {
 	const struct scheme *scheme;
 	struct ring ring;
-	struct ring_slot *slots;
+	struct ring_window *windows;
 	int32_t first_rank;
 	int32_t n_ranks;
 	double *now;       /* [n_ranks] */
 	double *link_free; /* [n_ranks] */
-	double *arrives;   /* [n_ranks][n_slots] when the slot's bytes are there */
+	double *arrives;   /* [n_ranks][n_slots] when the window's bytes are there */
 	double compute_ns;
 	double transfer_ns;
 };
 
-static double *arrival(const struct virtual_run *run, int32_t index, uint32_t slot)
+static double *arrival(const struct virtual_run *run, int32_t index, uint32_t window)
 {
-	return &run->arrives[(size_t)index * run->scheme->map.n_slots + slot];
+	return &run->arrives[(size_t)index * run->scheme->map.n_slots + window];
 }
 
 static bool comes_to(const struct virtual_run *run, int32_t index, uint32_t position)
@@ -73,21 +73,21 @@ static void start_fetches(struct virtual_run *run)
 			if (run->link_free[index] < asked)
 				run->link_free[index] = asked;
 			run->link_free[index] += run->transfer_ns;
-			*arrival(run, index, fetch.slot) = run->link_free[index];
+			*arrival(run, index, fetch.window) = run->link_free[index];
 		}
 }
 
 static void run_layer(struct virtual_run *run, uint32_t position)
 {
-	uint32_t slot, other;
+	uint32_t window, other;
 	bool in_ring;
 
 	ring_reach(&run->ring, position);
 	start_fetches(run);
-	in_ring = ring_wait(&run->ring, position, 0, &slot, &other) != RING_STORED;
+	in_ring = ring_wait(&run->ring, position, 0, &window, &other) != RING_STORED;
 	for (int32_t index = 0; index < run->n_ranks; index++) {
-		if (in_ring && comes_to(run, index, position) && run->now[index] < *arrival(run, index, slot))
-			run->now[index] = *arrival(run, index, slot);
+		if (in_ring && comes_to(run, index, position) && run->now[index] < *arrival(run, index, window))
+			run->now[index] = *arrival(run, index, window);
 		run->now[index] += run->compute_ns;
 	}
 }
@@ -103,11 +103,11 @@ static lshard_status allocate_run(struct virtual_run *run)
 {
 	const size_t ranks = (size_t)run->n_ranks;
 
-	run->slots = plan_allocate(NULL, run->scheme->map.n_slots * sizeof *run->slots);
+	run->windows = plan_allocate(NULL, run->scheme->map.n_slots * sizeof *run->windows);
 	run->now = plan_allocate(NULL, ranks * sizeof *run->now);
 	run->link_free = plan_allocate(NULL, ranks * sizeof *run->link_free);
 	run->arrives = plan_allocate(NULL, ranks * run->scheme->map.n_slots * sizeof *run->arrives);
-	return run->slots && run->now && run->link_free && run->arrives ? LSHARD_OK : LSHARD_ERR_NO_MEMORY;
+	return run->windows && run->now && run->link_free && run->arrives ? LSHARD_OK : LSHARD_ERR_NO_MEMORY;
 }
 
 static void release_run(struct virtual_run *run)
@@ -115,7 +115,7 @@ static void release_run(struct virtual_run *run)
 	plan_release(NULL, run->arrives);
 	plan_release(NULL, run->link_free);
 	plan_release(NULL, run->now);
-	plan_release(NULL, run->slots);
+	plan_release(NULL, run->windows);
 }
 
 /* Rounded; what does not fit is said to be for ever. */
@@ -142,7 +142,7 @@ static lshard_status predict(const struct scheme *scheme, const lshard_plan_inpu
 		goto out;
 	run.transfer_ns = (double)scheme->incoming_bytes * 1e9 / (double)input->link_bytes_per_s;
 	now = &run.now[together ? scheme->link.rank : 0];
-	ring_init(&run.ring, &scheme->map, run.slots, scheme->horizon);
+	ring_init(&run.ring, &scheme->map, run.windows, scheme->horizon);
 	start_fetches(&run);
 	run_passes(&run, WARM_PASSES);
 	begin = *now;

@@ -6,7 +6,7 @@
  * on, layers are fetched into the spare buffers; a wait copies the layer into its window, and the end of its view
  * copies the poison there. On devices both copies go on the program's own stream: what it has put there before the wait
  * still reads poison, whatever runs late. The spare buffer keeps its layer until the next fetch, so a layer that stays
- * in its window can be waited for again. Knows buffers and streams; of the ring only whether a slot is viewed.
+ * in its window can be waited for again. Knows buffers and streams; of the ring only whether a window is viewed.
  */
 #include "internal.h"
 
@@ -15,19 +15,19 @@
 #define POISON_BYTE 0xff /* NaN in every floating type */
 #define MOST_BUFFER ((uint64_t)16 << 20)
 
-/* What a window shows, besides positions and SLOT_NONE, which is poison: a copy into it failed, so anything. */
-#define SHOWN_ANYTHING (SLOT_NONE - 1)
+/* What a window shows, besides positions and POSITION_NONE, which is poison: a copy into it failed, so anything. */
+#define SHOWN_ANYTHING (POSITION_NONE - 1)
 
 /* ---- Buffers ---- */
 
-static uint32_t window_of(const lshard_series *series, uint32_t slot)
+static uint32_t buffer_of(const lshard_series *series, uint32_t window)
 {
-	return series->scheme.buffer_of_slot[slot];
+	return series->scheme.buffer_of_window[window];
 }
 
-static uint32_t spare_of(const lshard_series *series, uint32_t slot)
+static uint32_t spare_of(const lshard_series *series, uint32_t window)
 {
-	return series->scheme.windows + window_of(series, slot);
+	return series->scheme.windows + buffer_of(series, window);
 }
 
 static uint32_t poison_buffer(const lshard_series *series)
@@ -35,9 +35,9 @@ static uint32_t poison_buffer(const lshard_series *series)
 	return scheme_moving_buffers(&series->scheme) - 1;
 }
 
-uint32_t poison_buffer_of(const lshard_series *series, uint32_t slot)
+uint32_t poison_buffer_of(const lshard_series *series, uint32_t window)
 {
-	return series->poison.on ? spare_of(series, slot) : window_of(series, slot);
+	return series->poison.on ? spare_of(series, window) : buffer_of(series, window);
 }
 
 static uint8_t *address_of(const lshard_series *series, uint32_t buffer)
@@ -179,8 +179,8 @@ static lshard_status paint(lshard_series *series, const lshard_series_options *o
 
 static void show_poison(lshard_series *series)
 {
-	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++)
-		series->poison.shown[slot] = SLOT_NONE;
+	for (uint32_t window = 0; window < series->scheme.map.n_slots; window++)
+		series->poison.shown[window] = POSITION_NONE;
 }
 
 /* The spare buffers of host memory are addresses only as long as nothing touches them. */
@@ -223,14 +223,14 @@ lshard_status poison_open(lshard_series *series, const lshard_series_options *op
 /* ---- Views ---- */
 
 /* On another stream than the layer was copied on, perhaps. */
-static lshard_status follow_copy(lshard_series *series, uint32_t slot, void *stream)
+static lshard_status follow_copy(lshard_series *series, uint32_t window, void *stream)
 {
 	lshard_arrival arrival;
 	lshard_status status;
 
 	if (!has_streams(series))
 		return LSHARD_OK;
-	status = series->group->transport->ops->wait(series->store, window_of(series, slot), stream, &arrival);
+	status = series->group->transport->ops->wait(series->store, buffer_of(series, window), stream, &arrival);
 	if (status < 0)
 		return lshard_fail(&series->error, status, SERIES_FORMAT ": %s", SERIES_NAMES(series),
 				   series->store->error.text);
@@ -238,31 +238,31 @@ static lshard_status follow_copy(lshard_series *series, uint32_t slot, void *str
 }
 
 /* Also after a copy of poison that failed: who read what is still there comes first, and counts as a reader on. */
-static lshard_status copy_layer(lshard_series *series, uint32_t slot, void *stream)
+static lshard_status copy_layer(lshard_series *series, uint32_t window, void *stream)
 {
-	const uint8_t readers = series->slots[slot].streams;
+	const uint8_t readers = series->windows[window].streams;
 	lshard_status status = LSHARD_OK;
 
-	if (series->poison.shown[slot] != SLOT_NONE)
-		status = readers_record(series, slot);
-	series->slots[slot].streams = readers;
+	if (series->poison.shown[window] != POSITION_NONE)
+		status = readers_record(series, window);
+	series->windows[window].streams = readers;
 	if (status < 0)
 		return status;
-	series->poison.shown[slot] = SHOWN_ANYTHING;
-	return copy_buffer(series, window_of(series, slot), spare_of(series, slot), stream);
+	series->poison.shown[window] = SHOWN_ANYTHING;
+	return copy_buffer(series, buffer_of(series, window), spare_of(series, window), stream);
 }
 
-lshard_status poison_show(lshard_series *series, uint32_t position, uint32_t slot, void *stream)
+lshard_status poison_show(lshard_series *series, uint32_t position, uint32_t window, void *stream)
 {
 	lshard_status status;
 
 	if (!series->poison.on)
 		return LSHARD_OK;
-	if (series->poison.shown[slot] == position)
-		return follow_copy(series, slot, stream);
-	status = copy_layer(series, slot, stream);
+	if (series->poison.shown[window] == position)
+		return follow_copy(series, window, stream);
+	status = copy_layer(series, window, stream);
 	if (status >= 0)
-		series->poison.shown[slot] = position;
+		series->poison.shown[window] = position;
 	return status;
 }
 
@@ -270,15 +270,15 @@ lshard_status poison_hide(lshard_series *series, void *stream)
 {
 	lshard_status first = LSHARD_OK;
 
-	for (uint32_t slot = 0; series->poison.on && slot < series->scheme.map.n_slots; slot++) {
+	for (uint32_t window = 0; series->poison.on && window < series->scheme.map.n_slots; window++) {
 		lshard_status status;
 
-		if (series->poison.shown[slot] == SLOT_NONE || series->slots[slot].viewed)
+		if (series->poison.shown[window] == POSITION_NONE || series->windows[window].viewed)
 			continue;
-		status = readers_record(series, slot);
+		status = readers_record(series, window);
 		if (status >= 0)
-			status = copy_buffer(series, window_of(series, slot), poison_buffer(series), stream);
-		series->poison.shown[slot] = status >= 0 ? SLOT_NONE : SHOWN_ANYTHING;
+			status = copy_buffer(series, buffer_of(series, window), poison_buffer(series), stream);
+		series->poison.shown[window] = status >= 0 ? POSITION_NONE : SHOWN_ANYTHING;
 		first = first < 0 ? first : status;
 	}
 	return first;
@@ -332,11 +332,11 @@ void poison_leave_capture(lshard_series *series)
 /* ---- Switching ---- */
 
 /* The layer goes to where it would have been fetched with the poison as it will be; poison comes where it was. */
-static lshard_status move_layer(lshard_series *series, uint32_t slot, bool on, void *stream)
+static lshard_status move_layer(lshard_series *series, uint32_t window, bool on, void *stream)
 {
-	const uint32_t from = on ? window_of(series, slot) : spare_of(series, slot);
-	const uint32_t to = on ? spare_of(series, slot) : window_of(series, slot);
-	lshard_status status = readers_record(series, slot);
+	const uint32_t from = on ? buffer_of(series, window) : spare_of(series, window);
+	const uint32_t to = on ? spare_of(series, window) : buffer_of(series, window);
+	lshard_status status = readers_record(series, window);
 
 	if (status >= 0)
 		status = copy_buffer(series, to, from, stream);
@@ -352,16 +352,16 @@ lshard_status poison_switch(lshard_series *series, bool on, void *stream)
 	if (!series->poison.painted)
 		memset(address_of(series, poison_buffer(series)), POISON_BYTE, series->scheme.layout.layer_bytes);
 	series->poison.painted = true;
-	for (uint32_t slot = 0; slot < series->scheme.map.n_slots; slot++) {
+	for (uint32_t window = 0; window < series->scheme.map.n_slots; window++) {
 		lshard_status status;
 
-		if (window_of(series, slot) == SLOT_NONE)
+		if (buffer_of(series, window) == LSHARD_NO_BUFFER)
 			continue;
-		status = move_layer(series, slot, on, stream);
-		series->poison.shown[slot] = on && status < 0 ? SHOWN_ANYTHING : SLOT_NONE;
+		status = move_layer(series, window, on, stream);
+		series->poison.shown[window] = on && status < 0 ? SHOWN_ANYTHING : POSITION_NONE;
 		if (status >= 0)
 			continue;
-		ring_fail(&series->ring, slot);
+		ring_fail(&series->ring, window);
 		first = first < 0 ? first : status;
 	}
 	series->poison.on = on;

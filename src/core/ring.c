@@ -2,7 +2,7 @@
  *
  * ring.c - the state machine of the windows. See ring.h.
  *
- * The rule is a function of where the program is, not of its history: a slot wants its first layer at or after the
+ * The rule is a function of where the program is, not of its history: a window wants its first layer at or after the
  * present one, circularly. Passes flow into one another, a jump is a reach of another position, and nothing needs to be
  * undone.
  */
@@ -10,18 +10,18 @@
 
 #include <stddef.h>
 
-void ring_init(struct ring *ring, const struct slotmap *map, struct ring_slot *slots, uint32_t horizon)
+void ring_init(struct ring *ring, const struct slotmap *map, struct ring_window *windows, uint32_t horizon)
 {
-	*ring = (struct ring){.map = map, .slots = slots, .horizon = horizon};
-	for (uint32_t slot = 0; slot < map->n_slots; slot++)
-		slots[slot] = (struct ring_slot){.holds = SLOT_NONE};
+	*ring = (struct ring){.map = map, .windows = windows, .horizon = horizon};
+	for (uint32_t window = 0; window < map->n_slots; window++)
+		windows[window] = (struct ring_window){.holds = POSITION_NONE};
 }
 
 static void end_views(struct ring *ring, uint32_t except)
 {
-	for (uint32_t slot = 0; slot < ring->map->n_slots; slot++)
-		if (ring->slots[slot].holds != except)
-			ring->slots[slot].viewed = false;
+	for (uint32_t window = 0; window < ring->map->n_slots; window++)
+		if (ring->windows[window].holds != except)
+			ring->windows[window].viewed = false;
 }
 
 void ring_reach(struct ring *ring, uint32_t position)
@@ -33,23 +33,23 @@ void ring_reach(struct ring *ring, uint32_t position)
 
 void ring_release(struct ring *ring, uint32_t position)
 {
-	const uint32_t slot = ring->map->slot_of[position];
+	const uint32_t window = ring->map->slot_of[position];
 
-	if (slot != SLOT_NONE && ring->slots[slot].holds == position)
-		ring->slots[slot].viewed = false;
+	if (window != SLOT_NONE && ring->windows[window].holds == position)
+		ring->windows[window].viewed = false;
 	if (position == ring->position)
 		ring->passed = true;
 }
 
 void ring_join(struct ring *ring)
 {
-	end_views(ring, SLOT_NONE);
+	end_views(ring, POSITION_NONE);
 	ring->passed = true;
 }
 
 void ring_prepare(struct ring *ring)
 {
-	end_views(ring, SLOT_NONE);
+	end_views(ring, POSITION_NONE);
 	ring->position = 0;
 	ring->passed = false;
 }
@@ -66,57 +66,57 @@ bool ring_next_fetch(struct ring *ring, struct ring_fetch *fetch)
 	const uint32_t from = origin(ring);
 
 	while (ring->asked < map->n_slots) {
-		const uint32_t slot = slotmap_slot_in_need(map, from, ring->asked++);
-		const uint32_t wanted = slotmap_next(map, slot, from);
+		const uint32_t window = slotmap_slot_in_need(map, from, ring->asked++);
+		const uint32_t wanted = slotmap_next(map, window, from);
 
-		if (ring->slots[slot].viewed || ring->slots[slot].holds == wanted)
+		if (ring->windows[window].viewed || ring->windows[window].holds == wanted)
 			continue;
 		if ((wanted + map->n_positions - from) % map->n_positions > ring->horizon)
 			break; /* and so are all that come later */
-		ring->slots[slot].holds = wanted;
-		*fetch = (struct ring_fetch){wanted, slot};
+		ring->windows[window].holds = wanted;
+		*fetch = (struct ring_fetch){wanted, window};
 		return true;
 	}
 	ring->asked = 0;
 	return false;
 }
 
-enum ring_access ring_wait(struct ring *ring, uint32_t position, unsigned stream, uint32_t *slot, uint32_t *other)
+enum ring_access ring_wait(struct ring *ring, uint32_t position, unsigned stream, uint32_t *window, uint32_t *other)
 {
-	struct ring_slot *window;
+	struct ring_window *found;
 	bool held;
 
-	*slot = ring->map->slot_of[position];
-	if (*slot == SLOT_NONE)
+	*window = ring->map->slot_of[position];
+	if (*window == SLOT_NONE)
 		return RING_STORED;
-	window = &ring->slots[*slot];
-	held = window->holds == position;
-	if (!held && window->viewed) {
-		*other = window->holds;
+	found = &ring->windows[*window];
+	held = found->holds == position;
+	if (!held && found->viewed) {
+		*other = found->holds;
 		return RING_BUSY;
 	}
-	window->holds = position;
-	window->viewed = true;
-	window->streams |= (uint8_t)(1u << stream);
+	found->holds = position;
+	found->viewed = true;
+	found->streams |= (uint8_t)(1u << stream);
 	return held ? RING_HELD : RING_MISS;
 }
 
-void ring_fail(struct ring *ring, uint32_t slot)
+void ring_fail(struct ring *ring, uint32_t window)
 {
-	ring->slots[slot].holds = SLOT_NONE;
-	ring->slots[slot].viewed = false;
+	ring->windows[window].holds = POSITION_NONE;
+	ring->windows[window].viewed = false;
 }
 
 void ring_reset(struct ring *ring)
 {
-	for (uint32_t slot = 0; slot < ring->map->n_slots; slot++)
-		ring_fail(ring, slot);
+	for (uint32_t window = 0; window < ring->map->n_slots; window++)
+		ring_fail(ring, window);
 	ring->position = 0;
 	ring->passed = false;
 }
 
 void ring_note_stream(struct ring *ring, unsigned stream)
 {
-	for (uint32_t slot = 0; slot < ring->map->n_slots; slot++)
-		ring->slots[slot].streams |= (uint8_t)(1u << stream);
+	for (uint32_t window = 0; window < ring->map->n_slots; window++)
+		ring->windows[window].streams |= (uint8_t)(1u << stream);
 }

@@ -6,7 +6,7 @@
  *
  * Words
  *   position  0..N-1, a layer's place in the series
- *   slot      a window
+ *   window    0..n_slots-1, the slot of its layers in the slot map
  *   horizon   how many layers ahead a fetch may start
  */
 #ifndef LAYERSHARD_RING_H
@@ -18,29 +18,29 @@
 #define RING_STREAMS 8
 
 /* One window. */
-struct ring_slot {
-	uint32_t holds; /* position whose bytes are there or on their way; SLOT_NONE: nothing, or a fetch that failed */
-	bool viewed;    /* between wait and the next reach of another layer, or release */
+struct ring_window {
+	uint32_t holds;  /* position whose bytes are there or on their way; POSITION_NONE: nothing, or it failed */
+	bool viewed;     /* between wait and the next reach of another layer, or release */
 	uint8_t streams; /* bit s: stream s of the series may have read it since it was last overwritten */
 };
 
 struct ring {
 	const struct slotmap *map;
-	struct ring_slot *slots; /* [map->n_slots], the caller's */
-	uint32_t position;       /* where the program is */
-	uint32_t asked;          /* slots that ring_next_fetch has looked at in this round */
-	bool passed;             /* the layer at `position` was released: windows want what comes after it */
+	struct ring_window *windows; /* [map->n_slots], the caller's */
+	uint32_t position;           /* where the program is */
+	uint32_t asked;              /* windows that ring_next_fetch has looked at in this round */
+	bool passed;                 /* the layer at `position` was released: windows want what comes after it */
 	uint32_t horizon;
 };
 
-/* A transfer to start: fetch `position` into `slot`. */
+/* A transfer to start: fetch `position` into `window`. */
 struct ring_fetch {
 	uint32_t position;
-	uint32_t slot;
+	uint32_t window;
 };
 
 /* Nothing held, at position 0. */
-void ring_init(struct ring *ring, const struct slotmap *map, struct ring_slot *slots, uint32_t horizon);
+void ring_init(struct ring *ring, const struct slotmap *map, struct ring_window *windows, uint32_t horizon);
 
 /* The program arrived at @p position: views of other positions end. */
 void ring_reach(struct ring *ring, uint32_t position);
@@ -53,8 +53,8 @@ void ring_join(struct ring *ring);
 void ring_prepare(struct ring *ring);
 
 /*
- * Next transfer to start by the rule, earliest need first: a slot without a view that does not hold what it wants,
- * within the horizon. The slot then counts as holding it. Returns false when there is none. Call until false:
+ * Next transfer to start by the rule, earliest need first: a window without a view that does not hold what it wants,
+ * within the horizon. The window then counts as holding it. Returns false when there is none. Call until false:
  * O(windows) in all.
  */
 bool ring_next_fetch(struct ring *ring, struct ring_fetch *fetch);
@@ -62,21 +62,21 @@ bool ring_next_fetch(struct ring *ring, struct ring_fetch *fetch);
 /* What wait(position) finds. */
 enum ring_access {
 	RING_STORED, /* not in a window on this rank: nothing to wait for */
-	RING_HELD,   /* in its slot, or on its way */
-	RING_MISS,   /* not there; the slot is free for a fetch on demand (counts as holding it now) */
-	RING_BUSY    /* not there, and the slot has a live view of another position (*other) */
+	RING_HELD,   /* in its window, or on its way */
+	RING_MISS,   /* not there; the window is free for a fetch on demand (counts as holding it now) */
+	RING_BUSY    /* not there, and the window has a live view of another position (*other) */
 };
 
 /* Look up @p position for a wait; on HELD and MISS the view starts and @p stream (bit number) is noted. */
-enum ring_access ring_wait(struct ring *ring, uint32_t position, unsigned stream, uint32_t *slot, uint32_t *other);
+enum ring_access ring_wait(struct ring *ring, uint32_t position, unsigned stream, uint32_t *window, uint32_t *other);
 
-/* The fetch into @p slot failed: it holds nothing, the view (if any) ends. */
-void ring_fail(struct ring *ring, uint32_t slot);
+/* The fetch into @p window failed: it holds nothing, the view (if any) ends. */
+void ring_fail(struct ring *ring, uint32_t window);
 
-/* Forget what every slot holds (update, rewind); views end; position 0. */
+/* Forget what every window holds (update, rewind); views end; position 0. */
 void ring_reset(struct ring *ring);
 
-/* Note @p stream as a reader of every slot (a graph replayed on it may read any of them). */
+/* Note @p stream as a reader of every window (a graph replayed on it may read any of them). */
 void ring_note_stream(struct ring *ring, unsigned stream);
 
 #endif

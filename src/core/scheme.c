@@ -45,7 +45,7 @@ static void find_candidates(struct scheme *scheme)
 			scheme->direct && (scheme->layout.placement == LSHARD_STRIPED ||
 					   is_direct(&scheme->link, layout_source(&scheme->layout, position)));
 
-		scheme->buffer_of[position] = SLOT_NONE;
+		scheme->buffer_of[position] = LSHARD_NO_BUFFER;
 		scheme->place[position] = mine ? PLACE_SHARD : in_place ? PLACE_PEER : PLACE_WINDOW;
 		if (!in_place && (everyone || !mine))
 			scheme->remote[scheme->n_remote++] = position;
@@ -108,16 +108,16 @@ static void measure_buffers(struct scheme *scheme)
 	}
 }
 
-/* Windows first, then residents; a slot in which nothing comes to this rank gets no memory. */
+/* Windows first, then residents; a window in which nothing comes to this rank gets no memory. */
 static void number_buffers(struct scheme *scheme)
 {
-	for (uint32_t slot = 0; slot < scheme->map.n_slots; slot++)
-		scheme->buffer_of_slot[slot] = SLOT_NONE;
+	for (uint32_t window = 0; window < scheme->map.n_slots; window++)
+		scheme->buffer_of_window[window] = LSHARD_NO_BUFFER;
 	for (uint32_t position = 0; position < scheme->layout.layers; position++) {
-		const uint32_t slot = scheme->map.slot_of[position];
+		const uint32_t window = scheme->map.slot_of[position];
 
-		if (scheme->place[position] == PLACE_WINDOW && scheme->buffer_of_slot[slot] == SLOT_NONE)
-			scheme->buffer_of_slot[slot] = scheme->windows++;
+		if (scheme->place[position] == PLACE_WINDOW && scheme->buffer_of_window[window] == LSHARD_NO_BUFFER)
+			scheme->buffer_of_window[window] = scheme->windows++;
 	}
 	scheme->spares = scheme->poison && scheme->windows ? scheme->windows + 1 : 0;
 	for (uint32_t position = 0; position < scheme->layout.layers; position++)
@@ -153,8 +153,8 @@ static lshard_status arrange(struct scheme *scheme, const lshard_series_options 
 	choose_residents(scheme, options->resident_bytes);
 	slotmap_build(&scheme->map, scheme->layout.layers, scheme->remote, scheme->n_remote, options->prefetch,
 		      scheme->slot_of, scheme->remote_at_or_after);
-	scheme->buffer_of_slot = memory->allocate(memory->user, (scheme->map.n_slots + 1) * sizeof(uint32_t));
-	if (!scheme->buffer_of_slot)
+	scheme->buffer_of_window = memory->allocate(memory->user, (scheme->map.n_slots + 1) * sizeof(uint32_t));
+	if (!scheme->buffer_of_window)
 		return LSHARD_ERR_NO_MEMORY;
 	number_buffers(scheme);
 	return LSHARD_OK;
@@ -218,7 +218,7 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 
 void scheme_close(struct scheme *scheme, const struct layout_memory *memory)
 {
-	memory->release(memory->user, scheme->buffer_of_slot);
+	memory->release(memory->user, scheme->buffer_of_window);
 	memory->release(memory->user, scheme->place);
 	memory->release(memory->user, scheme->buffer_of);
 	memory->release(memory->user, scheme->remote_at_or_after);
@@ -230,7 +230,7 @@ void scheme_close(struct scheme *scheme, const struct layout_memory *memory)
 
 uint32_t scheme_window(const struct scheme *scheme, uint32_t position)
 {
-	return scheme->buffer_of_slot[scheme->map.slot_of[position]];
+	return scheme->buffer_of_window[scheme->map.slot_of[position]];
 }
 
 void scheme_distances(const struct scheme *scheme, struct scheme_distances *distances)

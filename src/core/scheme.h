@@ -14,7 +14,7 @@ enum place {
 	PLACE_SHARD,    /* in the rank's own shard, whole */
 	PLACE_PEER,     /* in place in the shards, by mapping; nothing moves */
 	PLACE_RESIDENT, /* in a buffer of its own, for good */
-	PLACE_WINDOW    /* in the buffer of its slot, when it is its turn */
+	PLACE_WINDOW    /* in the buffer of its window, when it is its turn */
 };
 
 /* How the ranks are connected, as far as the arithmetic cares. */
@@ -40,11 +40,11 @@ struct scheme {
 	struct slotmap map;
 	uint32_t *slot_of; /* the map's arrays */
 	uint32_t *remote_at_or_after;
-	uint8_t *place;           /* [N] enum place */
-	uint32_t *buffer_of;      /* [N] the buffer of its own or of its slot; SLOT_NONE: stored here, or in place */
-	uint32_t *buffer_of_slot; /* [n_slots] SLOT_NONE: no layer of the slot comes to this rank (it only sends) */
-	uint32_t windows;         /* buffers 0..windows-1 */
-	bool poison;              /* windows can be poisoned */
+	uint8_t *place;             /* [N] enum place */
+	uint32_t *buffer_of;        /* [N] its own or its window's; LSHARD_NO_BUFFER: stored here, or in place */
+	uint32_t *buffer_of_window; /* [n_slots] LSHARD_NO_BUFFER: nothing comes to this rank in it (it only sends) */
+	uint32_t windows;           /* buffers 0..windows-1 */
+	bool poison;                /* windows can be poisoned */
 	uint32_t spares;    /* for that: the next buffers, one beside each window and one for the poison; else 0 */
 	uint32_t residents; /* the buffers after them */
 	uint32_t horizon;   /* how many layers ahead a fetch may start */

@@ -107,20 +107,21 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 static lshard_status allocate_tables(lshard_series *series)
 {
 	const uint32_t layers = series->scheme.layout.layers;
-	const uint32_t slots = series->scheme.map.n_slots;
+	const uint32_t windows = series->scheme.map.n_slots;
 	lshard_group *group = series->group;
 
 	series->address = group_allocate(group, layers * sizeof *series->address);
-	series->slots = group_allocate(group, slots * sizeof *series->slots);
-	series->slot_status = group_allocate(group, slots * sizeof *series->slot_status);
-	series->slot_landed = group_allocate(group, slots * sizeof *series->slot_landed);
-	series->capture.slots = group_allocate(group, slots * sizeof *series->capture.slots);
-	series->capture.status = group_allocate(group, slots * sizeof *series->capture.status);
-	series->poison.shown = group_allocate(group, slots * sizeof *series->poison.shown);
-	series->poison.shown_outside = group_allocate(group, slots * sizeof *series->poison.shown_outside);
+	series->windows = group_allocate(group, windows * sizeof *series->windows);
+	series->window_status = group_allocate(group, windows * sizeof *series->window_status);
+	series->window_landed = group_allocate(group, windows * sizeof *series->window_landed);
+	series->capture.windows = group_allocate(group, windows * sizeof *series->capture.windows);
+	series->capture.status = group_allocate(group, windows * sizeof *series->capture.status);
+	series->poison.shown = group_allocate(group, windows * sizeof *series->poison.shown);
+	series->poison.shown_outside = group_allocate(group, windows * sizeof *series->poison.shown_outside);
 	series->tensors = group_allocate(group, series->scheme.layout.n_tensors * sizeof *series->tensors);
-	if (series->address && series->slots && series->slot_status && series->slot_landed && series->capture.slots &&
-	    series->capture.status && series->poison.shown && series->poison.shown_outside && series->tensors)
+	if (series->address && series->windows && series->window_status && series->window_landed &&
+	    series->capture.windows && series->capture.status && series->poison.shown && series->poison.shown_outside &&
+	    series->tensors)
 		return LSHARD_OK;
 	return lshard_fail(&group->error, LSHARD_ERR_NO_MEMORY, SERIES_FORMAT ": no memory for the tables of %u layers",
 			   SERIES_NAMES(series), layers);
@@ -163,7 +164,7 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 	fill_store_plan(series, options);
 	status = allocate_tables(series);
 	if (status >= 0)
-		ring_init(&series->ring, &series->scheme.map, series->slots, series->scheme.horizon);
+		ring_init(&series->ring, &series->scheme.map, series->windows, series->scheme.horizon);
 	return status;
 }
 
@@ -214,10 +215,10 @@ static void series_free(lshard_series *series)
 	group_release(group, series->poison.shown_outside);
 	group_release(group, series->poison.shown);
 	group_release(group, series->capture.status);
-	group_release(group, series->capture.slots);
-	group_release(group, series->slot_landed);
-	group_release(group, series->slot_status);
-	group_release(group, series->slots);
+	group_release(group, series->capture.windows);
+	group_release(group, series->window_landed);
+	group_release(group, series->window_status);
+	group_release(group, series->windows);
 	group_release(group, series->address);
 	scheme_close(&series->scheme, &memory);
 	group_release(group, series);

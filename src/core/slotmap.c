@@ -187,7 +187,7 @@ static void index_positions(struct slotmap *map)
 		map->slot_of[position] = SLOT_NONE;
 		if (next < map->n_remote && map->remote[next] < position)
 			next++;
-		map->remote_at_or_after[position] = !map->n_remote ? SLOT_NONE : next % map->n_remote;
+		map->remote_at_or_after[position] = !map->n_remote ? POSITION_NONE : next % map->n_remote;
 	}
 }
 

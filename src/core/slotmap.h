@@ -8,21 +8,23 @@
 
 #include <stdint.h>
 
-#define SLOT_NONE UINT32_MAX
+#define SLOT_NONE     UINT32_MAX
+#define POSITION_NONE UINT32_MAX
 
 /*
  * The remote positions in circular order (R of the design), cut into equal blocks; a position's slot is its index
- * inside its block. The caller owns the arrays.
+ * inside its block, and the number of its window everywhere else. The caller owns the arrays.
  */
 struct slotmap {
 	uint32_t n_positions; /* N */
 	uint32_t n_remote;    /* m */
 	uint32_t n_slots;     /* windows in use: ceil(m / ceil(m / W)) for W = min(k + 1, m) */
 	uint32_t n_blocks;
-	uint32_t rotation;            /* remote index at which block 0 begins */
-	const uint32_t *remote;       /* [m] positions, ascending */
-	uint32_t *slot_of;            /* [N] SLOT_NONE for positions stored here */
-	uint32_t *remote_at_or_after; /* [N] index of the first remote position at or after p; SLOT_NONE if m is 0 */
+	uint32_t rotation;      /* remote index at which block 0 begins */
+	const uint32_t *remote; /* [m] positions, ascending */
+	uint32_t *slot_of;      /* [N] SLOT_NONE for positions stored here */
+	uint32_t
+		*remote_at_or_after; /* [N] index of the first remote position at or after p; POSITION_NONE if m is 0 */
 };
 
 /*

@@ -7,7 +7,7 @@
  *   bytes 1..8  which of them are not stored here
  *   byte 9      k
  *   byte 10     horizon; 255: none
- *   then pairs  call (modulo 8), layer or slot
+ *   then pairs  call (modulo 8), layer or window
  */
 #include "ring_check.h"
 #include <stdio.h>
@@ -20,7 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void broken(const struct ring_check *check, const char *what)
 {
-	fprintf(stderr, "%u layers, %u remote, %u slots, at %u: %s\n", check->map.n_positions, check->map.n_remote,
+	fprintf(stderr, "%u layers, %u remote, %u windows, at %u: %s\n", check->map.n_positions, check->map.n_remote,
 		check->map.n_slots, check->ring.position, what);
 	abort();
 }

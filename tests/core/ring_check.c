@@ -22,15 +22,15 @@ void ring_check_open(struct ring_check *check, uint32_t n_layers, uint64_t remot
 		if (remote >> p & 1)
 			check->remote[m++] = p;
 	slotmap_build(&check->map, n_layers, check->remote, m, prefetch, check->slot_of, check->at_or_after);
-	ring_init(&check->ring, &check->map, check->slots, horizon);
+	ring_init(&check->ring, &check->map, check->windows, horizon);
 }
 
-uint32_t ring_check_next(const struct ring_check *check, uint32_t slot, uint32_t position)
+uint32_t ring_check_next(const struct ring_check *check, uint32_t window, uint32_t position)
 {
 	for (uint32_t step = 0; step < check->map.n_positions; step++)
-		if (check->slot_of[(position + step) % check->map.n_positions] == slot)
+		if (check->slot_of[(position + step) % check->map.n_positions] == window)
 			return (position + step) % check->map.n_positions;
-	return SLOT_NONE;
+	return POSITION_NONE;
 }
 
 /* The layer the program needs next. */
@@ -46,92 +46,93 @@ static uint32_t ahead(const struct ring_check *check, uint32_t position)
 
 static void check_holdings(const struct ring_check *check)
 {
-	for (uint32_t slot = 0; slot < check->map.n_slots; slot++) {
-		uint32_t holds = check->slots[slot].holds;
+	for (uint32_t window = 0; window < check->map.n_slots; window++) {
+		uint32_t holds = check->windows[window].holds;
 
-		HOLDS(check, holds == SLOT_NONE || holds < check->map.n_positions,
-		      "I4: a slot holds no layer of the series");
-		HOLDS(check, holds == SLOT_NONE || check->slot_of[holds] == slot,
-		      "I4: a slot holds another slot's layer");
-		HOLDS(check, holds != SLOT_NONE || !check->slots[slot].viewed, "I9: a view of nothing");
+		HOLDS(check, holds == POSITION_NONE || holds < check->map.n_positions,
+		      "I4: a window holds no layer of the series");
+		HOLDS(check, holds == POSITION_NONE || check->slot_of[holds] == window,
+		      "I4: a window holds another window's layer");
+		HOLDS(check, holds != POSITION_NONE || !check->windows[window].viewed, "I9: a view of nothing");
 	}
 }
 
 static void check_settled(const struct ring_check *check)
 {
-	for (uint32_t slot = 0; slot < check->map.n_slots; slot++) {
-		uint32_t wanted = ring_check_next(check, slot, origin(check));
+	for (uint32_t window = 0; window < check->map.n_slots; window++) {
+		uint32_t wanted = ring_check_next(check, window, origin(check));
 
 		HOLDS(check,
-		      check->slots[slot].viewed || check->slots[slot].holds == wanted ||
+		      check->windows[window].viewed || check->windows[window].holds == wanted ||
 			      ahead(check, wanted) > check->ring.horizon,
-		      "I2: a slot does not hold what it wants");
+		      "I2: a window does not hold what it wants");
 	}
 }
 
 static uint32_t start_fetches(struct ring_check *check)
 {
-	struct ring_slot before[RING_CHECK_LAYERS];
+	struct ring_window before[RING_CHECK_LAYERS];
 	uint32_t count = 0, last = 0;
 	struct ring_fetch fetch;
 
-	memcpy(before, check->slots, sizeof before);
+	memcpy(before, check->windows, sizeof before);
 	while (ring_next_fetch(&check->ring, &fetch)) {
 		HOLDS(check, ++count <= check->map.n_slots, "I3: fetches without end");
-		HOLDS(check, fetch.slot < check->map.n_slots && check->slot_of[fetch.position] == fetch.slot,
-		      "I4: a fetch into another layer's slot");
-		HOLDS(check, !before[fetch.slot].viewed, "I1: a fetch into a slot with a live view");
-		HOLDS(check, before[fetch.slot].holds != fetch.position, "I7: a fetch of what is there");
+		HOLDS(check, fetch.window < check->map.n_slots && check->slot_of[fetch.position] == fetch.window,
+		      "I4: a fetch into another layer's window");
+		HOLDS(check, !before[fetch.window].viewed, "I1: a fetch into a window with a live view");
+		HOLDS(check, before[fetch.window].holds != fetch.position, "I7: a fetch of what is there");
 		HOLDS(check, ahead(check, fetch.position) <= check->ring.horizon, "I7: a fetch beyond the horizon");
 		HOLDS(check, ahead(check, fetch.position) >= last, "I6: a later need before an earlier one");
-		HOLDS(check, check->slots[fetch.slot].holds == fetch.position, "I2: a fetch that is not kept in mind");
+		HOLDS(check, check->windows[fetch.window].holds == fetch.position,
+		      "I2: a fetch that is not kept in mind");
 		last = ahead(check, fetch.position);
-		before[fetch.slot].holds = fetch.position;
+		before[fetch.window].holds = fetch.position;
 	}
 	check_holdings(check);
 	check_settled(check);
 	return count;
 }
 
-static bool same_slots(const struct ring_check *check, const struct ring_slot *before)
+static bool same_windows(const struct ring_check *check, const struct ring_window *before)
 {
-	for (uint32_t slot = 0; slot < check->map.n_slots; slot++)
-		if (check->slots[slot].holds != before[slot].holds ||
-		    check->slots[slot].viewed != before[slot].viewed ||
-		    check->slots[slot].streams != before[slot].streams)
+	for (uint32_t window = 0; window < check->map.n_slots; window++)
+		if (check->windows[window].holds != before[window].holds ||
+		    check->windows[window].viewed != before[window].viewed ||
+		    check->windows[window].streams != before[window].streams)
 			return false;
 	return true;
 }
 
-static void check_views(const struct ring_check *check, const struct ring_slot *before, uint32_t ended, uint32_t kept)
+static void check_views(const struct ring_check *check, const struct ring_window *before, uint32_t ended, uint32_t kept)
 {
-	for (uint32_t slot = 0; slot < check->map.n_slots; slot++) {
-		bool ends = ended == SLOT_NONE ? before[slot].holds != kept : before[slot].holds == ended;
+	for (uint32_t window = 0; window < check->map.n_slots; window++) {
+		bool ends = ended == POSITION_NONE ? before[window].holds != kept : before[window].holds == ended;
 
-		HOLDS(check, check->slots[slot].viewed == (before[slot].viewed && !ends),
+		HOLDS(check, check->windows[window].viewed == (before[window].viewed && !ends),
 		      "I9: a view ended or lived on that should not");
 	}
 }
 
 static void check_idempotent(struct ring_check *check, uint32_t position)
 {
-	struct ring_slot before[RING_CHECK_LAYERS];
+	struct ring_window before[RING_CHECK_LAYERS];
 	struct ring_fetch fetch;
 
-	memcpy(before, check->slots, sizeof before);
+	memcpy(before, check->windows, sizeof before);
 	ring_reach(&check->ring, position);
 	HOLDS(check, !ring_next_fetch(&check->ring, &fetch), "I5: a second reach starts a fetch");
-	HOLDS(check, same_slots(check, before), "I5: a second reach changes something");
+	HOLDS(check, same_windows(check, before), "I5: a second reach changes something");
 }
 
 uint32_t ring_check_reach(struct ring_check *check, uint32_t position)
 {
-	struct ring_slot before[RING_CHECK_LAYERS];
+	struct ring_window before[RING_CHECK_LAYERS];
 	uint32_t count;
 
-	memcpy(before, check->slots, sizeof before);
+	memcpy(before, check->windows, sizeof before);
 	ring_reach(&check->ring, position);
-	check_views(check, before, SLOT_NONE, position);
+	check_views(check, before, POSITION_NONE, position);
 	count = start_fetches(check);
 	check_idempotent(check, position);
 	return count;
@@ -139,18 +140,18 @@ uint32_t ring_check_reach(struct ring_check *check, uint32_t position)
 
 uint32_t ring_check_release(struct ring_check *check, uint32_t position)
 {
-	struct ring_slot before[RING_CHECK_LAYERS];
+	struct ring_window before[RING_CHECK_LAYERS];
 
-	memcpy(before, check->slots, sizeof before);
+	memcpy(before, check->windows, sizeof before);
 	ring_release(&check->ring, position);
-	check_views(check, before, position, SLOT_NONE);
+	check_views(check, before, position, POSITION_NONE);
 	return start_fetches(check);
 }
 
 static void check_no_views(const struct ring_check *check)
 {
-	for (uint32_t slot = 0; slot < check->map.n_slots; slot++)
-		HOLDS(check, !check->slots[slot].viewed, "I9: a view outlives join, prepare or reset");
+	for (uint32_t window = 0; window < check->map.n_slots; window++)
+		HOLDS(check, !check->windows[window].viewed, "I9: a view outlives join, prepare or reset");
 }
 
 uint32_t ring_check_join(struct ring_check *check)
@@ -170,42 +171,42 @@ uint32_t ring_check_prepare(struct ring_check *check)
 
 static enum ring_access expected_access(const struct ring_check *check, uint32_t position)
 {
-	uint32_t slot = check->slot_of[position];
+	uint32_t window = check->slot_of[position];
 
-	if (slot == SLOT_NONE)
+	if (window == SLOT_NONE)
 		return RING_STORED;
-	if (check->slots[slot].holds == position)
+	if (check->windows[window].holds == position)
 		return RING_HELD;
-	return check->slots[slot].viewed ? RING_BUSY : RING_MISS;
+	return check->windows[window].viewed ? RING_BUSY : RING_MISS;
 }
 
 enum ring_access ring_check_wait(struct ring_check *check, uint32_t position, unsigned stream)
 {
 	enum ring_access expected = expected_access(check, position), access;
-	struct ring_slot before[RING_CHECK_LAYERS];
-	uint32_t slot = SLOT_NONE, other = SLOT_NONE, own = check->slot_of[position];
+	struct ring_window before[RING_CHECK_LAYERS];
+	uint32_t window = SLOT_NONE, other = POSITION_NONE, own = check->slot_of[position];
 
-	memcpy(before, check->slots, sizeof before);
-	access = ring_wait(&check->ring, position, stream, &slot, &other);
+	memcpy(before, check->windows, sizeof before);
+	access = ring_wait(&check->ring, position, stream, &window, &other);
 	HOLDS(check, access == expected, "I8: wait finds something else than there is");
 	if (access == RING_BUSY)
 		HOLDS(check, other == before[own].holds, "I8: BUSY names another layer");
 	if (access == RING_HELD || access == RING_MISS) {
-		HOLDS(check, slot == own && check->slots[own].viewed && check->slots[own].holds == position,
+		HOLDS(check, window == own && check->windows[own].viewed && check->windows[own].holds == position,
 		      "I8: wait starts no view");
-		HOLDS(check, check->slots[own].streams >> stream & 1, "I8: wait does not note its stream");
-		before[own] = check->slots[own];
+		HOLDS(check, check->windows[own].streams >> stream & 1, "I8: wait does not note its stream");
+		before[own] = check->windows[own];
 	}
-	HOLDS(check, same_slots(check, before), "I8: wait changes another slot");
+	HOLDS(check, same_windows(check, before), "I8: wait changes another window");
 	check_holdings(check);
 	return access;
 }
 
-void ring_check_fail(struct ring_check *check, uint32_t slot)
+void ring_check_fail(struct ring_check *check, uint32_t window)
 {
-	ring_fail(&check->ring, slot);
-	HOLDS(check, check->slots[slot].holds == SLOT_NONE && !check->slots[slot].viewed,
-	      "I9: a failed slot holds something");
+	ring_fail(&check->ring, window);
+	HOLDS(check, check->windows[window].holds == POSITION_NONE && !check->windows[window].viewed,
+	      "I9: a failed window holds something");
 	check_holdings(check);
 }
 
@@ -213,7 +214,7 @@ uint32_t ring_check_reset(struct ring_check *check)
 {
 	ring_reset(&check->ring);
 	check_no_views(check);
-	for (uint32_t slot = 0; slot < check->map.n_slots; slot++)
-		HOLDS(check, check->slots[slot].holds == SLOT_NONE, "reset leaves something in a slot");
+	for (uint32_t window = 0; window < check->map.n_slots; window++)
+		HOLDS(check, check->windows[window].holds == POSITION_NONE, "reset leaves something in a window");
 	return start_fetches(check);
 }

@@ -2,16 +2,16 @@
  *
  * ring_check.h - the invariants of the ring, checked from outside after every call; for test_ring and the fuzzer.
  *
- * Knows: ring.h. Finds a slot's next layer by looking at all of them.
+ * Knows: ring.h. Finds a window's next layer by looking at all of them.
  *
- *   I1  a slot with a live view is never fetched into
+ *   I1  a window with a live view is never fetched into
  *
- *   I2  when no fetch is left to start, every slot without a view holds its first layer at or after the program,
+ *   I2  when no fetch is left to start, every window without a view holds its first layer at or after the program,
  *       unless that is beyond the horizon
  *
- *   I3  ring_next_fetch ends after at most as many fetches as there are slots
+ *   I3  ring_next_fetch ends after at most as many fetches as there are windows
  *
- *   I4  no layer is held by two slots, and a slot holds only layers that are its own
+ *   I4  no layer is held by two windows, and a window holds only layers that are its own
  *
  *   I5  reach is idempotent: the second one changes nothing and starts nothing
  *
@@ -19,7 +19,7 @@
  *
  *   I7  nothing is fetched that is further ahead than the horizon, stored here, or held already
  *
- *   I8  wait says BUSY exactly if the layer is not there and its slot has a live view, and changes nothing then
+ *   I8  wait says BUSY exactly if the layer is not there and its window has a live view, and changes nothing then
  *
  *   I9  views end by reach of another layer, release, join, prepare, failure and reset, and by nothing else
  */
@@ -33,7 +33,7 @@
 struct ring_check {
 	struct ring ring;
 	struct slotmap map;
-	struct ring_slot slots[RING_CHECK_LAYERS];
+	struct ring_window windows[RING_CHECK_LAYERS];
 	uint32_t remote[RING_CHECK_LAYERS];
 	uint32_t slot_of[RING_CHECK_LAYERS];
 	uint32_t at_or_after[RING_CHECK_LAYERS];
@@ -44,8 +44,8 @@ struct ring_check {
 void ring_check_open(struct ring_check *check, uint32_t n_layers, uint64_t remote, uint32_t prefetch, uint32_t horizon,
 		     void (*broken)(const struct ring_check *check, const char *what));
 
-/* First layer of @p slot at or after @p position, the slow way. */
-uint32_t ring_check_next(const struct ring_check *check, uint32_t slot, uint32_t position);
+/* First layer of @p window at or after @p position, the slow way. */
+uint32_t ring_check_next(const struct ring_check *check, uint32_t window, uint32_t position);
 
 /* Each calls the ring, starts every fetch the rule asks for where a program would, and checks. Returns the number of
  * fetches. */
@@ -54,7 +54,7 @@ uint32_t ring_check_release(struct ring_check *check, uint32_t position);
 uint32_t ring_check_join(struct ring_check *check);
 uint32_t ring_check_prepare(struct ring_check *check);
 enum ring_access ring_check_wait(struct ring_check *check, uint32_t position, unsigned stream);
-void ring_check_fail(struct ring_check *check, uint32_t slot);
+void ring_check_fail(struct ring_check *check, uint32_t window);
 uint32_t ring_check_reset(struct ring_check *check);
 
 #endif

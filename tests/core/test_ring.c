@@ -3,11 +3,11 @@
  * test_ring.c - the state machine of the windows: each transition by itself, then long random sequences under the
  * invariants of ring_check.h, and three more that need whole passes.
  *
- *   I10  passes flow: sequential passes never miss, and each starts exactly the fetches of the layers that share a slot
+ *   I10  passes flow: sequential passes never miss, and each starts exactly the fetches of the layers that share a window
  *
  *   I11  a sequential step starts at most two fetches
  *
- *   I12  what slots hold after a reach depends on where the program is, not on how it came there
+ *   I12  what windows hold after a reach depends on where the program is, not on how it came there
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -25,10 +25,10 @@ static void broken(const struct ring_check *check, const char *what)
 {
 	char holds[512] = "";
 
-	for (uint32_t slot = 0, used = 0; slot < check->map.n_slots && used < 400; slot++)
-		used += (uint32_t)snprintf(holds + used, sizeof holds - used, " %d%s", (int)check->slots[slot].holds,
-					   check->slots[slot].viewed ? "v" : "");
-	fail_msg("N %u, m %u, horizon %u, at %u%s, slots%s: %s", check->map.n_positions, check->map.n_remote,
+	for (uint32_t window = 0, used = 0; window < check->map.n_slots && used < 400; window++)
+		used += (uint32_t)snprintf(holds + used, sizeof holds - used, " %d%s",
+					   (int)check->windows[window].holds, check->windows[window].viewed ? "v" : "");
+	fail_msg("N %u, m %u, horizon %u, at %u%s, windows%s: %s", check->map.n_positions, check->map.n_remote,
 		 check->ring.horizon, check->ring.position, check->ring.passed ? " (passed)" : "", holds, what);
 }
 
@@ -39,7 +39,7 @@ static void open_ring(struct ring_check *check, uint32_t n, uint64_t remote, uin
 
 static uint32_t held_at(const struct ring_check *check, uint32_t position)
 {
-	return check->slots[check->slot_of[position]].holds;
+	return check->windows[check->slot_of[position]].holds;
 }
 
 /* ---- One transition at a time; six layers, all elsewhere, two windows: layers 0 2 4 and 1 3 5 ---- */
@@ -59,7 +59,7 @@ static void nothing_is_held_at_first(void **state)
 
 	(void)state;
 	open_six(&check);
-	assert_int_equal(check.slots[0].holds, SLOT_NONE);
+	assert_int_equal(check.windows[0].holds, POSITION_NONE);
 	assert_int_equal(check.ring.position, 0);
 	assert_true(ring_next_fetch(&check.ring, &fetch));
 	assert_int_equal(fetch.position, 0);
@@ -81,7 +81,7 @@ static void reach_refills_what_lies_behind(void **state)
 	assert_int_equal(held_at(&check, 1), 1);
 }
 
-static void a_view_keeps_its_slot_until_another_layer_is_reached(void **state)
+static void a_view_keeps_its_window_until_another_layer_is_reached(void **state)
 {
 	struct ring_check check;
 
@@ -90,17 +90,17 @@ static void a_view_keeps_its_slot_until_another_layer_is_reached(void **state)
 	ring_check_reach(&check, 0);
 	assert_int_equal(ring_check_wait(&check, 0, 0), RING_HELD);
 	assert_int_equal(ring_check_wait(&check, 0, 1), RING_HELD); /* twice is allowed */
-	assert_int_equal(check.slots[check.slot_of[0]].streams, 3);
+	assert_int_equal(check.windows[check.slot_of[0]].streams, 3);
 	assert_int_equal(ring_check_reach(&check, 0), 0);
-	assert_true(check.slots[check.slot_of[0]].viewed);
+	assert_true(check.windows[check.slot_of[0]].viewed);
 	assert_int_equal(ring_check_wait(&check, 2, 0), RING_BUSY);
 	assert_int_equal(ring_check_wait(&check, 4, 0), RING_BUSY);
 	assert_int_equal(ring_check_reach(&check, 1), 1);
-	assert_false(check.slots[check.slot_of[0]].viewed);
+	assert_false(check.windows[check.slot_of[0]].viewed);
 	assert_int_equal(ring_check_wait(&check, 2, 0), RING_HELD); /* ahead of the program: on its way */
 }
 
-static void release_lets_the_slot_go_on(void **state)
+static void release_lets_the_window_go_on(void **state)
 {
 	struct ring_check check;
 
@@ -259,10 +259,10 @@ static void noted_streams_stay_until_the_caller_clears_them(void **state)
 	ring_check_reach(&check, 0);
 	ring_check_wait(&check, 0, 2);
 	ring_note_stream(&check.ring, 5);
-	assert_int_equal(check.slots[check.slot_of[0]].streams, 1 << 2 | 1 << 5);
-	assert_int_equal(check.slots[check.slot_of[1]].streams, 1 << 5);
+	assert_int_equal(check.windows[check.slot_of[0]].streams, 1 << 2 | 1 << 5);
+	assert_int_equal(check.windows[check.slot_of[1]].streams, 1 << 5);
 	ring_check_reach(&check, 1);
-	assert_int_equal(check.slots[check.slot_of[0]].streams, 1 << 2 | 1 << 5);
+	assert_int_equal(check.windows[check.slot_of[0]].streams, 1 << 2 | 1 << 5);
 }
 
 static void a_horizon_holds_fetches_back(void **state)
@@ -280,7 +280,7 @@ static void a_horizon_holds_fetches_back(void **state)
 
 /* ---- Whole passes ---- */
 
-/* Layers that share their slot with another, and so are brought once per pass. */
+/* Layers that share their window with another, and so are brought once per pass. */
 static uint32_t per_pass(const struct ring_check *check)
 {
 	uint32_t count = 0;
@@ -413,8 +413,8 @@ static void history_does_not_matter(void **state)
 		ring_check_join(&check); /* no views */
 		ring_check_reach(&check, position);
 		ring_check_reach(&fresh, position);
-		for (uint32_t slot = 0; slot < check.map.n_slots; slot++)
-			if (check.slots[slot].holds != fresh.slots[slot].holds)
+		for (uint32_t window = 0; window < check.map.n_slots; window++)
+			if (check.windows[window].holds != fresh.windows[window].holds)
 				broken(&check, "I12: history matters");
 	}
 }
@@ -424,8 +424,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(nothing_is_held_at_first),
 		cmocka_unit_test(reach_refills_what_lies_behind),
-		cmocka_unit_test(a_view_keeps_its_slot_until_another_layer_is_reached),
-		cmocka_unit_test(release_lets_the_slot_go_on),
+		cmocka_unit_test(a_view_keeps_its_window_until_another_layer_is_reached),
+		cmocka_unit_test(release_lets_the_window_go_on),
 		cmocka_unit_test(release_without_a_view_counts_as_passed),
 		cmocka_unit_test(releasing_a_layer_ahead_keeps_it),
 		cmocka_unit_test(a_wait_for_what_is_not_there_is_a_miss),

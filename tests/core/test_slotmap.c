@@ -102,7 +102,7 @@ static uint32_t search_next(const struct instance *c, const uint32_t *slot_of, u
 	for (uint32_t step = 0; step < c->n; step++)
 		if (slot_of[(position + step) % c->n] == slot)
 			return (position + step) % c->n;
-	return SLOT_NONE;
+	return POSITION_NONE;
 }
 
 static void check_next(const struct instance *c)

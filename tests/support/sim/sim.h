@@ -8,7 +8,7 @@
  * copy moves bytes when it runs; both run in two halves, between which anything may happen. So a missing dependency is
  * seen as wrong bytes.
  *
- * Knows: the SPI and a model of the stream rules of GPUs. Must not know: rings, slots, the core's private headers.
+ * Knows: the SPI and a model of the stream rules of GPUs. Must not know: rings, slot maps, the core's private headers.
  * Calls come from one thread, except for those made inside sim_collective, one thread per rank.
  */
 #ifndef LAYERSHARD_TEST_SIM_H
