@@ -59,28 +59,28 @@ class Windowed(Scheme):
             self.freed.record()
 
     def _start(self) -> None:
-        slot, layer = self.started % WINDOWS, self.path[self.started % len(self.path)]
+        window, layer = self.started % WINDOWS, self.path[self.started % len(self.path)]
         self.started += 1
         if not self.ranks.on_gpus:
-            self.under_way[slot] = self.move(layer, self.windows[slot])
+            self.under_way[window] = self.move(layer, self.windows[window])
             return
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(self.freed)
-            work = self.move(layer, self.windows[slot])
+            work = self.move(layer, self.windows[window])
             if work is not None:
                 work.wait()  # this stream's, not the host's
-            self.ready[slot].record(self.stream)
+            self.ready[window].record(self.stream)
 
     def _refill(self) -> None:
         while self.path and self.started < self.done + WINDOWS:
             self._start()
 
-    def _await(self, slot: int) -> None:
+    def _await(self, window: int) -> None:
         if self.ranks.on_gpus:
-            torch.cuda.current_stream().wait_event(self.ready[slot])
-        elif self.under_way[slot] is not None:
-            self.under_way[slot].wait()
-            self.under_way[slot] = None
+            torch.cuda.current_stream().wait_event(self.ready[window])
+        elif self.under_way[window] is not None:
+            self.under_way[window].wait()
+            self.under_way[window] = None
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         for layer in range(self.shape.layers):
@@ -88,13 +88,13 @@ class Windowed(Scheme):
             if not self.path or self.path[self.done % len(self.path)] != layer:
                 x = self.replicated.model.layers[layer](x)
                 continue
-            slot = self.done % WINDOWS
+            window = self.done % WINDOWS
             own = self.source_of(layer) == self.ranks.rank
             if not own:
-                self._await(slot)
-            x = (self.replicated.model.layers[layer] if own else self.through[slot])(x)
+                self._await(window)
+            x = (self.replicated.model.layers[layer] if own else self.through[window])(x)
             if own and not self.ranks.on_gpus:
-                self._await(slot)
+                self._await(window)
             if self.ranks.on_gpus:
                 self.freed.record()
             self.done += 1
@@ -103,8 +103,8 @@ class Windowed(Scheme):
 
     def rest(self) -> None:
         """What is under way is the beginning of the next pass, and is kept."""
-        for slot in range(WINDOWS):
-            self._await(slot)
+        for window in range(WINDOWS):
+            self._await(window)
 
     def variants(self, tokens: int) -> list[Variant]:
         x = self.input(tokens)
