@@ -128,6 +128,10 @@ class Group:
         return self._handle
 
     @property
+    def closed(self) -> bool:
+        return self._handle is None
+
+    @property
     def rank(self) -> int:
         return self._open_handle().rank
 
@@ -160,8 +164,13 @@ class Group:
         options = series_options(name, first_layer, layer_count, tensors, prefetch, placement, resident_bytes, poison)
         device = (c.MEMORY[self.memory], self.device if self.memory == "cuda" else 0)
         series = Series(self._open_handle(), options, device)
-        self._series = [each for each in self._series if not each.closed] + [series]
+        self._series = [*self.open_series, series]
         return series
+
+    @property
+    def open_series(self) -> tuple[Series, ...]:
+        """The series that have not been closed, in the order in which they were made."""
+        return tuple(each for each in self._series if not each.closed)
 
     def abort(self) -> None:
         """Make every call of this rank that waits return Aborted, now and from now on. From any thread."""

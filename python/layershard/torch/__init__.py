@@ -4,9 +4,10 @@
     model = layershard.torch.shard(model, "model.layers.*", scope="block")
     print(layershard.torch.of(model).report())
 
-sharding puts the steps of shard in order: patterns and grouping choose, refusals and its like look first, joining meets
-the other ranks, shared holds a series, wiring and hooks make the calls of a pass. handle is what a sharded model can be
-asked; checks and updates are packages of their own. vllm_ascend has the calls of another library over the same parts.
+sharding puts the steps of shard in order: patterns and grouping choose, refusals and its like look first, membership
+says which ranks, joining meets them, shared holds a series, wiring and hooks make the calls of a pass. handle is what
+a sharded model can be asked; checks and updates are packages of their own. vllm_ascend has the calls of another library
+over the same parts.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .handle import Handle, of
-from .joining import process_group
+from .membership import process_group
 from .refusals import Refused
 
 
@@ -72,6 +72,16 @@ def _convert(name: str, linear: nn.Linear, handle: Handle, regime: Regime) -> No
     linear.__class__ = DualLinear
 
 
+def _refuse_others(handle: Handle, ranks: Any) -> None:
+    """Sums over other ranks than those that hold the stripes would be wrong."""
+    sums, mine = (dist.get_rank(ranks), dist.get_world_size(ranks)), (handle.group.rank, handle.group.size)
+    if sums != mine:
+        raise Refused(
+            f"this is rank {mine[0]} of the {mine[1]} that share the model, and rank {sums[0]} of {sums[1]} in the "
+            f"process group that would sum: give dual the group of the ranks that share it"
+        )
+
+
 def dual(model: nn.Module, group: Any = None) -> Regime:
     """Give the sharded linears of a model striped by rows and columns their second way to compute. Local.
 
@@ -79,8 +89,10 @@ def dual(model: nn.Module, group: Any = None) -> Regime:
     would not be here without being gathered.
     """
     handle, ranks = of(model), process_group(group)
-    if ranks is None and handle.group.size > 1:
-        raise Refused("tensor-parallel passes need torch.distributed: give the process group")
+    if handle.group.size > 1:
+        if ranks is None:
+            raise Refused("tensor-parallel passes need torch.distributed: give the process group")
+        _refuse_others(handle, ranks)
     regime = Regime(handle, ranks)
     modules = dict(model.named_modules())
     names = dict.fromkeys(place.name.rpartition(".")[0] for place in handle.all_places())

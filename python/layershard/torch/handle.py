@@ -36,8 +36,11 @@ _GIVEN_UP = "the shared weights have been given up by close(): build the model a
 class Handle:
     """Made by shard. Lives as long as the model does, or until detach."""
 
-    def __init__(self, model: nn.Module, group: Group, shared: list[Shared], device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, group: Group, shared: list[Shared], device: torch.device, *, is_lent: bool = False
+    ) -> None:
         self.group = group
+        self._is_lent = is_lent  # the group is the caller's, and stays open
         self.shared = shared
         self.device = device
         self._model = model
@@ -272,7 +275,10 @@ class Handle:
         forget_compiled()
         self._wiring = None
         forget(self._model)
-        self.group.close()
+        for each in self.shared:
+            each.series.close()
+        if not self._is_lent:
+            self.group.close()
 
 
 def _refuse_shut(module: nn.Module, _args: Any) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a torch program has (a process group, a mesh, torchrun's environment, nothing) to a layershard group.
+"""From the ranks that are meant (see membership) to a layershard group in which they are.
 
-Knows torch.distributed's public calls and the environment; nothing of modules or layers.
+Knows torch.distributed's public calls; nothing of modules or layers.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import torch
@@ -19,40 +19,14 @@ import torch.distributed as dist
 from .._library import library
 from ..errors import Error, LibraryError, Mismatch, Timeout
 from ..group import Group
-from ..planning import discover
 from ..series import Tensor
 from .distributed import collectives_for, failure_of, family
 from .layout import NAME_LIMIT
+from .membership import Meant, Named, warn_of_contradiction
 from .refusals import Refused
 
 _LOOK_S = 0.001  # how often a wait for other ranks looks up, and Ctrl-C ends it
 _TEXT_BYTES = 512  # of what a rank gives the others to read when they join
-
-
-def process_group(group: Any) -> Any:
-    """The ProcessGroup meant: itself, a one-dimensional DeviceMesh's, the default one, or None without any."""
-    if group is None:
-        return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-    if hasattr(group, "get_group"):
-        if getattr(group, "ndim", 1) != 1:
-            raise Refused(f"the mesh has {group.ndim} dimensions: pass one of them, mesh['name']")
-        return group.get_group()
-    if dist.is_available() and isinstance(group, dist.ProcessGroup):
-        return group
-    raise Refused(f"group is a {type(group).__name__}; it must be a ProcessGroup, a DeviceMesh's dimension or None")
-
-
-def _job() -> str | None:
-    """A name that the ranks of one launch share, the launcher's where the user gave none. The same for every call: all
-    have joined one group before the next can begin, and a rank that has failed alone joins the others by it when they
-    try again."""
-    found = discover()
-    job = os.environ.get("LAYERSHARD_JOB") or (found.job if found else None)
-    return None if job is None else f"{job}.torch"
-
-
-def _alone() -> bool:
-    return not any(name in os.environ for name in ("LAYERSHARD_JOB", "LAYERSHARD_SIZE", "TORCHELASTIC_RUN_ID"))
 
 
 def memory_of(device: torch.device) -> str:
@@ -63,45 +37,82 @@ def memory_of(device: torch.device) -> str:
     raise Refused(f"weights are on {device}: the library keeps layers in host memory or on NVIDIA's GPUs")
 
 
-def open_group(group: Any, transport: str, device: torch.device, timeout_ms: int | None) -> Group:
-    """Join the other ranks: collective."""
+def refuse_unfit(meant: Meant, transport: str, device: torch.device, timeout_ms: int | None) -> None:
+    """A group of the caller's is as it was made: what is asked for beside it must not differ."""
+    if not isinstance(meant, Group):
+        return
+    if transport != "auto" or timeout_ms is not None:
+        name = "transport" if transport != "auto" else "timeout_ms"
+        raise Refused(f"{name} is given beside a layershard.Group, which has its own: give it to Group, and not here")
+    memory, index = memory_of(device), device.index if device.type == "cuda" else 0
+    if (memory, index) != (meant.memory, meant.device if memory == "cuda" else 0):
+        there = f"on cuda:{meant.device}" if meant.memory == "cuda" else "in host memory"
+        raise Refused(
+            f"weights are on {device}, and the layershard.Group keeps layers {there}: make it with memory='{memory}'"
+            + (f", device={index}" if memory == "cuda" else "")
+        )
+
+
+def open_group(meant: Meant, transport: str, device: torch.device, timeout_ms: int | None) -> Group:
+    """Join the other ranks: collective. A group that is given is returned."""
+    ranks = meant if isinstance(meant, Group) else _join(meant, transport, device, timeout_ms)
+    warn_of_contradiction(ranks.rank, ranks.size)
+    return ranks
+
+
+def _join(meant: Any, transport: str, device: torch.device, timeout_ms: int | None) -> Group:
     options: dict[str, Any] = {
         "transport": None if transport == "auto" else transport,
         "timeout_ms": timeout_ms,
         "memory": memory_of(device),
         "device": device.index if device.type == "cuda" and device.index is not None else _current(device),
     }
-    pg = process_group(group)
-    if pg is not None:
-        _await_library(pg, timeout_ms)
-        _agree_on_transport(pg, transport, options["memory"], timeout_ms)
-        collectives = collectives_for(pg, transport, options["memory"], device)
-        exchange = _allgather(pg, timeout_ms) if collectives is None else collectives.exchange
-        return Group(dist.get_rank(pg), dist.get_world_size(pg), allgather=exchange, callbacks=collectives, **options)
-    if _alone():
-        return Group(0, 1, **options)
-    return Group(job=_job(), **options)
+    if isinstance(meant, Named):
+        return Group(meant.rank, meant.size, job=meant.job, **options)
+    _await_library(meant, timeout_ms)
+    _agree_on_transport(meant, transport, options["memory"], timeout_ms)
+    collectives = collectives_for(meant, transport, options["memory"], device)
+    exchange = _allgather(meant, timeout_ms) if collectives is None else collectives.exchange
+    return Group(dist.get_rank(meant), dist.get_world_size(meant), allgather=exchange, callbacks=collectives, **options)
+
+
+@contextmanager
+def left_on_failure(ranks: Group, is_lent: bool) -> Iterator[None]:
+    """If the body fails, what it has opened is closed: of a group of the caller's the series, else all of it."""
+    before = ranks.open_series
+    try:
+        yield
+    except BaseException:
+        if is_lent:
+            for series in set(ranks.open_series) - set(before):
+                with suppress(Error):  # what went wrong first is what the caller must see
+                    series.close()
+        else:
+            ranks.close()
+        raise
 
 
 def refuse_to_all(
-    refusal: Exception, group: Any, transport: str, device: torch.device, timeout_ms: int | None
+    refusal: Exception, meant: Meant, transport: str, device: torch.device, timeout_ms: int | None
 ) -> NoReturn:
     """Raise what this rank alone may have found. The others wait for it: so it joins them and tells them."""
+    text = f"refused: {refusal}"
     with suppress(Error, ValueError):  # what went wrong first is what the caller must see
-        pg = process_group(group)
-        if pg is not None:
-            await_ranks(pg, timeout_ms, f"refused: {refusal}")
-        elif not _alone():
-            _refuse_by_name(f"refused: {refusal}", transport, device, timeout_ms)
+        if isinstance(meant, Group):
+            _refuse_by_name(text, meant)
+        elif not isinstance(meant, Named):
+            await_ranks(meant, timeout_ms, text)
+        elif meant.size != 1:
+            with _join(meant, transport, device, timeout_ms) as ranks:
+                _refuse_by_name(text, ranks)
     raise refusal
 
 
-def _refuse_by_name(text: str, transport: str, device: torch.device, timeout_ms: int | None) -> None:
+def _refuse_by_name(text: str, ranks: Group) -> None:
     """A series that nobody else opens: the library's own comparison tells the others its name."""
-    with open_group(None, transport, device, timeout_ms) as ranks:
-        if ranks.size > 1:
-            name = text.encode()[:NAME_LIMIT].decode(errors="ignore")
-            ranks.series(name, first_layer=0, layer_count=1, tensors=[Tensor("refused", 1)])
+    if ranks.size > 1:
+        name = text.encode()[:NAME_LIMIT].decode(errors="ignore")
+        ranks.series(name, first_layer=0, layer_count=1, tensors=[Tensor("refused", 1)]).close()
 
 
 # ---- Through torch.distributed ----

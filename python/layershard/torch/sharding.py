@@ -23,7 +23,8 @@ from .coverage import left_out
 from .grouping import SeriesPlan, refuse_stripes
 from .grouping import group as group_units
 from .handle import Handle, is_closed, is_sharded, of
-from .joining import memory_of, open_group, process_group, refuse_to_all
+from .joining import left_on_failure, memory_of, open_group, refuse_to_all, refuse_unfit
+from .membership import Meant, meant_by
 from .memory import release_freed_memory
 from .other_holders import held_outside
 from .packed import refuse_repacked
@@ -159,29 +160,34 @@ class Join:
     """How this rank joins the others: to share, or to tell them why it cannot. Until an argument has been found to make
     sense the default stands for it."""
 
-    group: Any
+    ranks: Meant
     transport: str = "auto"
     device: torch.device = torch.device("cpu")
     timeout_ms: int | None = None
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether the group is the caller's, and stays open."""
+        return isinstance(self.ranks, Group)
+
     def refuse(self, refusal: Exception) -> NoReturn:
-        refuse_to_all(refusal, self.group, self.transport, self.device, self.timeout_ms)
+        refuse_to_all(refusal, self.ranks, self.transport, self.device, self.timeout_ms)
 
     @contextmanager
     def opened(self, plans: Sequence[SeriesPlan], model: nn.Module | None = None) -> Iterator[Group]:
         """The ranks, joined. If the body fails, also by Ctrl-C, they are left and the plans' tensors are as before: a
         model that is shared by half, without hooks, would compute with what passes through windows."""
-        ranks = open_group(self.group, self.transport, self.device, self.timeout_ms)
+        ranks = open_group(self.ranks, self.transport, self.device, self.timeout_ms)
         undo = [place.undo() for plan in plans for places in plan.places for place in places]
-        try:
-            yield ranks
-        except BaseException:
-            for restore in undo:
-                restore()
-            if model is not None and is_sharded(model):
-                of(model).leave()
-            ranks.close()
-            raise
+        with left_on_failure(ranks, self.is_lent):
+            try:
+                yield ranks
+            except BaseException:
+                for restore in undo:
+                    restore()
+                if model is not None and is_sharded(model):
+                    of(model).leave()
+                raise
 
 
 def shard(
@@ -203,8 +209,10 @@ def shard(
 
     modules    fnmatch patterns on qualified names ("*.mlp.*_proj", ["*.q_proj", "*.o_proj"], "model.layers.*"):
                linears, any module or whole blocks. The first integer in a name is the layer's number.
-    group      a ProcessGroup, a dimension of a DeviceMesh, or None: the default process group; without
-               torch.distributed, the ranks of torchrun or of LAYERSHARD_JOB on this host; else this process alone.
+    group      a layershard.Group, which stays the caller's; {"rank": r, "size": n, "job": name}, what is missing from
+               the environment; a ProcessGroup; a dimension of a DeviceMesh; or None: the default process group; without
+               one, or where it is this rank alone, the ranks of torchrun or of LAYERSHARD_JOB on this host; else this
+               process alone.
     prefetch   layers fetched ahead, k: at most k + 1 windows per series.
     placement  "whole" (layer i whole on rank i % n), "striped" (1/n of each layer everywhere) or "auto".
     transport  as layershard.Group.
@@ -223,12 +231,13 @@ def shard(
     one rank alone refuses, the others raise Mismatch with its reason.
     """
     given, model = model, whole(model)
-    join = Join(process_group(group))
+    join = Join(meant_by(group))
     try:
         _refuse_numbers_and_words(prefetch, placement, transport, timeout_ms)
         join.transport, join.timeout_ms = transport, timeout_ms
         found = _device_of(model, device)
         memory_of(found)
+        refuse_unfit(join.ranks, transport, found, timeout_ms)
         join.device = found
         plans = _plan(model, modules, scope, strings("buffers", buffers))
         resident_bytes = [_resident_bytes(resident, plan, plans) for plan in plans]
@@ -250,7 +259,7 @@ def shard(
             )
             for plan, nbytes in zip(plans, resident_bytes, strict=True)
         ]
-        handle = Handle(model, ranks, shared, found)
+        handle = Handle(model, ranks, shared, found, is_lent=join.is_lent)
         missing = _fill(model, shared)
         _warn_of_other_holders(model, shared)
         handle.take(Wiring(model, shared, scope, found))

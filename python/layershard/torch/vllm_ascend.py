@@ -26,6 +26,7 @@ from .grouping import Place, SeriesPlan, difference
 from .hooks import Hooks, Switch, arrival_hooks
 from .joining import await_ranks
 from .layout import Layout
+from .membership import meant_by
 from .one_thread import Turn
 from .patterns import layer_number
 from .processed import Processed, adopt, process
@@ -163,7 +164,7 @@ class _Series:
         if self.shared is not None:
             return
         plan = self._plan()
-        with Join(self.ranks.process_group, device=self.device).opened([plan]) as ranks:
+        with Join(meant_by(self.ranks.process_group), device=self.device).opened([plan]) as ranks:
             shared = Shared(
                 ranks, plan, self.device, prefetch=self.prefetch_step, placement="whole", resident_bytes=0, stripes={}
             )
