@@ -146,9 +146,9 @@ def test_missing_weights_are_named_on_every_rank(tmp_path):
 
 def test_wrong_shape_is_told_to_every_rank(tmp_path):
     state = ranks.stack().state_dict() | {"layers.1.up.bias": torch.zeros(1)}  # would broadcast
-    own = refused(tmp_path, state, "layers.1.up.bias is [1] in")
+    own = refused(tmp_path, state, "layers.1.up.bias is F32 [1] in", "layer1.safetensors", "float32 [75] in the model")
     assert own == [False, True]  # its source has the reason; the other rank the status
-    assert all(refused(tmp_path, state, "LSHARD_ERR_CALLBACK"))
+    assert refused(tmp_path, state, "LSHARD_ERR_CALLBACK") == [True, False]
 
 
 def test_buffers_that_no_file_holds_must_be_real(tmp_path):

@@ -7,9 +7,8 @@ Knows names in a checkpoint and in a model; how bytes get to other ranks is the 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 
 from .filling import Filling, Give, refuse_lost, unshared
 from .handle import Handle, of
+from .hub_files import find, read_index
 from .memory import release_freed_memory
 from .refusals import Refused
 
@@ -41,52 +41,78 @@ def empty_weights() -> Iterator[None]:
 
 
 class Checkpoint:
-    """A directory of safetensors files, with an index or without, or one file. Files are opened when first needed."""
+    """What files hold, by name. They are opened when something in them is first needed."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str], variant: str | None = None, files: str | Sequence[str] | None = None
+    ) -> None:
         self._open = ExitStack()
-        self._files: dict[Path, Any] = {}
-        self._where = dict(self._find())
-        if not self._where:
-            raise Refused(f"there are no safetensors files in {self._path}")
+        self._files: dict[Path, tuple[Any, set[str]]] = {}
+        found = find(Path(path), variant, files)
+        self._said_by = f"{found.files[0]} says so" if found.is_index else ""
+        self._where = read_index(found.files[0]) if found.is_index else self._list(found.files)
 
-    def _find(self) -> Iterator[tuple[str, Path]]:
-        if self._path.is_file():
-            return ((name, self._path) for name in self._file(self._path).keys())  # noqa: SIM118
-        index = sorted(self._path.glob("*.safetensors.index.json"))
-        if index:
-            places = json.loads(index[0].read_text(encoding="utf-8"))["weight_map"]
-            return ((name, self._path / file) for name, file in places.items())
-        return (
-            (name, file)
-            for file in sorted(self._path.glob("*.safetensors"))
-            for name in self._file(file).keys()  # noqa: SIM118
-        )
+    def _list(self, files: Sequence[Path]) -> dict[str, Path]:
+        where: dict[str, Path] = {}
+        for file in files:
+            for name in self._file(file)[1]:
+                if where.setdefault(name, file) != file:
+                    raise Refused(f"{name} is in both {where[name]} and {file}: say which files are meant by files=")
+        return where
 
-    def _file(self, path: Path) -> Any:
+    def _file(self, path: Path) -> tuple[Any, set[str]]:
+        """The open file, and what it holds."""
         from safetensors import SafetensorError, safe_open
 
         if path not in self._files:
             try:
-                self._files[path] = self._open.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as error:
-                raise Refused(f"{path} is no whole safetensors file ({path.stat().st_size} bytes): {error}") from error
+                opened = self._open.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                size = f" ({path.stat().st_size} bytes)" if path.is_file() else ""
+                raise Refused(f"{path}{size} is no whole safetensors file: {error}") from error
+            self._files[path] = opened, set(opened.keys())
         return self._files[path]
 
     def names(self) -> Iterable[str]:
         return self._where
 
-    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+    def _holding(self, name: str) -> Any:
+        path = self._where[name]
+        if not path.is_file():
+            raise Refused(f"{name} is in {path}, {self._said_by}; there is no such file")
+        opened, names = self._file(path)
+        if name not in names:
+            raise Refused(f"{name} is in {path}, {self._said_by}; the file has no such tensor")
+        return opened
+
+    def refuse_unlike(self, name: str, like: torch.Tensor) -> None:
+        """By the file's header alone. Values are converted to the model's dtype, but integers are no weights."""
+        header = self._holding(name).get_slice(name)
+        shape, dtype = list(header.get_shape()), str(header.get_dtype())
+        holds_integers = not (like.dtype.is_floating_point or like.dtype.is_complex)
+        is_other_kind = isinstance(like, nn.Parameter) and _is_integer(dtype) != holds_integers
+        if shape != list(like.shape) or is_other_kind:
+            raise Refused(
+                f"{name} is {dtype} {shape} in {self._where[name]}, and {like.dtype} {list(like.shape)} in the model"
+            )
+
+    def read(self, name: str) -> torch.Tensor:
         """The tensor; only its own bytes of the file are touched."""
-        tensor: torch.Tensor = self._file(self._where[name]).get_tensor(name)
-        if tensor.shape != shape:
-            raise Refused(f"{name} is {list(tensor.shape)} in {self._where[name]} and {list(shape)} in the model")
+        opened = self._holding(name)
+        try:
+            tensor: torch.Tensor = opened.get_tensor(name)
+        except Exception as error:  # dtypes that this torch does not have are told by whatever it raises
+            raise Refused(f"{name} of {self._where[name]} cannot be read: {error}") from error
         return tensor
 
     def close(self) -> None:
         self._files.clear()
         self._open.close()
+
+
+def _is_integer(dtype: str) -> bool:
+    """Of a dtype as safetensors writes it: I8, U8, BOOL; F32, BF16, F8_E4M3, C64 are none."""
+    return dtype.startswith(("I", "U", "BOOL"))
 
 
 class _Names:
@@ -121,12 +147,28 @@ def _where_all_are(model: nn.Module, handle: Handle, names: _Names) -> dict[str,
     return where
 
 
-def load(model: nn.Module, checkpoint_dir: str | os.PathLike[str]) -> nn.Module:
+def _own(model: nn.Module, handle: Handle) -> Iterator[tuple[str, torch.Tensor]]:
+    """What this rank will ask for."""
+    yield from ((place.name, place.tensor) for place in handle.own_places())
+    yield from ((places[0].name, tensor) for tensor, places in unshared(model, handle))
+
+
+def load(
+    model: nn.Module,
+    checkpoint_dir: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    files: str | Sequence[str] | None = None,
+) -> nn.Module:
     """Fill a sharded model from safetensors files: exactly this rank's layers, and what is not shared. Collective.
 
-    Values are converted to the model's dtypes. On a model that has weights they are replaced, in place. All names are
-    found before the first byte is read. What fails on one rank is an error on all; it may be called again then. Returns
-    the model.
+    checkpoint_dir  a directory, one of the Hub's cache (models--ORGANISATION--NAME), an index, or a file
+    variant         which of several in the directory: "fp16" is model.fp16.safetensors, or the index of that name
+    files           which files of the directory: an index, or files that together are the checkpoint
+
+    Values are converted to the model's dtypes. On a model that has weights they are replaced, in place. All names,
+    and the shapes of what this rank reads, are compared before anything is written. What fails on one rank is an error
+    on all; it may be called again then. Returns the model.
     """
     handle = of(model)
     with ExitStack() as ends:
@@ -134,10 +176,12 @@ def load(model: nn.Module, checkpoint_dir: str | os.PathLike[str]) -> nn.Module:
 
         def open_checkpoint() -> Give:
             refuse_lost(model)
-            checkpoint = Checkpoint(checkpoint_dir)
-            ends.callback(checkpoint.close)
-            where = _where_all_are(model, handle, _Names(model, checkpoint))
-            return lambda name, like: checkpoint.read(where[name], like.shape)
+            found = Checkpoint(checkpoint_dir, variant, files)
+            ends.callback(found.close)
+            where = _where_all_are(model, handle, _Names(model, found))
+            for name, tensor in _own(model, handle):
+                found.refuse_unlike(where[name], tensor)
+            return lambda name, like: found.read(where[name])
 
         Filling(model, handle, open_checkpoint, everything=True).run()
     return model
