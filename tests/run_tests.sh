@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # run_tests.sh BUILD [CTEST-OPTION]... - run the tests of a build directory, show the output of those that fail, and name
-# and count what was skipped, which ctest alone passes over. With LAYERSHARD_TEST_STRICT=1 a skip is a failure.
+# and count what was skipped, which ctest alone passes over. With LAYERSHARD_TEST_STRICT=1 a skip is a failure. Counted
+# apart, and no failure: cases that are about what a transport is not meant to do.
 set -eu
 
 build=$1
@@ -18,6 +19,13 @@ ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" "$@
 skips=$(awk '/^[0-9]+\/[0-9]+ Test: / { test = $3 }
 	/^skipped: / { sub(/^skipped: /, ""); print test ": " $0 }
 	/^SKIPPED \[/ { sub(/^SKIPPED /, ""); print test ": " $0 }' "$log")
+# The suites that run over every transport print "does not apply: case: reason".
+apart=$(sed -n 's/^does not apply: \([^:]*\): .*/\1/p' "$log" | sort | uniq -c)
+if [ -n "$apart" ]; then
+	echo
+	echo "Do not apply to the transport ($(echo "$apart" | awk '{ sum += $1 } END { print sum }')):"
+	echo "$apart"
+fi
 if [ -n "$skips" ]; then
 	echo
 	echo "Skipped ($(echo "$skips" | wc -l)):"

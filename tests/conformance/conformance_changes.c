@@ -198,7 +198,7 @@ void captured_passes_are_replayed(void **state)
 
 	(void)state;
 	if (subject.memory != LSHARD_MEMORY_CUDA) {
-		printf("does not apply: %s has no streams\n", subject.spec);
+		does_not_apply(__func__, "no streams");
 		return;
 	}
 	for (int i = 0; i < 2; i++)
@@ -272,7 +272,7 @@ void nothing_stays_on_the_device(void **state)
 {
 	(void)state;
 	if (subject.memory != LSHARD_MEMORY_CUDA) {
-		printf("does not apply: %s is in host memory\n", subject.spec);
+		does_not_apply(__func__, "host memory");
 		return;
 	}
 	for (enum ending ending = DESTROY; ending < ENDINGS; ending++)

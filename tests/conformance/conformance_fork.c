@@ -267,7 +267,8 @@ void a_dead_rank_is_gone_although_its_child_lives(void **state)
 
 	(void)state;
 	if (strcmp(subject.kind, "forks") != 0 || subject.callbacks) {
-		printf("does not apply: ranks of %s are threads\n", subject.spec);
+		does_not_apply(__func__,
+			       subject.callbacks ? "the transport cannot know who is gone" : "ranks are threads");
 	} else {
 		const int failures = team_run(subject.kind, 3, dying_body, child);
 		const bool lived = *child > 0 && kill(*child, SIGKILL) == 0;

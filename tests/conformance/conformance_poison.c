@@ -313,7 +313,7 @@ void a_layer_that_is_late_stays_poison(void **state)
 {
 	(void)state;
 	if (!subject.collective) {
-		printf("does not apply: %s is one-sided\n", subject.spec);
+		does_not_apply(__func__, "one-sided");
 		return;
 	}
 	assert_int_equal(team_run(subject.kind, ALL_RANKS, late_body, NULL), 0);
@@ -383,7 +383,7 @@ void poison_belongs_to_captured_passes(void **state)
 
 	(void)state;
 	if (subject.memory != LSHARD_MEMORY_CUDA) {
-		printf("does not apply: %s has no streams\n", subject.spec);
+		does_not_apply(__func__, "no streams");
 		return;
 	}
 	for (int i = 0; i < 2; i++)

@@ -287,7 +287,7 @@ void rough_walks_give_the_right_bytes_or_a_status(void **state)
 
 	(void)state;
 	if (subject.memory == LSHARD_MEMORY_CUDA) {
-		printf("does not apply: on devices the random walks of the simulated machine do this\n");
+		does_not_apply(__func__, "on devices the random walks of the simulated machine do this");
 		return;
 	}
 	rough = shared_new(sizeof *rough);

@@ -414,7 +414,7 @@ void ranks_need_no_lockstep(void **state)
 
 	(void)state;
 	if (subject.collective) {
-		printf("does not apply: %s is collective\n", subject.spec);
+		does_not_apply(__func__, "collective");
 		return;
 	}
 	for (int i = 0; i < 2; i++)
@@ -455,7 +455,7 @@ void out_of_step_is_found_and_cured(void **state)
 {
 	(void)state;
 	if (!subject.collective) {
-		printf("does not apply: %s is one-sided\n", subject.spec);
+		does_not_apply(__func__, "one-sided");
 		return;
 	}
 	assert_int_equal(team_run(subject.kind, 3, out_of_step_body, NULL), 0);

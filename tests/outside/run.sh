@@ -44,7 +44,9 @@ compile box box.c
 # try WAY ARGUMENT...: all of the suite, which says itself what does not apply.
 try() {
 	LD_LIBRARY_PATH=$libdir "$work/box" "$@" >"$work/log" 2>&1 || fail "box $* fails: $(cat "$work/log")"
-	echo "box $*: $(grep -c '^\[       OK \]' "$work/log") tests"
+	apart=$(sed -n 's/ to box by [a-z]*$//p' "$work/log")
+	[ "${apart#*do not apply}" != "$apart" ] || fail "box $* does not say what does not apply: $(cat "$work/log")"
+	echo "box $*: $(grep -c '^\[       OK \]' "$work/log") tests, of which $apart"
 }
 unset LAYERSHARD_RANK LAYERSHARD_SIZE LAYERSHARD_JOB
 try forks configurations=40

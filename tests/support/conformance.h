@@ -34,6 +34,11 @@ struct subject {
 
 extern struct subject subject;
 
+/* Said by a test that is about what the subject is not meant to do: it is no test that was skipped. */
+void does_not_apply(const char *test, const char *why);
+/* At the end of all tests: how many have said so. */
+void tell_how_many_do_not_apply(void);
+
 /* One series and who uses it. */
 struct setting {
 	int32_t size;

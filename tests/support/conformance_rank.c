@@ -12,6 +12,23 @@
 
 struct subject subject;
 
+/* ---- What does not apply --------------------------------------------------------------------------------------- */
+
+static unsigned not_applying;
+
+void does_not_apply(const char *test, const char *why)
+{
+	printf("does not apply: %s: %s\n", test, why);
+	fflush(stdout); /* or a child of a later test says it again */
+	not_applying++;
+}
+
+void tell_how_many_do_not_apply(void)
+{
+	if (not_applying)
+		printf("%u do not apply to %s by %s\n", not_applying, subject.spec, subject.kind);
+}
+
 /* ---- Bytes that can be foretold -------------------------------------------------------------------------------- */
 
 uint64_t random_next(uint64_t *state)
