@@ -3,7 +3,7 @@
 #
 # run.sh SOURCE BUILD CC CXX - install what BUILD holds under a DESTDIR and use it as a stranger would: a C program by
 # pkg-config, with the shared and the static library; a C++ program by the CMake package; the example on four ranks,
-# and the lines of C in docs/c.md.
+# and the program in docs/c.md.
 set -eu
 
 source=$(cd "$1" && pwd)
@@ -44,13 +44,9 @@ compile by_static "$source/tests/consumer/consumer.c" "$(pkg-config --cflags lay
 	"$(pkg-config --libs --static layershard | sed 's/-llayershard//')"
 compile minimal "$source/examples/minimal.c" "$(pkg-config --cflags --libs layershard)"
 
-# The lines of C in docs/c.md, with the one function that they leave to the reader.
-{
-	# shellcheck disable=SC2016 # no command to run
-	sed -n '/^```c$/,/^```$/p' "$source/docs/c.md" | sed '/^```/d'
-	echo 'static int load(void *user, uint32_t layer, void *const *tensors)'
-	echo '{ return (void)user, (void)layer, *(char *)tensors[0] = 1, 0; }'
-} >"$work/docs.c"
+# The program in docs/c.md.
+# shellcheck disable=SC2016 # no command to run
+sed -n '/^```c$/,/^```$/p' "$source/docs/c.md" | sed '/^```/d' >"$work/docs.c"
 compile docs "$work/docs.c" "$(pkg-config --cflags --libs layershard)"
 
 run() { # run WHAT COMMAND...: it succeeds and names the version that pkg-config names
@@ -64,7 +60,7 @@ run() { # run WHAT COMMAND...: it succeeds and names the version that pkg-config
 unset LAYERSHARD_RANK LAYERSHARD_SIZE LAYERSHARD_JOB
 run "C, shared" env LD_LIBRARY_PATH="$libdir" "$work/by_shared"
 run "C, static" "$work/by_static"
-LD_LIBRARY_PATH=$libdir "$work/docs" || fail "the lines of C in docs/c.md fail"
+LD_LIBRARY_PATH=$libdir "$work/docs" || fail "the program in docs/c.md fails"
 ! ldd "$work/by_static" | grep -q layershard || fail "the static consumer wants the shared library"
 
 cmake -S "$source/tests/consumer" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$(dirname "$libdir");$libdir" \

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every block of Python in docs/python.md, in README.md and in the packages' first lines runs, on ranks of a processor,
-with small models for the reader's own; what the docs print is printed."""
+"""Every block of Python in docs/python.md and in the packages' first lines runs, on ranks of a processor, with small
+models for the reader's own; whole programs run as the shell beside them says, see tests/docs."""
 
 import ast
 import importlib.util
@@ -12,7 +12,7 @@ import sys
 import textwrap
 
 import pytest
-from patience import LONG_MS, LONG_S
+from patience import LONG_MS
 
 import torch_ranks as ranks
 
@@ -28,12 +28,7 @@ with torch.no_grad():
 torch.compiler.reset()
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
-FENCED = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
-
-
-def fenced(file):
-    """Kind and text of each block."""
-    return FENCED.findall((TREE / file).read_text(encoding="utf-8"))
+FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def indented(module):
@@ -42,8 +37,7 @@ def indented(module):
     return [textwrap.dedent(each) for each in re.findall(r"(?:^    .*\n?)+", text, re.MULTILINE)]
 
 
-DOCS = [text for kind, text in fenced("docs/python.md") if kind == "python"]
-README = [text for kind, text in fenced("README.md") if kind == "python"]
+DOCS = FENCED.findall((TREE / "docs/python.md").read_text(encoding="utf-8"))
 BASE = indented("__init__.py")
 TORCH = indented("torch/__init__.py")
 
@@ -93,20 +87,16 @@ def use_processes(work, size=2):
 # ---- docs/python.md ----
 
 
-def test_the_shortest_program_prints_what_the_docs_say(tmp_path):
-    blocks = fenced("docs/python.md")
-    number = next(number for number, (kind, text) in enumerate(blocks) if "torch.nn.Sequential" in text)
-    (tmp_path / "first.py").write_text(blocks[number][1])
-    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PET_MASTER_PORT=str(ranks.free_port()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "first.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LONG_S)
-    assert (done.returncode, done.stdout) == (0, blocks[number + 1][1]), done.stderr
+def test_the_shortest_program_alone(tmp_path):
+    """By torchrun it is run as all blocks of shell are, see tests/docs."""
+    (tmp_path / "first.py").write_text(block_with(DOCS, "torch.nn.Sequential"))
+    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     alone = subprocess.run([sys.executable, "first.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert alone.stdout.startswith("rank 0 of 1, ") and alone.returncode == 0
+    assert alone.stdout.startswith("rank 0 of 1, ") and alone.returncode == 0, alone.stderr
 
 
-def in_a_program(blocks, path):
-    text = block_with(blocks, "init_process_group")
+def test_in_a_program(tmp_path):
+    text = block_with(DOCS, "init_process_group")
 
     def work(rank, size):
         model, tokens = llama()
@@ -114,21 +104,11 @@ def in_a_program(blocks, path):
         names = {"build_and_load": lambda: model, "batch_of_this_rank": tokens, "model": model}
         for name in ("LAYERSHARD_RANK", "LAYERSHARD_SIZE", "LAYERSHARD_JOB"):
             os.environ.pop(name)
-        run_block(text, rank, size, path, **names)
+        run_block(text, rank, size, tmp_path / "store", **names)
         assert torch.equal(logits(model, tokens), want)
         assert sharding.of(model).group.size == size and "model.layers.*" in sharding.of(model).report()
 
     use_processes(work)
-
-
-def test_in_a_program(tmp_path):
-    in_a_program(DOCS, tmp_path / "store")
-
-
-def test_the_readme_s(tmp_path):
-    (block,) = README
-    assert 'eval(), "model.layers.*", scope="block"' in block
-    in_a_program(README, tmp_path / "store")
 
 
 def test_models_that_fit_nowhere(tmp_path):
@@ -253,7 +233,7 @@ def test_no_block_is_left_out():
     phrases = ["torch.nn.Sequential", "build_and_load", "checkpoint_dir", "def keep", "handle.join(y)"]
     phrases += ["regime.parallel", "except layershard.PeerFailed", "apply_layer_sharding", "torch.check("]
     assert [block for block in DOCS if not any(phrase in block for phrase in phrases)] == []
-    assert (len(DOCS), len(README), len(BASE), len(TORCH)) == (len(phrases), 1, 1, 1)
+    assert (len(DOCS), len(BASE), len(TORCH)) == (len(phrases), 1, 1)
 
 
 # ---- Docstrings ----
