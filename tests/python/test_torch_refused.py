@@ -107,18 +107,6 @@ def test_module_used_twice():
     refuse(model, "*.up", "tied to")
 
 
-def test_layers_that_differ():
-    model = ranks.stack()
-    model.layers[2].up = nn.Linear(37, 75, bias=False)
-    refuse(model, "*.up", "layers 0 and 2 of layers.*.up differ", "bias")
-
-
-def test_dtypes_that_differ():
-    model = ranks.stack()
-    model.layers[1].down.half()
-    refuse(model, "layers.*", "layers 0 and 1", "down.weight", "float16", scope="block")
-
-
 def test_gradients():
     model = ranks.stack()
     model(ranks.inputs(0)).sum().backward()

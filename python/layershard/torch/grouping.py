@@ -86,15 +86,34 @@ class SeriesPlan:
     tensors: dict[str, Layout] = field(default_factory=dict)
     places: list[list[Place]] = field(default_factory=list)
     units: list[list[Unit]] = field(default_factory=list)
+    start: int | None = None  # the library's number of the first layer, where it is not to follow from @numbers
+    is_part: bool = False  # of a pattern's layers, others of which are of another structure
+
+    @property
+    def is_consecutive(self) -> bool:
+        return self.numbers[-1] - self.numbers[0] == len(self.numbers) - 1
 
     @property
     def first_layer(self) -> int:
         """The library wants consecutive numbers: the model's own where they are, else positions."""
-        return self.numbers[0] if self.numbers[-1] - self.numbers[0] == len(self.numbers) - 1 else 0
+        if self.start is not None:
+            return self.start
+        return self.numbers[0] if self.is_consecutive else 0
+
+    @property
+    def numbers_text(self) -> str:
+        """Which layers, for people: 0-2, or 3-47 (12)."""
+        text = f"{self.numbers[0]}-{self.numbers[-1]}"
+        return text if self.is_consecutive else f"{text} ({len(self.numbers)})"
 
     @property
     def layer_bytes(self) -> int:
         return sum(layout.nbytes for layout in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Of all layers."""
+        return self.layer_bytes * len(self.places)
 
     def layers(self) -> Iterator[tuple[int, list[Place]]]:
         """The library's layer numbers and what is there."""
@@ -135,18 +154,23 @@ def difference(first: dict[str, Layout], other: dict[str, Layout]) -> str:
     return "the order of their tensors differs"
 
 
-def _add_layer(plan: SeriesPlan, units: list[Unit], buffers: Sequence[str]) -> None:
-    places = [place for unit in units for place in places_of(unit.name, unit.module, buffers)]
-    start = len(units[0].block) + 1
-    tensors = {place.name[start:]: Layout.of(place.tensor) for place in places}
-    if plan.places and list(tensors.items()) != list(plan.tensors.items()):
-        raise Refused(
-            f"layers {plan.numbers[0]} and {units[0].layer} of {plan.name} differ: "
-            f"{difference(plan.tensors, tensors)}; layers of a series must be alike: choose narrower patterns"
-        )
-    plan.tensors = tensors
-    plan.places.append(places)
-    plan.units.append(units)
+def _split(name: str, layers: dict[int, list[Unit]], buffers: Sequence[str]) -> list[SeriesPlan]:
+    """One series for each structure among the layers, in the order of the first ones' numbers."""
+    block = next(iter(layers.values()))[0].block_template
+    found: dict[tuple[tuple[str, Layout], ...], SeriesPlan] = {}
+    for number, units in sorted(layers.items()):
+        places = [place for unit in units for place in places_of(unit.name, unit.module, buffers)]
+        start = len(units[0].block) + 1
+        tensors = {place.name[start:]: Layout.of(place.tensor) for place in places}
+        if tensors:
+            plan = found.setdefault(tuple(tensors.items()), SeriesPlan(name, block, [], tensors))
+            plan.numbers.append(number)
+            plan.places.append(places)
+            plan.units.append(units)
+    plans = list(found.values())
+    for count, plan in enumerate(plans if len(plans) > 1 else (), 1):
+        plan.name, plan.is_part = f"{name} #{count}", True
+    return plans
 
 
 def _refuse_buffers(units: Sequence[Unit], buffers: Sequence[str]) -> None:
@@ -158,18 +182,14 @@ def _refuse_buffers(units: Sequence[Unit], buffers: Sequence[str]) -> None:
 
 
 def group(units: Sequence[Unit], scope: str, buffers: Sequence[str] = ()) -> list[SeriesPlan]:
-    """One series per module name (scope linear), or one per kind of block with all that was chosen in it (block)."""
+    """One series per module name (scope linear), or one per kind of block with all that was chosen in it (block); where
+    its layers differ, one for each structure."""
     if scope not in SCOPES:
         raise Refused(f"scope is '{scope}'; it must be one of {', '.join(SCOPES)}")
     _refuse_buffers(units, buffers)
-    plans = []
+    plans: list[SeriesPlan] = []
     for name, layers in _by_series(units, scope).items():
-        block = next(iter(layers.values()))[0].block_template
-        plan = SeriesPlan(name, block, sorted(layers))
-        for number in plan.numbers:
-            _add_layer(plan, layers[number], buffers)
-        if plan.tensors:
-            plans.append(plan)
+        plans += _split(name, layers, buffers)
     if not plans:
         names = ", ".join(persistent_buffers(units)[:3])
         hint = f"; buffers ({names}) are shared by name only: buffers='*'" if names else ""

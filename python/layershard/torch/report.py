@@ -38,7 +38,7 @@ def _row(shared: Shared) -> list[str]:
     held = stats.shard_bytes + stats.window_bytes + stats.resident_bytes
     return [
         shared.plan.name,
-        f"{shared.plan.numbers[0]}-{shared.plan.numbers[-1]}",
+        shared.plan.numbers_text,
         shared.placement,
         _mib(whole),
         _mib(stats.shard_bytes),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """shard: one call makes the layers of a model shared. Here the steps are put in order; each has a module of its own.
 
-choose (patterns), group (grouping), refuse (refusals), join (joining), lay out (shared), fill, hook (wiring), guard
+choose (patterns), group (grouping), refuse (refusals), join (joining), spread (spreading), lay out (shared), fill, hook
+(wiring), guard
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .refusals import (
 )
 from .report import wasted
 from .shared import Shared, describe
+from .spreading import Spreading
 from .wiring import Wiring, refuse_uncalled
 
 _log = logging.getLogger("layershard")
@@ -82,7 +84,6 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
 
 def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequence[SeriesPlan]) -> int:
     """One series' part of the memory to spend on further layers: in proportion to its size."""
-    whole = plan.layer_bytes * len(plan.places)
     part = resident
     if resident == "all":
         return ALL
@@ -90,9 +91,9 @@ def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequen
         with suppress(ValueError):  # else refused below
             part = float(resident[:-1]) / 100
     if isinstance(part, float) and 0 <= part <= 1:
-        return int(whole * part)
+        return int(plan.nbytes * part)
     if isinstance(resident, int) and resident >= 0:
-        return resident * whole // sum(each.layer_bytes * len(each.places) for each in plans)
+        return resident * plan.nbytes // sum(each.nbytes for each in plans)
     raise Refused(
         f"resident is {resident!r}: give bytes, a part of the layers (0.3 or '30%', at most 1.0 or 100%), or 'all'"
     )
@@ -105,13 +106,6 @@ def _refuse_numbers_and_words(prefetch: int, placement: str, transport: str, tim
     if not isinstance(transport, str):
         raise Refused(f"transport is {transport!r}: give 'auto' or a transport's name, such as 'shm'")
     choice("placement", placement, {"auto": -1, **PLACEMENT})
-
-
-def _placement(placement: str, plan: SeriesPlan, size: int) -> str:
-    """auto: whole layers, unless there are too few of them for every rank to store one."""
-    if placement != "auto":
-        return placement
-    return "whole" if len(plan.places) >= size else "striped"
 
 
 def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
@@ -240,24 +234,28 @@ def shard(
         refuse_unfit(join.ranks, transport, found, timeout_ms)
         join.device = found
         plans = _plan(model, modules, scope, strings("buffers", buffers))
-        resident_bytes = [_resident_bytes(resident, plan, plans) for plan in plans]
+        _resident_bytes(resident, plans[0], plans)
         refuse_stripes(plans, stripe or {})
         for plan in plans:
             describe(plan, stripe or {})
     except Exception as refusal:
         join.refuse(refusal)
     with join.opened(plans, model) as ranks:
+        spreading = Spreading.over(ranks, prefetch, placement)
+        if not stripe:  # of which each rank may want its own slices, whatever they save
+            plans = spreading.worth_sharing(plans)
+        spreading.place(plans)
         shared = [
             Shared(
                 ranks,
                 plan,
                 found,
                 prefetch=prefetch,
-                placement=_placement(placement, plan, ranks.size),
-                resident_bytes=nbytes,
+                placement=spreading.placement_of(plan),
+                resident_bytes=_resident_bytes(resident, plan, plans),
                 stripes=stripe or {},
             )
-            for plan, nbytes in zip(plans, resident_bytes, strict=True)
+            for plan in plans
         ]
         handle = Handle(model, ranks, shared, found, is_lent=join.is_lent)
         missing = _fill(model, shared)
