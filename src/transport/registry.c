@@ -301,9 +301,18 @@ static lshard_status check_name(const struct stack_spec *spec, lshard_error *err
 	for (int i = 0; i < N_TRANSPORTS; i++)
 		snprintf(known + strlen(known), sizeof known - strlen(known), ", %s", transports[i].ops->name);
 	for (int i = 0; i < N_WRAPPERS; i++)
-		snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s=", i ? ", " : "; in front of it ",
-			 wrappers[i]->name);
+		if (can_be_used(wrappers[i], NULL))
+			snprintf(known + strlen(known), sizeof known - strlen(known),
+				 "%s%s=", i ? ", " : "; in front of it ", wrappers[i]->name);
 	return lshard_fail(error, LSHARD_ERR_INVALID, "there is no transport '%s'; known are %s", spec->name, known);
+}
+
+static lshard_status check_wrappers(const struct stack_spec *spec, lshard_error *error)
+{
+	for (int i = 0; i < spec->n_wrappers; i++)
+		if (!can_be_used(find_wrapper(spec->wrappers[i].name), error))
+			return LSHARD_ERR_NOT_SUPPORTED;
+	return LSHARD_OK;
 }
 
 static const char *missing_function(const lshard_transport_ops *ops)
@@ -367,6 +376,8 @@ static lshard_status check_spec(lshard__stack *stack, const char *text, lshard_e
 
 	if (status == LSHARD_OK)
 		status = check_name(&stack->spec, error);
+	if (status == LSHARD_OK)
+		status = check_wrappers(&stack->spec, error);
 	if (status == LSHARD_OK && stack->custom)
 		status = check_custom(stack->custom, error);
 	return status;

@@ -22,7 +22,10 @@ enum lshard__scope {
 	X(cuda, LSHARD__SAME_HOST, LSHARD_MEMORY_CUDA)                                                                 \
 	X(callback, LSHARD__OF_CALLER, LSHARD_MEMORY_HOST)
 
-/* X(name). They move nothing: their open() gets the transport that they stand in front of. */
+/*
+ * X(name). They move nothing: their open() gets the transport that they stand in front of. One that is not available is
+ * refused by name: faults, where the library is built without tests (wrappers/no_faults.c).
+ */
 #define LSHARD__WRAPPERS(X)                                                                                            \
 	X(trace)                                                                                                       \
 	X(throttle)                                                                                                    \

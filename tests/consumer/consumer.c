@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A stranger's program in C against the installed library: one rank, one layer, C99, no path of the source tree.
+ * A stranger's program in C against the installed library: one rank, one layer, C99, no path of the source tree. It
+ * tells why it has no group, as where LAYERSHARD_TRANSPORT asks for what the library does not have.
  */
 #include <layershard/layershard.h>
 #include <layershard/transport.h>
@@ -39,10 +40,13 @@ int main(void)
 	lshard_group *group = NULL;
 	lshard_series *series = NULL;
 	unsigned char last = 0;
+	char why[256] = "";
 	lshard_status status;
 
 	one_rank.rank = 0;
 	one_rank.size = 1;
+	one_rank.error = why;
+	one_rank.error_bytes = sizeof why;
 	one_layer.name = "one";
 	one_layer.layer_count = 1;
 	one_layer.tensors = &tensor;
@@ -54,6 +58,7 @@ int main(void)
 		status = use(series, &last);
 	lshard_series_destroy(series);
 	lshard_group_destroy(group);
-	printf("layershard %s from C: %s, byte %d\n", lshard_version(), lshard_status_text(status), last);
+	printf("layershard %s from C: %s, byte %d%s%s\n", lshard_version(), lshard_status_text(status), last,
+	       why[0] ? "; " : "", why);
 	return status == LSHARD_OK && last == 7 ? 0 : 1;
 }

@@ -25,6 +25,15 @@ build() { # build NAME SOURCE OPTION...
 	! grep -i "warning:" "$work/log" || fail "$built is not built without warnings"
 }
 
+lacks_faults() { # lacks_faults PROGRAM LIBRARY: they are for tests, and asking for them is told so
+	! LAYERSHARD_TRANSPORT=faults=fetch@1=fail,local "$1" >"$work/log" || fail "$2 makes faults"
+	grep -q "cannot do that.*faults is for tests, and this library was built without them" "$work/log" ||
+		fail "$2 does not say why it has no faults: $(cat "$work/log")"
+	! grep -q "fault injected" "$2" || fail "$2 holds the code of faults"
+	! LAYERSHARD_TRANSPORT=nonsense "$1" >"$work/log" || fail "$2 has a transport 'nonsense'"
+	! grep -q faults "$work/log" || fail "$2 offers faults: $(cat "$work/log")"
+}
+
 uses() { # uses NAME COMPILER FLAG...: a program with either library of the build
 	folder=$work/$1 compiler=$2
 	shift 2
@@ -32,6 +41,7 @@ uses() { # uses NAME COMPILER FLAG...: a program with either library of the buil
 		"$compiler" "$@" -I"$source/include" -o "$folder/by_$kind" "$source/tests/consumer/consumer.c" \
 			"$folder/liblayershard.$kind" -pthread -ldl || fail "$folder: nothing links with liblayershard.$kind"
 		LD_LIBRARY_PATH=$folder "$folder/by_$kind" || fail "$folder: a program with liblayershard.$kind fails"
+		LD_LIBRARY_PATH=$folder lacks_faults "$folder/by_$kind" "$folder/liblayershard.$kind"
 	done
 	"$python" "$source/tests/purity.py" exports "$source" "$folder/liblayershard.so" "$folder/liblayershard.a" ||
 		fail "$folder shows other names"
