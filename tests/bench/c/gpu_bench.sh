@@ -3,7 +3,7 @@
 #
 # gpu_bench.sh PROGRAM - `layershard-bench link` runs on a real GPU and finds all bits right: on two GPUs where there are
 # two, else between two processes on one, by copies and in place. Small and few rounds: no figure of it is meant to be
-# read. What PyTorch measures there, test_bench_e2e_cuda.py runs.
+# read. What PyTorch measures there, tests/bench/torch/test_e2e_cuda.py runs.
 set -eu
 
 program=$1

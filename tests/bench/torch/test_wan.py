@@ -18,7 +18,7 @@ import torch_ranks as ranks
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-BENCH = pathlib.Path(__file__).resolve().parents[2] / "bench" / "torch"
+BENCH = pathlib.Path(__file__).resolve().parents[3] / "bench" / "torch"
 TINY = ["--shape", "tiny", "--video", "64x32x9", "--text-tokens", "6", "--rounds", "2", "--warm-ms", "1"]
 TINY += ["--alltoall-rounds", "2", "--passes", "1"]
 BLOCKS = 8

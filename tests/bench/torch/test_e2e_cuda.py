@@ -11,7 +11,7 @@ import pytest
 from patience import LONG_S
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-TREE = pathlib.Path(__file__).resolve().parents[2]
+TREE = pathlib.Path(__file__).resolve().parents[3]
 GPUS = len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
 if not GPUS or torch.version.cuda is None:
     pytest.skip("there is no NVIDIA GPU, or torch is built without CUDA", allow_module_level=True)

@@ -18,7 +18,7 @@ from patience import LONG_S
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torch.distributed.fsdp._fully_shard", reason="this torch has no fully_shard")
 
-TREE = pathlib.Path(__file__).resolve().parents[2]
+TREE = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(TREE / "bench" / "torch"))
 
 import e2e  # noqa: E402
