@@ -48,7 +48,7 @@ class _Progress:
             self._bar.close()
 
 
-def _saved(model: nn.Module) -> dict[int, tuple[torch.Tensor, list[Place]]]:
+def saved(model: nn.Module) -> dict[int, tuple[torch.Tensor, list[Place]]]:
     """What a state_dict would hold: each tensor with every place where it is. Tied ones are in several."""
     found: dict[int, tuple[torch.Tensor, list[Place]]] = {}
     for path, owner in model.named_modules(remove_duplicate=False):
@@ -63,13 +63,13 @@ def _saved(model: nn.Module) -> dict[int, tuple[torch.Tensor, list[Place]]]:
 
 def unshared(model: nn.Module, handle: Handle) -> list[tuple[torch.Tensor, list[Place]]]:
     shared = {place.name for place in handle.all_places()}
-    return [each for each in _saved(model).values() if each[1][0].name not in shared]
+    return [each for each in saved(model).values() if each[1][0].name not in shared]
 
 
 def refuse_lost(model: nn.Module) -> None:
     """What no checkpoint holds must be there already."""
-    saved = _saved(model)
-    lost = [name for name, tensor in all_tensors(model) if tensor.device.type == "meta" and id(tensor) not in saved]
+    held = saved(model)
+    lost = [name for name, tensor in all_tensors(model) if tensor.device.type == "meta" and id(tensor) not in held]
     if lost:
         raise Refused(
             f"{', '.join(lost[:4])} are on the meta device, and no checkpoint holds them: build the model inside "
