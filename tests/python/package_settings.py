@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests by the Python package share; importing it is enough. Where the package and the library are is the environment's to say:
+"""What tests by the Python package share; importing it is enough. Where the package and the library are is the
+environment's to say:
 
 PYTHONPATH           python/ of this tree (default), or an installed package's place
 LAYERSHARD_LIBRARY   liblayershard.so (default: as the package finds it)
