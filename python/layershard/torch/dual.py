@@ -94,7 +94,7 @@ def dual(model: nn.Module, group: Any = None) -> Regime:
             raise Refused("tensor-parallel passes need torch.distributed: give the process group")
         _refuse_others(handle, ranks)
     regime = Regime(handle, ranks)
-    modules = dict(model.named_modules())
+    modules = dict(handle.model.named_modules())
     names = dict.fromkeys(place.name.rpartition(".")[0] for place in handle.all_places())
     for name in names:
         if type(modules[name]) is not nn.Linear:

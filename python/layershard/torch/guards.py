@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What would write to shared weights, or quietly take them out of sharing, raises instead.
 
-Guarded: load_state_dict outside update(), .to / .half / .cuda and all else that goes through Module._apply, deepcopy,
-pickling, state_dict where it would save windows, and train() where shared statistics would be written. Not to be
-guarded in Python: writing to a parameter's elements (weight.add_, weight.data += ...). That memory is read-only on
-ranks that are not its source, and the process dies by SIGSEGV.
+Guarded: load_state_dict of shared weights outside update(), .to / .half / .cuda and all else that goes through
+Module._apply, deepcopy, pickling, state_dict where it would save windows, and train() where shared statistics would be
+written. Not to be guarded in Python: writing to a parameter's elements (weight.add_, weight.data += ...). That memory
+is read-only on ranks that are not its source, and the process dies by SIGSEGV.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch import nn
 
 from .compiled import refuse_scripting, refuse_tracing
 from .grouping import Place
-from .refusals import Guarded, keeps_statistics
-from .wrapped import Marks
+from .refusals import Guarded, all_tensors, keeps_statistics
+from .withheld import Withheld, is_for_an_adapter
+from .wrapped import Marks, names_in
 
 _log = logging.getLogger("layershard")
 _ATTRIBUTES = ("train", "_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__", "_get_name")
@@ -30,6 +31,22 @@ def _refuse(what: str, instead: str) -> Callable[..., Any]:
         raise Guarded(f"{what} on weights shared by layershard: {instead}")
 
     return refuse
+
+
+def _refuse_state(*_args: Any) -> None:
+    if not is_for_an_adapter():
+        _refuse("state_dict", "this rank does not hold all layers; use layershard.of(model).state_dict()")()
+
+
+def _withholding(keys: list[str]) -> Callable[..., None]:
+    """For a state_dict that has not been refused."""
+
+    def withhold(_module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        for name in (prefix + key for key in keys):
+            if name in state_dict:
+                state_dict[name] = Withheld.named(name)
+
+    return withhold
 
 
 def refuse_loading(model: nn.Module, why: str) -> None:
@@ -98,19 +115,27 @@ class Guards:
             module.register_load_state_dict_pre_hook(self._guard_loading)  # type: ignore[no-untyped-call]
         )
 
-    def _guard_loading(self, *_args: Any) -> None:
-        if not self._is_updating():
+    def _guard_loading(self, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_args: Any) -> None:
+        """What is not shared may be loaded by itself, by the names that it has now: an adapter, a head."""
+        if self._is_updating():
+            return
+        named = {prefix + name for name, _ in all_tensors(module)} - {prefix + name for name in names_in(module)}
+        others = [name for name in state_dict if name.startswith(prefix) and name not in named]
+        if others:
             _refuse(
-                "load_state_dict", "do it inside layershard.torch.of(model).update(), or use layershard.torch.load"
+                f"load_state_dict ({others[0]})",
+                "do it inside layershard.torch.of(model).update(), or use layershard.torch.load; what is not shared "
+                "may be loaded by itself",
             )()
 
     def refuse_keeping(self) -> None:
         """Where layers are fetched into windows, a parameter shows whatever is passing through."""
-        refuse = _refuse("state_dict", "this rank does not hold all layers; use layershard.of(model).state_dict()")
         for module in self._modules:
-            self._handles.append(module.register_state_dict_pre_hook(refuse))  # type: ignore[no-untyped-call]
+            self._handles.append(module.register_state_dict_pre_hook(_refuse_state))  # type: ignore[no-untyped-call]
             module.__dict__["__prepare_scriptable__"] = refuse_scripting  # what torch.jit.script asks first
             module.__dict__["_get_name"] = _guard_name(module)
+        for owner, keys in self._owners.items():
+            self._handles.append(owner.register_state_dict_post_hook(_withholding(keys)))  # type: ignore[no-untyped-call]
 
     def _guard_train(self, module: nn.Module) -> Callable[..., nn.Module]:
         """Module.train for this one, looked at as a whole before any part of it has changed."""

@@ -94,6 +94,11 @@ class Handle:
         self._gates_stay = False
 
     @property
+    def model(self) -> nn.Module:
+        """What was sharded, without what wraps it."""
+        return self._model
+
+    @property
     def committed(self) -> bool:
         return all(each.committed for each in self.shared)
 
@@ -185,13 +190,22 @@ class Handle:
             for layer, places in each.plan.layers() if kind == "gathered" else each.own_layers():
                 tensors = each.gathered(layer, ops.stream_of(self.device))
                 shared.update({place.name: tensor for place, tensor in zip(places, tensors, strict=True)})
-        others = {place.name for place in self.all_places()} - shared.keys()
-        return {name: shared.get(name, tensor) for name, tensor in self._plain_state().items() if name not in others}
+        return self._with_others(shared)
 
-    def _plain_state(self) -> dict[str, torch.Tensor]:
-        """The model's own state_dict, past the guards."""
+    def _with_others(self, shared: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model's own state_dict, past the guards, with @shared for what is shared: by the names that modules have
+        now, which adapters in the model may have changed."""
+        paths = {owner: path for path, owner in self._model.named_modules()}
         with self._unguarded():
-            return dict(self._model.state_dict())
+            state = dict(self._model.state_dict())
+        for place in self.all_places():
+            path = paths.get(place.owner)
+            name = f"{path}.{place.key}" if path else place.key
+            if path is not None and place.name in shared:
+                state[name] = shared[place.name]
+            elif path is not None:
+                state.pop(name, None)
+        return state
 
     @contextmanager
     def _unguarded(self) -> Iterator[None]:
@@ -298,12 +312,25 @@ def is_closed(model: nn.Module) -> bool:
     return _CLOSED in model.__dict__
 
 
+def _sharded_in(model: nn.Module) -> nn.Module:
+    """The model that is sharded: itself, or the one in what wraps it (torch.compile, DistributedDataParallel, peft)."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        is_below = any(not above or name.startswith(f"{above}.") for above in found)
+        if not is_below and (is_sharded(module) or is_closed(module)):
+            found[name] = module
+    if len(found) > 1:
+        raise Refused(f"there are {len(found)} sharded models in it ({', '.join(found)}): ask for one of them")
+    return next(iter(found.values()), model)
+
+
 def of(model: nn.Module) -> Handle:
-    """The handle of a sharded model; also of one that torch.compile wraps."""
-    inner = whole(model)
+    """The handle of a sharded model; also of one that torch.compile, DistributedDataParallel, peft or another module
+    wraps, as long as there is one of them."""
+    inner = _sharded_in(model)
     handle: Handle | None = inner.__dict__.get(_ATTRIBUTE)
     if is_closed(inner):
         raise Refused(_GIVEN_UP)
     if handle is None:
-        raise Refused(f"this {type(inner).__name__} has not been sharded: call layershard.torch.shard first")
+        raise Refused(f"this {type(whole(model)).__name__} has not been sharded: call layershard.torch.shard first")
     return handle

@@ -9,7 +9,6 @@ tensor that was made in inference mode.
 from __future__ import annotations
 
 import itertools
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import stateless
 
+from .callers import is_inside
 from .grouping import Place
 from .refusals import Guarded
 from .registrations import on_registration
@@ -72,10 +72,7 @@ def _registered(module: nn.Module, *_what: Any) -> None:
 
 def _is_lent() -> bool:
     """Whether functional_call has put its caller's own tensors there, for one pass. Asked where others are there."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code is not _LENDING:
-        frame = frame.f_back
-    return frame.f_code is _LENDING
+    return is_inside((_LENDING,))
 
 
 def _of_none() -> None:

@@ -29,7 +29,7 @@ _REPLACING = ("fully_shard", "replicate")
 _parallel: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()  # all that were made since this was imported
 
 
-def _names_in(module: nn.Module) -> Iterator[str]:
+def names_in(module: nn.Module) -> Iterator[str]:
     """Of all shared tensors, as @module names them."""
     for path, owner in module.named_modules():
         for key in owner.__dict__.get(_KEYS, ()):
@@ -37,7 +37,7 @@ def _names_in(module: nn.Module) -> Iterator[str]:
 
 
 def _leave_to_us(parallel: DistributedDataParallel, module: nn.Module) -> None:
-    parallel.parameters_to_ignore.update(_names_in(module))
+    parallel.parameters_to_ignore.update(names_in(module))
 
 
 @on_registration
