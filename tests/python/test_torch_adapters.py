@@ -10,7 +10,8 @@ import torch_ranks as ranks
 torch = ranks.torch
 sharding = pytest.importorskip("layershard.torch")
 peft = pytest.importorskip("peft")  # before ranks are forked: it takes seconds
-load_file = pytest.importorskip("safetensors.torch").load_file
+safetensors_torch = pytest.importorskip("safetensors.torch")
+load_file, save_file = safetensors_torch.load_file, safetensors_torch.save_file
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,45 @@ def use_wrapped(rank, size):
 
 def test_what_is_asked_of_a_wrapped_model_is_about_its_present_names():
     ranks.run(2, use_wrapped)
+
+
+def fill_wrapped(rank, size, path):
+    want, x = ranks.stack(), ranks.inputs(rank)
+    values = want.state_dict()
+    with sharding.empty_weights():
+        model = ranks.stack()
+    wrapped = Wrapper(sharding.shard(model, "layers.*", scope="block", transport="shm:copy", device="cpu"))
+    assert sharding.fill(wrapped, lambda name, like: values[name]) is wrapped
+    with torch.inference_mode():
+        assert torch.equal(wrapped(x), want(x))
+        sharding.load(wrapped, path)
+        assert torch.equal(wrapped(x), ranks.stack(seed=2)(x))
+
+
+def test_a_wrapped_model_is_filled_and_loaded(tmp_path):
+    save_file(ranks.stack(seed=2).state_dict(), tmp_path / "model.safetensors")
+    ranks.run(2, fill_wrapped, tmp_path)
+
+
+def load_adapted(rank, size, path):
+    model, want = adapted(shard()), adapted(ranks.stack())
+    with pytest.raises(sharding.Refused, match="lora"):
+        sharding.load(model, path)
+    with torch.inference_mode(), pytest.raises(sharding.Guarded, match="loading them has failed"):
+        model(ranks.inputs(rank))
+    values = ranks.stack(seed=2).state_dict()
+    sharding.fill(model, lambda name, like: values[name])
+    sharded = adapted(ranks.stack(seed=2))
+    with torch.inference_mode():
+        assert torch.equal(model.base_model.model.embed.weight, want.base_model.model.embed.weight)
+        state = sharding.of(model).state_dict()
+        for name, tensor in sharded.base_model.model.state_dict().items():
+            assert not name.startswith("layers.") or torch.equal(state[name], tensor)
+
+
+def test_a_checkpoint_without_the_adapter_is_refused_and_nothing_is_written(tmp_path):
+    save_file(ranks.stack(seed=2).state_dict(), tmp_path / "model.safetensors")
+    ranks.run(2, load_adapted, tmp_path)
 
 
 # ---- Adapters alone ----

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .compiled import whole
 from .filling import Filling, Give, refuse_lost, saved, unshared
 from .handle import Handle, of
 from .memory import release_freed_memory
@@ -109,7 +108,8 @@ def load(
     and the shapes of what this rank reads, are compared before anything is written. What fails on one rank is an error
     on all; it may be called again then. Returns the model.
     """
-    handle, inner = of(model), whole(model)
+    handle = of(model)
+    inner = handle.model
     with ExitStack() as ends:
         ends.callback(release_freed_memory)
 

@@ -62,8 +62,8 @@ def saved(model: nn.Module) -> dict[int, tuple[torch.Tensor, list[Place]]]:
 
 
 def unshared(model: nn.Module, handle: Handle) -> list[tuple[torch.Tensor, list[Place]]]:
-    shared = {place.name for place in handle.all_places()}
-    return [each for each in saved(model).values() if each[1][0].name not in shared]
+    shared = {id(place.tensor) for place in handle.all_places()}
+    return [each for key, each in saved(model).items() if key not in shared]
 
 
 def refuse_lost(model: nn.Module) -> None:
@@ -162,10 +162,12 @@ def fill(model: nn.Module, give: Give) -> nn.Module:
     of and for what is not shared and still empty; it returns the values. Nothing else is ever made on this rank.
     """
 
+    handle = of(model)
+
     def prepare() -> Give:
-        refuse_lost(model)
+        refuse_lost(handle.model)
         return give
 
-    Filling(model, of(model), prepare, everything=False).run()
+    Filling(handle.model, handle, prepare, everything=False).run()
     release_freed_memory()
     return model
