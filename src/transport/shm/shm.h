@@ -8,6 +8,7 @@
 
 #include "mesh.h"
 #include "agreement.h"
+#include "shared_memory.h"
 
 #include <pthread.h>
 
@@ -52,20 +53,15 @@ struct shm {
 	struct agreement agreement; /* of the ranks while a series opens */
 };
 
-struct shm_mapping {
-	void *address; /* NULL: none */
-	size_t bytes;
-};
-
 struct shm_store {
 	lshard_store base;
-	struct shm_mapping *shards; /* [size]; this rank's own is writable, the others' are not */
-	const void **bases;         /* [size] their addresses, as host_copy wants them */
-	struct shm_mapping buffers;
-	struct shm_mapping composed;  /* layers put together from several shards */
-	void **layers;                /* direct: [layers] */
-	struct shm_request *requests; /* not direct: [buffers] */
-	size_t n_queued;              /* with the copier's lock */
+	struct shared_memory *shards; /* [size]; this rank's own is writable, the others' are not */
+	const void **bases;           /* [size] their addresses, as host_copy wants them */
+	struct shared_memory buffers;
+	struct shared_memory composed; /* layers put together from several shards */
+	void **layers;                 /* direct: [layers] */
+	struct shm_request *requests;  /* not direct: [buffers] */
+	size_t n_queued;               /* with the copier's lock */
 };
 
 /* Every layer comes to the beginning of its buffer. */

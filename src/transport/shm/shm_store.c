@@ -2,26 +2,13 @@
  *
  * shm_store.c - a series in shared memory: this rank's shard, its buffers, and the others' shards mapped read-only.
  * Knows pieces and pages; knows nothing of windows' turns or of who waits.
- *
- * A shard is a sealed memfd: its size is fixed, and the owner's mapping, made before the seal, is the only writable one
- * there can ever be. Descriptors are closed once mapped; the pages live as long as anybody maps them, also when their
- * owner has died.
  */
 #include "shm.h"
 #include "host_copy.h"
-#include "limit_reason.h"
-#include "memfd.h"
 #include "sockets.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#define SHARE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
 
 /* While a store is opened. */
 struct opening {
@@ -29,7 +16,7 @@ struct opening {
 	struct shm *shm;
 	struct shm_store *store;
 	const lshard_store_plan *plan;
-	lshard_error *error;
+	struct sharing sharing;
 	int *fds; /* [size] shards to be mapped, this rank's own among them */
 };
 
@@ -38,53 +25,7 @@ static size_t page_bytes(void)
 	return (size_t)sysconf(_SC_PAGESIZE);
 }
 
-static size_t whole_pages(uint64_t bytes)
-{
-	return ((size_t)bytes + page_bytes() - 1) & ~(page_bytes() - 1);
-}
-
 /* ---- own memory ---- */
-
-static lshard_status refused(struct opening *opening, const char *what, uint64_t bytes)
-{
-	lshard_status status = errno == ENOMEM || errno == ENOSPC ? LSHARD_ERR_NO_MEMORY : LSHARD_ERR_SYSTEM;
-
-	return lshard_fail(opening->error, status, "series '%s': %s of %llu bytes: %s", opening->plan->name, what,
-			   (unsigned long long)bytes, lshard__reason(errno, bytes).text);
-}
-
-static lshard_status make_memory(struct opening *opening, const char *what, uint64_t bytes, struct shm_mapping *mapping,
-				 int *fd)
-{
-	size_t size = whole_pages(bytes);
-	char name[128];
-	void *mapped;
-
-	snprintf(name, sizeof name, "layershard:%s:%s", opening->plan->name, what);
-	*fd = lshard__memfd_create(name);
-	if (*fd < 0 || lshard__resize(*fd, size))
-		return refused(opening, what, bytes);
-	mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-	if (mapped == MAP_FAILED)
-		return refused(opening, what, bytes);
-	mapping->address = mapped;
-	mapping->bytes = size;
-	return LSHARD_OK;
-}
-
-static lshard_status make_shard(struct opening *opening)
-{
-	int32_t rank = opening->shm->base.context->rank;
-	uint64_t bytes = opening->plan->shard_bytes;
-	lshard_status status;
-
-	if (bytes == 0)
-		return LSHARD_OK; /* more ranks than layers: a reader only */
-	status = make_memory(opening, "shard", bytes, &opening->store->shards[rank], &opening->fds[rank]);
-	if (status == LSHARD_OK && fcntl(opening->fds[rank], F_ADD_SEALS, SHARE_SEALS))
-		status = refused(opening, "sealing a shard", bytes);
-	return status;
-}
 
 static lshard_status make_buffers(struct opening *opening)
 {
@@ -94,7 +35,7 @@ static lshard_status make_buffers(struct opening *opening)
 
 	if (bytes == 0)
 		return LSHARD_OK;
-	status = make_memory(opening, "windows", bytes, &opening->store->buffers, &fd);
+	status = shared_make(&opening->sharing, "windows", bytes, &opening->store->buffers, &fd);
 	if (fd >= 0)
 		close(fd);
 	return status;
@@ -110,21 +51,23 @@ static lshard_status make_requests(struct opening *opening)
 		return LSHARD_OK;
 	store->requests = context->allocate(context, buffers * sizeof *store->requests);
 	if (!store->requests)
-		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u buffers",
-				   opening->plan->name, (unsigned)buffers);
+		return lshard_fail(opening->sharing.error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': no memory for %u buffers", opening->plan->name, (unsigned)buffers);
 	for (uint32_t buffer = 0; buffer < buffers; buffer++) {
 		store->requests[buffer].store = store;
 		store->requests[buffer].buffer = buffer;
 	}
-	return shm_copier_start(&opening->shm->copier, opening->error);
+	return shm_copier_start(&opening->shm->copier, opening->sharing.error);
 }
 
 static lshard_status make_own(struct agreement_opening *together)
 {
 	struct opening *opening = (struct opening *)together;
+	const int32_t rank = opening->shm->base.context->rank;
 	lshard_status status = opening->store && opening->fds
-				       ? make_shard(opening)
-				       : lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY,
+				       ? shared_make_shard(&opening->sharing, opening->plan->shard_bytes,
+							   &opening->store->shards[rank], &opening->fds[rank])
+				       : lshard_fail(opening->sharing.error, LSHARD_ERR_NO_MEMORY,
 						     "series '%s': no memory for its tables", opening->plan->name);
 
 	if (status == LSHARD_OK)
@@ -136,41 +79,15 @@ static lshard_status make_own(struct agreement_opening *together)
 
 /* ---- the others' shards ---- */
 
-/* A shard that could shrink under its readers would kill them: take only what cannot. */
-static lshard_status map_shard(struct opening *opening, int32_t rank)
-{
-	uint64_t bytes = opening->plan->shard_bytes_of[rank];
-	struct shm_mapping *mapping = &opening->store->shards[rank];
-	struct stat found;
-	void *mapped;
-	int seals;
-
-	if (bytes == 0 || rank == opening->shm->base.context->rank)
-		return LSHARD_OK;
-	if (opening->fds[rank] < 0 || fstat(opening->fds[rank], &found))
-		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
-				   "series '%s': rank %d shares nothing instead of %llu bytes", opening->plan->name,
-				   (int)rank, (unsigned long long)bytes);
-	seals = fcntl(opening->fds[rank], F_GET_SEALS);
-	if ((uint64_t)found.st_size < bytes || seals < 0 || !(seals & F_SEAL_SHRINK))
-		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
-				   "series '%s': rank %d shares %lld bytes (seals %#x) instead of %llu sealed ones",
-				   opening->plan->name, (int)rank, (long long)found.st_size, (unsigned)seals,
-				   (unsigned long long)bytes);
-	mapped = mmap(NULL, whole_pages(bytes), PROT_READ, MAP_SHARED, opening->fds[rank], 0);
-	if (mapped == MAP_FAILED)
-		return refused(opening, "mapping a shard", bytes);
-	mapping->address = mapped;
-	mapping->bytes = whole_pages(bytes);
-	return LSHARD_OK;
-}
-
 static lshard_status map_shards(struct opening *opening)
 {
+	const lshard_context *context = opening->shm->base.context;
 	lshard_status status = LSHARD_OK;
 
-	for (int32_t rank = 0; rank < opening->shm->base.context->size && status == LSHARD_OK; rank++) {
-		status = map_shard(opening, rank);
+	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++) {
+		if (rank != context->rank)
+			status = shared_map_shard(&opening->sharing, rank, opening->fds[rank],
+						  opening->plan->shard_bytes_of[rank], &opening->store->shards[rank]);
 		opening->store->bases[rank] = opening->store->shards[rank].address;
 	}
 	return status;
@@ -211,19 +128,19 @@ static lshard_status compose(struct opening *opening, uint32_t position, char *t
 		const lshard_piece *piece = &plan->pieces[i];
 
 		if (!on_pages(piece))
-			return lshard_fail(opening->error, LSHARD_ERR_NOT_SUPPORTED,
+			return lshard_fail(opening->sharing.error, LSHARD_ERR_NOT_SUPPORTED,
 					   "series '%s': the part of rank %d of position %u is not made of whole pages",
 					   plan->name, (int)piece->rank, (unsigned)position);
 		if (mmap(to + piece->layer_offset, (size_t)piece->width, PROT_READ, MAP_SHARED | MAP_FIXED,
 			 opening->fds[piece->rank], (off_t)piece->shard_offset) == MAP_FAILED)
-			return refused(opening, "composing a layer", plan->layer_bytes);
+			return shared_refused(&opening->sharing, "composing a layer", plan->layer_bytes);
 	}
 	return LSHARD_OK;
 }
 
 static lshard_status reserve(struct opening *opening, uint64_t layers, uint64_t stride)
 {
-	struct shm_mapping *composed = &opening->store->composed;
+	struct shared_memory *composed = &opening->store->composed;
 	void *mapped;
 
 	if (layers == 0)
@@ -231,7 +148,7 @@ static lshard_status reserve(struct opening *opening, uint64_t layers, uint64_t 
 	composed->bytes = (size_t)(layers * stride);
 	mapped = mmap(NULL, composed->bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (mapped == MAP_FAILED)
-		return refused(opening, "address range", composed->bytes);
+		return shared_refused(&opening->sharing, "address range", composed->bytes);
 	composed->address = mapped;
 	return LSHARD_OK;
 }
@@ -241,15 +158,15 @@ static lshard_status place_layers(struct opening *opening)
 	const lshard_context *context = opening->shm->base.context;
 	const lshard_store_plan *plan = opening->plan;
 	struct shm_store *store = opening->store;
-	uint64_t stride = whole_pages(plan->layer_bytes);
+	uint64_t stride = shared_whole_pages(plan->layer_bytes);
 	uint64_t spread = 0;
 	lshard_status status;
 	char *next;
 
 	store->layers = context->allocate(context, plan->layers * sizeof *store->layers);
 	if (!store->layers)
-		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for %u addresses",
-				   plan->name, (unsigned)plan->layers);
+		return lshard_fail(opening->sharing.error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': no memory for %u addresses", plan->name, (unsigned)plan->layers);
 	for (uint32_t position = 0; position < plan->layers; position++) {
 		store->layers[position] = in_one_shard(opening, position);
 		spread += !store->layers[position];
@@ -318,7 +235,7 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 					       .take = get_shards},
 				  .shm = shm,
 				  .plan = plan,
-				  .error = &transport->error};
+				  .sharing = {plan->name, &transport->error}};
 	lshard_status status;
 
 	opening.store = allocate_store(shm, plan);
@@ -337,12 +254,6 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 	return status;
 }
 
-static void unmap(const struct shm_mapping *mapping)
-{
-	if (mapping->address)
-		munmap(mapping->address, mapping->bytes);
-}
-
 void shm_store_close(lshard_store *base)
 {
 	struct shm_store *store = (struct shm_store *)base;
@@ -354,10 +265,10 @@ void shm_store_close(lshard_store *base)
 		context->release(context, store->requests);
 	if (store->layers)
 		context->release(context, store->layers);
-	unmap(&store->composed);
-	unmap(&store->buffers);
+	shared_unmap(&store->composed);
+	shared_unmap(&store->buffers);
 	for (int32_t rank = 0; store->shards && rank < context->size; rank++)
-		unmap(&store->shards[rank]);
+		shared_unmap(&store->shards[rank]);
 	if (store->bases)
 		context->release(context, store->bases);
 	if (store->shards)

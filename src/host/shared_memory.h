@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * shared_memory.h - memory of one rank that the others map to read.
+ * Knows pages, seals and whose memory it is; knows nothing of what lies there.
+ *
+ * A shard is a sealed memfd: its size is fixed, and the owner's mapping, made before the seal, is the only writable one
+ * there can ever be. The pages live as long as anybody maps them, also when their owner has died and descriptors are
+ * closed.
+ */
+#ifndef LAYERSHARD_SHARED_MEMORY_H
+#define LAYERSHARD_SHARED_MEMORY_H
+
+#include <layershard/transport.h>
+
+/* For the names of mappings and for texts; where failures are told. */
+struct sharing {
+	const char *series;
+	lshard_error *error;
+};
+
+/* Whole pages. */
+struct shared_memory {
+	void *address; /* NULL: none */
+	size_t bytes;
+};
+
+size_t shared_whole_pages(uint64_t bytes);
+
+/* @p bytes of memory for @p what, zeroed, writable, and its descriptor, -1 or one to be closed also on failure. */
+lshard_status shared_make(const struct sharing *sharing, const char *what, uint64_t bytes, struct shared_memory *memory,
+			  int *fd);
+/* The same for this rank's shard, which is sealed; none where it has no bytes. */
+lshard_status shared_make_shard(const struct sharing *sharing, uint64_t bytes, struct shared_memory *memory, int *fd);
+/* Map to be read what @p rank gave as its shard of @p bytes; nothing where that is 0. MISMATCH where it is none. */
+lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int fd, uint64_t bytes,
+			       struct shared_memory *memory);
+void shared_unmap(const struct shared_memory *memory);
+
+/* The failure that errno tells of @p bytes bytes for @p what. */
+lshard_status shared_refused(const struct sharing *sharing, const char *what, uint64_t bytes);
+
+#endif
