@@ -315,6 +315,17 @@ LSHARD_API lshard_status lshard_channel_swap(lshard_channel *channel, const char
 					     int *fds);
 
 /**
+ * For store_open(), among processes and threads alike: @p shards, all NULL before, gets every rank's shard in rank
+ * order, NULL where it has no bytes: this rank's own, zeroed, which nobody else can write, and the others' to be read.
+ * They stay readable when their rank has died. All ranks have them or all fail alike, and on failure all are NULL
+ * again. @p mine: as in lshard_channel_agree; where it is a failure @p shards is not looked at.
+ */
+LSHARD_API lshard_status lshard_channel_share(lshard_channel *channel, const lshard_store_plan *plan,
+					      lshard_status mine, void **shards);
+/** For store_close(), also in a child by fork: what lshard_channel_share gave. */
+LSHARD_API void lshard_channel_unshare(const lshard_channel *channel, const lshard_store_plan *plan, void **shards);
+
+/**
  * Put the layer at @p position together at @p layer, from memory that the processor reads: @p shards has the first byte
  * of every rank's shard, in rank order.
  */

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * channel.c - mesh, control page and agreements of the processes of a host in one: what a transport outside this tree
- * gets for its `exchange`. Knows what each of them is for; adds nothing to what they do.
+ * channel.c - mesh, control page, agreements and shared memory of the processes of a host in one: what a transport
+ * outside this tree gets for its `exchange` and its shards. Knows what each of them is for; adds nothing to what they do.
  */
 #include "sockets.h"
 #include "agreement.h"
+#include "shared_memory.h"
+
+#include <unistd.h>
 
 struct lshard_channel {
 	const lshard_context *context;
@@ -77,7 +80,8 @@ lshard_status lshard_channel_exchange(lshard_channel *channel, const void *send,
 
 static lshard_status agree(lshard_channel *channel, const char *what, lshard_status mine, uint64_t *round)
 {
-	struct agreement_report report = {.step = round != NULL}; /* the two calls are told apart */
+	/* The calls are told apart; an opening has the steps 1 and 2. */
+	struct agreement_report report = {.step = round ? 3 : 0};
 
 	return agreement_exchange(&channel->agreement, what, &report, mine, round, deadline_of(channel));
 }
@@ -93,4 +97,88 @@ lshard_status lshard_channel_swap(lshard_channel *channel, const char *what, lsh
 	const lshard_status status = agree(channel, what, mine, &round);
 
 	return status < 0 ? status : mesh_swap(&channel->mesh, round, fd, fds, deadline_of(channel));
+}
+
+/* ---- Shards ---- */
+
+struct share {
+	struct agreement_opening together;
+	lshard_channel *channel;
+	const lshard_store_plan *plan;
+	struct sharing sharing;
+	lshard_status mine;
+	int *fds; /* [size] of the others' shards */
+	int fd;   /* of this rank's */
+	void **shards;
+};
+
+static lshard_status make_own(struct agreement_opening *together)
+{
+	struct share *share = (struct share *)together;
+	struct shared_memory own = {NULL, 0};
+	lshard_status status;
+
+	if (share->mine < 0)
+		return share->mine;
+	if (!share->fds)
+		return lshard_fail(share->channel->error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': no memory for its descriptors", share->plan->name);
+	status = shared_make_shard(&share->sharing, share->plan->shard_bytes, &own, &share->fd);
+	share->shards[share->channel->context->rank] = own.address;
+	return status;
+}
+
+static lshard_status take_others(struct agreement_opening *together, uint64_t round)
+{
+	struct share *share = (struct share *)together;
+	const lshard_context *context = share->channel->context;
+	lshard_status status = mesh_swap(&share->channel->mesh, round, share->fd, share->fds, together->deadline);
+
+	if (status < 0)
+		return status;
+	for (int32_t rank = 0; rank < context->size; rank++) {
+		struct shared_memory other = {share->shards[rank], 0};
+
+		if (rank != context->rank && status == LSHARD_OK)
+			status = shared_map_shard(&share->sharing, rank, share->fds[rank],
+						  share->plan->shard_bytes_of[rank], &other);
+		share->shards[rank] = other.address;
+		if (share->fds[rank] >= 0)
+			close(share->fds[rank]);
+	}
+	return status;
+}
+
+void lshard_channel_unshare(const lshard_channel *channel, const lshard_store_plan *plan, void **shards)
+{
+	for (int32_t rank = 0; rank < channel->context->size; rank++) {
+		shared_unmap(&(struct shared_memory){shards[rank], shared_whole_pages(plan->shard_bytes_of[rank])});
+		shards[rank] = NULL;
+	}
+}
+
+lshard_status lshard_channel_share(lshard_channel *channel, const lshard_store_plan *plan, lshard_status mine,
+				   void **shards)
+{
+	const lshard_context *context = channel->context;
+	struct share share = {.together = {.what = plan->name,
+					   .deadline = deadline_of(channel),
+					   .make = make_own,
+					   .take = take_others},
+			      .channel = channel,
+			      .plan = plan,
+			      .sharing = {plan->name, channel->error},
+			      .mine = mine,
+			      .fds = context->allocate(context, (size_t)context->size * sizeof *share.fds),
+			      .fd = -1,
+			      .shards = shards};
+	const lshard_status status = agreement_open(&channel->agreement, &share.together);
+
+	if (share.fd >= 0)
+		close(share.fd);
+	if (share.fds)
+		context->release(context, share.fds);
+	if (status < 0 && mine == LSHARD_OK)
+		lshard_channel_unshare(channel, plan, shards);
+	return status;
 }

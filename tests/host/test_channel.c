@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * test_channel.c - the kit of transports from outside the tree: what one rank cannot open none opens, descriptors come
- * to whom they are meant for, and a rank that leaves or is aborted keeps nobody waiting. That an exchange happens for
+ * to whom they are meant for, shards are read by all, and a rank that leaves or is aborted keeps nobody waiting. That an exchange happens for
  * all or for none is test_control's.
  */
 #include "contexts.h"
@@ -63,6 +63,56 @@ failed:
 	close(own[0]);
 	close(own[1]);
 	return right;
+}
+
+/* Shards of 5 bytes and of as many pages as ranks; rank 2 has none. What a rank writes the others read. */
+static bool shards_are_read_by_all(const struct member *member, struct end *end)
+{
+	const uint64_t bytes[RANKS] = {5, 3 * 65536, 0};
+	const lshard_store_plan plan = {.name = "bricks", .shard_bytes = bytes[member->rank], .shard_bytes_of = bytes};
+	void *shards[RANKS] = {NULL, NULL, NULL};
+	unsigned char *last;
+	bool right = false;
+
+	EXPECT(member, lshard_channel_share(end->channel, &plan, LSHARD_OK, shards) == LSHARD_OK, "%s",
+	       end->error.text);
+	EXPECT(member, shards[0] && shards[1] && !shards[2], "whose shards there are");
+	if (member->rank < 2) {
+		last = (unsigned char *)shards[member->rank] + bytes[member->rank] - 1;
+		EXPECT(member, *last == 0, "it begins with %d", *last);
+		*last = (unsigned char)(7 + member->rank);
+	}
+	EXPECT(member, team_barrier(member), "another rank failed");
+	for (int32_t rank = 0; rank < 2; rank++) {
+		last = (unsigned char *)shards[rank] + bytes[rank] - 1;
+		EXPECT(member, *last == 7 + rank, "rank %d wrote %d", (int)rank, *last);
+	}
+	right = team_barrier(member);
+failed:
+	lshard_channel_unshare(end->channel, &plan, shards);
+	return right;
+}
+
+/* All or none, also of those who had theirs. */
+static bool shards_of_one_that_fails_are_none(const struct member *member, struct end *end)
+{
+	const uint64_t bytes[RANKS] = {5, 5, 5};
+	const lshard_store_plan plan = {.name = "bricks", .shard_bytes = 5, .shard_bytes_of = bytes};
+	const bool mine = member->rank == 1;
+	void *shards[RANKS] = {NULL, NULL, NULL};
+	lshard_status status = LSHARD_OK;
+
+	if (mine)
+		status = lshard_fail(&end->error, LSHARD_ERR_NO_MEMORY, "no room for mortar");
+	status = lshard_channel_share(end->channel, &plan, status, mine ? NULL : shards);
+	EXPECT(member,
+	       status == LSHARD_ERR_NO_MEMORY && strstr(end->error.text, "rank 1") &&
+		       strstr(end->error.text, "no room for mortar"),
+	       "%s: %s", lshard_status_name(status), end->error.text);
+	EXPECT(member, !shards[0] && !shards[1] && !shards[2], "there are shards");
+	return true;
+failed:
+	return false;
 }
 
 /* One rank has failed: all hear its status and text, nobody gets a descriptor, and the next opening is as any. */
@@ -136,7 +186,9 @@ static int body(const struct member *member)
 		return 1;
 	right = pipes_lead_to_their_ranks(member, &end) && a_failure_is_told_to_all(member, &end, false) &&
 		a_failure_is_told_to_all(member, &end, true) && pipes_lead_to_their_ranks(member, &end) &&
-		other_names_are_found_out(member, &end) && who_is_gone_is_named(member, &end, *abort);
+		shards_are_read_by_all(member, &end) && shards_of_one_that_fails_are_none(member, &end) &&
+		shards_are_read_by_all(member, &end) && other_names_are_found_out(member, &end) &&
+		who_is_gone_is_named(member, &end, *abort);
 	lshard_channel_close(end.channel);
 	return right ? 0 : 1;
 }

@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * box.c - a transport from outside: what a stranger writes who has docs/writing-a-transport.md and the installed
- * headers. Between processes of a host; every rank's shard is a file in memory that the others map and copy from.
+ * headers. Between processes of a host, which copy from each other's shards.
  */
-#define _GNU_SOURCE
 #include <layershard/transport.h>
 
-#include <errno.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include <stdlib.h>
 
-#define PAGE 4096u
+#define ALIGNMENT 4096u /* the most that a program can ask for */
 
 struct box {
 	lshard_transport base;
@@ -21,8 +17,7 @@ struct box {
 struct box_store {
 	lshard_store base;
 	unsigned char *buffers;
-	size_t pitch;   /* from one buffer to the next */
-	void *shards[]; /* [size] where each is mapped; NULL where there is none */
+	void *shards[]; /* [size] */
 };
 
 extern const lshard_transport_ops box_ops;
@@ -73,95 +68,41 @@ static void box_abort(lshard_transport *transport)
 
 /* ---- A series ---- */
 
-static size_t in_pages(uint64_t bytes)
-{
-	return (size_t)(bytes + PAGE - 1) / PAGE * PAGE;
-}
-
-/* Memory of a file, or of none; NULL also where nothing is asked for. */
-static lshard_status map(struct box *box, uint64_t bytes, int fd, int protection, void **at)
-{
-	const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-	void *mapped = bytes ? mmap(NULL, in_pages(bytes), protection, flags, fd, 0) : NULL;
-
-	if (mapped == MAP_FAILED)
-		return lshard_fail(&box->base.error, LSHARD_ERR_NO_MEMORY, "box: rank %d: mapping %llu bytes: %s",
-				   box->base.context->rank, (unsigned long long)bytes, strerror(errno));
-	*at = mapped;
-	return LSHARD_OK;
-}
-
-/* This rank's buffers, and its shard, which the others get as *fd. */
-static lshard_status make_own(struct box *box, struct box_store *store, int *fd)
-{
-	const lshard_store_plan *plan = store->base.plan;
-	void *buffers = NULL;
-	lshard_status status;
-
-	store->pitch = in_pages(plan->layer_bytes);
-	status = map(box, store->pitch * plan->buffers, -1, PROT_READ | PROT_WRITE, &buffers);
-	store->buffers = buffers;
-	if (status < 0)
-		return status;
-	*fd = memfd_create("box", MFD_CLOEXEC);
-	if (*fd < 0 || ftruncate(*fd, (off_t)in_pages(plan->shard_bytes)) != 0)
-		return lshard_fail(&box->base.error, LSHARD_ERR_SYSTEM, "box: rank %d: a shard of %llu bytes: %s",
-				   box->base.context->rank, (unsigned long long)plan->shard_bytes, strerror(errno));
-	return map(box, plan->shard_bytes, *fd, PROT_READ | PROT_WRITE, &store->shards[box->base.context->rank]);
-}
-
-/* Whatever happens, the ranks hear of it: nobody waits for one that has failed. */
-static lshard_status shard(struct box *box, struct box_store *store, const lshard_store_plan *plan, lshard_status made,
-			   int own, int *fds)
-{
-	lshard_status status = lshard_channel_swap(box->channel, plan->name, made, own, fds);
-
-	if (status < 0)
-		return status;
-	for (int32_t rank = 0; rank < box->base.context->size; rank++) {
-		if (fds[rank] >= 0 && status == LSHARD_OK)
-			status = map(box, plan->shard_bytes_of[rank], fds[rank], PROT_READ, &store->shards[rank]);
-		if (fds[rank] >= 0)
-			close(fds[rank]);
-	}
-	return lshard_channel_agree(box->channel, plan->name, status);
-}
-
 static void box_store_close(lshard_store *base)
 {
 	struct box_store *store = (struct box_store *)base;
-	const lshard_context *context = base->transport->context;
 
-	for (int32_t rank = 0; rank < context->size; rank++)
-		if (store->shards[rank])
-			munmap(store->shards[rank], in_pages(base->plan->shard_bytes_of[rank]));
-	if (store->buffers)
-		munmap(store->buffers, store->pitch * base->plan->buffers);
-	context->release(context, store);
+	lshard_channel_unshare(((struct box *)base->transport)->channel, base->plan, store->shards);
+	free(store->buffers);
+	base->transport->context->release(base->transport->context, store);
 }
 
+/* What this rank needs for itself; nothing of the others is waited for. */
+static lshard_status make_own(lshard_transport *transport, const lshard_store_plan *plan, struct box_store **made)
+{
+	const lshard_context *context = transport->context;
+	const size_t bytes = ((size_t)(plan->buffers * plan->layer_bytes) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+	struct box_store *store =
+		context->allocate(context, sizeof *store + (size_t)context->size * sizeof store->shards[0]);
+
+	*made = store;
+	if (store) {
+		store->base = (lshard_store){.transport = transport, .plan = plan};
+		store->buffers = bytes ? aligned_alloc(ALIGNMENT, bytes) : NULL;
+	}
+	if (store && (store->buffers || !bytes))
+		return LSHARD_OK;
+	return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY, "box: rank %d: no %zu bytes for series '%s'",
+			   context->rank, bytes, plan->name);
+}
+
+/* Whatever happened, the ranks hear of it: nobody waits for one that has failed. */
 static lshard_status box_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **made)
 {
-	struct box *box = (struct box *)transport;
-	const lshard_context *context = transport->context;
-	const size_t size = (size_t)context->size;
-	struct box_store *store = context->allocate(context, sizeof *store + size * sizeof store->shards[0]);
-	int *fds = context->allocate(context, size * sizeof *fds);
-	lshard_status status = LSHARD_OK;
-	int own = -1;
+	struct box_store *store = NULL;
+	lshard_status status = make_own(transport, plan, &store);
 
-	if (!store || !fds)
-		status = lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY, "box: rank %d: no memory for series '%s'",
-				     context->rank, plan->name);
-	if (store)
-		store->base = (lshard_store){.transport = transport, .plan = plan};
-	if (status == LSHARD_OK)
-		status = make_own(box, store, &own);
-	status = shard(box, store, plan, status, own, fds);
-	if (own >= 0)
-		close(own);
-	if (fds)
-		context->release(context, fds);
+	status = lshard_channel_share(((struct box *)transport)->channel, plan, status, store ? store->shards : NULL);
 	if (status == LSHARD_OK)
 		*made = &store->base;
 	else if (store)
@@ -179,7 +120,7 @@ static void *box_buffer(lshard_store *base, uint32_t buffer, uint32_t position)
 	struct box_store *store = (struct box_store *)base;
 
 	(void)position;
-	return store->buffers + buffer * store->pitch;
+	return store->buffers + buffer * base->plan->layer_bytes;
 }
 
 /* ---- Transfers: each is over when fetch returns ---- */
