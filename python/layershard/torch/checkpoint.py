@@ -17,8 +17,9 @@ from torch import nn
 
 from .filling import Filling, Give, refuse_lost, saved, unshared
 from .handle import Handle, of
+from .leftover import Leftover
 from .memory import release_freed_memory
-from .recipes import Recipe, by_from_pretrained, is_of_transformers, recipes
+from .recipes import Recipe, is_of_transformers, lines_of_fill, recipes
 from .refusals import Refused
 from .tensor_files import Checkpoint
 
@@ -41,54 +42,71 @@ def empty_weights() -> Iterator[None]:
 
 
 class _Recipes:
-    """How every tensor that a load may ask for is made of the checkpoint's: as transformers says, else under the same
-    name, or with the base model's prefix more or less."""
+    """How every tensor of the model is made of the checkpoint's: as transformers says, else under the same name, or
+    with the base model's prefix more or less."""
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         self._model = model
         self._checkpoint = checkpoint
-        self._prefix = getattr(model, "base_model_prefix", "") + "."
-        names = {place.name for _, places in saved(model).values() for place in places}
-        self._made = recipes(model, names, checkpoint.names())
-        self._known = set(checkpoint.names()).difference(*(each.keys for each in self._made.values()))
+        self._names = {place.name for _, places in saved(model).values() for place in places}
+        self._made = recipes(model, self._names, checkpoint.names())
+        self._add_same(set(checkpoint.names()).difference(self._used()))
+        self.leftover = Leftover(model, checkpoint.names(), self._used(), checkpoint.directory)
+        self.leftover.refuse_quantised()
 
-    def of_all(self, handle: Handle) -> dict[str, Recipe]:
-        found = {place.name: self._find([place.name]) for place in handle.all_places()}
+    def _used(self) -> set[str]:
+        return {key for recipe in self._made.values() for key in recipe.keys}
+
+    def _add_same(self, keys: set[str]) -> None:
+        prefix = getattr(self._model, "base_model_prefix", "") + "."
+        for name in self._names.difference(self._made):
+            key = next((each for each in (name, prefix + name, name.removeprefix(prefix)) if each in keys), None)
+            if key is not None:
+                self._made[name] = Recipe(name, sources=[(key, None)])
+
+    def make(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        return self._made[name].make(self._model, name, like, self._checkpoint.read)
+
+    def refuse_missing(self, handle: Handle) -> None:
+        """Of what a load may ask for."""
+        for place in handle.all_places():
+            self._must_have([place.name])
         for _, places in unshared(self._model, handle):
-            found[places[0].name] = self._find([place.name for place in places])
-        return found
+            self._must_have([place.name for place in places])
 
-    def _find(self, names: list[str]) -> Recipe:
+    def refuse_unlike(self, name: str, like: torch.Tensor) -> None:
+        """By the headers of the files that hold it."""
+        recipe = self._made[name]
+        for key in recipe.keys:
+            if self._checkpoint.is_byte_float(key) and like.dtype.itemsize > 1:
+                self.leftover.refuse_scaled(key)
+            self._checkpoint.refuse_unlike(key, like, shape_too=recipe.converter is None)
+        if recipe.converter is not None:
+            recipe.refuse_unlike(self._model, name, like, self._checkpoint.empty)
+
+    def _must_have(self, names: list[str]) -> None:
         """Of a tied tensor the checkpoint may have any name."""
-        for name in names:
-            if name in self._made:
-                return self._made[name]
-            for key in (name, self._prefix + name, name.removeprefix(self._prefix)):
-                if key in self._known:
-                    return Recipe(name, sources=[(key, None)])
-        raise Refused(self._missing(names[0]))
+        found = next((self._made[name] for name in names if name in self._made), None)
+        if found is None:
+            raise Refused(self._missing(names[0]))
+        self._made[names[0]] = found  # which it is asked for by
 
     def _missing(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self._known, n=3)
+        near = difflib.get_close_matches(name, self._checkpoint.names(), n=3)
         text = f"the checkpoint has no {name}" + (f"; near it: {', '.join(near)}" if near else "")
         if name in (getattr(self._model, "all_tied_weights_keys", None) or {}):
             return f"{text}. transformers ties it to another weight: call model.tie_weights() before shard"
-        if is_of_transformers(self._model):
-            text += by_from_pretrained(self._model, self._checkpoint.directory, self._checkpoint.variant)
-        return text
+        hint = self.leftover.hint()
+        if not hint and is_of_transformers(self._model):
+            variant = f", variant={self._checkpoint.variant!r}" if self._checkpoint.variant else ""
+            hint = lines_of_fill(f"from_pretrained({str(self._checkpoint.directory)!r}{variant})")
+        return text + hint
 
 
 def _own(model: nn.Module, handle: Handle) -> Iterator[tuple[str, torch.Tensor]]:
     """What this rank will ask for."""
     yield from ((place.name, place.tensor) for place in handle.own_places())
     yield from ((places[0].name, tensor) for tensor, places in unshared(model, handle))
-
-
-def _refuse_unlike(model: nn.Module, checkpoint: Checkpoint, recipe: Recipe, name: str, like: torch.Tensor) -> None:
-    for key in recipe.keys:
-        checkpoint.refuse_unlike(key, like, shape_too=recipe.converter is None)
-    if recipe.converter is not None:
-        recipe.refuse_unlike(model, name, like, checkpoint.empty)
 
 
 def load(
@@ -117,10 +135,13 @@ def load(
             refuse_lost(inner)
             found = Checkpoint(Path(checkpoint_dir), variant, files)
             ends.callback(found.close)
-            made = _Recipes(inner, found).of_all(handle)
+            made = _Recipes(inner, found)
+            made.refuse_missing(handle)
             for name, tensor in _own(inner, handle):
-                _refuse_unlike(inner, found, made[name], name, tensor)
-            return lambda name, like: made[name].make(inner, name, like, found.read)
+                made.refuse_unlike(name, tensor)
+            if handle.group.rank == 0:
+                made.leftover.tell()
+            return made.make
 
         Filling(inner, handle, open_checkpoint, everything=True).run()
     return model

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,13 +144,11 @@ def _with_split(made: dict[str, Recipe], names: Collection[str]) -> dict[str, Re
     return others | made
 
 
-def by_from_pretrained(model: nn.Module, directory: Path, variant: str | None = None) -> str:
-    """What a person may type where transformers alone knows how the checkpoint becomes the model's."""
-    kind = type(model).__name__
-    given = repr(str(directory)) + (f", variant={variant!r}" if variant else "")
+def lines_of_fill(call: str) -> str:
+    """What a person may type where transformers alone knows how a checkpoint becomes the model's: @call it."""
     return (
-        f". If {kind}.from_pretrained can load it, let each rank do so with all of it, and take from that:\n"
-        f"    whole = type(model).from_pretrained({given}).state_dict()\n"
+        f". If transformers can do it, let each rank load all of the checkpoint, and take its own from that:\n"
+        f"    whole = type(model).{call}.state_dict()\n"
         f"    layershard.torch.fill(model, lambda name, like: whole[name])\n"
         f"    del whole"
     )

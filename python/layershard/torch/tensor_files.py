@@ -82,6 +82,10 @@ class Checkpoint:
                 f"{name} is {dtype} {shape} in {self._where[name]}, and {like.dtype} {list(like.shape)} in the model"
             )
 
+    def is_byte_float(self, name: str) -> bool:
+        """F8_E4M3 and the like: most of them are weights once they have been multiplied by a scale."""
+        return self._header(name)[0].startswith(("F8", "F6", "F4"))
+
     def _header(self, name: str) -> tuple[str, list[int]]:
         header = self._holding(name).get_slice(name)
         return str(header.get_dtype()), list(header.get_shape())

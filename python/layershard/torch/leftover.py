@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint holds and no tensor of the model is made of: told, and refused where it says that what is taken are
+no weights before they are multiplied by it.
+
+Knows names and how formats of quantised weights call what belongs to a weight; reads nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from torch import nn
+
+from .recipes import is_of_transformers, lines_of_fill
+from .refusals import Refused, all_tensors
+
+_log = logging.getLogger("layershard")
+_TOLD = 4
+_OF_A_WEIGHT = re.compile(r"scale|zero|absmax|quant|packed|shape|qdata|nested|g_idx|scb", re.IGNORECASE)
+# Nothing but a quantised layer has one of these beside its weight, or instead of it.
+_NEVER_PLAIN = re.compile(
+    r"(.*)\.(qweight|qzeros|scales|g_idx|SCB|W_q|weight_format|weight_packed|(?:\w+_)?scale_inv|qscale_weight)"
+)
+
+
+class Leftover:
+    """The checkpoint's @keys less those that are @used for any layer of the model, whichever rank's."""
+
+    def __init__(self, model: nn.Module, keys: Collection[str], used: Collection[str], directory: Path) -> None:
+        self._model = model
+        self._directory = directory
+        self._used = set(used)
+        self._keys = sorted(set(keys) - self._used)
+
+    def refuse_quantised(self) -> None:
+        modules = {name.rpartition(".")[0] for name in self._used} | {name for name, _ in self._model.named_modules()}
+        for key in self._keys:
+            match = _NEVER_PLAIN.fullmatch(key)
+            if match is not None and match[1] in modules:
+                raise Refused(self._why(key, f"the weights of {match[1]} are"))
+            weight = self._weight_of(key)
+            if weight is not None:
+                raise Refused(self._why(key, f"{weight} is"))
+
+    def refuse_scaled(self, key: str) -> None:
+        """@key holds bytes: what else its module has says whether they are the weight."""
+        module = key.rpartition(".")[0]
+        for each in self._keys:
+            if each.rpartition(".")[0] == module and _OF_A_WEIGHT.search(each[len(module) :]):
+                raise Refused(self._why(each, f"{key} is"))
+
+    def hint(self) -> str:
+        """Why a name may be missing."""
+        first = next((key for key in self._keys if _NEVER_PLAIN.fullmatch(key)), None)
+        return "" if first is None else f". {self._why(first, 'the checkpoint is')}"
+
+    def tell(self) -> None:
+        expected = _expected(self._model)
+        left = [key for key in self._keys if not any(pattern.search(key) for pattern in expected)]
+        if left:
+            first = ", ".join(left[:_TOLD]) + (", ..." if len(left) > _TOLD else "")
+            _log.warning("%d tensors of the checkpoint are not in the model, and are not read: %s", len(left), first)
+
+    def _weight_of(self, key: str) -> str | None:
+        """What is used and has a name that this one begins with: q_proj.weight, of q_proj.weight_scale_inv."""
+        for cut in (place for place in range(len(key) - 1, 0, -1) if key[place] in "_.:"):
+            if key[:cut] in self._used and _OF_A_WEIGHT.search(key[cut:]):
+                return key[:cut]
+        return None
+
+    def _why(self, key: str, what: str) -> str:
+        text = (
+            f"{what} quantised: nothing in the model takes {key}, without which the values are others. Build the model "
+            f"for the checkpoint's quantisation, or save it once as plain weights and load those"
+        )
+        if not is_of_transformers(self._model):
+            return text
+        where = repr(str(self._directory))
+        if key.endswith("scale_inv"):
+            where += ", quantization_config=__import__('transformers').FineGrainedFP8Config(dequantize=True)"
+            return text + lines_of_fill(f"from_pretrained({where})")
+        return text + lines_of_fill(f"from_pretrained({where}).dequantize()")
+
+
+def _expected(model: nn.Module) -> list[re.Pattern[str]]:
+    """What models once saved, and compute for themselves now."""
+    patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    names = [name for name, _ in all_tensors(model)]
+    for buffer in ("rotary_emb.inv_freq", "position_ids"):
+        patterns += [rf"(^|\.){buffer}$"] if any(name.endswith(buffer) for name in names) else []
+    return [re.compile(pattern) for pattern in [*patterns, *(f"^{re.escape(name)}$" for name in names)]]
