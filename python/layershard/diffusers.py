@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from .torch import Handle, Refused, of, shard
-from .torch.patterns import layer_number
+from .torch.numbering import layer_number
 
 _log = logging.getLogger("layershard")
 
@@ -35,6 +35,7 @@ class LayerShardingConfig:
     transport: str = "auto"
     scope: str = "block"
     resident: int | float | str = 0
+    layer: str | Sequence[str] = ()
     timeout_ms: int | None = None
 
 

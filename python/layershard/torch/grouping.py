@@ -15,6 +15,7 @@ from torch import nn
 
 from .coverage import persistent_buffers
 from .layout import Layout
+from .numbering import layer_number
 from .patterns import Unit
 from .refusals import Refused
 
@@ -87,7 +88,7 @@ class SeriesPlan:
     places: list[list[Place]] = field(default_factory=list)
     units: list[list[Unit]] = field(default_factory=list)
     start: int | None = None  # the library's number of the first layer, where it is not to follow from @numbers
-    is_part: bool = False  # of a pattern's layers, others of which are of another structure
+    is_part: bool = False  # one of several for what a pattern chose, which may begin on any rank
 
     @property
     def is_consecutive(self) -> bool:
@@ -168,8 +169,9 @@ def _split(name: str, layers: dict[int, list[Unit]], buffers: Sequence[str]) -> 
             plan.places.append(places)
             plan.units.append(units)
     plans = list(found.values())
-    for count, plan in enumerate(plans if len(plans) > 1 else (), 1):
-        plan.name, plan.is_part = f"{name} #{count}", True
+    for count, plan in enumerate(plans, 1):
+        plan.name = f"{name} #{count}" if len(plans) > 1 else name
+        plan.is_part = len(plans) > 1 or layer_number(block) is not None  # stages.1.layers.* beside stages.2.layers.*
     return plans
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules a pattern means: fnmatch on qualified names, the layer by the first integer in the name.
+"""Which modules a pattern means: fnmatch on qualified names, the layer by a number in the name.
 
 Knows names only; nothing of tensors, ranks or the library.
 """
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .numbering import Numbering, layer_number
 from .packed import is_packed, why_whole
 from .refusals import Refused
 
 _log = logging.getLogger("layershard")
-
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,7 @@ class Unit:
     layer: int  # 3
     block: str  # "model.layers.3"
     template: str  # "model.layers.*.self_attn.q_proj"
-
-    @property
-    def block_template(self) -> str:
-        return self.block[: self.block.rfind(str(self.layer))] + "*"
-
-
-def layer_number(name: str) -> tuple[int, str, str] | None:
-    """The first integer among the parts of @name: (3, "model.layers.3", "model.layers.*.rest"); None without one."""
-    found = _NUMBER.search(name)
-    if not found:
-        return None
-    return int(found[1]), name[: found.end(1)], name[: found.start(1)] + "*" + name[found.end(1) :]
+    block_template: str  # "model.layers.*"
 
 
 def _holds_tensors(module: nn.Module) -> bool:
@@ -68,7 +55,12 @@ def _near(pattern: str, names: Sequence[str]) -> str:
     return "near it: " + ", ".join(near) if near else "modules are named like: " + ", ".join(list(templates)[:6])
 
 
-def _refuse_pattern(pattern: str, matched: Sequence[str], names: Sequence[str]) -> None:
+def _refuse_pattern(pattern: str, matched: Sequence[str], names: Sequence[str], layers: Sequence[str]) -> None:
+    if matched and layers:
+        raise Refused(
+            f"pattern '{pattern}' matches {', '.join(matched[:3])}: layer={' or '.join(map(repr, layers))} finds no "
+            f"number in such names; put a * where the layer's number is, such as 'encoder.layer.*'"
+        )
     if matched:
         raise Refused(
             f"pattern '{pattern}' matches {', '.join(matched[:3])}: without a number in its name there is no telling "
@@ -97,8 +89,8 @@ def _refuse_packed(modules: dict[str, nn.Module], numbered: Sequence[str], patte
         )
 
 
-def select(model: nn.Module, patterns: str | Sequence[str]) -> list[Unit]:
-    """The modules that @patterns choose, in the model's order.
+def select(model: nn.Module, patterns: str | Sequence[str], layer: str | Sequence[str] = ()) -> list[Unit]:
+    """The modules that @patterns choose, in the model's order. @layer: names with a * where the layer's number is.
 
     A module without a number in its name is passed over as long as its pattern chooses others that have one; so is one
     that has nothing to share but packed weights, of which the log says so.
@@ -106,28 +98,24 @@ def select(model: nn.Module, patterns: str | Sequence[str]) -> list[Unit]:
     modules = {
         name: module for name, module in model.named_modules() if name and (_holds_tensors(module) or is_packed(module))
     }
-    names = list(modules)
+    names, layers = list(modules), strings("layer", layer)
+    numbering = Numbering(modules, layers)
     chosen: set[str] = set()
     for pattern in strings("modules", patterns):
         matched = [name for name in names if fnmatchcase(name, pattern)]
-        numbered = [name for name in matched if layer_number(name)]
+        numbered = [name for name in matched if numbering.spans(name)]
         if not numbered:
-            _refuse_pattern(pattern, matched, names)
+            _refuse_pattern(pattern, matched, names, layers)
         _refuse_packed(modules, numbered, pattern)
         chosen.update(numbered)
     if not chosen:
         raise Refused("no pattern was given: name the modules to share, such as '*.mlp.*' or 'model.layers.*'")
-    return list(_units(modules, _topmost([name for name in names if name in chosen])))
+    return _units(modules, list(_topmost([name for name in names if name in chosen])), numbering)
 
 
-def _units(modules: dict[str, nn.Module], names: Iterable[str]) -> Iterator[Unit]:
-    packed = []
-    for name in names:
-        if is_packed(modules[name]):
-            packed.append(name)
-            continue
-        found = layer_number(name)
-        assert found is not None
-        yield Unit(name, modules[name], *found)
+def _units(modules: dict[str, nn.Module], names: Sequence[str], numbering: Numbering) -> list[Unit]:
+    packed = [name for name in names if is_packed(modules[name])]
     if packed:
         _log.warning("%s; so does each of %d chosen modules", why_whole(packed[0], modules[packed[0]]), len(packed))
+    found = numbering.choose(name for name in names if name not in packed)
+    return [Unit(name, modules[name], **vars(found[name])) for name in names if name in found]

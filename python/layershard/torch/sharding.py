@@ -47,13 +47,19 @@ _log = logging.getLogger("layershard")
 NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
 
 
-def _plan(model: nn.Module, modules: str | Sequence[str], scope: str, buffers: Sequence[str]) -> list[SeriesPlan]:
+def _plan(
+    model: nn.Module,
+    modules: str | Sequence[str],
+    scope: str,
+    buffers: Sequence[str],
+    layer: str | Sequence[str],
+) -> list[SeriesPlan]:
     """What would be shared; refused with a reason where it cannot be. Changes nothing, and waits for no other rank."""
     if is_sharded(model):
         raise Refused("the model is sharded already: give all patterns in one call, or detach() it first")
     if is_closed(model):
         raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
-    units = select(model, modules)
+    units = select(model, modules, layer)
     refuse_uncalled(model, units, scope)
     named = [(unit.name, unit.module) for unit in units]
     refuse_own_copies(named)
@@ -196,13 +202,14 @@ def shard(
     *,
     stripe: dict[str, str] | None = None,
     buffers: str | Sequence[str] = (),
+    layer: str | Sequence[str] = (),
     device: torch.device | str | None = None,
     timeout_ms: int | None = None,
 ) -> nn.Module:
     """Let the ranks of @group store the chosen layers once between them. In place; returns the model. Collective.
 
     modules    fnmatch patterns on qualified names ("*.mlp.*_proj", ["*.q_proj", "*.o_proj"], "model.layers.*"):
-               linears, any module or whole blocks. The first integer in a name is the layer's number.
+               linears, any module or whole blocks. A number in a name is the layer's, see layer.
     group      a layershard.Group, which stays the caller's; {"rank": r, "size": n, "job": name}, what is missing from
                the environment; a ProcessGroup; a dimension of a DeviceMesh; or None: the default process group; without
                one, or where it is this rank alone, the ranks of torchrun or of LAYERSHARD_JOB on this host; else this
@@ -217,6 +224,8 @@ def shard(
     stripe     how "striped" cuts a tensor: {"*": "rows", "*.o_proj.weight": "columns"}; by bytes without.
     buffers    fnmatch patterns of buffers of the chosen modules to share as well ("*.qweight"): those that a state_dict
                holds and no forward writes to. Without, every rank keeps all buffers.
+    layer      which number in a name is the layer's, where there are several: names with a * there ("encoder.layer.*").
+               Without, the first by which layers are alike.
     device     where layers live, for a model that is on the meta device entirely.
     timeout_ms the longest wait for other ranks in one call.
 
@@ -233,7 +242,7 @@ def shard(
         memory_of(found)
         refuse_unfit(join.ranks, transport, found, timeout_ms)
         join.device = found
-        plans = _plan(model, modules, scope, strings("buffers", buffers))
+        plans = _plan(model, modules, scope, strings("buffers", buffers), layer)
         _resident_bytes(resident, plans[0], plans)
         refuse_stripes(plans, stripe or {})
         for plan in plans:

@@ -27,8 +27,8 @@ from .hooks import Hooks, Switch, arrival_hooks
 from .joining import await_ranks
 from .layout import Layout
 from .membership import meant_by
+from .numbering import layer_number
 from .one_thread import Turn
-from .patterns import layer_number
 from .processed import Processed, adopt, process
 from .refusals import Refused
 from .sharding import Join
