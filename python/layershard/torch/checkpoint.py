@@ -45,10 +45,12 @@ class _Recipes:
     """How every tensor of the model is made of the checkpoint's: as transformers says, else under the same name, or
     with the base model's prefix more or less."""
 
-    def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: nn.Module, handle: Handle, checkpoint: Checkpoint) -> None:
         self._model = model
+        self._handle = handle
         self._checkpoint = checkpoint
         self._names = {place.name for _, places in saved(model).values() for place in places}
+        self._names |= {place.name for place in handle.all_places()}  # an adapter has changed the model's, not these
         self._made = recipes(model, self._names, checkpoint.names())
         self._add_same(set(checkpoint.names()).difference(self._used()))
         self.leftover = Leftover(model, checkpoint.names(), self._used(), checkpoint.directory)
@@ -67,11 +69,11 @@ class _Recipes:
     def make(self, name: str, like: torch.Tensor) -> torch.Tensor:
         return self._made[name].make(self._model, name, like, self._checkpoint.read)
 
-    def refuse_missing(self, handle: Handle) -> None:
+    def refuse_missing(self) -> None:
         """Of what a load may ask for."""
-        for place in handle.all_places():
+        for place in self._handle.all_places():
             self._must_have([place.name])
-        for _, places in unshared(self._model, handle):
+        for _, places in unshared(self._model, self._handle):
             self._must_have([place.name for place in places])
 
     def refuse_unlike(self, name: str, like: torch.Tensor) -> None:
@@ -135,8 +137,8 @@ def load(
             refuse_lost(inner)
             found = Checkpoint(Path(checkpoint_dir), variant, files)
             ends.callback(found.close)
-            made = _Recipes(inner, found)
-            made.refuse_missing(handle)
+            made = _Recipes(inner, handle, found)
+            made.refuse_missing()
             for name, tensor in _own(inner, handle):
                 made.refuse_unlike(name, tensor)
             if handle.group.rank == 0:
