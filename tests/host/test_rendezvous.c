@@ -1,62 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_rendezvous.c - separately started ranks that meet by a job's name, and all the ways in which they do not.
+ * test_rendezvous.c - separately started ranks that find each other by a job's name and gather, and ranks of which some
+ * are missing, late, gone or not what the others take them for.
  */
-#include "contexts.h"
-#include "hello.h"
+#include "job_ranks.h"
 #include "outside.h"
 #include "patience.h"
-#include "sockets.h"
 
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>
-#include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #define SHORT_MS 1000u
-
-/* Threads have no job of their own: one name for the process's test. */
-static const char *job_of(const struct member *member)
-{
-	return member->job ? member->job : member->user;
-}
-
-static int meet_and_gather(const struct member *member)
-{
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
-	uint32_t mine[5];
-	uint32_t all[8][5];
-
-	EXPECT(member, lshard__rendezvous_open(&context, job_of(member), &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
-	for (uint32_t round = 0; round < 200; round++) {
-		for (uint32_t i = 0; i < 5; i++)
-			mine[i] = round * 1000 + (uint32_t)member->rank * 10 + i;
-		EXPECT(member, bootstrap.allgather(bootstrap.user, mine, all, sizeof mine) == 0, "%s",
-		       lshard__rendezvous_error(rendezvous)->text);
-		for (uint32_t i = 0; i < (uint32_t)member->size * 5; i++)
-			EXPECT(member, all[i / 5][i % 5] == round * 1000 + i / 5 * 10 + i % 5, "round %u: %u", round,
-			       all[i / 5][i % 5]);
-	}
-	lshard__rendezvous_close(rendezvous);
-	return 0;
-failed:
-	lshard__rendezvous_close(rendezvous);
-	return 1;
-}
 
 static void processes_meet(void **state)
 {
@@ -148,37 +110,6 @@ static void gathers_of_different_sizes_are_told(void **state)
 	(void)state;
 	for (int i = 0; i < 2; i++)
 		assert_int_equal(team_of_processes(3, gathers_another_size, &sizes[i]), 0);
-}
-
-/* Everybody must fail with this status; those for whom `says` is given, with that in the text. */
-struct failure {
-	lshard_status status;
-	const char *root_says;
-	const char *member_says;
-};
-
-static int opens_badly(const struct member *member, int32_t rank, int32_t size, uint32_t timeout_ms,
-		       const struct failure *expected)
-{
-	lshard_context context = context_for_member(member, "", timeout_ms);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap = LSHARD_BOOTSTRAP_INIT;
-	lshard_error error = {""};
-	const char *says = rank ? expected->member_says : expected->root_says;
-	int before = count_fds();
-	lshard_status status;
-
-	context.rank = rank;
-	context.size = size;
-	status = lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error);
-	EXPECT(member, status == expected->status, "status %d: %s", (int)status, error.text);
-	EXPECT(member, strstr(error.text, says) != NULL, "'%s' lacks '%s'", error.text, says);
-	EXPECT(member, !rendezvous && !bootstrap.allgather, "an out-parameter was written");
-	EXPECT(member, count_fds() == before, "%d descriptors left", count_fds() - before);
-	return 0;
-failed:
-	lshard__rendezvous_close(rendezvous);
-	return 1;
 }
 
 /* A group of five to which ranks 2 and 3 never come: rank 4 is started as the team's third. */
@@ -303,117 +234,6 @@ static void a_dead_rank_is_seen_at_once(void **state)
 	assert_int_equal(team_of_processes(3, one_dies, NULL), 0);
 }
 
-/* Rank 2 does not come to the all-gather: both others hear its number. */
-static int one_stays_away(const struct member *member)
-{
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
-	int32_t all[3];
-	int failed;
-
-	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
-	if (member->rank == 0)
-		context.timeout_ms = SHORT_MS;
-	if (member->rank < 2) {
-		failed = bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]);
-		EXPECT(member, failed == LSHARD_ERR_TIMEOUT, "%d", failed);
-		EXPECT(member,
-		       strstr(lshard__rendezvous_error(rendezvous)->text, "rank 0 waited 1000 ms for rank 2 of job"),
-		       "%s", lshard__rendezvous_error(rendezvous)->text);
-	}
-	EXPECT(member, team_barrier(member), "another rank failed");
-	lshard__rendezvous_close(rendezvous);
-	return 0;
-failed:
-	lshard__rendezvous_close(rendezvous);
-	return 1;
-}
-
-static void a_rank_that_stays_away_is_named_to_all(void **state)
-{
-	(void)state;
-	assert_int_equal(team_of_processes(3, one_stays_away, NULL), 0);
-}
-
-/* ---- Those who connect and are none of ours -------------------------------------------------------------------- */
-
-#define NOBODY 65534u
-
-/* The name under which rank 0 of @p job listens; waits until it does. */
-static bool find_listener(const char *job, char *name, size_t bytes)
-{
-	char line[512];
-
-	for (int tries = 0; tries < 10000; tries++) {
-		FILE *sockets = fopen("/proc/net/unix", "re");
-		bool found = false;
-
-		while (sockets && !found && fgets(line, sizeof line, sockets)) {
-			const char *at = strstr(line, "@layershard/");
-
-			line[strcspn(line, "\n")] = '\0';
-			found = at && strstr(at, job) && strstr(line, " 00010000 "); /* in the flags: it listens */
-			if (found)
-				snprintf(name, bytes, "%s", at + 1);
-		}
-		if (sockets)
-			fclose(sockets);
-		if (found)
-			return true;
-		usleep(1000);
-	}
-	return false;
-}
-
-static int connect_to(const char *name)
-{
-	int fd = -1;
-
-	return lshard__socket_connect(name, SOCK_STREAM, lshard__deadline_ns(LONG_MS), &fd) == LSHARD_OK ? fd : -1;
-}
-
-/*
- * Before the others come, some say nothing or three bytes and stay, more of them than there is room for: all ranks meet
- * nevertheless.
- */
-static int meets_among_silent_ones(const struct member *member)
-{
-	int silent[24];
-	char name[128];
-
-	for (size_t i = 0; i < 24; i++)
-		silent[i] = -1;
-	if (member->rank == 1) {
-		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-		for (size_t i = 0; i < 24; i++) {
-			silent[i] = connect_to(name);
-			EXPECT(member, silent[i] >= 0, "connecting");
-			EXPECT(member, i % 2 || send(silent[i], "xyz", 3, 0) == 3, "three bytes");
-		}
-	}
-	if (member->rank != 0)
-		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-	if (member->rank > 1)
-		usleep(50000); /* mostly after the silent ones */
-	EXPECT(member, meet_and_gather(member) == 0, "the silent ones were waited for");
-	for (size_t i = 0; i < 24 && silent[i] >= 0; i++)
-		close(silent[i]);
-	return 0;
-failed:
-	for (size_t i = 0; i < 24 && silent[i] >= 0; i++)
-		close(silent[i]);
-	return 1;
-}
-
-static void silent_connections_stop_nobody(void **state)
-{
-	(void)state;
-	assert_int_equal(team_of_processes(4, meets_among_silent_ones, NULL), 0);
-}
-
 /* Which rank dies after all have met, and its child, which has its connections and lives on. */
 struct survived {
 	int32_t dies;
@@ -479,248 +299,28 @@ static void a_dead_rank_is_seen_although_its_child_lives(void **state)
 	munmap(survived, sizeof *survived);
 }
 
-static void end_child(pid_t child)
-{
-	if (child <= 0)
-		return;
-	kill(child, SIGKILL);
-	waitpid(child, NULL, 0);
-}
-
-/* A process that connects and says that it is rank 2 of 3 once a byte comes at @p go. Ends well if rank 0 answers. */
-static pid_t slow_rank(const char *name, const int go[2], const int here[2])
-{
-	const struct lshard__hello hello = {lshard__hello_greeting(16), 0, 2, 3};
-	pid_t child = fork();
-	char bytes[16];
-	int fd;
-
-	if (child != 0)
-		return child;
-	close(go[1]);
-	fd = connect_to(name);
-	if (write(here[1], "", 1) != 1 || read(go[0], bytes, 1) != 1 ||
-	    send(fd, &hello, sizeof hello, MSG_NOSIGNAL) != sizeof hello ||
-	    lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) != LSHARD_OK)
-		_exit(1);
-	_exit(recv(fd, bytes, sizeof bytes, 0) != sizeof bytes);
-}
-
-/* It came first and says its hello last; meanwhile another process connects more often than there is room for. */
-static int meets_a_slow_rank_in_a_crowd(const struct member *member)
+/* Rank 2 does not come to the all-gather: both others hear its number. */
+static int one_stays_away(const struct member *member)
 {
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	lshard__rendezvous *rendezvous = NULL;
 	lshard_bootstrap bootstrap;
 	lshard_error error = {""};
-	int go[2] = {-1, -1}, here[2] = {-1, -1}, silent[24];
-	char name[128], byte;
-	int ended = 0;
-	pid_t child = -1;
+	int32_t all[3];
+	int failed;
 
-	context.size = 3;
-	if (member->rank == 1) {
-		EXPECT(member, find_listener(member->job, name, sizeof name) && !pipe(go) && !pipe(here),
-		       "no listener");
-		child = slow_rank(name, go, here);
-		EXPECT(member, child > 0 && read(here[0], &byte, 1) == 1, "no slow rank");
-		for (size_t i = 0; i < 24; i++) {
-			silent[i] = connect_to(name);
-			EXPECT(member, silent[i] >= 0, "connecting");
-		}
-		/* The first of the crowd is sent away when its last has come. */
-		EXPECT(member, lshard__socket_wait(silent[4], -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK,
-		       "the crowd has room");
-		EXPECT(member, write(go[1], "", 1) == 1, "go");
-	}
 	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
 	       "%s", error.text);
-	EXPECT(member, child < 0 || (waitpid(child, &ended, 0) == child && ended == 0), "the slow rank was sent away");
-	lshard__rendezvous_close(rendezvous);
-	return 0;
-failed:
-	end_child(child);
-	lshard__rendezvous_close(rendezvous);
-	return 1;
-}
-
-static void a_slow_rank_is_not_crowded_out(void **state)
-{
-	(void)state;
-	assert_int_equal(team_of_processes(2, meets_a_slow_rank_in_a_crowd, NULL), 0);
-}
-
-/* A rank that was stopped after it connected is the one that is named, and not one that came. */
-static int one_is_silent(const struct member *member)
-{
-	static const struct failure expected = {LSHARD_ERR_TIMEOUT, "1000 ms for rank 1 of job 'test-",
-						"for rank 1 of job 'test-"};
-	char name[128];
-	int fd = -1;
-
 	if (member->rank == 0)
-		return opens_badly(member, 0, 3, SHORT_MS, &expected);
-	EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-	if (member->rank == 2)
-		return opens_badly(member, 2, 3, LONG_MS, &expected);
-	fd = connect_to(name);
-	EXPECT(member, fd >= 0, "connecting");
-	EXPECT(member, lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK,
-	       "rank 0 never gave up");
-	EXPECT(member, recv(fd, name, sizeof name, 0) > 0, "rank 0 did not say why");
-	close(fd);
-	return 0;
-failed:
-	if (fd >= 0)
-		close(fd);
-	return 1;
-}
-
-static void a_rank_that_connects_and_says_nothing_is_named(void **state)
-{
-	(void)state;
-	assert_int_equal(team_of_processes(3, one_is_silent, NULL), 0);
-}
-
-/* What rank @p rank of @p size says first. */
-static struct lshard__hello hello_of(int32_t rank, int32_t size)
-{
-	return (struct lshard__hello){lshard__hello_greeting(16), 0, rank, size};
-}
-
-/* A connection of a process that has ended, which is not waited for yet; it stays open here. */
-static int connection_of_the_dead(const char *name)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	const size_t length = strlen(name);
-	const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	siginfo_t ended = {.si_status = -1};
-	pid_t child;
-
-	memcpy(address.sun_path + 1, name, length);
-	child = fork();
-	if (child == 0)
-		_exit(connect(fd, (struct sockaddr *)&address,
-			      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)) != 0);
-	if (waitid(P_PID, (id_t)child, &ended, WEXITED | WNOWAIT) == 0 && ended.si_status == 0)
-		return fd;
-	close(fd);
-	return -1;
-}
-
-/* Rank 1 of 3 has come, waited for rank 2, said so, and ended, before rank 0 has looked. */
-static int hears_the_dead(const struct member *member)
-{
-	static const struct failure expected = {LSHARD_ERR_TIMEOUT, "rank 1 waited 77 ms for rank 2 of job 'test-", ""};
-	const struct {
-		struct lshard__hello hello;
-		uint32_t waited_ms;
-	} said = {hello_of(1, 3), 77};
-	char name[128];
-	int fd = -1;
-
-	if (member->rank == 0)
-		return opens_badly(member, 0, 3, LONG_MS, &expected);
-	EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-	fd = connection_of_the_dead(name);
-	EXPECT(member, fd >= 0, "connecting");
-	EXPECT(member, send(fd, &said, sizeof said.hello + sizeof said.waited_ms, 0) > 0, "sending");
-	EXPECT(member, lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "no answer");
-	close(fd);
-	return 0;
-failed:
-	if (fd >= 0)
-		close(fd);
-	return 1;
-}
-
-static void what_a_dead_rank_has_said_is_heard(void **state)
-{
-	(void)state;
-	assert_int_equal(team_of_processes(2, hears_the_dead, NULL), 0);
-}
-
-/* Connections of this user that are no ranks: each has said something else before the ranks come. */
-static int meets_among_garbage(const struct member *member)
-{
-	static const char request[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
-	const struct lshard__hello real = hello_of(1, 3);
-	struct lshard__hello strange = real;
-	int fds[3] = {-1, -1, -1};
-	char name[128];
-
-	strange.greeting.magic ^= 1;
-	if (member->rank == 1) {
-		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-		for (int i = 0; i < 3; i++) {
-			fds[i] = connect_to(name);
-			EXPECT(member, fds[i] >= 0, "connecting");
-		}
+		context.timeout_ms = SHORT_MS;
+	if (member->rank < 2) {
+		failed = bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]);
+		EXPECT(member, failed == LSHARD_ERR_TIMEOUT, "%d", failed);
 		EXPECT(member,
-		       send(fds[0], request, sizeof request, 0) == sizeof request &&
-			       send(fds[1], &strange, sizeof strange, 0) == sizeof strange &&
-			       send(fds[2], &real, sizeof real - 1, 0) == sizeof real - 1,
-		       "sending");
-		for (int i = 0; i < 2; i++) /* sent away; the third is waited for, like any that is silent */
-			EXPECT(member,
-			       lshard__socket_wait(fds[i], -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK &&
-				       recv(fds[i], name, sizeof name, 0) <= 0,
-			       "connection %d was answered", i);
+		       strstr(lshard__rendezvous_error(rendezvous)->text, "rank 0 waited 1000 ms for rank 2 of job"),
+		       "%s", lshard__rendezvous_error(rendezvous)->text);
 	}
-	EXPECT(member, meet_and_gather(member) == 0, "garbage ended the rendezvous");
-	for (int i = 0; i < 3 && fds[i] >= 0; i++)
-		close(fds[i]);
-	return 0;
-failed:
-	for (int i = 0; i < 3 && fds[i] >= 0; i++)
-		close(fds[i]);
-	return 1;
-}
-
-static void garbage_ends_no_rendezvous(void **state)
-{
-	(void)state;
-	assert_int_equal(team_of_processes(3, meets_among_garbage, NULL), 0);
-}
-
-static int lines;
-static char last_line[200];
-
-static void count_lines(const lshard_context *context, lshard_log_level level, const char *format, ...)
-{
-	va_list arguments;
-
-	(void)context;
-	(void)level;
-	lines++;
-	va_start(arguments, format);
-	vsnprintf(last_line, sizeof last_line, format, arguments);
-	va_end(arguments);
-}
-
-/* Nine connections that make no sense, one after the other. */
-static int is_pestered(const struct member *member)
-{
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
-	char name[128];
-	int fd = -1;
-
-	if (member->rank == 1)
-		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-	for (int i = 0; i < 9 && member->rank == 1; i++) {
-		fd = connect_to(name);
-		EXPECT(member, fd >= 0 && send(fd, "GET / HTTP/1.1\r\n\r\n", 18, 0) == 18, "connecting");
-		EXPECT(member, lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%d", i);
-		close(fd);
-	}
-	context.log = count_lines;
-	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
-	EXPECT(member, lines == (member->rank == 0 ? 2 : 0), "%d lines in the log, the last: %s", lines, last_line);
-	EXPECT(member, member->rank || strstr(last_line, "8 more"), "%s", last_line);
+	EXPECT(member, team_barrier(member), "another rank failed");
 	lshard__rendezvous_close(rendezvous);
 	return 0;
 failed:
@@ -728,165 +328,10 @@ failed:
 	return 1;
 }
 
-static void garbage_does_not_fill_the_log(void **state)
+static void a_rank_that_stays_away_is_named_to_all(void **state)
 {
 	(void)state;
-	assert_int_equal(team_of_processes(2, is_pestered, NULL), 0);
-}
-
-/* Rank 1 is of another version, whose hello goes on in a way that nobody here knows: both hear of both versions. */
-static int comes_with_another_version(const struct member *member)
-{
-	static const struct failure expected = {LSHARD_ERR_MISMATCH, "rank 0 runs version ", ""};
-	struct lshard__greeting greeting = lshard__hello_greeting(16);
-	char heard[1024] = "";
-	char name[128];
-	ssize_t got = 0;
-	int fd = -1;
-
-	if (member->rank == 0)
-		return opens_badly(member, 0, 2, LONG_MS, &expected);
-	greeting.version = 99u << 8 | 7u;
-	EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-	fd = connect_to(name);
-	EXPECT(member, fd >= 0 && send(fd, &greeting, sizeof greeting, 0) == sizeof greeting, "connecting");
-	EXPECT(member, lshard__socket_wait(fd, -1, POLLIN, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "no answer");
-	got = recv(fd, heard, sizeof heard - 1, 0);
-	EXPECT(member, got > 16, "%zd bytes of answer", got);
-	EXPECT(member, strstr(heard + 16, "runs version 0.99.7 (messages of 32 and 16 bytes)"), "%s", heard + 16);
-	close(fd);
-	return 0;
-failed:
-	if (fd >= 0)
-		close(fd);
-	return 1;
-}
-
-static void another_version_is_named(void **state)
-{
-	(void)state;
-	assert_int_equal(team_of_processes(2, comes_with_another_version, NULL), 0);
-}
-
-/* A process of another user that does as rank 1 would, or listens as rank 0 would, until it is killed. */
-static pid_t other_user(const char *name, bool listens)
-{
-	int ready[2];
-	pid_t child;
-	char byte = 0;
-
-	if (pipe(ready) != 0)
-		return -1;
-	child = fork();
-	if (child == 0) {
-		const struct lshard__hello hello = hello_of(1, 2);
-		int fd = setuid(NOBODY) != 0 ? -1
-			 : listens           ? lshard__socket_listen(name, SOCK_STREAM)
-					     : connect_to(name);
-
-		if (fd >= 0 && !listens) /* it may have been sent away already */
-			(void)send(fd, &hello, sizeof hello, MSG_NOSIGNAL);
-		byte = fd >= 0;
-		if (write(ready[1], &byte, 1) == 1)
-			pause();
-		_exit(1);
-	}
-	close(ready[1]);
-	if (child > 0 && (read(ready[0], &byte, 1) != 1 || !byte)) {
-		kill(child, SIGKILL);
-		waitpid(child, NULL, 0);
-		child = -1;
-	}
-	close(ready[0]);
-	return child;
-}
-
-/* Another user says it is rank 1 before rank 1 comes, and afterwards takes rank 0's name. */
-static int meets_among_users(const struct member *member)
-{
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
-	char name[128];
-	pid_t child = -1;
-	lshard_status status;
-
-	if (member->rank == 1) {
-		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
-		child = other_user(name, false);
-		EXPECT(member, child > 0, "no process of user %u could connect", NOBODY);
-	}
-	EXPECT(member, meet_and_gather(member) == 0, "the stranger was taken for rank 1");
-	end_child(child);
-	child = -1;
-	if (member->rank == 1) {
-		child = other_user(name, true);
-		EXPECT(member, child > 0, "no process of user %u could listen", NOBODY);
-		status = lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error);
-		EXPECT(member, status == LSHARD_ERR_SYSTEM, "status %d: %s", (int)status, error.text);
-		EXPECT(member, strstr(error.text, "belongs to user 65534") && strstr(error.text, "another job name"),
-		       "%s", error.text);
-		end_child(child);
-	}
-	return 0;
-failed:
-	end_child(child);
-	return 1;
-}
-
-static void other_users_are_kept_out(void **state)
-{
-	(void)state;
-	if (geteuid() != 0) {
-		printf("skipped: only root can start a process of another user\n");
-		skip();
-	}
-	assert_int_equal(team_of_processes(2, meets_among_users, NULL), 0);
-}
-
-/* ---- The process at the other end ------------------------------------------------------------------------------ */
-
-/* Why the kernel tells no process of a socket; 0: it tells. The linker leads the library's calls here. */
-static int untold;
-static int asked;
-
-int __real_getsockopt(int fd, int level, int name, void *value, socklen_t *length);
-int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *length);
-
-int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
-{
-	if (!untold || name == SO_PEERCRED)
-		return __real_getsockopt(fd, level, name, value, length);
-	asked++;
-	errno = untold;
-	return -1;
-}
-
-/* Another process may have the number of one that has ended: it is asked for by number only where the kernel is old. */
-static void who_has_ended_is_not_asked_for_by_number(void **state)
-{
-	static const int reasons[] = {ESRCH, EMFILE, ENFILE};
-	int ends[2];
-
-	(void)state;
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-	for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {
-		int process, why;
-
-		untold = reasons[i];
-		process = lshard__socket_peer_process(ends[0]);
-		why = errno;
-		untold = 0;
-		if (!asked) {
-			printf("skipped: not known to these headers\n");
-			break;
-		}
-		assert_int_equal(process, -1);
-		assert_int_equal(why, reasons[i]);
-	}
-	close(ends[0]);
-	close(ends[1]);
+	assert_int_equal(team_of_processes(3, one_stays_away, NULL), 0);
 }
 
 int main(void)
@@ -905,15 +350,6 @@ int main(void)
 		cmocka_unit_test(a_dead_rank_is_seen_at_once),
 		cmocka_unit_test(a_dead_rank_is_seen_although_its_child_lives),
 		cmocka_unit_test(a_rank_that_stays_away_is_named_to_all),
-		cmocka_unit_test(silent_connections_stop_nobody),
-		cmocka_unit_test(a_slow_rank_is_not_crowded_out),
-		cmocka_unit_test(a_rank_that_connects_and_says_nothing_is_named),
-		cmocka_unit_test(what_a_dead_rank_has_said_is_heard),
-		cmocka_unit_test(garbage_ends_no_rendezvous),
-		cmocka_unit_test(garbage_does_not_fill_the_log),
-		cmocka_unit_test(another_version_is_named),
-		cmocka_unit_test(other_users_are_kept_out),
-		cmocka_unit_test(who_has_ended_is_not_asked_for_by_number),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
