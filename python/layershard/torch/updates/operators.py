@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ..containers import tensors_in
+from .storages import Unclear
 
 _OVERWRITES = frozenset(
     ["copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_"]
@@ -140,7 +141,11 @@ class Call(NamedTuple):
             return 0 if zeros and types[name] == "number" else value
 
         args = [put(name, value) for name, value in zip(types, self.args, strict=False)]
-        return self.func(*args, **{name: put(name, value) for name, value in self.kwargs.items()})
+        kwargs = {name: put(name, value) for name, value in self.kwargs.items()}
+        try:
+            return self.func(*args, **kwargs)
+        except Exception as error:  # whatever it has against what it is run on instead
+            raise Unclear from error
 
 
 def each_index(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int, Any, Any]]:

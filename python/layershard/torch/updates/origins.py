@@ -171,7 +171,7 @@ class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             for target, found in zip(targets, self._found(call, numbers, written, targets), strict=True):
                 self._storages.put(target, found)
-        except Exception:  # whatever an operator has against what it is run on instead
+        except (Unclear, RuntimeError, IndexError):  # the latter two: numbers' shapes or dimensions that do not fit
             for target in targets:
                 self._storages.put(target, any_of(numbers))
 
