@@ -5,6 +5,7 @@ results; compiled before sharding or after; and what would keep a program for la
 import logging
 
 import pytest
+from test_torch_engine import serve
 
 import torch_ranks as ranks
 
@@ -384,3 +385,8 @@ def test_a_pass_that_ends_in_join_and_begins_in_prepare(made):
             assert torch.equal(step(x), want)
 
     ranks.run(2, work)
+
+
+def test_an_engines_own_modules(tmp_path):
+    """By public names alone; in eager mode and by backend "eager" see test_torch_engine."""
+    ranks.run(2, serve, "shm:copy", "inductor", tmp_path)

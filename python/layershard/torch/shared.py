@@ -25,7 +25,7 @@ def poison_of(layout: Layout) -> bytes:
     return b"\x80" if str(layout.dtype).endswith("fnuz") else b""
 
 
-def _description(name: str, layout: Layout, stripe: str) -> Tensor:
+def description(name: str, layout: Layout, stripe: str) -> Tensor:
     """Ranks compare descriptions: the name carries what the library itself does not look at."""
     label, poison = short(f"{name} {layout}"), poison_of(layout)
     if stripe == "bytes":
@@ -44,7 +44,7 @@ def _description(name: str, layout: Layout, stripe: str) -> Tensor:
 def describe(plan: SeriesPlan, stripes: dict[str, str]) -> list[Tensor]:
     """What the library is told of one layer's tensors; refused where they cannot be cut so."""
     return [
-        _description(name, layout, stripe_of(f"{plan.block}.{name}", stripes)) for name, layout in plan.tensors.items()
+        description(name, layout, stripe_of(f"{plan.block}.{name}", stripes)) for name, layout in plan.tensors.items()
     ]
 
 
