@@ -26,7 +26,7 @@ from torch._subclasses import FakeTensorMode  # noqa: E402
 from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
 
 from layershard.torch.checks.digests import digest  # noqa: E402
-from layershard.torch.checks.exchange import exchange  # noqa: E402
+from layershard.torch.exchange import exchange  # noqa: E402
 
 with contextlib.suppress(ImportError):  # seconds of imports, before ranks are forked
     import torch._dynamo  # noqa: F401

@@ -7,6 +7,8 @@ Knows names in a checkpoint and in a model; how bytes get to other ranks is the 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .filling import Filling, Give, refuse_lost, saved, unshared
+from .filling import Filling, Prepared, refuse_lost, saved, unshared
 from .handle import Handle, of
 from .leftover import Leftover
 from .memory import release_freed_memory
@@ -68,6 +70,12 @@ class _Recipes:
 
     def make(self, name: str, like: torch.Tensor) -> torch.Tensor:
         return self._made[name].make(self._model, name, like, self._checkpoint.read)
+
+    def digest(self) -> str:
+        """Words that are the same on ranks that read the same checkpoint, wherever each of them has it."""
+        made = sorted((name, recipe.keys) for name, recipe in self._made.items())
+        names = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]
+        return f"{self._checkpoint.stem or 'a checkpoint'} of {len(made)} tensors, their names {names}"
 
     def refuse_missing(self) -> None:
         """Of what a load may ask for."""
@@ -133,7 +141,7 @@ def load(
     with ExitStack() as ends:
         ends.callback(release_freed_memory)
 
-        def open_checkpoint() -> Give:
+        def open_checkpoint() -> Prepared:
             refuse_lost(inner)
             found = Checkpoint(Path(checkpoint_dir), variant, files)
             ends.callback(found.close)
@@ -143,7 +151,7 @@ def load(
                 made.refuse_unlike(name, tensor)
             if handle.group.rank == 0:
                 made.leftover.tell()
-            return made.make
+            return Prepared(made.make, made.digest())
 
         Filling(inner, handle, open_checkpoint, everything=True).run()
     return model

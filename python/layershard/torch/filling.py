@@ -7,19 +7,17 @@ Knows the model's tensors and where each is; where values come from is the calle
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..errors import Error
 from .grouping import Place
 from .handle import Handle, of
 from .layout import Layout
 from .memory import release_freed_memory
 from .refusals import Refused, all_tensors
-from .shared import Read, Shared
+from .together import together
 
 Give = Callable[[str, torch.Tensor], torch.Tensor]
 
@@ -77,11 +75,18 @@ def refuse_lost(model: nn.Module) -> None:
         )
 
 
-class Filling:
-    """One filling of a model. @prepare returns what is called with a name and the tensor that is there, and returns
-    values of the same shape. An exception on this rank alone, also of @prepare, is told to the others."""
+class Prepared(NamedTuple):
+    """@give is called with a name and the tensor that is there, and returns values of the same shape. @says what they
+    are taken from, alike on all ranks."""
 
-    def __init__(self, model: nn.Module, handle: Handle, prepare: Callable[[], Give], *, everything: bool) -> None:
+    give: Give
+    says: str = ""
+
+
+class Filling:
+    """One filling of a model. An exception on one rank, also of @prepare, is one on all of them, with its reason."""
+
+    def __init__(self, model: nn.Module, handle: Handle, prepare: Callable[[], Prepared], *, everything: bool) -> None:
         self._model = model
         self._handle = handle
         self._prepare = prepare
@@ -90,38 +95,40 @@ class Filling:
         self._progress = _Progress(handle.group.rank)
 
     def run(self) -> None:
+        group, device = self._handle.group, self._handle.device
         self._handle.gate("the weights are being loaded, or loading them has failed")
         try:
             with torch.no_grad():
-                try:
-                    self._fill_others()
-                except Exception as failure:
-                    self._fail_on_all(failure)
-                for each in self._handle.shared:
-                    self._fill_shared(each, self._read_shared)
+                self._give = together(group, device, self._prepare, lambda prepared: prepared.says).give
+                self._begin()
+                together(group, device, self._fill_others)
+                together(group, device, self._fill_shared)
         finally:
             self._progress.close()
         self._handle.gate(None)
 
+    def _begin(self) -> None:
+        """From here on weights that were there are half written, until all of it has succeeded."""
+        for each in self._handle.shared:
+            if each.committed and not each.updating:  # else the last load or update has failed
+                each.series.update_begin()
+                each.updating = each.loading = True
+
     def _fill_others(self) -> None:
         """What is not shared: waits for no other rank."""
-        self._give = self._prepare()
         others = [each for each in unshared(self._model, self._handle) if self._everything or each[0].is_meta]
         total = sum(place.tensor.nbytes for place in self._handle.own_places())
         self._progress.open(total + sum(tensor.nbytes for tensor, _ in others))
         for tensor, places in others:
             self._set(tensor, places, self._value(places[0].name, tensor))
 
-    def _fail_on_all(self, failure: Exception) -> NoReturn:
-        """Raise it, when the others, who wait for this rank's layers, have been told that there are none."""
-
-        def read(_place: Place) -> torch.Tensor:
-            raise failure
-
-        with suppress(Error):
-            for each in self._handle.shared:  # this rank may be source of nothing in the first
-                self._fill_shared(each, read)
-        raise failure
+    def _fill_shared(self) -> None:
+        for each in self._handle.shared:
+            if each.committed:
+                each.series.update_end(each.writer(self._read_shared))
+                each.updating = each.loading = False
+            else:
+                each.commit(self._read_shared)
 
     def _value(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         value = self._give(name, tensor)
@@ -144,16 +151,6 @@ class Filling:
     def _read_shared(self, place: Place) -> torch.Tensor:
         return self._value(place.name, place.tensor)
 
-    def _fill_shared(self, shared: Shared, read: Read) -> None:
-        if not shared.committed:
-            shared.commit(read)
-            return
-        if not shared.updating:  # else the last load or update has failed
-            shared.series.update_begin()
-            shared.updating = shared.loading = True
-        shared.series.update_end(shared.writer(read))
-        shared.updating = shared.loading = False
-
 
 def fill(model: nn.Module, give: Give) -> nn.Module:
     """Fill a sharded model that is on the meta device by a function of one's own. Collective.
@@ -164,9 +161,9 @@ def fill(model: nn.Module, give: Give) -> nn.Module:
 
     handle = of(model)
 
-    def prepare() -> Give:
+    def prepare() -> Prepared:
         refuse_lost(handle.model)
-        return give
+        return Prepared(give)
 
     Filling(handle.model, handle, prepare, everything=False).run()
     release_freed_memory()

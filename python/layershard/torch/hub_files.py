@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from .refusals import Refused
@@ -24,7 +24,8 @@ _INDEX = re.compile(r"(?P<stem>.+?)\.safetensors(?P<before>\.[^.]+)?\.index(?P<v
 
 @dataclass(frozen=True)
 class Files:
-    """One checkpoint: an index, or the files that are all of it. @stem: model, model.fp16, consolidated, ..."""
+    """One checkpoint: an index, or the files that are all of it. @stem: model, model.fp16, consolidated, ...;
+    empty where it was not by such a name that they were chosen."""
 
     stem: str
     files: tuple[Path, ...]
@@ -82,7 +83,7 @@ def _hint_of_hub(path: Path) -> str:
 
 
 def _one(path: Path) -> Files:
-    return Files(path.stem, (path,), is_index=path.suffix == ".json")
+    return Files("", (path,), is_index=path.suffix == ".json")
 
 
 def _asked(paths: list[Path]) -> Files:
@@ -138,7 +139,7 @@ def _choose(directory: Path, variant: str | None) -> Files:
 def _only(directory: Path, found: list[Files]) -> Files:
     """No file has the Hub's plain name. Files of any names are one checkpoint if no tensor is in two of them."""
     if len(found) == 1:
-        return found[0]
+        return replace(found[0], stem="")
     if any(each.is_index or len(each.files) > 1 for each in found):
         raise Refused(f"{directory} has {_listed(found)}: say which is meant by variant= or files=")
     return Files("", tuple(file for each in found for file in each.files))

@@ -30,6 +30,7 @@ class Checkpoint:
         self._open = ExitStack()
         self._files: dict[Path, tuple[Any, set[str]]] = {}
         found = find(path, variant, files)
+        self.stem = found.stem
         self.variant = variant
         self.directory = found.files[0].parent
         self._said_by = f"{found.files[0]} says so" if found.is_index else ""

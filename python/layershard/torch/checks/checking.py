@@ -20,12 +20,12 @@ from torch import nn
 from ...errors import Aborted, Error, OutOfStep, PeerFailed, Timeout
 from .. import ops
 from ..compiled import whole
+from ..exchange import exchange
 from ..handle import Handle, of
 from ..memory import bytes_of
 from ..refusals import Refused
 from ..shared import Shared, poison_of
 from .digests import Unseen, bits_of
-from .exchange import exchange
 from .findings import Records, causes_first, findings, poisoned_layers, read_early
 from .observing import Event, Observation, first_difference
 from .reading import Reads

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ...group import Group
-from ...series import ALL, Tensor
-from ..memory import bytes_at
+from ..group import Group
+from ..series import ALL, Tensor
+from .memory import bytes_at
 
 _BYTES = 16384
 _HEAD = 8  # bytes, of the length
