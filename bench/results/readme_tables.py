@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Make the tables of README.md and docs/performance.md from what `layershard-bench ... --save FILE` has saved.
+"""Make the tables of README.md and docs/ from what `layershard-bench ... --save FILE` has saved.
 
     readme_tables.py [--check] [MARKDOWN FILE]...
     readme_tables.py --new SAVED FILE...      print a table for each, to be put into a document and trimmed there
@@ -38,7 +38,7 @@ import sys
 from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/python.md")
 SCHEMAS = ("layershard-bench/1", "layershard-bench/2")  # files of before there was one are as the first
 # What a key is called in documents and new files, and in files of the first schema.
 RENAMED = {"variant": "arm", "mode": "way", "fetch": "pull"}

@@ -46,13 +46,16 @@ def _gpu(ranks: Ranks) -> dict[str, Any] | None:
 
 
 def save(path: str | None, ranks: Ranks, result: dict[str, Any]) -> None:
-    """Write @result with the machine, the date, the command and the versions, as `layershard-bench --save` does.
-    Collective; without a path nothing is written."""
+    """What write does, with the GPUs of all ranks. Collective; without a path nothing is written."""
+    gpus = [gpu for gpu in ranks.gather(_gpu(ranks)) if gpu]
+    if path is not None and ranks.rank == 0:
+        write(path, result, gpus)
+
+
+def write(path: str, result: dict[str, Any], gpus: list[dict[str, Any]]) -> None:
+    """Write @result with the machine, the date, the command and the versions, as `layershard-bench --save` does."""
     import layershard._library
 
-    gpus = [gpu for gpu in ranks.gather(_gpu(ranks)) if gpu]
-    if path is None or ranks.rank != 0:
-        return
     script = os.path.relpath(sys.argv[0], pathlib.Path(__file__).resolve().parents[2])
     saved = {
         "schema": "layershard-bench/2",
