@@ -165,10 +165,12 @@ def test_the_placements_that_are_told_have_the_default_among_them():
         sharding.shard(ranks.stack(), "*.up", placement="owner")
 
 
-def test_sharded_already():
+@pytest.mark.parametrize("modules", ["*.up", "layers.*", ["*.down", "layers.2.up"]])
+def test_shared_already(modules):
     model = sharding.shard(ranks.stack(), "*.up")
-    with pytest.raises(sharding.Refused, match="sharded already"):
-        sharding.shard(model, "*.down")
+    with pytest.raises(sharding.Refused, match=r"layers.[02].up.weight is shared already.*leave layers.[02]"):
+        sharding.shard(model, modules, scope="block")
+    assert list(sharding.of(model).stats()) == ["layers.*.up"]
 
 
 # ---- Writes, once it is sharded ----

@@ -101,4 +101,5 @@ def dual(model: nn.Module, group: Any = None) -> Regime:
             raise Refused(f"{name} is a {type(modules[name]).__name__}; only linears can compute from a stripe")
     for name in names:
         _convert(name, modules[name], handle, regime)
+    handle.is_dual = True
     return regime

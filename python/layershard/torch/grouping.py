@@ -6,6 +6,7 @@ Knows modules and layouts; nothing of ranks, memory or the library.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -89,6 +90,7 @@ class SeriesPlan:
     units: list[list[Unit]] = field(default_factory=list)
     start: int | None = None  # the library's number of the first layer, where it is not to follow from @numbers
     is_part: bool = False  # one of several for what a pattern chose, which may begin on any rank
+    scope: str = "linear"
 
     @property
     def is_consecutive(self) -> bool:
@@ -155,7 +157,7 @@ def difference(first: dict[str, Layout], other: dict[str, Layout]) -> str:
     return "the order of their tensors differs"
 
 
-def _split(name: str, layers: dict[int, list[Unit]], buffers: Sequence[str]) -> list[SeriesPlan]:
+def _split(name: str, layers: dict[int, list[Unit]], scope: str, buffers: Sequence[str]) -> list[SeriesPlan]:
     """One series for each structure among the layers, in the order of the first ones' numbers."""
     block = next(iter(layers.values()))[0].block_template
     found: dict[tuple[tuple[str, Layout], ...], SeriesPlan] = {}
@@ -164,7 +166,7 @@ def _split(name: str, layers: dict[int, list[Unit]], buffers: Sequence[str]) -> 
         start = len(units[0].block) + 1
         tensors = {place.name[start:]: Layout.of(place.tensor) for place in places}
         if tensors:
-            plan = found.setdefault(tuple(tensors.items()), SeriesPlan(name, block, [], tensors))
+            plan = found.setdefault(tuple(tensors.items()), SeriesPlan(name, block, [], tensors, scope=scope))
             plan.numbers.append(number)
             plan.places.append(places)
             plan.units.append(units)
@@ -191,12 +193,36 @@ def group(units: Sequence[Unit], scope: str, buffers: Sequence[str] = ()) -> lis
     _refuse_buffers(units, buffers)
     plans: list[SeriesPlan] = []
     for name, layers in _by_series(units, scope).items():
-        plans += _split(name, layers, buffers)
+        plans += _split(name, layers, scope, buffers)
     if not plans:
         names = ", ".join(persistent_buffers(units)[:3])
         hint = f"; buffers ({names}) are shared by name only: buffers='*'" if names else ""
         raise Refused(f"the chosen modules hold no parameters{hint}")
     return plans
+
+
+def refuse_shared_already(plans: Sequence[SeriesPlan], earlier: Sequence[SeriesPlan]) -> None:
+    """What an earlier call shares is in no other series."""
+    shared = {(place.owner, place.key) for plan in earlier for places in plan.places for place in places}
+    for plan in plans:
+        for units, places in zip(plan.units, plan.places, strict=True):
+            for place in places:
+                if (place.owner, place.key) in shared:
+                    unit = next(each.name for each in units if place.name.startswith(f"{each.name}."))
+                    raise Refused(
+                        f"{place.name} is shared already, by an earlier call of shard: leave {unit} out of the "
+                        f"patterns, or detach() the model first and give all patterns in one call"
+                    )
+
+
+def tell_apart(plans: Sequence[SeriesPlan], earlier: Sequence[SeriesPlan]) -> None:
+    """Let no series have the name of an earlier call's: the next number that is free."""
+    taken = {plan.name for plan in earlier}
+    for plan in plans:
+        base = plan.name.partition(" #")[0]
+        names = (f"{base} #{count}" for count in itertools.count(2))
+        plan.name = plan.name if plan.name not in taken else next(name for name in names if name not in taken)
+        taken.add(plan.name)
 
 
 def refuse_stripes(plans: Sequence[SeriesPlan], stripes: dict[str, str]) -> None:

@@ -30,19 +30,19 @@ from .wiring import Wiring
 _ATTRIBUTE = "_layershard_handle"
 _GATE = "_layershard_gate"  # why no pass is made; None: they are
 _CLOSED = "_layershard_closed"
+NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
 _GIVEN_UP = "the shared weights have been given up by close(): build the model again, or detach() instead"
 
 
 class Handle:
     """Made by shard. Lives as long as the model does, or until detach."""
 
-    def __init__(
-        self, model: nn.Module, group: Group, shared: list[Shared], device: torch.device, *, is_lent: bool = False
-    ) -> None:
-        self.group = group
-        self._is_lent = is_lent  # the group is the caller's, and stays open
-        self.shared = shared
+    def __init__(self, model: nn.Module, group: Group, device: torch.device) -> None:
+        self.group = group  # of the first call of shard
+        self.shared: list[Shared] = []  # by all calls
         self.device = device
+        self.is_dual = False
+        self._groups: list[Group] = []  # to be closed; those that the caller gave stay open
         self._model = model
         self._wiring: Wiring | None = None
         self._ending: ops.Steps | None = None
@@ -61,9 +61,37 @@ class Handle:
         if any(each.moves for each in self.shared):
             self._guards.refuse_keeping()
 
-    def take(self, wiring: Wiring) -> None:
-        """The hooks that go with the model from now on."""
-        self._wiring = wiring
+    def refuse_more(self, device: torch.device) -> None:
+        """When further modules cannot be shared."""
+        if any(each.updating for each in self.shared):
+            raise Refused(
+                "an update of the shared weights is under way, or has failed: end it, or make it again, before more "
+                "is shared"
+            )
+        if self.is_dual:
+            raise Refused("the model has two ways to compute, by dual(): share all that is to be shared before it")
+        if device != self.device:
+            raise Refused(f"what is shared already is on {self.device}, and a rank has one device; not {device}")
+
+    def add(self, shared: list[Shared], group: Group, *, is_lent: bool) -> None:
+        """Further series, of a group that is the caller's if it is lent."""
+        self.shared += shared
+        if not is_lent:
+            self._groups.append(group)
+
+    def back_to(self, shared: list[Shared]) -> None:
+        """Without what a call that has failed has added to @shared; of a first call's nothing is left."""
+        if not shared:
+            self.leave()
+        elif len(shared) < len(self.shared):
+            self.shared[len(shared) :] = []
+            self.take()
+            self.gate(None if self.committed else NOT_LOADED)
+
+    def take(self) -> None:
+        """Hooks and guards for all that is shared by now."""
+        self._unhook()
+        self._wiring = wiring = Wiring(self._model, self.shared, self.device)
         self._ending = ops.Steps([], [], self.device, wiring.token, joins=[each.series for each in self.shared])
         wiring.install()
         forget_compiled()
@@ -117,7 +145,7 @@ class Handle:
 
     def report(self) -> str:
         """A table: series, layers, bytes, windows; the transport and why it was taken."""
-        return table(self.group, self.shared)
+        return table(self.shared)
 
     def refuse_half_written(self) -> None:
         """What an update is writing, or has left half written, is not to be looked at."""
@@ -280,19 +308,22 @@ class Handle:
 
     def leave(self) -> None:
         """Hooks and guards off, and out of the group. The model's parameters are the caller's matter."""
+        self._unhook()
+        forget_compiled()
+        self._wiring = None
+        forget(self._model)
+        for each in self.shared:
+            each.series.close()
+        for group in self._groups:
+            group.close()
+
+    def _unhook(self) -> None:
         if self._wiring is not None:
             self._wiring.remove()
         self.gate(None)
         self._remove_gates()
         if self._guards is not None:
             self._guards.remove()
-        forget_compiled()
-        self._wiring = None
-        forget(self._model)
-        for each in self.shared:
-            each.series.close()
-        if not self._is_lent:
-            self.group.close()
 
 
 def _refuse_shut(module: nn.Module, _args: Any) -> None:

@@ -60,8 +60,13 @@ def _align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def table(group: Group, series: Sequence[Shared]) -> str:
-    """One line per series; sizes in MiB on this rank."""
+def table(series: Sequence[Shared]) -> str:
+    """One line per series; sizes in MiB on this rank. A table for each group that series are of."""
+    groups = dict.fromkeys(each.group for each in series)
+    return "\n".join(_table(group, [each for each in series if each.group is group]) for group in groups)
+
+
+def _table(group: Group, series: Sequence[Shared]) -> str:
     title = f"rank {group.rank} of {group.size}, transport {group.transport}"
     if not any(each.moves for each in series):
         title += "; every layer is read where it lies: nothing moves, no hook is called"

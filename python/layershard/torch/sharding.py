@@ -21,9 +21,9 @@ from ..group import Group
 from ..series import ALL, choice, unsigned
 from .compiled import whole
 from .coverage import left_out
-from .grouping import SeriesPlan, refuse_stripes
+from .grouping import SeriesPlan, refuse_shared_already, refuse_stripes, tell_apart
 from .grouping import group as group_units
-from .handle import Handle, is_closed, is_sharded, of
+from .handle import NOT_LOADED, Handle, is_closed, is_sharded, of
 from .joining import left_on_failure, memory_of, open_group, refuse_to_all, refuse_unfit
 from .membership import Meant, meant_by
 from .memory import release_freed_memory
@@ -41,10 +41,14 @@ from .refusals import (
 from .report import wasted
 from .shared import Shared, describe
 from .spreading import Spreading
-from .wiring import Wiring, refuse_uncalled
+from .wiring import refuse_uncalled
 
 _log = logging.getLogger("layershard")
-NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
+
+
+def _shared_by(model: nn.Module) -> list[Shared]:
+    """What earlier calls share of it."""
+    return list(of(model).shared) if is_sharded(model) else []
 
 
 def _plan(
@@ -55,8 +59,6 @@ def _plan(
     layer: str | Sequence[str],
 ) -> list[SeriesPlan]:
     """What would be shared; refused with a reason where it cannot be. Changes nothing, and waits for no other rank."""
-    if is_sharded(model):
-        raise Refused("the model is sharded already: give all patterns in one call, or detach() it first")
     if is_closed(model):
         raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
     units = select(model, modules, layer)
@@ -66,6 +68,9 @@ def _plan(
     refuse_cut_up(named)
     refuse_repacked(named)
     plans = group_units(units, scope, buffers)
+    earlier = [each.plan for each in _shared_by(model)]
+    refuse_shared_already(plans, earlier)
+    tell_apart(plans, earlier)
     chosen = [place for plan in plans for places in plan.places for place in places]
     refuse_before_change(model, [(place.name, place.tensor) for place in chosen])
     refuse_training((place.name, place.owner) for place in chosen if not place.is_parameter)
@@ -136,10 +141,10 @@ def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
     )
 
 
-def _fill(model: nn.Module, shared: Sequence[Shared]) -> str | None:
+def _fill(model: nn.Module, shared: Sequence[Shared], earlier: Sequence[Shared]) -> str | None:
     """Copy the model's own weights into the library; its parameters change only when all of them are there. Why no
     pass is to be made yet, if so."""
-    empty = _is_empty(model, shared)
+    empty = not all(each.committed for each in earlier) or _is_empty(model, [*earlier, *shared])
     if not empty:
         for each in shared:
             each.commit(lambda place: place.tensor)
@@ -178,6 +183,7 @@ class Join:
         """The ranks, joined. If the body fails, also by Ctrl-C, they are left and the plans' tensors are as before: a
         model that is shared by half, without hooks, would compute with what passes through windows."""
         ranks = open_group(self.ranks, self.transport, self.device, self.timeout_ms)
+        earlier = [] if model is None else _shared_by(model)
         undo = [place.undo() for plan in plans for places in plan.places for place in places]
         with left_on_failure(ranks, self.is_lent):
             try:
@@ -186,7 +192,7 @@ class Join:
                 for restore in undo:
                     restore()
                 if model is not None and is_sharded(model):
-                    of(model).leave()
+                    of(model).back_to(earlier)
                 raise
 
 
@@ -230,6 +236,7 @@ def shard(
     timeout_ms the longest wait for other ranks in one call.
 
     A model whose own weights are on the meta device (layershard.torch.empty_weights) is filled by load, or by fill.
+    It may be called again for other modules of the model, with other options; the handle is of all that is shared.
     Parameters that are shared do not require gradients any more. Refused is raised before anything has changed; where
     one rank alone refuses, the others raise Mismatch with its reason.
     """
@@ -241,6 +248,8 @@ def shard(
         found = _device_of(model, device)
         memory_of(found)
         refuse_unfit(join.ranks, transport, found, timeout_ms)
+        if is_sharded(model):
+            of(model).refuse_more(found)
         join.device = found
         plans = _plan(model, modules, scope, strings("buffers", buffers), layer)
         _resident_bytes(resident, plans[0], plans)
@@ -266,10 +275,12 @@ def shard(
             )
             for plan in plans
         ]
-        handle = Handle(model, ranks, shared, found, is_lent=join.is_lent)
-        missing = _fill(model, shared)
+        earlier = _shared_by(model)
+        handle = of(model) if earlier else Handle(model, ranks, found)
+        handle.add(shared, ranks, is_lent=join.is_lent)
+        missing = _fill(model, shared, earlier)
         _warn_of_other_holders(model, shared)
-        handle.take(Wiring(model, shared, scope, found))
+        handle.take()
         handle.gate(missing)
     release_freed_memory()
     for line in wasted(ranks, shared):

@@ -66,6 +66,7 @@ class Shared:
         resident_bytes: int,
         stripes: dict[str, str],
     ) -> None:
+        self.group = group
         self.plan = plan
         self.device = device
         self.placement = placement

@@ -67,7 +67,7 @@ def _entries(model: nn.Module, hooked: set[nn.Module]) -> list[nn.Module]:
 class Wiring:
     """The steps of every module, and the hooks while they are installed."""
 
-    def __init__(self, model: nn.Module, shared: Iterable[Shared], scope: str, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, shared: Iterable[Shared], device: torch.device) -> None:
         self._device = device
         self.switch = Switch()
         self.token = ops.new_token(device)
@@ -79,7 +79,7 @@ class Wiring:
         self._names = {module: name for name, module in modules.items()}
         for each in (each for each in shared if each.moves):
             for (layer, places), units in zip(each.plan.layers(), each.plan.units, strict=True):
-                self._wire((each.series, layer), modules[units[0].block], units, places, scope)
+                self._wire((each.series, layer), modules[units[0].block], units, places, each.plan.scope)
         self._watches = {module: Watch(places) for module, places in self._places.items()}
         self._entries = _entries(model, {*self._reaches, *self._waits})
         users = dict.fromkeys([*self._reaches, *self._waits])
