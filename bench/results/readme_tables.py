@@ -16,8 +16,8 @@ A table stands between two comments; the first one says what it is made of:
     <!-- end of table -->
 
 The file's path is from the top of the tree. rows: where the list is in the file; result.tables.rows are the rows of all
-tables, each with the plain values of its table. where (optional): only the rows whose
-values are these, and NAME!=VALUE: are not these; columns: TITLE=PATH, then *NUMBER or /NUMBER, then :FORMAT and a unit
+tables, each with the plain values of its table. where (optional): only the rows whose values are these (NAME=VALUE, or
+NAME=VALUE|VALUE), and NAME!=VALUE: are not these; columns: TITLE=PATH, then *NUMBER or /NUMBER, then :FORMAT and a unit
 behind it. FORMAT is Python's, or "bytes" (64 KiB). A value that a row lacks, or that is below 0 for want of a meter, is
 "-". "variant", "mode" and "fetch" are also read where an older file calls them "arm", "way" and "pull", and the
 placement "whole" where it says "owner".
@@ -151,7 +151,7 @@ def matches(row: dict, where: str) -> bool:
         name, differs, value = parts.groups()
         found = value_at(row, name)
         text = json.dumps(found) if not isinstance(found, str) else found
-        if (text == value) == bool(differs):
+        if (text in value.split("|")) == bool(differs):
             return False
     return True
 

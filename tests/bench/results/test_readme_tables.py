@@ -88,6 +88,8 @@ def test_a_figure_changed_by_hand_is_found(tmp_path, saved):
         ("kind=a, last=false", ["100"]),
         ("kind=a\nwhere: last=false", ["100"]),
         ("kind!=a", ["256 MiB"]),
+        ("kind=a|b, bytes=100|65536", ["64 KiB", "100"]),
+        ("kind!=a|c", ["256 MiB"]),
     ],
 )
 def test_rows_are_chosen(tmp_path, saved, where, sizes):
