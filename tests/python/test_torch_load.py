@@ -127,6 +127,33 @@ def test_tied_weights_that_are_not_shared(tmp_path):
     ranks.run(2, work)
 
 
+def test_tied_weights_that_the_checkpoint_has_twice(tmp_path):
+    class Tied(ranks.Stack):
+        def __init__(self):
+            super().__init__()
+            self.tail = torch.nn.Linear(8, 37)
+            self.tail.weight = self.embed.weight
+
+    def work(rank, size):
+        with sharding.empty_weights():
+            model = Tied()
+        model.tail.weight = model.embed.weight
+        sharding.shard(model, "layers.*", scope="block", transport="shm")
+        sharding.load(model, tmp_path / "same")
+        with pytest.raises((sharding.Refused, layershard.CallbackFailed)) as caught:
+            sharding.load(model, tmp_path / "other")
+        return str(caught.value)
+
+    torch.manual_seed(3)
+    state = {name: tensor.clone() for name, tensor in Tied().state_dict().items()}
+    for name in ("same", "other"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, state, file_per_layer)
+        state["tail.weight"] = state["tail.weight"] + 1
+    for text in ranks.run(2, work):
+        assert "embed.weight and tail.weight are one tensor in the model" in text, text
+
+
 def refused(tmp_path, state, *words, model=None):
     save(tmp_path, state, file_per_layer)
 

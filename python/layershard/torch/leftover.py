@@ -58,8 +58,9 @@ class Leftover:
         return "" if first is None else f". {self._why(first, 'the checkpoint is')}"
 
     def tell(self) -> None:
-        expected = _expected(self._model)
-        left = [key for key in self._keys if not any(pattern.search(key) for pattern in expected)]
+        names = {name for name, _ in all_tensors(self._model)}
+        expected = _expected(self._model, names)
+        left = [key for key in self._keys if key not in names and not any(each.search(key) for each in expected)]
         if left:
             first = ", ".join(left[:_TOLD]) + (", ..." if len(left) > _TOLD else "")
             _log.warning("%d tensors of the checkpoint are not in the model, and are not read: %s", len(left), first)
@@ -85,10 +86,9 @@ class Leftover:
         return text + lines_of_fill(f"from_pretrained({where}).dequantize()")
 
 
-def _expected(model: nn.Module) -> list[re.Pattern[str]]:
+def _expected(model: nn.Module, names: set[str]) -> list[re.Pattern[str]]:
     """What models once saved, and compute for themselves now."""
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    names = [name for name, _ in all_tensors(model)]
     for buffer in ("rotary_emb.inv_freq", "position_ids"):
         patterns += [rf"(^|\.){buffer}$"] if any(name.endswith(buffer) for name in names) else []
-    return [re.compile(pattern) for pattern in [*patterns, *(f"^{re.escape(name)}$" for name in names)]]
+    return [re.compile(pattern) for pattern in patterns]
