@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * bench.h - what `bench calls` and `bench step` share: the clock, spreads of samples, shuffling, layers whose every
- * byte is known, ranks as threads and how they meet. Knows: the public header and POSIX threads. Does not know: what is
+ * byte is known, ranks as threads with a barrier. Knows: the public header and POSIX threads. Does not know: what is
  * measured, options, how a result is printed.
  */
 #ifndef BENCH_H
@@ -62,13 +62,13 @@ lshard_status bench_compare_series(lshard_series *series, uint32_t layers, uint6
 
 /* ---- Ranks as threads (bench_circle.c) ----------------------------------------------------------------------- */
 
-/* Where the rank threads of one group meet. A rank that fails breaks it, and nobody waits for the missing any more. */
+/* The barrier of one group's rank threads. A rank that fails breaks it, and nobody waits for the missing any more. */
 struct bench_circle {
 	pthread_mutex_t mutex;
 	pthread_cond_t changed;
 	int32_t size;
 	int32_t arrived;
-	uint64_t meetings;
+	uint64_t barriers; /* that all have passed */
 	bool broken;
 	char failure[768]; /* of the rank that failed first */
 	const void **sent; /* [size] during an all-gather */
@@ -82,7 +82,7 @@ struct bench_member {
 bool bench_circle_open(struct bench_circle *circle, int32_t size);
 void bench_circle_close(struct bench_circle *circle);
 /** Wait for all ranks; false when the circle is broken. */
-bool bench_circle_meet(struct bench_circle *circle);
+bool bench_circle_barrier(struct bench_circle *circle);
 /** Break the circle, keeping the text of the first failure. Returns false. */
 bool bench_circle_fail(struct bench_circle *circle, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /** An lshard_bootstrap's allgather; user is a struct bench_member. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_calls_pair.c - two processes on the `shm` transport: this one is rank 0, a forked one rank 1, and they meet by
+ * bench_calls_pair.c - two processes on the `shm` transport: this one is rank 0, a forked one rank 1; they connect by
  * a job of their own. Rank 1 only keeps its shard until rank 0 closes the pipe. Knows: the public header, fork. Does
  * not know: how calls are timed.
  */

@@ -106,12 +106,12 @@ static void run_thread(void *user, int32_t rank)
 		good = rank >= calls_sizes[size] || open_group(threads, &self, size, rank);
 	if (!good)
 		break_all(threads);
-	if (good && bench_circle_meet(&threads->circle[LARGEST])) {
+	if (good && bench_circle_barrier(&threads->circle[LARGEST])) {
 		if (rank == 0) {
 			list_rows(threads->rows, &self);
 			threads->measure(threads->user);
 		}
-		bench_circle_meet(&threads->circle[LARGEST]);
+		bench_circle_barrier(&threads->circle[LARGEST]);
 	}
 	close_all(&self, &threads->circle[LARGEST]);
 }

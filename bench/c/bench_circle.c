@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_circle.c - ranks as threads of this process: how they meet, all-gather for the library, and tell of a failure.
- * Knows: POSIX threads. Does not know: groups, series, what the ranks do between two meetings.
+ * bench_circle.c - ranks as threads of this process: their barrier, their all-gather for the library, and the
+ * text of the first failure.
+ * Knows: POSIX threads. Does not know: groups, series, what the ranks do between two barriers.
  */
 #include "bench.h"
 
@@ -38,19 +39,19 @@ void bench_circle_close(struct bench_circle *circle)
 }
 
 /* No deadline of its own: every thread of the circle arrives here or breaks it, and what it does before that has one. */
-bool bench_circle_meet(struct bench_circle *circle)
+bool bench_circle_barrier(struct bench_circle *circle)
 {
 	bool whole;
 
 	pthread_mutex_lock(&circle->mutex);
-	const uint64_t meeting = circle->meetings;
+	const uint64_t barrier = circle->barriers;
 
 	if (++circle->arrived == circle->size) {
 		circle->arrived = 0;
-		circle->meetings++;
+		circle->barriers++;
 		pthread_cond_broadcast(&circle->changed);
 	}
-	while (circle->meetings == meeting && !circle->broken)
+	while (circle->barriers == barrier && !circle->broken)
 		pthread_cond_wait(&circle->changed, &circle->mutex);
 	whole = !circle->broken;
 	pthread_mutex_unlock(&circle->mutex);
@@ -79,11 +80,12 @@ int bench_circle_allgather(void *user, const void *send, void *receive, size_t b
 	struct bench_circle *circle = member->circle;
 
 	circle->sent[member->rank] = send;
-	if (!bench_circle_meet(circle))
+	if (!bench_circle_barrier(circle))
 		return -1;
 	for (int32_t rank = 0; rank < circle->size; rank++)
 		memcpy((unsigned char *)receive + (size_t)rank * bytes, circle->sent[rank], bytes);
-	return bench_circle_meet(circle) ? 0 : -1; /* nobody returns, and frees what it sent, before all have copied */
+	return bench_circle_barrier(circle) ? 0
+					    : -1; /* nobody returns, and frees what it sent, before all have copied */
 }
 
 struct rank_thread {

@@ -142,8 +142,8 @@ static bool open_series(struct link_rank *self, uint32_t placement, uint32_t siz
 
 static bool open_rank(struct link_rank *self)
 {
-	/* They meet first: a rank without its GPU would be waited for in the group. */
-	if (!open_gpu(self) || !bench_ranks_meet(&self->bench->shared->ranks, self->rank) || !open_group(self))
+	/* They wait for each other first: a rank without its GPU would be waited for in the group. */
+	if (!open_gpu(self) || !bench_ranks_barrier(&self->bench->shared->ranks, self->rank) || !open_group(self))
 		return false;
 	for (uint32_t placement = 0; placement < self->bench->options.placement_count; placement++)
 		for (uint32_t size = 0; size < self->bench->size_count; size++)
@@ -314,7 +314,7 @@ static bool run_variant(struct link_rank *self, uint32_t index, uint32_t round)
 {
 	const struct link_variant *variant = &self->bench->variants[index];
 
-	if (!bench_ranks_meet(&self->bench->shared->ranks, self->rank))
+	if (!bench_ranks_barrier(&self->bench->shared->ranks, self->rank))
 		return false;
 	if (self->rank < variant->first_to || self->rank >= variant->first_to + variant->to_count)
 		return true;
@@ -391,10 +391,10 @@ void link_rank_run(void *user, int32_t rank)
 	}
 	self->bench = bench;
 	self->rank = rank;
-	/* They meet once more: what one rank has written for the others stays until all have looked at it. */
-	if (open_rank(self) && bench_ranks_meet(ranks, rank) && find_all_moved(self) && run_rounds(self) &&
+	/* The last barrier: what one rank has written for the others stays until all have looked at it. */
+	if (open_rank(self) && bench_ranks_barrier(ranks, rank) && find_all_moved(self) && run_rounds(self) &&
 	    check_bits(self))
-		bench_ranks_meet(ranks, rank);
+		bench_ranks_barrier(ranks, rank);
 	close_rank(self);
 	free(self);
 }

@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LONGEST_S 120 /* that a rank may take until a meeting: loading, or a sample */
+#define LONGEST_S 120 /* that a rank may take until a barrier: loading, or a sample */
 #define GRACE_S   10  /* for a rank to end after another's failure */
 
 void *bench_shared_allocate(uint64_t bytes)
@@ -35,7 +35,7 @@ void bench_shared_free(void *memory, uint64_t bytes)
 		munmap(memory, (size_t)bytes);
 }
 
-/* ---- Meeting ------------------------------------------------------------------------------------------------- */
+/* ---- The barrier --------------------------------------------------------------------------------------------- */
 
 static double now_s(void)
 {
@@ -73,22 +73,22 @@ bool bench_ranks_fail(struct bench_ranks *ranks, const char *format, ...)
 	vsnprintf(ranks->failure, sizeof ranks->failure, format, arguments);
 	va_end(arguments);
 	atomic_store(&ranks->broken, 1);
-	wake_all(&ranks->meetings);
+	wake_all(&ranks->barriers);
 	return false;
 }
 
-bool bench_ranks_meet(struct bench_ranks *ranks, int32_t rank)
+bool bench_ranks_barrier(struct bench_ranks *ranks, int32_t rank)
 {
-	const unsigned meeting = atomic_load(&ranks->meetings);
+	const unsigned barrier = atomic_load(&ranks->barriers);
 	const double deadline = now_s() + LONGEST_S;
 
 	if (atomic_fetch_add(&ranks->arrived, 1) + 1 == (unsigned)ranks->size) {
 		atomic_store(&ranks->arrived, 0);
-		atomic_fetch_add(&ranks->meetings, 1);
-		wake_all(&ranks->meetings);
+		atomic_fetch_add(&ranks->barriers, 1);
+		wake_all(&ranks->barriers);
 	}
-	while (atomic_load(&ranks->meetings) == meeting && !bench_ranks_broken(ranks)) {
-		sleep_while(&ranks->meetings, meeting);
+	while (atomic_load(&ranks->barriers) == barrier && !bench_ranks_broken(ranks)) {
+		sleep_while(&ranks->barriers, barrier);
 		if (now_s() > deadline)
 			return bench_ranks_fail(ranks, "rank %d has waited %d s for the others", (int)rank, LONGEST_S);
 	}
@@ -123,7 +123,7 @@ static int32_t start(struct bench_ranks *ranks, void (*body)(void *user, int32_t
 	return started;
 }
 
-/* True once it has ended; how, if badly, breaks the meetings. */
+/* True once it has ended; how, if badly, breaks the barrier. */
 static bool has_ended(struct bench_ranks *ranks, int32_t rank, pid_t pid)
 {
 	int status = 0;
@@ -146,7 +146,7 @@ static void await_all(struct bench_ranks *ranks, pid_t *pids, int32_t count)
 	int32_t left = count;
 
 	while (left > 0) {
-		const unsigned meeting = atomic_load(&ranks->meetings);
+		const unsigned barrier = atomic_load(&ranks->barriers);
 
 		for (int32_t rank = 0; rank < count; rank++)
 			if (pids[rank] > 0 && has_ended(ranks, rank, pids[rank])) {
@@ -159,7 +159,7 @@ static void await_all(struct bench_ranks *ranks, pid_t *pids, int32_t count)
 			if (pids[rank] > 0)
 				kill(pids[rank], SIGKILL);
 		if (left > 0)
-			sleep_while(&ranks->meetings, meeting);
+			sleep_while(&ranks->barriers, barrier);
 	}
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_ranks.h - ranks of a bench as processes of their own, as GPUs need them: forked, meeting in shared memory, and
+ * bench_ranks.h - ranks of a bench as processes of their own, as GPUs need them: forked, with a barrier in shared memory;
  * none outlives the others' failure. Knows: processes. Does not know: GPUs, groups, what the ranks do.
  */
 #ifndef BENCH_RANKS_H
@@ -14,9 +14,9 @@
 struct bench_ranks {
 	int32_t size;
 	atomic_uint arrived;
-	atomic_uint meetings;
-	atomic_uint claimed; /* by the rank that failed first */
-	atomic_uint broken;  /* and its text is there */
+	atomic_uint barriers; /* that all have passed */
+	atomic_uint claimed;  /* by the rank that failed first */
+	atomic_uint broken;   /* and its text is there */
 	char failure[768];
 };
 
@@ -25,8 +25,8 @@ void *bench_shared_allocate(uint64_t bytes);
 void bench_shared_free(void *memory, uint64_t bytes);
 
 /** Wait for all ranks, at most two minutes; false when one has failed or does not arrive. */
-bool bench_ranks_meet(struct bench_ranks *ranks, int32_t rank);
-/** Break the meetings, keeping the text of the first failure. Returns false. */
+bool bench_ranks_barrier(struct bench_ranks *ranks, int32_t rank);
+/** Break the barrier, keeping the text of the first failure. Returns false. */
 bool bench_ranks_fail(struct bench_ranks *ranks, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool bench_ranks_broken(struct bench_ranks *ranks);
 

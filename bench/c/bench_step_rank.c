@@ -258,7 +258,7 @@ static bool run_variant(struct step_rank *self, uint32_t index, uint32_t round)
 {
 	const struct step_variant *variant = &self->bench->variants[index];
 
-	if (!bench_circle_meet(self->member.circle))
+	if (!bench_circle_barrier(self->member.circle))
 		return false;
 	if (self->member.rank != 0 && !variant->all)
 		return true;
@@ -307,7 +307,7 @@ static bool check_bits(struct step_rank *self)
 			return fail_series(self, one);
 		if (wrong >= 0)
 			return fail_bits(self, wrong);
-		if (!bench_circle_meet(self->member.circle)) /* a rank that failed would be waited for in verify */
+		if (!bench_circle_barrier(self->member.circle)) /* a rank that failed would be waited for in verify */
 			return false;
 		if (lshard_series_verify(one->series, NULL) != LSHARD_OK)
 			return fail_series(self, one);
@@ -329,7 +329,8 @@ static void run_rank(void *user, int32_t rank)
 	self->random = (uint64_t)rank;
 	self->wrong = -1;
 	prctl(PR_SET_TIMERSLACK, 1UL); /* a wait ends when the link is done, not up to 50 us later */
-	if (open_rank(self) && run_rounds(self) && bench_circle_meet(&bench->circle) && check_bits(self) && rank == 0)
+	if (open_rank(self) && run_rounds(self) && bench_circle_barrier(&bench->circle) && check_bits(self) &&
+	    rank == 0)
 		for (uint32_t index = 0; index < bench->series_count; index++)
 			bench->stats[index] = stats_of(&self->series[index]);
 	close_rank(self);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * blocks.h - the linears of all blocks, as one layershard series or, without a group, as private memory.
- * The only place where the engine meets layershard.
+ * The only place where the engine calls layershard.
  */
 #ifndef BLOCKS_H
 #define BLOCKS_H

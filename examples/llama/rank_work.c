@@ -203,7 +203,7 @@ static bool await_order(const struct rank *rank, enum rank_order order)
 }
 
 /* No barrier is public but that of a call that needs all ranks: they agree on a series that holds nothing. */
-static lshard_status meet_once(lshard_group *group)
+static lshard_status agree_once(lshard_group *group)
 {
 	const lshard_tensor nothing = {"nothing", 1, 0, LSHARD_STRIPE_BYTES, 0, 0};
 	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
@@ -223,7 +223,7 @@ static lshard_status meet_once(lshard_group *group)
 /*
  * Wait for all ranks of a job that somebody else started: no process hears of all their ends. A rank that generates for
  * longer than a deadline is there all the same, so the wait goes on until all have come or one is gone. Where one was
- * late for the second half of a meeting both are told that they differ, and begin anew together.
+ * late for the second half of an agreement both are told that they differ, and begin anew together.
  */
 static lshard_status wait_for_ranks(const struct rank *rank)
 {
@@ -232,7 +232,7 @@ static lshard_status wait_for_ranks(const struct rank *rank)
 	bool told = false;
 
 	do {
-		status = meet_once(rank->group);
+		status = agree_once(rank->group);
 		differed = status == LSHARD_ERR_MISMATCH ? differed + 1 : 0;
 		if (status == LSHARD_ERR_TIMEOUT && !told)
 			cli_message("rank %d is done and waits for the other ranks: memory is measured while all are "
@@ -243,7 +243,7 @@ static lshard_status wait_for_ranks(const struct rank *rank)
 	return status;
 }
 
-/* The library speaks of the series and the call that the ranks met by; what is left is "rank 0 is gone". */
+/* The library speaks of the series and the call by which the ranks agree; what is left is "rank 0 is gone". */
 static void say_why(const struct rank *rank, lshard_status status, char *why, size_t why_bytes)
 {
 	const char *text = lshard_group_error(rank->group);
