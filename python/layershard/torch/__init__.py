@@ -5,9 +5,9 @@
     print(layershard.torch.of(model).report())
 
 sharding puts the steps of shard in order: patterns and grouping choose, refusals and its like look first, membership
-says which ranks, joining meets them, shared holds a series, wiring and hooks make the calls of a pass. handle is what
-a sharded model can be asked; checks and updates are packages of their own. vllm_ascend has the calls of another library
-over the same parts; engine has the parts that are for engines.
+says which ranks, joining connects them, shared holds a series, wiring and hooks make the calls of a pass. handle is
+what a sharded model can be asked; checks and updates are packages of their own. vllm_ascend has the calls of another
+library over the same parts; engine has the parts that are for engines.
 """
 
 from __future__ import annotations

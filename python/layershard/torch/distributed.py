@@ -212,7 +212,7 @@ def collectives_for(
     group: Any, transport: str, memory: str, device: torch.device | None = None
 ) -> ProcessGroupCollectives | None:
     """What a group of this transport needs of torch.distributed: collective. None where the library needs nothing:
-    ranks of one host meet in its own ways, which "auto" prefers.
+    ranks of one host connect in its own ways, which "auto" prefers.
     """
     name = family(transport)
     if name not in ("auto", "callback"):

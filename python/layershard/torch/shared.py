@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One series and the tensors of the model that are attached to it.
 
-Knows a plan (which tensor is where), a series (where bytes are) and a device; nothing of hooks or of how ranks meet.
+Knows a plan (which tensor is where), a series (where bytes are) and a device; nothing of hooks or of how ranks connect.
 """
 
 from __future__ import annotations
