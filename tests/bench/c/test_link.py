@@ -239,7 +239,7 @@ def test_the_other_benches_save_too(program, tmp_path, bench):
     assert done.returncode in (0, 3), done.stderr  # 3: the machine is busy
     saved = json.loads(path.read_text())
     assert saved["result"] == json.loads(done.stdout)
-    number = {"calls": 1, "link": 2, "step": 2}[bench[0]]
+    number = {"calls": 1, "link": 2, "step": 3}[bench[0]]
     assert saved["result"]["schema"] == f"layershard-bench-{bench[0]}/{number}"
     assert saved["command"].startswith(f"layershard-bench {bench[0]} ")
 
