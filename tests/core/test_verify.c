@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_verify.c - verify looks at every byte, and ends the views that are in its way. What it tells of ranks that differ
- * is the conformance suite's.
+ * test_verify.c - verify looks at every byte, names the first layer that is wrong, and ends the views that are in its
+ * way. What it tells of ranks that differ is the conformance suite's.
  */
 #include "local_ranks.h"
 
@@ -125,11 +125,41 @@ static void verify_looks_at_every_byte(void **state)
 	play("local", 2, comparing_body, NULL);
 }
 
+/* Of two layers that come wrong the first is named: what comes after it may follow from it. */
+static int verify_twice_wrong_body(const struct member *member)
+{
+	struct setting setting = small_setting(7, 1);
+	struct rank rank;
+	lshard_status status;
+	bool right = false;
+
+	setting.first_layer = 3;
+	if (!rank_open(&rank, member, &setting))
+		return 1;
+	status = lshard_series_verify(rank.series, NULL);
+	if (member->rank == 0) {
+		EXPECT(member, status == LSHARD_OK, "%s", lshard_series_error(rank.series));
+	} else {
+		EXPECT(member, status == LSHARD_ERR_CORRUPT, "%s", lshard_status_name(status));
+		SAYS(member, lshard_series_error(rank.series), "layer 6 is not what rank 0 stores");
+	}
+	right = true;
+failed:
+	return rank_close(&rank) && right ? 0 : 1;
+}
+
+static void verify_tells_the_first_layer_that_is_wrong(void **state)
+{
+	(void)state;
+	play("faults=r1.wait@2=flip+r1.wait@3=flip,local", 2, verify_twice_wrong_body, NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(verify_ends_every_view),
 		cmocka_unit_test(verify_looks_at_every_byte),
+		cmocka_unit_test(verify_tells_the_first_layer_that_is_wrong),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
