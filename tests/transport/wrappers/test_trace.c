@@ -3,7 +3,6 @@
  * test_trace.c - the file that a trace writes: every transfer once, its user's alone, and what is said where it cannot be
  * written.
  */
-#include "patience.h"
 #include "transports.h"
 #include "wrapped_ranks.h"
 

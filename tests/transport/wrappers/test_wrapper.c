@@ -5,7 +5,6 @@
 #include "callback_circle.h"
 #include "contexts.h"
 #include "outside.h"
-#include "patience.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
