@@ -8,7 +8,6 @@ be imported: any module with _repeated_blocks, or a pattern, will do.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +19,29 @@ from .torch.numbering import layer_number
 
 _log = logging.getLogger("layershard")
 
+_KNOWN = {  # where the blocks are of models that list none, each compared with itself unsharded
+    "AceStepTransformer1DModel": ("layers",),
+    "AllegroTransformer3DModel": ("transformer_blocks",),
+    "BriaTransformer2DModel": ("transformer_blocks", "single_transformer_blocks"),
+    "ConsisIDTransformer3DModel": ("transformer_blocks",),
+    "DiTTransformer2DModel": ("transformer_blocks",),
+    "HunyuanDiT2DModel": ("blocks",),
+    "LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks"),
+    "LuminaNextDiT2DModel": ("layers",),
+    "MiniMaxMusic3RVQDepthDecoder": ("layers",),
+    "PRXTransformer2DModel": ("blocks",),
+    "PriorTransformer": ("transformer_blocks",),
+    "StableAudioDiTModel": ("transformer_blocks",),
+    "T5FilmDecoder": ("decoders",),
+    "TransformerTemporalModel": ("transformer_blocks",),
+}
+
 
 @dataclass
 class LayerShardingConfig:
     """What layershard.torch.shard takes, by the same names.
 
-    modules  None: the model's repeated blocks, whole, as it names them itself, else those of its lists
+    modules  None: the model's repeated blocks, whole, as it names them itself or as is known of it
     """
 
     modules: str | Sequence[str] | None = None
@@ -49,33 +65,34 @@ def _listed(module: nn.Module) -> list[str]:
     return []
 
 
-def _in_lists(module: nn.Module) -> list[str]:
-    """The modules of lists that hold several of their kind."""
-    names = []
-    for path, each in module.named_modules():
-        if isinstance(each, nn.ModuleList):
-            counts = Counter(map(type, each))
-            names += [f"{path}.{key}" for key, member in each.named_children() if counts[type(member)] > 1]
-    return names
+def _reads_first_by_itself(block: nn.Module) -> bool:
+    """Whether the model is one that embeds the time by its first block's norm1.emb without calling the block, as DiT
+    is, and so would not wait."""
+    return getattr(getattr(block, "norm1", None), "emb", None) is not None
+
+
+def _why_left(module: nn.Module, name: str) -> str | None:
+    found = layer_number(name)
+    if found is None:
+        return "without a number in its name it is no layer"
+    if found[0] == 0 and _reads_first_by_itself(module.get_submodule(name)):
+        return "the model reads its norm1.emb without calling it"
+    return None
 
 
 def repeated_blocks(module: nn.Module) -> list[str]:
-    """Names of the blocks that are repeated ("blocks.0", "blocks.1", ...), as the model says itself; else those of its
-    lists. What is listed without a number is no layer, and is left as it is: told."""
-    names = _listed(module) or _in_lists(module)
+    """Names of the blocks that are repeated ("blocks.0", "blocks.1", ...), as the model says itself, or as is known of
+    it. What is among them but cannot be shared as a layer is left as it is: told."""
+    kind = type(module).__name__
+    known = [f"{path}.{key}" for path in _KNOWN.get(kind, ()) for key, _ in module.get_submodule(path).named_children()]
+    names = _listed(module) or known
     if not names:
-        raise Refused(
-            f"{type(module).__name__} does not say which blocks are repeated, and has no list of several of a kind: "
-            f"give the configuration modules"
-        )
-    alone = [name for name in names if not layer_number(name)]
-    if alone:
-        _log.warning(
-            "%s stay replicated: %s lists them, but without a number in their names they are no layers",
-            ", ".join(alone[:4]),
-            type(module).__name__,
-        )
-    return [name for name in names if name not in alone]
+        raise Refused(f"{kind} does not say which blocks are repeated: give the configuration modules")
+    left = {name: why for name in names if (why := _why_left(module, name))}
+    for why in dict.fromkeys(left.values()):
+        alone = [name for name in left if left[name] == why]
+        _log.warning("%s (%s) stays replicated: %s", ", ".join(alone[:4]), kind, why)
+    return [name for name in names if name not in left]
 
 
 def apply_layer_sharding(module: nn.Module, config: LayerShardingConfig | None = None) -> Handle:
