@@ -68,8 +68,17 @@ def plain():
 # ---- Quantised ----
 
 
-@pytest.mark.parametrize("dtype", [FP8, torch.int8, torch.float32])
-@pytest.mark.parametrize("scale", ["up.weight_scale_inv", "up.weight_scale", "up.weight.absmax", "up.scales", "up.SCB"])
+@pytest.mark.parametrize(
+    "dtype, scale",
+    [
+        (FP8, "up.weight_scale_inv"),
+        (FP8, "up.weight_scale"),
+        (torch.int8, "up.scales"),
+        (torch.int8, "up.SCB"),
+        (torch.uint8, "up.weight.absmax"),
+        (torch.float32, "up.weight_scale_inv"),
+    ],
+)
 def test_a_weight_with_a_scale_that_nobody_takes_is_refused(tmp_path, dtype, scale):
     state = plain()
     state |= {WEIGHT: (state[WEIGHT] * 100).to(dtype), f"layers.1.{scale}": torch.ones(1)}
@@ -130,40 +139,75 @@ def test_bytes_without_a_scale_are_values(tmp_path):
 
 # ---- transformers' ----
 
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+    "dtype": "bfloat16",
+}
 
-@pytest.mark.parametrize("kind", ["Llama", "Mixtral"])
-def test_the_lines_that_are_told_make_plain_weights_of_fp8(tmp_path, kind):
+
+def fp8(name, tensor):
+    if "_proj." not in name and ".experts." not in name:
+        return {name: tensor}
+    rows, columns = (size // 8 for size in tensor.shape)
+    return {name: (torch.rand(tensor.shape) * 400).to(FP8), f"{name}_scale_inv": torch.rand(rows, columns) / 100}
+
+
+def mxfp4(name, tensor):
+    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        return {name: tensor}
+    n_experts, columns, rows = tensor.shape
+    blocks = torch.randint(0, 255, (n_experts, rows, columns // 32, 16), dtype=torch.uint8)
+    scales = torch.randint(120, 130, (n_experts, rows, columns // 32), dtype=torch.uint8)
+    return {f"{name}_blocks": blocks, f"{name}_scales": scales}
+
+
+METHODS = {
+    "fp8": (fp8, "FineGrainedFP8Config", {"weight_block_size": [8, 8], "activation_scheme": "dynamic"}, "_scale_inv"),
+    "mxfp4": (mxfp4, "Mxfp4Config", {"modules_to_not_convert": ["lm_head", "model.embed_tokens"]}, "_proj_blocks"),
+}
+
+
+@pytest.mark.parametrize("kind, method", [("Llama", "fp8"), ("Mixtral", "fp8"), ("GptOss", "mxfp4")])
+def test_the_lines_that_are_told_make_plain_weights(tmp_path, kind, method):
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "dtype": "bfloat16"}
-    sizes |= {"num_local_experts": 3} if kind == "Mixtral" else {}
-    config, model_class = getattr(transformers, f"{kind}Config")(**sizes), getattr(transformers, f"{kind}ForCausalLM")
+    quantised, config_class, told, word = METHODS[method]
+    config, model_class = getattr(transformers, f"{kind}Config")(**SIZES), getattr(transformers, f"{kind}ForCausalLM")
     torch.manual_seed(5)
     model_class(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    state = safetensors_torch.load_file(tmp_path / "model.safetensors")
-    for name in [name for name in state if "_proj." in name or ".experts." in name]:
-        rows, columns = (size // 8 for size in state[name].shape)
-        state[f"{name}_scale_inv"] = torch.rand(rows, columns) / 100
-        state[name] = (torch.rand(state[name].shape) * 400).to(FP8)
+    state = {}
+    for name, tensor in safetensors_torch.load_file(tmp_path / "model.safetensors").items():
+        state |= quantised(name, tensor)
     safetensors_torch.save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    told = json.loads((tmp_path / "config.json").read_text())
-    told["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [8, 8], "activation_scheme": "dynamic"}
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["quantization_config"] = {"quant_method": method, **told}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
 
     def work(rank, size):
         with sharding.empty_weights():
             model = model_class(config).to(torch.bfloat16)
         sharding.shard(model.eval(), "model.layers.*", scope="block", transport="shm:copy")
-        with pytest.raises(sharding.Refused, match="weight_scale_inv") as caught:
+        with pytest.raises(sharding.Refused, match=word) as caught:
             sharding.load(model, tmp_path)
         lines = [line.strip() for line in str(caught.value).splitlines() if line.startswith("    ")]
         assert len(lines) == 3
         exec("\n".join(lines), {"model": model, "layershard": __import__("layershard.torch")})
-        weight = sharding.of(model).state_dict()["model.layers.1.self_attn.q_proj.weight"]
-        raw, scale = (state[f"model.layers.1.self_attn.q_proj.weight{end}"].float() for end in ("", "_scale_inv"))
-        want = raw * scale.repeat_interleave(8, 0).repeat_interleave(8, 1)
-        assert torch.allclose(weight.float(), want, rtol=0.01)
+        plain = getattr(transformers, config_class)(dequantize=True)
+        want = model_class.from_pretrained(tmp_path, quantization_config=plain).state_dict()
+        found = sharding.of(model).state_dict()
+        assert all(torch.equal(found[name], want[name]) for name in want)
+        if kind == "Llama":
+            name = "model.layers.1.self_attn.q_proj.weight"
+            scale = state[f"{name}_scale_inv"].repeat_interleave(8, 0).repeat_interleave(8, 1)
+            assert torch.allclose(found[name].float(), state[name].float() * scale, rtol=0.01)
 
     ranks.run(2, work)

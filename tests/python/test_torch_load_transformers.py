@@ -174,7 +174,7 @@ def refused(directory, spoil):
     return text, lines
 
 
-@pytest.mark.parametrize("why", ["older", "quantised"])
+@pytest.mark.parametrize("why", ["older", "newer", "quantised"])
 def test_where_it_cannot_be_had_three_lines_of_fill_do_it(tmp_path, why):
     quiet()
     made("Mixtral", **MIXTURES["Mixtral"]).save_pretrained(tmp_path)
@@ -183,6 +183,8 @@ def test_where_it_cannot_be_had_three_lines_of_fill_do_it(tmp_path, why):
         def spoil(model):
             if why == "older":
                 sys.modules["transformers.conversion_mapping"] = None  # as before transformers 5: there is none
+            elif why == "newer":
+                del sys.modules["transformers.conversion_mapping"].get_model_conversion_mapping
             else:
                 model.hf_quantizer = object()
 

@@ -19,11 +19,13 @@ from .refusals import Refused, all_tensors
 
 _log = logging.getLogger("layershard")
 _TOLD = 4
-_OF_A_WEIGHT = re.compile(r"scale|zero|absmax|quant|packed|shape|qdata|nested|g_idx|scb", re.IGNORECASE)
+_OF_A_WEIGHT = re.compile(r"scale|zero|absmax|quant|packed|blocks|shape|qdata|nested|g_idx|scb", re.IGNORECASE)
 # Nothing but a quantised layer has one of these beside its weight, or instead of it.
 _NEVER_PLAIN = re.compile(
     r"(.*)\.(qweight|qzeros|scales|g_idx|SCB|W_q|weight_format|weight_packed|(?:\w+_)?scale_inv|qscale_weight)"
 )
+# What makes transformers give plain weights, by how a name ends; other methods of its have dequantize().
+_PLAIN_BY = {"scale_inv": "FineGrainedFP8Config", "_blocks": "Mxfp4Config", "_scales": "Mxfp4Config"}
 
 
 class Leftover:
@@ -52,10 +54,13 @@ class Leftover:
             if each.rpartition(".")[0] == module and _OF_A_WEIGHT.search(each[len(module) :]):
                 raise Refused(self._why(each, f"{key} is"))
 
-    def hint(self) -> str:
-        """Why a name may be missing."""
-        first = next((key for key in self._keys if _NEVER_PLAIN.fullmatch(key)), None)
-        return "" if first is None else f". {self._why(first, 'the checkpoint is')}"
+    def hint(self, name: str) -> str:
+        """Why @name may be missing."""
+        extended = (f"{name}_", f"{name}.", f"{name}:")
+        for key in self._keys:
+            if _NEVER_PLAIN.fullmatch(key) or (key.startswith(extended) and _OF_A_WEIGHT.search(key[len(name) :])):
+                return f". {self._why(key, 'The checkpoint is')}"
+        return ""
 
     def tell(self) -> None:
         names = {name for name, _ in all_tensors(self._model)}
@@ -80,10 +85,11 @@ class Leftover:
         if not is_of_transformers(self._model):
             return text
         where = repr(str(self._directory))
-        if key.endswith("scale_inv"):
-            where += ", quantization_config=__import__('transformers').FineGrainedFP8Config(dequantize=True)"
-            return text + lines_of_fill(f"from_pretrained({where})")
-        return text + lines_of_fill(f"from_pretrained({where}).dequantize()")
+        config = next((config for ends, config in _PLAIN_BY.items() if key.endswith(ends)), None)
+        if config is None:
+            return text + lines_of_fill(f"from_pretrained({where}).dequantize()")
+        config = f"__import__('transformers').{config}(dequantize=True)"
+        return text + lines_of_fill(f"from_pretrained({where}, quantization_config={config})")
 
 
 def _expected(model: nn.Module, names: set[str]) -> list[re.Pattern[str]]:

@@ -8,6 +8,7 @@ Knows names, and of transformers the functions that peft calls too; reads nothin
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -19,6 +20,7 @@ from torch import nn
 
 from .refusals import Refused
 
+_log = logging.getLogger("layershard")
 Read = Callable[[str], torch.Tensor]
 
 
@@ -61,8 +63,9 @@ class Recipe:
         converter = deepcopy(self.converter)
         for key, pattern in self.sources:
             converter.add_tensor(self.target, key, pattern, _Later(read, key, like.dtype))
-        made = converter.convert(self.target, model=model, config=model.config)[name]
-        value: torch.Tensor = made[0] if isinstance(made, list) else made
+        made = converter.convert(self.target, model=model, config=model.config)
+        made = made[0] if isinstance(made, tuple) else made  # transformers 5.0 gives errors as well
+        value: torch.Tensor = made[name][0] if isinstance(made[name], list) else made[name]
         return value
 
     def _like(self, name: str, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -98,9 +101,12 @@ def recipes(model: nn.Module, names: Collection[str], keys: Collection[str]) -> 
     try:
         mapping = importlib.import_module("transformers.conversion_mapping")
         core = importlib.import_module("transformers.core_model_loading")
+        made = _Sorter(model, names, mapping.get_model_conversion_mapping(model), core).sort(keys)
     except ImportError:
         return {}
-    made = _Sorter(model, names, mapping.get_model_conversion_mapping(model), core).sort(keys)
+    except (AttributeError, TypeError) as error:  # of a version that has changed it, or of a model's own code
+        _log.warning("load takes names as they are, as transformers' conversion fails: %r", error)
+        return {}
     return _with_split(made, names)
 
 
