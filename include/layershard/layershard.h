@@ -210,7 +210,8 @@ LSHARD_API lshard_status lshard_group_create(const lshard_group_options *options
 
 /**
  * Write out what this rank's transport writes to files: the trace so far, with "trace=FILE".
- * @return OK, also where nothing is written; SYSTEM: something of it is lost, now or earlier, and the text says why.
+ * @return OK, also where nothing is written; SYSTEM: something of it is lost, now or earlier, and the text says why. No
+ *         pass stops for that.
  */
 LSHARD_API lshard_status lshard_group_flush(lshard_group *group);
 
@@ -464,9 +465,10 @@ LSHARD_API lshard_status lshard_series_poison(lshard_series *series, int on, voi
  * Begin an update. Ranks that have not called it yet go on reading the old bytes. On return every living rank has
  * called it and has read for the last time: sources may write (lshard_series_storage, or the callback of update_end).
  * Scope:  collective over the living ranks.  Ends every view.
- * Blocks: at most timeout_ms each time the ranks agree, which is twice, and between for its own transfers and streams.
+ * Blocks: at most timeout_ms each time the ranks agree, which is twice, and as long between, for its own transfers
+ *         and streams.
  * State:  on failure no byte has changed and the series is in use as before; but see lshard_series_rewind.
- * @return OK; TIMEOUT; PEER_FAILED naming also the layers of which who is gone is source; MISMATCH; OUT_OF_STEP;
+ * @return OK; TIMEOUT; PEER_FAILED, also naming the layers that the lost ranks are sources of; MISMATCH; OUT_OF_STEP;
  *         TRANSPORT; STATE; ABORTED.
  */
 LSHARD_API lshard_status lshard_series_update_begin(lshard_series *series);
