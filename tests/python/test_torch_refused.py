@@ -173,6 +173,15 @@ def test_shared_already(modules):
     assert list(sharding.of(model).stats()) == ["layers.*.up"]
 
 
+def test_shared_already_by_a_call_for_a_module_in_it_or_round_it():
+    model = ranks.stack()
+    sharding.shard(model.layers, "*.up")
+    with pytest.raises(sharding.Refused, match="layers.0.up.weight is shared already"):
+        sharding.shard(model, "*.up")
+    with pytest.raises(sharding.Refused, match="0.up.weight is shared already"):
+        sharding.shard(nn.ModuleList([model.layers[3]]), "*")
+
+
 # ---- Writes, once it is sharded ----
 
 

@@ -19,6 +19,7 @@ from .layout import Layout
 from .numbering import layer_number
 from .patterns import Unit
 from .refusals import Refused
+from .wrapped import shared_keys
 
 SCOPES = ("linear", "block")
 
@@ -201,13 +202,13 @@ def group(units: Sequence[Unit], scope: str, buffers: Sequence[str] = ()) -> lis
     return plans
 
 
-def refuse_shared_already(plans: Sequence[SeriesPlan], earlier: Sequence[SeriesPlan]) -> None:
-    """What an earlier call shares is in no other series."""
-    shared = {(place.owner, place.key) for plan in earlier for places in plan.places for place in places}
+def refuse_shared_already(plans: Sequence[SeriesPlan]) -> None:
+    """What an earlier call shares is in no other series, whether that call was given this model, one in it, or one
+    round it."""
     for plan in plans:
         for units, places in zip(plan.units, plan.places, strict=True):
             for place in places:
-                if (place.owner, place.key) in shared:
+                if place.key in shared_keys(place.owner):
                     unit = next(each.name for each in units if place.name.startswith(f"{each.name}."))
                     raise Refused(
                         f"{place.name} is shared already, by an earlier call of shard: leave {unit} out of the "

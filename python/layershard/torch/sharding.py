@@ -69,7 +69,7 @@ def _plan(
     refuse_repacked(named)
     plans = group_units(units, scope, buffers)
     earlier = [each.plan for each in _shared_by(model)]
-    refuse_shared_already(plans, earlier)
+    refuse_shared_already(plans)
     tell_apart(plans, earlier)
     chosen = [place for plan in plans for places in plan.places for place in places]
     refuse_before_change(model, [(place.name, place.tensor) for place in chosen])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -102,6 +102,11 @@ def _marks_of_distributed(owner: nn.Module) -> dict[str, Any]:
 
         return {STATE_KEY: _Applied(), REGISTRY_KEY: _Registry(owner)}
     return {}
+
+
+def shared_keys(owner: nn.Module) -> Sequence[str]:
+    """Names of the tensors that a module holds itself and that are shared."""
+    return owner.__dict__.get(_KEYS) or ()
 
 
 class Marks:
