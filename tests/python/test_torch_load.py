@@ -263,16 +263,17 @@ def test_a_rank_that_fails_while_it_reads_tells_all_why(tmp_path):
             assert f"input/output error at {name}" in text, text
 
 
-def test_a_function_that_fails_on_one_rank_fails_fill_on_all_with_its_reason():
+@pytest.mark.parametrize("kind", [KeyError, layershard.WrongState])
+def test_a_function_that_fails_on_one_rank_fails_fill_on_all_with_its_reason(kind):
     def work(rank, size):
         model = sharding.shard(empty_stack(), "layers.*", scope="block", transport="shm")
 
         def give(name, like):
             if rank == 1 and name == "head.bias":
-                raise KeyError("no head here")
+                raise kind("no head here")
             return torch.zeros(like.shape)
 
-        with pytest.raises((KeyError, layershard.CallbackFailed), match="no head here"):
+        with pytest.raises((kind, layershard.CallbackFailed), match="no head here"):
             sharding.fill(model, give)
 
     ranks.run(2, work)

@@ -75,7 +75,7 @@ def refusal(path, *words, **options):
 @pytest.mark.parametrize("plain", ["model", "diffusion_pytorch_model"])
 def test_the_plain_name_is_what_the_hub_means(tmp_path, plain):
     single(tmp_path / f"{plain}.safetensors", 1)
-    for other, name in enumerate(("consolidated", f"{plain}_ema", f"{plain}.fp16", "original", "zz"), 2):
+    for other, name in enumerate(("consolidated", f"{plain}_ema", f"{plain}.fp16", "original", "zz.fp16"), 2):
         single(tmp_path / f"{name}.safetensors", other)
     found, lines = load(tmp_path)
     assert found == 1
@@ -83,7 +83,7 @@ def test_the_plain_name_is_what_the_hub_means(tmp_path, plain):
     assert value(tmp_path, variant="fp16") == 4
     assert value(tmp_path, variant="ema") == 3
     assert value(tmp_path, variant="consolidated") == 2
-    assert value(tmp_path, files="zz.safetensors") == 6
+    assert value(tmp_path, files="zz.fp16.safetensors") == 6
     refusal(tmp_path, "bf16", "consolidated.safetensors", variant="bf16")
 
 

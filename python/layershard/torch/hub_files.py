@@ -121,7 +121,9 @@ def _choose(directory: Path, variant: str | None) -> Files:
     found = list(_candidates(directory))
     if not found:
         raise Refused(f"there are no safetensors files in {directory}{_what_else(directory)}")
-    wanted = [each for each in found if _is_wanted(each.stem, variant)]
+    plain = [f"{name}.{variant}" if variant else name for name in _PLAIN]
+    wanted = [each for each in found if each.stem in plain]
+    wanted = wanted or [each for each in found if variant is not None and _is_of_variant(each.stem, variant)]
     if variant is not None and not wanted:
         raise Refused(f"nothing in {directory} is of variant {variant!r}; there are {_listed(found)}")
     if len(wanted) > 1:
@@ -151,9 +153,7 @@ def _tell_others(chosen: Files, found: list[Files]) -> None:
         _log.info("load reads %s; not read are %s (variant= and files= say otherwise)", chosen, _listed(others))
 
 
-def _is_wanted(stem: str, variant: str | None) -> bool:
-    if variant is None:
-        return stem in _PLAIN
+def _is_of_variant(stem: str, variant: str) -> bool:
     return stem == variant or stem.endswith((f".{variant}", f"_{variant}", f"-{variant}"))
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import CallbackFailed, Error, Mismatch
+from ..errors import Aborted, CallbackFailed, Error, Mismatch, PeerFailed, Timeout
 from ..group import Group
 from .exchange import exchange
 
@@ -32,9 +32,9 @@ def together(
     try:
         result = step()
         text = says(result)
+    except (Aborted, PeerFailed, Timeout):
+        raise
     except Exception as error:
-        if isinstance(error, Error) and not isinstance(error, CallbackFailed):
-            raise
         failure = error
     try:
         told = exchange(group, device, {"failed": _words(failure), "says": text})
