@@ -25,30 +25,40 @@ const char *job_of(const struct member *member)
 	return member->job ? member->job : member->user;
 }
 
+bool job_rank_open(struct job_rank *rank, const struct member *member)
+{
+	lshard_error error = {""};
+
+	*rank = (struct job_rank){.context = context_for_member(member, "", LONG_MS)};
+	EXPECT(member,
+	       lshard__rendezvous_open(&rank->context, job_of(member), &rank->rendezvous, &rank->bootstrap, &error) ==
+		       LSHARD_OK,
+	       "%s", error.text);
+	return true;
+failed:
+	return false;
+}
+
 int meet_and_gather(const struct member *member)
 {
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
+	struct job_rank self;
 	uint32_t mine[5];
 	uint32_t all[8][5];
 
-	EXPECT(member, lshard__rendezvous_open(&context, job_of(member), &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
+	EXPECT(member, job_rank_open(&self, member), "open");
 	for (uint32_t round = 0; round < 200; round++) {
 		for (uint32_t i = 0; i < 5; i++)
 			mine[i] = round * 1000 + (uint32_t)member->rank * 10 + i;
-		EXPECT(member, bootstrap.allgather(bootstrap.user, mine, all, sizeof mine) == 0, "%s",
-		       lshard__rendezvous_error(rendezvous)->text);
+		EXPECT(member, self.bootstrap.allgather(self.bootstrap.user, mine, all, sizeof mine) == 0, "%s",
+		       lshard__rendezvous_error(self.rendezvous)->text);
 		for (uint32_t i = 0; i < (uint32_t)member->size * 5; i++)
 			EXPECT(member, all[i / 5][i % 5] == round * 1000 + i / 5 * 10 + i % 5, "round %u: %u", round,
 			       all[i / 5][i % 5]);
 	}
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	return 0;
 failed:
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	return 1;
 }
 

@@ -7,6 +7,7 @@
 #define LAYERSHARD_TEST_JOB_RANKS_H
 
 #include "contexts.h"
+#include "outside.h"
 #include "rendezvous_place.h"
 
 #define VARIABLE "LAYERSHARD_MEET_DIR"
@@ -18,6 +19,16 @@
 
 /* Threads have no job of their own: one name for the process's test. */
 const char *job_of(const struct member *member);
+struct job_rank {
+	lshard_context context;
+	lshard__rendezvous *rendezvous;
+	lshard_bootstrap bootstrap;
+};
+
+/* Wait for the others, for long; false with what the rendezvous says. It is closed by lshard__rendezvous_close, which
+ * takes NULL. */
+bool job_rank_open(struct job_rank *rank, const struct member *member);
+
 /* A body: all ranks come, and gather two hundred times. */
 int meet_and_gather(const struct member *member);
 /* The same once, where a directory may be; @p as_left: by the job in member->user, where something was left. */

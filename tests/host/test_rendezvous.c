@@ -43,28 +43,24 @@ static void threads_meet_and_leave_nothing(void **state)
 /* More bytes than sockets hold. */
 static int gather_much(const struct member *member)
 {
-	lshard_context context = context_for_member(member, "", LONG_MS);
+	struct job_rank self = {.rendezvous = NULL};
 	size_t bytes = 1u << 20;
 	unsigned char *all = malloc(bytes * (size_t)member->size);
 	unsigned char *mine = malloc(bytes);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
 
 	EXPECT(member, all && mine, "no memory");
 	memset(mine, member->rank + 1, bytes);
-	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
-	EXPECT(member, bootstrap.allgather(bootstrap.user, mine, all, bytes) == 0, "%s",
-	       lshard__rendezvous_error(rendezvous)->text);
+	EXPECT(member, job_rank_open(&self, member), "open");
+	EXPECT(member, self.bootstrap.allgather(self.bootstrap.user, mine, all, bytes) == 0, "%s",
+	       lshard__rendezvous_error(self.rendezvous)->text);
 	for (size_t i = 0; i < bytes * (size_t)member->size; i++)
 		EXPECT(member, all[i] == i / bytes + 1, "byte %zu is %d", i, all[i]);
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	free(mine);
 	free(all);
 	return 0;
 failed:
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	free(mine);
 	free(all);
 	return 1;
@@ -80,26 +76,22 @@ static void much_is_gathered(void **state)
 static int gathers_another_size(const struct member *member)
 {
 	const size_t larger = *(const size_t *)member->user;
-	lshard_context context = context_for_member(member, "", LONG_MS);
+	struct job_rank self;
 	char mine[64] = "", all[3 * 64];
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
 	char says[64];
 
 	snprintf(says, sizeof says, "gives %zu bytes where rank 0 gives 40", larger);
-	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
-	EXPECT(member, bootstrap.allgather(bootstrap.user, mine, all, member->rank == 1 ? larger : 40) != 0,
+	EXPECT(member, job_rank_open(&self, member), "open");
+	EXPECT(member, self.bootstrap.allgather(self.bootstrap.user, mine, all, member->rank == 1 ? larger : 40) != 0,
 	       "gathered");
-	EXPECT(member, lshard__rendezvous_failure(rendezvous) == LSHARD_ERR_MISMATCH, "%s",
-	       lshard__rendezvous_error(rendezvous)->text);
-	EXPECT(member, strstr(lshard__rendezvous_error(rendezvous)->text, says), "%s",
-	       lshard__rendezvous_error(rendezvous)->text);
-	lshard__rendezvous_close(rendezvous);
+	EXPECT(member, lshard__rendezvous_failure(self.rendezvous) == LSHARD_ERR_MISMATCH, "%s",
+	       lshard__rendezvous_error(self.rendezvous)->text);
+	EXPECT(member, strstr(lshard__rendezvous_error(self.rendezvous)->text, says), "%s",
+	       lshard__rendezvous_error(self.rendezvous)->text);
+	lshard__rendezvous_close(self.rendezvous);
 	return 0;
 failed:
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	return 1;
 }
 
@@ -203,28 +195,24 @@ static void late_ranks_are_waited_for(void **state)
 /* Rank 1 dies between two all-gathers: the others see it at once and say so, although their deadline is far. */
 static int one_dies(const struct member *member)
 {
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
+	struct job_rank self;
 	int32_t all[3];
 	int failed;
 
-	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
-	EXPECT(member, bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]) == 0, "first");
+	EXPECT(member, job_rank_open(&self, member), "open");
+	EXPECT(member, self.bootstrap.allgather(self.bootstrap.user, &member->rank, all, sizeof all[0]) == 0, "first");
 	if (member->rank == 1) {
 		team_dies(member);
 		raise(SIGKILL);
 	}
-	failed = bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]);
+	failed = self.bootstrap.allgather(self.bootstrap.user, &member->rank, all, sizeof all[0]);
 	EXPECT(member, failed == LSHARD_ERR_PEER_FAILED, "%d", failed);
-	EXPECT(member, strstr(lshard__rendezvous_error(rendezvous)->text, "rank 1 of job") != NULL, "%s",
-	       lshard__rendezvous_error(rendezvous)->text);
-	lshard__rendezvous_close(rendezvous);
+	EXPECT(member, strstr(lshard__rendezvous_error(self.rendezvous)->text, "rank 1 of job") != NULL, "%s",
+	       lshard__rendezvous_error(self.rendezvous)->text);
+	lshard__rendezvous_close(self.rendezvous);
 	return 0;
 failed:
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	return 1;
 }
 
@@ -257,28 +245,24 @@ static void die_before_the_child(const struct member *member, struct survived *s
 static int its_child_lives(const struct member *member)
 {
 	struct survived *survived = member->user;
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
+	struct job_rank self;
 	char name[16];
 	int32_t all[3];
 
-	EXPECT(member, lshard__rendezvous_open(&context, job_of(member), &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
+	EXPECT(member, job_rank_open(&self, member), "open");
 	if (member->rank == survived->dies)
 		die_before_the_child(member, survived);
 	snprintf(name, sizeof name, "rank %d", (int)survived->dies);
-	EXPECT(member, bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]) != 0,
+	EXPECT(member, self.bootstrap.allgather(self.bootstrap.user, &member->rank, all, sizeof all[0]) != 0,
 	       "it came to an end");
-	EXPECT(member, lshard__rendezvous_failure(rendezvous) == LSHARD_ERR_PEER_FAILED, "%s",
-	       lshard__rendezvous_error(rendezvous)->text);
-	EXPECT(member, strstr(lshard__rendezvous_error(rendezvous)->text, name) != NULL, "%s",
-	       lshard__rendezvous_error(rendezvous)->text);
-	lshard__rendezvous_close(rendezvous);
+	EXPECT(member, lshard__rendezvous_failure(self.rendezvous) == LSHARD_ERR_PEER_FAILED, "%s",
+	       lshard__rendezvous_error(self.rendezvous)->text);
+	EXPECT(member, strstr(lshard__rendezvous_error(self.rendezvous)->text, name) != NULL, "%s",
+	       lshard__rendezvous_error(self.rendezvous)->text);
+	lshard__rendezvous_close(self.rendezvous);
 	return 0;
 failed:
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	return 1;
 }
 
@@ -302,29 +286,26 @@ static void a_dead_rank_is_seen_although_its_child_lives(void **state)
 /* Rank 2 does not come to the all-gather: both others hear its number. */
 static int one_stays_away(const struct member *member)
 {
-	lshard_context context = context_for_member(member, "", LONG_MS);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_bootstrap bootstrap;
-	lshard_error error = {""};
+	struct job_rank self;
 	int32_t all[3];
 	int failed;
 
-	EXPECT(member, lshard__rendezvous_open(&context, member->job, &rendezvous, &bootstrap, &error) == LSHARD_OK,
-	       "%s", error.text);
+	EXPECT(member, job_rank_open(&self, member), "open");
 	if (member->rank == 0)
-		context.timeout_ms = SHORT_MS;
+		self.context.timeout_ms = SHORT_MS;
 	if (member->rank < 2) {
-		failed = bootstrap.allgather(bootstrap.user, &member->rank, all, sizeof all[0]);
+		failed = self.bootstrap.allgather(self.bootstrap.user, &member->rank, all, sizeof all[0]);
 		EXPECT(member, failed == LSHARD_ERR_TIMEOUT, "%d", failed);
 		EXPECT(member,
-		       strstr(lshard__rendezvous_error(rendezvous)->text, "rank 0 waited 1000 ms for rank 2 of job"),
-		       "%s", lshard__rendezvous_error(rendezvous)->text);
+		       strstr(lshard__rendezvous_error(self.rendezvous)->text,
+			      "rank 0 waited 1000 ms for rank 2 of job"),
+		       "%s", lshard__rendezvous_error(self.rendezvous)->text);
 	}
 	EXPECT(member, team_barrier(member), "another rank failed");
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	return 0;
 failed:
-	lshard__rendezvous_close(rendezvous);
+	lshard__rendezvous_close(self.rendezvous);
 	return 1;
 }
 
