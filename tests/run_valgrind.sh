@@ -29,7 +29,7 @@ for test in test_status test_verdict test_slotmap test_layout test_ring test_poi
 	test_discovery test_name_holder test_rendezvous test_rendezvous_place test_rendezvous_root test_sockets \
 	test_user test_registry test_local test_agree test_group test_load test_pass test_series test_verify test_late \
 	test_callback test_callback_calls test_callback_device test_callback_device_failures test_callback_rounds \
-	test_callback_worker test_defects test_shm test_shm_copy test_control test_faults test_throttle test_trace \
+	test_callback_worker test_defects test_shm test_shm_copy test_control test_control_deaths test_control_page test_faults test_throttle test_trace \
 	test_wrapper test_gguf test_engine; do
 	check "$test" "$build/tests/$test"
 done

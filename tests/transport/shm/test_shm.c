@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * test_shm.c - the memory of the shm transport: the right bytes in every mode and shape, pages nobody else can write,
- * bytes that outlive their owner, and nothing left behind. How its ranks meet is in test_control.c.
+ * bytes that outlive their owner, and nothing left behind. How its ranks exchange is in test_control.c.
  */
 #include "shm_ranks.h"
 #include "shm.h"
