@@ -132,13 +132,13 @@ static int opens_under_fire(const struct member *member)
 		int32_t status;
 
 		shm_series_plan(&series, member, PAGES, 4, 1, 0);
-		status = rank.transport->ops->store_open(rank.transport, &series.plan, &series.store);
+		status = shm_series_open(&rank, &series);
 		EXPECT(member,
 		       status == LSHARD_OK ||
 			       (status == LSHARD_ERR_PEER_FAILED && strstr(rank.transport->error.text, "rank 2")),
 		       "%s", rank.transport->error.text);
 		if (status == LSHARD_OK)
-			rank.transport->ops->store_close(series.store);
+			shm_series_close(&series);
 		EXPECT(member, exchange(&rank, &status, all, sizeof status, alive) == LSHARD_OK, "%s",
 		       rank.transport->error.text);
 		EXPECT(member, all[0] == all[1], "%d and %d", (int)all[0], (int)all[1]);

@@ -106,6 +106,18 @@ static unsigned char byte_of(uint32_t position, uint64_t offset, unsigned genera
 	return (unsigned char)(position * 31 + offset * 7 + offset / 251 + generation * 101);
 }
 
+lshard_status shm_series_open(struct shm_rank *rank, struct shm_series *series)
+{
+	return rank->transport->ops->store_open(rank->transport, &series->plan, &series->store);
+}
+
+void shm_series_close(struct shm_series *series)
+{
+	if (series->store)
+		series->store->transport->ops->store_close(series->store);
+	series->store = NULL;
+}
+
 void shm_series_fill(struct shm_series *series, unsigned generation)
 {
 	lshard_store *store = series->store;

@@ -37,6 +37,9 @@ struct shm_series {
 
 void shm_series_plan(struct shm_series *series, const struct member *member, enum shape shape, uint32_t layers,
 		     int direct, uint32_t buffers);
+lshard_status shm_series_open(struct shm_rank *rank, struct shm_series *series);
+/* Also where it is not open. */
+void shm_series_close(struct shm_series *series);
 /* Put this rank's part of every layer into its shard. @p generation changes every byte. */
 void shm_series_fill(struct shm_series *series, unsigned generation);
 /* The layer's bytes at @p found are what was filled in. Prints the first that is not. */

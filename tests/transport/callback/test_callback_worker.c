@@ -39,8 +39,7 @@ static bool bare_open_for(struct bare *bare, const struct member *member, uint32
 	       "%s", error.text);
 	transport = bare->rank.transport;
 	shm_series_plan(&bare->series, member, OWNED, 2, 0, 1);
-	EXPECT(member, transport->ops->store_open(transport, &bare->series.plan, &bare->series.store) == LSHARD_OK,
-	       "%s", transport->error.text);
+	EXPECT(member, shm_series_open(&bare->rank, &bare->series) == LSHARD_OK, "%s", transport->error.text);
 	shm_series_fill(&bare->series, 1);
 	return team_barrier(member);
 failed:
@@ -52,16 +51,9 @@ static bool bare_open(struct bare *bare, const struct member *member)
 	return bare_open_for(bare, member, LONG_MS);
 }
 
-static void bare_close_store(struct bare *bare)
-{
-	if (bare->series.store)
-		bare->rank.transport->ops->store_close(bare->series.store);
-	bare->series.store = NULL;
-}
-
 static void bare_close(struct bare *bare)
 {
-	bare_close_store(bare);
+	shm_series_close(&bare->series);
 	shm_rank_close(&bare->rank);
 	circle_leave(bare->seat);
 }
@@ -139,7 +131,7 @@ static int closing_body(const struct member *member)
 	EXPECT(member, bare_open(&bare, member), "open");
 	if (member->rank == 0) {
 		EXPECT(member, bare_fetch(&bare, 0, 0) == LSHARD_OK && team_barrier(member), "fetch");
-		bare_close_store(&bare);
+		shm_series_close(&bare.series);
 		atomic_store(&watch->closed, true);
 	} else {
 		EXPECT(member, team_barrier(member), "a rank failed");

@@ -28,18 +28,6 @@ struct mode {
 	int direct;
 };
 
-static lshard_status store_open(struct shm_rank *rank, struct shm_series *series)
-{
-	return rank->transport->ops->store_open(rank->transport, &series->plan, &series->store);
-}
-
-static void store_close(struct shm_series *series)
-{
-	if (series->store)
-		series->store->transport->ops->store_close(series->store);
-	series->store = NULL;
-}
-
 static int all_meet(const struct shm_rank *rank)
 {
 	uint8_t alive[MOST_RANKS];
@@ -117,7 +105,7 @@ static int sees_right_bytes(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, mode->options, LONG_MS), "open");
 	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, mode->direct ? 0 : BUFFERS);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	for (unsigned generation = 0; generation < 3; generation++) {
 		shm_series_fill(&series, generation);
 		EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
@@ -126,11 +114,11 @@ static int sees_right_bytes(const struct member *member)
 		EXPECT(member, !reads(member, &series, generation), "read");
 		EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
 	}
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -177,7 +165,7 @@ static int refuses_half_pages(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
 	shm_series_plan(&series, member, COLUMNS, LAYERS, 1, 0);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_ERR_NOT_SUPPORTED, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_ERR_NOT_SUPPORTED, "%s", rank.transport->error.text);
 	EXPECT(member, !series.store, "an out-parameter was written");
 	shm_rank_close(&rank);
 	return 0;
@@ -207,7 +195,7 @@ static int fetches_over_and_over(const struct member *member)
 	EXPECT(member, !(ops->capabilities & LSHARD_CAP_DIRECT), "copying is not direct");
 	for (int i = 0; i < 2; i++) {
 		shm_series_plan(&series[i], member, i ? COLUMNS : OWNED, LAYERS, 0, BUFFERS);
-		EXPECT(member, store_open(&rank, &series[i]) == LSHARD_OK, "%s", rank.transport->error.text);
+		EXPECT(member, shm_series_open(&rank, &series[i]) == LSHARD_OK, "%s", rank.transport->error.text);
 		shm_series_fill(&series[i], (unsigned)i);
 	}
 	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
@@ -234,13 +222,13 @@ static int fetches_over_and_over(const struct member *member)
 			EXPECT(member, ops->fetch(series[i].store, buffer, buffer, NULL, 0) == LSHARD_OK,
 			       "last fetches");
 	EXPECT(member, ops->drain(series[1].store) == LSHARD_OK, "%s", series[1].store->error.text);
-	store_close(&series[0]);
-	store_close(&series[1]);
+	shm_series_close(&series[0]);
+	shm_series_close(&series[1]);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series[0]);
-	store_close(&series[1]);
+	shm_series_close(&series[0]);
+	shm_series_close(&series[1]);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -278,7 +266,7 @@ static int waits_twice(const struct member *member)
 	ops = rank.transport->ops;
 	copier = &((struct shm *)rank.transport)->copier;
 	shm_series_plan(&series, member, OWNED, LAYERS, 0, BUFFERS);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 4);
 	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
 	copier_stop(copier);
@@ -294,11 +282,11 @@ static int waits_twice(const struct member *member)
 	EXPECT(member, ops->wait(series.store, 2, NULL, &arrival) == LSHARD_OK, "%s", series.store->error.text);
 	EXPECT(member, arrival.finished_ns >= arrival.started_ns && arrival.started_ns > 0, "its times");
 	EXPECT(member, shm_series_right(&series, others, 4, ops->buffer(series.store, 2, others)), "bytes");
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -369,14 +357,14 @@ static int protects(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
 	shm_series_plan(&series, member, mode->shape, LAYERS, 1, 0);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	layer = rank.transport->ops->peer(series.store, others);
 	EXPECT(member, !cannot_write(member, layer), "protection");
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -403,7 +391,7 @@ static int outlives(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, mode->options, LONG_MS), "open");
 	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, BUFFERS);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 0);
 	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
 	if (member->rank == 1) {
@@ -416,11 +404,11 @@ static int outlives(const struct member *member)
 	EXPECT(member, !alive[1] && alive[0] && alive[2], "rank 1 is dead");
 	EXPECT(member, !(mode->direct ? passes_in_place : passes_through_buffers)(member, &series, 0), "pass");
 	EXPECT(member, !reads(member, &series, 0), "read");
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -445,12 +433,12 @@ static int opens_after_a_death(const struct member *member)
 		team_dies(member);
 		raise(SIGKILL);
 	}
-	EXPECT(member, store_open(&rank, &series) == LSHARD_ERR_PEER_FAILED, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_ERR_PEER_FAILED, "%s", rank.transport->error.text);
 	EXPECT(member, strstr(rank.transport->error.text, "rank 2") != NULL, "%s", rank.transport->error.text);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -474,20 +462,20 @@ static int asks_too_much(const struct member *member)
 	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
 	series.shard_bytes[1] = UINT64_C(1) << 55;
 	series.plan.shard_bytes = series.shard_bytes[member->rank];
-	EXPECT(member, store_open(&rank, &series) < 0, "opened");
+	EXPECT(member, shm_series_open(&rank, &series) < 0, "opened");
 	EXPECT(member,
 	       strstr(rank.transport->error.text, "rank 1: series 'o_proj': shard of 36028797018963968 bytes") != NULL,
 	       "%s", rank.transport->error.text);
 	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 9);
 	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
 	EXPECT(member, !passes_in_place(member, &series, 9), "pass");
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -508,21 +496,21 @@ static int opens_late(const struct member *member)
 	rank.context.timeout_ms = patience(500);
 	EXPECT(member, team_barrier(member), "another rank failed"); /* both that come do so together */
 	if (member->rank != 1) {
-		EXPECT(member, store_open(&rank, &series) == LSHARD_ERR_TIMEOUT, "%s", rank.transport->error.text);
+		EXPECT(member, shm_series_open(&rank, &series) == LSHARD_ERR_TIMEOUT, "%s", rank.transport->error.text);
 		EXPECT(member, strstr(rank.transport->error.text, "for rank 1") != NULL, "%s",
 		       rank.transport->error.text);
 	}
 	EXPECT(member, team_barrier(member), "another rank failed");
 	rank.context.timeout_ms = LONG_MS;
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 3);
 	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
 	EXPECT(member, !passes_in_place(member, &series, 3), "pass");
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -577,7 +565,7 @@ static int leaves_nothing(const struct member *member)
 	/* 00010000 in the flags: a socket that listens. */
 	EXPECT(member, count_lines("/proc/net/unix", name, " 00010000 ") == 0, "a socket still listens");
 	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, mode->direct ? 0 : BUFFERS);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	EXPECT(member, count_entries("/proc/self/fd") == connected, "a series keeps descriptors");
 	EXPECT(member, count_entries("/proc/self/task") == threads + !mode->direct, "threads");
 	EXPECT(member, count_lines("/proc/self/maps", "memfd:layershard:o_proj:shard", "r--s") > 0,
@@ -586,7 +574,7 @@ static int leaves_nothing(const struct member *member)
 	       "one writable mapping");
 	EXPECT(member, count_lines("/proc/self/maps", "memfd:layershard:o_proj:windows", "rw-s") == !mode->direct,
 	       "windows");
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	EXPECT(member, count_entries("/proc/self/fd") == fds, "descriptors");
 	EXPECT(member, count_entries("/proc/self/task") == threads, "threads");
@@ -596,7 +584,7 @@ static int leaves_nothing(const struct member *member)
 	EXPECT(member, contexts_outstanding() == 0, "%d blocks", contexts_outstanding());
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }

@@ -65,13 +65,12 @@ static int closes_while_it_copies(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
 	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
-	EXPECT(member, rank.transport->ops->store_open(rank.transport, &series.plan, &series.store) == LSHARD_OK, "%s",
-	       rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	manner = SLOWLY;
 	EXPECT(member, rank.transport->ops->fetch(series.store, others, 0, NULL, 0) == LSHARD_OK, "fetch");
 	while (atomic_load(&begun) == 0)
 		usleep(100);
-	rank.transport->ops->store_close(series.store);
+	shm_series_close(&series);
 	atomic_store(&closed, true);
 	shm_rank_close(&rank); /* ends the thread */
 	EXPECT(member, !atomic_load(&torn), "the store was closed while its copy ran");
@@ -99,8 +98,7 @@ static int fetches_while_it_copies(const struct member *member)
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
 	ops = rank.transport->ops;
 	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
-	EXPECT(member, ops->store_open(rank.transport, &series.plan, &series.store) == LSHARD_OK, "%s",
-	       rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 3);
 	EXPECT(member, team_barrier(member), "another rank failed");
 	manner = IN_TURN;
@@ -112,7 +110,7 @@ static int fetches_while_it_copies(const struct member *member)
 	EXPECT(member, ops->wait(series.store, 0, NULL, &arrival) == LSHARD_OK, "%s", series.store->error.text);
 	EXPECT(member, shm_series_right(&series, others + 2, 3, ops->buffer(series.store, 0, others + 2)), "bytes");
 	atomic_store(&looked_at, true);
-	ops->store_close(series.store);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
@@ -138,15 +136,14 @@ static int looks_at_its_threads(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
 	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
-	EXPECT(member, rank.transport->ops->store_open(rank.transport, &series.plan, &series.store) == LSHARD_OK, "%s",
-	       rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	EXPECT(member,
 	       rank.transport->ops->fetch(series.store, member->rank ? 0 : 1, 0, NULL, 0) == LSHARD_OK &&
 		       rank.transport->ops->wait(series.store, 0, NULL, &arrival) == LSHARD_OK,
 	       "%s", series.store->error.text);
 	EXPECT(member, threads_named("layershard-copy", &open) == 1, "no thread, or more than one");
 	EXPECT(member, open == 0, "a handler of the program's could run on the copying thread");
-	rank.transport->ops->store_close(series.store);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:

@@ -24,18 +24,6 @@
 
 #define LAYERS 7u
 
-static lshard_status store_open(struct shm_rank *rank, struct shm_series *series)
-{
-	return rank->transport->ops->store_open(rank->transport, &series->plan, &series->store);
-}
-
-static void store_close(struct shm_series *series)
-{
-	if (series->store)
-		series->store->transport->ops->store_close(series->store);
-	series->store = NULL;
-}
-
 /* Where rank 0 may open nothing more, its own shard and one more fit in, but not both of the others'. */
 static int has_no_room(const struct member *member)
 {
@@ -55,7 +43,7 @@ static int has_no_room(const struct member *member)
 		EXPECT(member, setrlimit(RLIMIT_NOFILE, &small) == 0, "setrlimit");
 	}
 	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_ERR_SYSTEM, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_ERR_SYSTEM, "%s", rank.transport->error.text);
 	EXPECT(member, strstr(rank.transport->error.text, "rank 0: no room for the descriptor that rank "), "%s",
 	       rank.transport->error.text);
 	EXPECT(member, setrlimit(RLIMIT_NOFILE, &before) == 0, "setrlimit");
@@ -66,12 +54,12 @@ static int has_no_room(const struct member *member)
 		close(again);
 		EXPECT(member, again == lowest && after == next, "a descriptor was left open");
 	}
-	EXPECT(member, store_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
-	store_close(&series);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
@@ -108,14 +96,14 @@ static int does_not_seal(const struct member *member)
 	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
 	EXPECT(member, member->rank == 0 || !pretend_to_seal(), "%s", strerror(errno));
 	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
-	EXPECT(member, store_open(&rank, &series) == LSHARD_ERR_MISMATCH, "%s", rank.transport->error.text);
+	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_ERR_MISMATCH, "%s", rank.transport->error.text);
 	EXPECT(member,
 	       strstr(rank.transport->error.text, "rank 1 shares ") && strstr(rank.transport->error.text, "sealed"),
 	       "%s", rank.transport->error.text);
 	shm_rank_close(&rank);
 	return 0;
 failed:
-	store_close(&series);
+	shm_series_close(&series);
 	shm_rank_close(&rank);
 	return 1;
 }
