@@ -34,15 +34,10 @@ struct trial {
 static bool open_group(struct rank *rank, const struct member *member, const struct setting *setting,
 		       struct socket_circle *circle)
 {
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, setting->spec, LONG_MS);
 	char error[512] = "";
 
 	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1};
-	options.rank = member->rank;
-	options.size = member->size;
-	options.job = member->job;
-	options.transport = setting->spec;
-	options.timeout_ms = LONG_MS;
 	options.error = error;
 	options.error_bytes = sizeof error;
 	EXPECT(member, socket_circle_join(circle, member), "no circle");

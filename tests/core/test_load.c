@@ -103,7 +103,7 @@ static lshard_status open_mortal(const lshard_context *context, lshard_transport
 static int dying_source_body(const struct member *member)
 {
 	struct setting setting = {.layers = 7, .first_layer = 1, .prefetch = 1};
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, NULL, LONG_MS);
 	struct rank rank = {.member = member, .setting = &setting, .fail_at = -1};
 	lshard_transport_ops ops = lshard__shm;
 	lshard_status status;
@@ -113,11 +113,7 @@ static int dying_source_body(const struct member *member)
 	mortal = member;
 	ops.open = open_mortal;
 	setting_tensors(&setting, 2, LSHARD_STRIPE_BYTES);
-	options.rank = member->rank;
-	options.size = member->size;
 	options.custom_transport = &ops;
-	options.job = member->job;
-	options.timeout_ms = LONG_MS;
 	options.error = error;
 	options.error_bytes = sizeof error;
 	EXPECT(member, lshard_group_create(&options, &rank.group) == LSHARD_OK, "%s", error);
@@ -189,16 +185,12 @@ static int write_some(void *user, uint32_t layer, void *const *tensors)
 static int some_body(const struct member *member)
 {
 	const lshard_tensor tensor = {"w", SOME_BYTES, 0, LSHARD_STRIPE_BYTES, 0, 0};
-	lshard_group_options group_options = LSHARD_GROUP_OPTIONS_INIT;
+	const lshard_group_options group_options = member_options(member, "local", 0);
 	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
 	struct rank rank = {.member = member};
 	bool right = false;
 	int generation = 0;
 
-	group_options.rank = member->rank;
-	group_options.size = member->size;
-	group_options.transport = "local";
-	group_options.bootstrap = member->bootstrap;
 	options.name = "some";
 	options.layer_count = SOME_LAYERS;
 	options.tensors = &tensor;

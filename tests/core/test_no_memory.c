@@ -136,13 +136,8 @@ static lshard_status create_group(const struct member *member, struct rank *rank
 {
 	const struct life *life = member->user;
 	const lshard_allocator allocator = {sizeof allocator, count_allocate, count_release, rank};
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, life->transport, LONG_MS);
 
-	options.rank = member->rank;
-	options.size = member->size;
-	options.transport = life->transport;
-	options.timeout_ms = LONG_MS;
-	options.bootstrap = member->bootstrap;
 	options.allocator = &allocator;
 	options.error = rank->cause;
 	options.error_bytes = sizeof rank->cause;

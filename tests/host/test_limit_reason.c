@@ -154,17 +154,12 @@ static int write_layer(void *user, uint32_t layer, void *const *tensors)
 static lshard_status live(const struct member *member, const struct limit_case *limit, char *text, size_t bytes)
 {
 	const lshard_tensor tensor = {"w", limit->layer_bytes, 0, LSHARD_STRIPE_BYTES, 0, 0};
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, limit->transport, LONG_MS);
 	lshard_series_options described = LSHARD_SERIES_OPTIONS_INIT;
 	lshard_series *series = NULL;
 	lshard_group *group = NULL;
 	lshard_status status;
 
-	options.rank = member->rank;
-	options.size = member->size;
-	options.job = member->job;
-	options.transport = limit->transport;
-	options.timeout_ms = LONG_MS;
 	options.error = text;
 	options.error_bytes = bytes;
 	described.name = "s";

@@ -219,19 +219,15 @@ bool rank_strip(struct rank *rank)
 
 bool rank_group(struct rank *rank, const struct member *member, const struct setting *setting)
 {
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options =
+		member_options(member, NULL, setting->timeout_ms ? setting->timeout_ms : LONG_MS);
 	char error[512] = "";
 
 	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1};
 	if (!rank_equip(rank, &options))
 		return false;
-	options.rank = member->rank;
-	options.size = member->size;
 	options.custom_transport = subject.custom;
 	options.transport = setting->spec ? setting->spec : subject.custom ? NULL : subject.spec;
-	options.job = member->job;
-	options.timeout_ms = setting->timeout_ms ? setting->timeout_ms : LONG_MS;
-	options.bootstrap = member->bootstrap;
 	options.log = log_nothing; /* lines are made, so that making them is tested */
 	options.log_level = LSHARD_LOG_DEBUG;
 	options.error = error;

@@ -69,6 +69,19 @@ static void team_close(struct team *team)
 	munmap(team, team_bytes(team->size));
 }
 
+lshard_group_options member_options(const struct member *member, const char *transport, uint32_t timeout_ms)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+
+	options.rank = member->rank;
+	options.size = member->size;
+	options.transport = transport;
+	options.job = member->job;
+	options.bootstrap = member->bootstrap;
+	options.timeout_ms = timeout_ms;
+	return options;
+}
+
 bool team_barrier(const struct member *member)
 {
 	struct team *team = member->team;

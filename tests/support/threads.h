@@ -32,6 +32,9 @@ int team_of_processes(int32_t size, member_body body, void *user);
 /* The same for either, by name: "threads" or "forks". */
 int team_run(const char *kind, int32_t size, member_body body, void *user);
 
+/* Of a group of these ranks; everything else is as LSHARD_GROUP_OPTIONS_INIT has it. */
+lshard_group_options member_options(const struct member *member, const char *transport, uint32_t timeout_ms);
+
 /* Wait for the others. False when one of them has left or does not come. */
 bool team_barrier(const struct member *member);
 /* A process that is about to die by a signal: nobody waits for it from now on, and its death is no failure. */

@@ -9,14 +9,9 @@
 lshard_status seer_open_group(struct seer *seer, const struct member *member, const lshard_callbacks *callbacks,
 			      uint32_t timeout_ms, char *error, size_t error_bytes)
 {
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, "callback", timeout_ms ? timeout_ms : LONG_MS);
 
-	options.rank = member->rank;
-	options.size = member->size;
-	options.transport = "callback";
 	options.memory = LSHARD_MEMORY_CUDA;
-	options.timeout_ms = timeout_ms ? timeout_ms : LONG_MS;
-	options.bootstrap = member->bootstrap;
 	options.callbacks = callbacks;
 	options.error = error;
 	options.error_bytes = error_bytes;

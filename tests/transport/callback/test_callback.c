@@ -112,7 +112,7 @@ static void a_striped_layer_is_one_collective(void **state)
 static int without_body(const struct member *member)
 {
 	const int lacking = *(const int *)member->user;
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, "callback", LONG_MS);
 	struct seat *seat = circle_join(member);
 	lshard_group *group = NULL;
 	lshard_callbacks callbacks;
@@ -120,11 +120,6 @@ static int without_body(const struct member *member)
 	bool right = false;
 	lshard_status status;
 
-	options.rank = member->rank;
-	options.size = member->size;
-	options.transport = "callback";
-	options.timeout_ms = LONG_MS;
-	options.bootstrap = member->bootstrap;
 	callbacks = *seat_callbacks(seat);
 	options.callbacks = member->rank == 1 && lacking == 0 ? NULL : &callbacks;
 	if (member->rank == 1 && lacking == 1)

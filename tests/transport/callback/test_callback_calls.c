@@ -62,13 +62,8 @@ static lshard_status open_quietly(struct rank *rank, const struct member *member
 				  struct purse *purse, char *error, size_t error_bytes)
 {
 	const lshard_allocator allocator = {sizeof allocator, purse_allocate, purse_release, purse};
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, "callback", setting->timeout_ms);
 
-	options.rank = member->rank;
-	options.size = member->size;
-	options.transport = "callback";
-	options.timeout_ms = setting->timeout_ms;
-	options.bootstrap = member->bootstrap;
 	options.callbacks = seat_callbacks(rank->seat);
 	if (purse)
 		options.allocator = &allocator;

@@ -220,15 +220,10 @@ static void count_line(void *user, lshard_log_level level, const char *text)
 static bool open_with_log(struct rank *rank, const struct member *member, const struct setting *setting,
 			  atomic_int *lines, int32_t roll_calls)
 {
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options = member_options(member, "callback", setting->timeout_ms);
 	lshard_callbacks callbacks;
 
 	*rank = (struct rank){.member = member, .setting = setting, .fail_at = -1, .seat = circle_join(member)};
-	options.rank = member->rank;
-	options.size = member->size;
-	options.transport = "callback";
-	options.timeout_ms = setting->timeout_ms;
-	options.bootstrap = member->bootstrap;
 	callbacks = *seat_callbacks(rank->seat);
 	callbacks.roll_calls = roll_calls;
 	options.callbacks = &callbacks;

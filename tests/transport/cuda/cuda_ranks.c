@@ -33,20 +33,15 @@ lshard_status cuda_open_group(struct rank *rank, const struct member *member, co
 lshard_status cuda_open_group_by(struct rank *rank, const struct member *member, const struct setting *setting,
 				 const lshard_transport_ops *custom)
 {
-	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group_options options =
+		member_options(member, setting->spec, setting->timeout_ms ? setting->timeout_ms : LONG_MS);
 
 	memset(rank, 0, sizeof *rank);
 	rank->member = member;
 	rank->setting = setting;
-	options.rank = member->rank;
-	options.size = member->size;
-	options.transport = setting->spec;
 	options.custom_transport = custom;
-	options.job = member->job;
-	options.bootstrap = member->bootstrap;
 	options.memory = LSHARD_MEMORY_CUDA;
 	options.device = member->rank;
-	options.timeout_ms = setting->timeout_ms ? setting->timeout_ms : LONG_MS;
 	options.log = keep_warning;
 	options.log_user = rank;
 	options.error = rank->error;
