@@ -20,6 +20,7 @@ from .hooks import Switch, arrival_hooks, install, runs_forward
 from .noticing import Watch
 from .one_thread import Turn, Uses, entering, turns_of
 from .ops import Step
+from .outside import outside
 from .patterns import Unit
 from .refusals import Refused
 from .replaced import Waiting
@@ -106,6 +107,8 @@ class Wiring:
         for each in self._entries:
             self._handles.append(each.register_forward_pre_hook(entering(Turn([each])), prepend=True))
         self._handles.append(Waiting({module: self._names[module] for module in self._waits}))
+        owners = {module: dict.fromkeys(place.owner for place in places) for module, places in self._places.items()}
+        self._handles += outside(owners, self._names)
         for module in self._turns:
             places = self._places.get(module, [])
             watch, steps, name = self._watches.get(module), self.steps_of(module), self._names[module]
