@@ -210,3 +210,25 @@ def test_integers_for_a_weight_name_both_dtypes(tmp_path):
     state = state_of(1) | {"layers.1.up.weight": torch.ones(75, 37, dtype=torch.int8)}
     save_file(state, tmp_path / "model.safetensors")
     refusal(tmp_path, "layers.1.up.weight is I8 [75, 37]", "model.safetensors", "torch.float32 [75, 37] in the model")
+
+
+def test_only_weights_are_asked_what_kind_of_number_they_are(tmp_path):
+    class Counted(ranks.Stack):
+        def __init__(self):
+            super().__init__(n_layers=2)
+            self.table = torch.nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
+            self.register_buffer("count", torch.zeros(2))
+
+    def work(rank, size, words):
+        model = sharding.shard(Counted().eval(), "layers.*", scope="block", transport="shm")
+        if not words:
+            return sharding.load(model, tmp_path).count.tolist()
+        with pytest.raises(sharding.Refused) as caught:
+            sharding.load(model, tmp_path)
+        assert all(word in str(caught.value) for word in words), caught.value
+
+    state = state_of(1) | {"count": torch.tensor([3, 4]), "table": torch.ones(3)}
+    save_file(state, tmp_path / "model.safetensors")
+    ranks.run(1, work, ["table is F32 [3]", "torch.int64 [3] in the model"])
+    save_file(state | {"table": torch.ones(3, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    assert ranks.run(1, work, []) == [[3, 4]]

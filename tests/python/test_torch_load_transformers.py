@@ -39,7 +39,8 @@ MIXTURES = {  # more than ten experts: as text 10 comes before 2
     "Qwen3Moe": EXPERTS,
     "DeepseekV3": {**EXPERTS, **LATENT, "n_routed_experts": 12},
 }
-LINEARS = ["*.mlp.experts", "*.self_attn.*_proj"]
+LINEARS = "*.mlp.experts", "linear"
+BLOCKS = "model.layers.*", "block"
 
 
 def quiet():
@@ -92,13 +93,14 @@ def loaded(rank, size, kind, head, more, directory, patterns, options):
     return read
 
 
-@pytest.mark.parametrize("kind", MIXTURES)
-def test_experts_are_fused_each_rank_reading_its_own_alone(tmp_path, kind):
+@pytest.mark.parametrize("kind, chosen", [("Mixtral", LINEARS), ("Qwen3Moe", BLOCKS), ("DeepseekV3", BLOCKS)])
+def test_experts_are_fused_each_rank_reading_its_own_alone(tmp_path, kind, chosen):
     quiet()
     made(kind, **MIXTURES[kind]).save_pretrained(tmp_path)
     cut(tmp_path)
-    options = {"scope": "linear", "transport": "shm:copy"}
-    read = ranks.run(2, loaded, kind, "ForCausalLM", MIXTURES[kind], tmp_path, LINEARS, options)
+    patterns, scope = chosen
+    options = {"scope": scope, "transport": "shm:copy"}
+    read = ranks.run(2, loaded, kind, "ForCausalLM", MIXTURES[kind], tmp_path, patterns, options)
     experts = [{name for name in each if ".experts." in name} for each in read]
     assert experts[0] and experts[1] and not experts[0] & experts[1]
     state = set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"])
