@@ -6,6 +6,7 @@ import logging
 
 import pytest
 from test_torch_engine import serve
+from test_torch_parts import scaled
 
 import torch_ranks as ranks
 
@@ -390,3 +391,15 @@ def test_a_pass_that_ends_in_join_and_begins_in_prepare(made):
 def test_an_engines_own_modules(tmp_path):
     """By public names alone; in eager mode and by backend "eager" see test_torch_engine."""
     ranks.run(2, serve, "shm:copy", "inductor", tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_weights_that_wrap_others_are_compiled_by_backend_eager_alone(backend):
+    def work(rank, size):
+        model = sharding.shard(scaled(), **BLOCKS, transport="shm:copy")
+        with torch.no_grad():
+            with pytest.raises(Exception, match="wrap other tensors.* cannot be compiled by this backend"):
+                torch.compile(model, backend=backend)(ranks.inputs(rank))
+            assert torch.equal(model(ranks.inputs(rank)), scaled()(ranks.inputs(rank)))
+
+    ranks.run(2, work)

@@ -60,7 +60,7 @@ def saved(model: nn.Module) -> dict[int, tuple[torch.Tensor, list[Place]]]:
 
 
 def unshared(model: nn.Module, handle: Handle) -> list[tuple[torch.Tensor, list[Place]]]:
-    shared = {id(place.tensor) for place in handle.all_places()}
+    shared = {id(place.whole) for place in handle.all_places()}
     return [each for key, each in saved(model).items() if key not in shared]
 
 

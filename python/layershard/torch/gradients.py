@@ -29,6 +29,7 @@ from .containers import tensors_in
 from .grouping import Place
 from .memory import address_of
 from .noticing import Watch
+from .parts import parts_of
 from .refusals import Refused
 
 HookAfter = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
@@ -103,6 +104,7 @@ class Saving:
     def __init__(self, module: nn.Module, places: Sequence[Place], watch: Watch | None = None) -> None:
         self._names = {address_of(place.tensor): f"{place.name}, which is shared by layershard" for place in places}
         self._module, self._watch = module, watch
+        self.has_parts = any(place.path for place in places)  # weights that wrap others
         self.number = 0  # the last node's when the module began without gradients
         self._inner = [owner for owner in dict.fromkeys(place.owner for place in places) if owner is not module]
         self.inside: dict[int, _Begun] = {}  # by the thread that runs the module in grad mode
@@ -113,9 +115,10 @@ class Saving:
         _all[id(self)] = self
 
     def _refuse(self, tensor: torch.Tensor) -> None:
-        address = address_of(tensor)
-        if address and address in self._names:
-            raise Refused(_WANTED.format(what=self._names[address]))
+        for each in [part for _, part in parts_of(tensor)] if self.has_parts else (tensor,):
+            address = address_of(each)
+            if address and address in self._names:
+                raise Refused(_WANTED.format(what=self._names[address]))
 
     def _pack_before(self, keep: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
         def pack(tensor: torch.Tensor) -> Any:

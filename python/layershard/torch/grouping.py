@@ -17,6 +17,7 @@ from torch import nn
 from .coverage import persistent_buffers
 from .layout import Layout
 from .numbering import layer_number
+from .parts import Path, kind_of, part, parts_of
 from .patterns import Unit
 from .refusals import Refused
 from .wrapped import shared_keys
@@ -26,22 +27,32 @@ SCOPES = ("linear", "block")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is: owner._parameters[key] or owner._buffers[key]."""
+    """Where a tensor is: owner._parameters[key] or owner._buffers[key], or a part of what is there and wraps others."""
 
     name: str  # qualified
     owner: nn.Module
     key: str
     wants_gradients: bool = False  # before it was shared
+    path: Path = ()  # of the part
 
     @property
     def is_parameter(self) -> bool:
         return self.key in self.owner._parameters
 
     @property
-    def tensor(self) -> torch.Tensor:
+    def whole(self) -> torch.Tensor:
+        """What the module has there, of which the tensor may be a part."""
         tensor = (self.owner._parameters if self.is_parameter else self.owner._buffers)[self.key]
         assert tensor is not None
         return tensor
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return part(self.whole, self.path)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(self.tensor, kind_of(self.whole))
 
     def put(self, tensor: torch.Tensor) -> None:
         """Put @tensor there. What is there stays the same object where torch allows it: others may hold it. What
@@ -50,15 +61,19 @@ class Place:
         if old.device.type != tensor.device.type or old.is_inference() != tensor.is_inference():
             self._replace(old, tensor)
             return
-        old.requires_grad_(False)
+        self.whole.requires_grad_(False)
         old.data = tensor
 
     def give(self, tensor: torch.Tensor) -> None:
         """Put @tensor there for good: shared no more, it is as trainable as it was before."""
         self.put(tensor)
-        self.tensor.requires_grad_(self.wants_gradients)
+        self.whole.requires_grad_(self.wants_gradients)
 
     def _replace(self, old: torch.Tensor, tensor: torch.Tensor) -> None:
+        if self.path:
+            self.whole.requires_grad_(False)
+            setattr(part(self.whole, self.path[:-1]), self.path[-1], tensor)
+            return
         if not self.is_parameter:
             self.owner._buffers[self.key] = tensor
             return
@@ -68,13 +83,16 @@ class Place:
 
     def undo(self) -> Callable[[], None]:
         """What puts back what is there now, whatever has been put there since."""
-        before, tensors = self.tensor, self.owner._parameters if self.is_parameter else self.owner._buffers
-        data, wants_gradients = before.data, before.requires_grad
+        whole, tensors = self.whole, self.owner._parameters if self.is_parameter else self.owner._buffers
+        before, wants_gradients = self.tensor, whole.requires_grad
+        data = before.data
 
         def restore() -> None:
-            tensors[self.key] = before  # type: ignore[assignment]
+            tensors[self.key] = whole  # type: ignore[assignment]
+            if self.path:
+                setattr(part(whole, self.path[:-1]), self.path[-1], before)
             before.data = data
-            before.requires_grad_(wants_gradients)
+            whole.requires_grad_(wants_gradients)
 
         return restore
 
@@ -138,8 +156,9 @@ def places_of(name: str, module: nn.Module, buffers: Sequence[str]) -> Iterator[
         for key in keys:
             tensor = (owner._parameters if key in owner._parameters else owner._buffers)[key]
             assert tensor is not None
-            if tensor.numel():
-                yield Place(f"{path}.{key}", owner, key, tensor.requires_grad)
+            for inside, each in parts_of(tensor):
+                if each.numel():
+                    yield Place(".".join((path, key, *inside)), owner, key, tensor.requires_grad, inside)
 
 
 def _by_series(units: Sequence[Unit], scope: str) -> dict[str, dict[int, list[Unit]]]:
@@ -165,7 +184,7 @@ def _split(name: str, layers: dict[int, list[Unit]], scope: str, buffers: Sequen
     for number, units in sorted(layers.items()):
         places = [place for unit in units for place in places_of(unit.name, unit.module, buffers)]
         start = len(units[0].block) + 1
-        tensors = {place.name[start:]: Layout.of(place.tensor) for place in places}
+        tensors = {place.name[start:]: place.layout for place in places}
         if tensors:
             plan = found.setdefault(tuple(tensors.items()), SeriesPlan(name, block, [], tensors, scope=scope))
             plan.numbers.append(number)

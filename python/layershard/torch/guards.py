@@ -42,8 +42,8 @@ def _withholding(keys: list[str]) -> Callable[..., None]:
     """For a state_dict that has not been refused."""
 
     def withhold(_module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
-        for name in (prefix + key for key in keys):
-            if name in state_dict:
+        for key in keys:
+            for name in [each for each in state_dict if f"{each}.".startswith(f"{prefix}{key}.")]:  # or its parts
                 state_dict[name] = Withheld.named(name)
 
     return withhold
@@ -94,7 +94,8 @@ class Guards:
         self._statistics: dict[nn.Module, str] = {}  # that a forward in train mode would write
         self._is_told = False
         for place in places:
-            self._owners.setdefault(place.owner, []).append(place.key)
+            keys = self._owners.setdefault(place.owner, [])
+            keys += [place.key] if place.key not in keys else []  # of several parts it is one
             if not place.is_parameter and keeps_statistics(place.owner):
                 self._statistics[place.owner] = place.name
         self._modules = above(model, self._owners.keys())

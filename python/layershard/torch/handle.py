@@ -19,7 +19,8 @@ from . import ops
 from .compiled import forget_compiled, is_recording, whole
 from .grouping import Place
 from .guards import Guards, above, refuse_keeping, refuse_loading
-from .memory import bytes_at, release_freed_memory
+from .memory import address_of, bytes_at, release_freed_memory
+from .parts import parts_of, rebuilt
 from .refusals import Guarded, Refused
 from .report import table
 from .shared import Shared
@@ -56,6 +57,7 @@ class Handle:
 
     def guard(self) -> None:
         kinds = {(layout.dtype, self.device) for each in self.shared for layout in each.layouts}
+        kinds |= {(place.whole.dtype, self.device) for place in self.all_places()}
         shared = self.shared
         self._guards = Guards(self._model, self.all_places(), kinds, lambda: any(each.updating for each in shared))
         if any(each.moves for each in self.shared):
@@ -174,6 +176,12 @@ class Handle:
 
     def update(self) -> Update:
         """New weights in place: a context manager, collective at both ends."""
+        of_parts = next((place for place in self.all_places() if place.path), None)
+        if of_parts is not None:
+            raise Refused(
+                f"{of_parts.name} is a part of a {type(of_parts.whole).__name__}, and an update takes plain tensors: "
+                f"detach() and shard the new weights, or give them by layershard.torch.fill, part by part"
+            )
         if not self.committed:
             raise Guarded("there is nothing to update before the weights have been loaded")
         if any(each.loading for each in self.shared):
@@ -226,14 +234,37 @@ class Handle:
         paths = {owner: path for path, owner in self._model.named_modules()}
         with self._unguarded():
             state = dict(self._model.state_dict())
+        for (owner, key), places in self._by_name().items():
+            if owner not in paths:
+                continue
+            name = f"{paths[owner]}.{key}" if paths[owner] else key
+            parts = {place.path: shared[place.name] for place in places if place.name in shared}
+            by_parts = {".".join((name, *place.path)): parts.get(place.path) for place in places}
+            if by_parts.keys() <= state.keys():
+                state.update(by_parts)  # as modules of quanto save theirs
+            else:
+                state[name] = rebuilt(places[0].whole, parts) if parts else None
+        found = {name: tensor for name, tensor in state.items() if tensor is not None}
+        self._refuse_shared(found)
+        return found
+
+    def _refuse_shared(self, state: dict[str, Any]) -> None:
+        """A module may save what it has under names of its own."""
+        addresses = {address_of(place.tensor): place.name for place in self.all_places()}
+        for name, value in state.items():
+            for _, tensor in parts_of(value) if isinstance(value, torch.Tensor) else ():
+                if address_of(tensor) and address_of(tensor) in addresses:
+                    raise Refused(
+                        f"{name} of a module's own state_dict is {addresses[address_of(tensor)]}, which is shared: "
+                        f"detach() first, and save then"
+                    )
+
+    def _by_name(self) -> dict[tuple[nn.Module, str], list[Place]]:
+        """What is shared of what modules have under one name: it, or its parts."""
+        found: dict[tuple[nn.Module, str], list[Place]] = {}
         for place in self.all_places():
-            path = paths.get(place.owner)
-            name = f"{path}.{place.key}" if path else place.key
-            if path is not None and place.name in shared:
-                state[name] = shared[place.name]
-            elif path is not None:
-                state.pop(name, None)
-        return state
+            found.setdefault((place.owner, place.key), []).append(place)
+        return found
 
     @contextmanager
     def _unguarded(self) -> Iterator[None]:

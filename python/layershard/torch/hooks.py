@@ -70,7 +70,8 @@ def arrival_hooks(
     steps = ops.Steps(reaches, waits, device, token, weights, turn=turn, watch=watch, name=name)
     calls, number, waits_too, changed = tuple(steps.eager), steps.number, bool(waits), steps.weights
     on_host, stream_of, is_grad_enabled = device.type == "cpu", ops.stream_of, torch.is_grad_enabled
-    arrive, settle, leave, inside = ops.arrive, ops.settle, ops.leave, saving.inside
+    arrive = ops.arrive_parts if saving.has_parts else ops.arrive
+    settle, leave, inside = ops.settle, ops.leave, saving.inside
     begin, end, last_node = saving.begin, saving.end, gradients.last_node
     here = threading.get_ident
 

@@ -28,10 +28,11 @@ class Layout:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    within: str = ""  # what it is a part of, if it is
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Layout:
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+    def of(cls, tensor: torch.Tensor, within: str = "") -> Layout:
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, within)
 
     @property
     def elements(self) -> int:
@@ -67,4 +68,5 @@ class Layout:
 
     def __str__(self) -> str:
         text = f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
-        return text if self.is_plain else f"{text} strides {list(self.stride)}"
+        text = text if self.is_plain else f"{text} strides {list(self.stride)}"
+        return f"{text} in {self.within}" if self.within else text

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -38,10 +38,23 @@ _WRITTEN = (
 )
 
 
+class _Inside:
+    """In the place of a module's tensors, for a part of one of them."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def get(self, _key: str) -> torch.Tensor | None:
+        try:
+            return self._place.tensor
+        except (AssertionError, AttributeError, KeyError):  # something else is there
+            return None
+
+
 class _Attached(NamedTuple):
     """One tensor as it was attached: where, what, the address it shows and the writes counted by then."""
 
-    tensors: dict[str, torch.Tensor | None]  # of its module
+    tensors: Mapping[str, torch.Tensor | None] | _Inside  # of its module
     key: str
     tensor: torch.Tensor
     address: int
@@ -53,8 +66,9 @@ class _Attached(NamedTuple):
         tensor, version = place.tensor, None
         with suppress(RuntimeError):  # one that was made in inference mode
             version = tensor._version
-        tensors = place.owner._parameters if place.is_parameter else place.owner._buffers
-        return cls(tensors, place.key, tensor, tensor.data_ptr(), version, place.name)  # type: ignore[arg-type]
+        tensors: Any = place.owner._parameters if place.is_parameter else place.owner._buffers
+        found = _Inside(place) if place.path else tensors
+        return cls(found, place.key, tensor, tensor.data_ptr(), version, place.name)
 
 
 _watched: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.WeakKeyDictionary()

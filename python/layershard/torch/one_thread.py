@@ -31,6 +31,7 @@ from torch import Tensor, compiler, nn
 from .refusals import Refused
 
 _CALL = nn.Module._call_impl.__code__
+_OPERATORS = frozenset(("arrive", "arrive_parts"))
 
 _BUSY = (
     "thread '{late}' began a pass of a model that is in a pass in thread '{early}': both would use the windows of its "
@@ -132,7 +133,7 @@ class Turn:
     def _is_program(self, frame: FrameType) -> bool:
         """Models of one kind share code, and a frame may lie where one was before. What calls the operators by itself
         has the token until the last call. Inductor's cpp_wrapper does not: only the address tells its frames apart."""
-        if "arrive" not in frame.f_code.co_names:
+        if _OPERATORS.isdisjoint(frame.f_code.co_names):
             return id(frame) == self._program[0]
         return any(type(each) is Tensor and _is_same(each, self._token) for each in frame.f_locals.values())
 

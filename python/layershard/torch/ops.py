@@ -4,6 +4,7 @@
     arrive(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps)                      before a module: reach and wait
     settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights, SymInt steps) after it: tells a check, if any
     leave(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps)                       after that: does nothing
+    arrive_parts(...)                      as arrive, for modules with weights that wrap others (torchao's, quanto's)
 
 A compiler knows nothing of windows: to it, two layers in one window are tensors of their own, and reads of the one may
 come after the arrival of the other. So the operators say that they change what they must be ordered with. The token,
@@ -32,6 +33,7 @@ import torch
 
 from ..errors import Busy
 from ..series import Series
+from .callers import is_within
 from .compiled import refuse_exporting
 from .noticing import Watch
 from .one_thread import Turn, window_taken
@@ -48,6 +50,11 @@ _COPIES = (
 _BACKEND = (
     "this backend of torch.compile copies what an operator changes (aot_eager does): use inductor or eager; or the "
     "program was given other weights than the model's"
+)
+_PARTS = (
+    "weights that wrap other tensors (torchao's, quanto's) and are fetched into windows cannot be compiled by this "
+    "backend, which takes such a weight and its parts for different tensors: run the model in eager mode, or use "
+    "torch.compile(..., backend='eager')"
 )
 _UNKNOWN = (
     "a compiled program was given no model that is sharded in this process, or one whose series, layers or shapes are "
@@ -182,18 +189,27 @@ def _fake(*_args: object) -> None:
     refuse_exporting()
 
 
-for _schema, _function in (
-    ("arrive(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps) -> ()", _arrive),
-    ("settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights, SymInt steps) -> ()", _settle),
-    ("leave(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps) -> ()", _leave),
-    ("finish(Tensor(a!) token, Tensor(b!)[] outputs, SymInt steps) -> ()", _finish),
+def _fake_parts(*_args: object) -> None:
+    """A compiler that takes weights apart would order reads of its own parts by nothing."""
+    _fake()
+    if is_within("torch._functorch"):
+        raise Refused(_PARTS)
+
+
+for _schema, _function, _traced in (
+    ("arrive(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps) -> ()", _arrive, _fake),
+    ("arrive_parts(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps) -> ()", _arrive, _fake_parts),
+    ("settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights, SymInt steps) -> ()", _settle, _fake),
+    ("leave(Tensor(a!) token, Tensor(b!)[] weights, SymInt steps) -> ()", _leave, _fake),
+    ("finish(Tensor(a!) token, Tensor(b!)[] outputs, SymInt steps) -> ()", _finish, _fake),
 ):
     _name = _schema.partition("(")[0]
     _library.define(_schema)  # type: ignore[no-untyped-call]
     _library.impl(_name, _function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"layershard::{_name}", _fake, lib=_library)
+    torch.library.register_fake(f"layershard::{_name}", _traced, lib=_library)
 
 arrive = torch.ops.layershard.arrive.default
+arrive_parts = torch.ops.layershard.arrive_parts.default
 settle = torch.ops.layershard.settle.default
 leave = torch.ops.layershard.leave.default
 finish = torch.ops.layershard.finish.default

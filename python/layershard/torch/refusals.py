@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .parts import part, parts_of
+
 Named = tuple[str, torch.Tensor]
 
 
@@ -55,6 +57,7 @@ def refuse_hooked(model: nn.Module) -> None:
             )
 
 
+_OTHERS = ("torch.distributed.", "torch.nested.")  # each rank's is a part of its own; lengths that torch numbers
 _MOVING = ("layerwise_casting", "group_offloading")  # hooks of diffusers
 
 
@@ -74,7 +77,8 @@ def refuse_casting(model: nn.Module, chosen: Iterable[Named]) -> None:
 def refuse_tied(model: nn.Module, chosen: Iterable[Named]) -> None:
     names: dict[tuple[str, int], list[str]] = {}
     for name, tensor in all_tensors(model):
-        names.setdefault(_memory_of(tensor), []).append(name)
+        for path, each in parts_of(tensor):
+            names.setdefault(_memory_of(each), []).append(".".join((name, *path)))
     for name, tensor in chosen:
         others = [other for other in names[_memory_of(tensor)] if other != name]
         if others:
@@ -86,14 +90,26 @@ def refuse_tied(model: nn.Module, chosen: Iterable[Named]) -> None:
 
 def refuse_strange(chosen: Iterable[Named]) -> None:
     for name, tensor in chosen:
-        if is_traceable_wrapper_subclass(tensor):
-            raise Refused(f"{name} is a {type(tensor).__name__}, which is not plain memory: leave it out")
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise Refused(f"{name} is sparse or quantized by torch; only plain strided tensors can be shared")
         if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
             raise Refused(f"{name} is an expanded tensor, whose elements share memory: make it contiguous first")
+
+
+def refuse_wrapping(wholes: Iterable[Named]) -> None:
+    """Of what a module has under a name. One that wraps tensors is shared by these."""
+    for name, tensor in wholes:
         if tensor.grad is not None:
             raise Refused(f"{name} has a gradient: shared weights are for inference; set its .grad to None first")
+        if not is_traceable_wrapper_subclass(tensor):
+            continue
+        kind = type(tensor)
+        if kind.__module__.startswith(_OTHERS):
+            raise Refused(f"{name} is a {kind.__name__}, which is not plain memory: leave it out")
+        if tensor.device.type == "meta":
+            raise Refused(f"{name} is a {kind.__name__} on the meta device: shard the model when its weights are there")
+        if any(part(tensor, path) is not each for path, each in parts_of(tensor)):
+            raise Refused(f"{name} is a {kind.__name__}, which makes its parts anew when asked: leave it out")
 
 
 def keeps_statistics(module: nn.Module) -> bool:

@@ -37,6 +37,7 @@ from .refusals import (
     refuse_cut_up,
     refuse_own_copies,
     refuse_training,
+    refuse_wrapping,
 )
 from .report import wasted
 from .shared import Shared, describe
@@ -72,6 +73,7 @@ def _plan(
     refuse_shared_already(plans)
     tell_apart(plans, earlier)
     chosen = [place for plan in plans for places in plan.places for place in places]
+    refuse_wrapping((place.name, place.whole) for place in chosen)
     refuse_before_change(model, [(place.name, place.tensor) for place in chosen])
     refuse_training((place.name, place.owner) for place in chosen if not place.is_parameter)
     left = left_out(units, {place.name: place.tensor.nbytes for place in chosen})
@@ -155,7 +157,7 @@ def _fill(model: nn.Module, shared: Sequence[Shared], earlier: Sequence[Shared])
 
 def _warn_of_other_holders(model: nn.Module, shared: Sequence[Shared]) -> None:
     moving = [place for each in shared if each.moves for places in each.plan.places for place in places]
-    holder = held_outside(model, ((place.name, place.tensor) for place in moving)) if moving else None
+    holder = held_outside(model, ((place.name, place.whole) for place in moving)) if moving else None
     if holder is not None:
         _log.warning("%s", holder)
 

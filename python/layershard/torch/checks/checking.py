@@ -235,7 +235,7 @@ class _Check:
         return differs, [name for name, digest in before.items() if after.get(name) != digest][:8]
 
     def _unshared(self) -> dict[str, bytes | None]:
-        shared = {id(place.tensor) for place in self._handle.all_places()}
+        shared = {id(place.whole) for place in self._handle.all_places()}
         return {name: bits_of(each) for name, each in self._model.named_parameters() if id(each) not in shared}
 
     # ---- Poison ----

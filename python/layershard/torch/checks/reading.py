@@ -61,7 +61,9 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue  # no module waits for its layers here
             self._numbers[id(each.series)] = number, each.plan.first_layer
             for index, places in enumerate(each.plan.places):
-                self._weights.update((id(place.tensor), Weight(number, index, place.name)) for place in places)
+                for place in places:
+                    weight = Weight(number, index, place.name)
+                    self._weights.update({id(place.tensor): weight, id(place.whole): weight})
 
     # ---- Turns ----
 

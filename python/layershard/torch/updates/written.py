@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..containers import tensors_in
 from ..grouping import Place
 from ..layout import Layout
 from ..memory import address_of
+from ..parts import parts_of
 from ..refusals import Refused
 
 _FROM_SCRATCH = (
@@ -127,14 +127,5 @@ def _tensors(model: nn.Module) -> Iterator[tuple[tuple[nn.Module, str], str, tor
                 if each is not value and key.startswith("_"):
                     continue
                 for name, tensor in [(key, each), (f"{key}.grad", each.grad if each.is_leaf else None)]:
-                    for part in _parts(tensor):
+                    for _, part in parts_of(tensor) if tensor is not None else ():
                         yield (owner, key), f"{path}.{name}".removeprefix("."), part
-
-
-def _parts(tensor: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    """It, or what it wraps."""
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _parts(getattr(tensor, name))
-    elif tensor is not None:
-        yield tensor
