@@ -36,7 +36,7 @@ def families() -> dict[str, type]:
 
 
 def build(name: str) -> torch.nn.Module:
-    kind = families()[name]
+    kind = getattr(diffusers, name)
     if name not in FAMILIES:
         raise LookupError("there is no entry for it in family_images.py or family_videos.py")
     fields, _ = FAMILIES[name]

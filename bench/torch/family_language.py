@@ -176,7 +176,7 @@ def tiny_config(name: str) -> PreTrainedConfig:
 
 
 def build(name: str) -> torch.nn.Module:
-    config, model = tiny_config(name), families()[name]
+    config, model = tiny_config(name), MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[name]]
     if model.config_class is not type(config):
         config = config.get_text_config(decoder=True)
     transformers.utils.logging.set_verbosity_error()
