@@ -166,6 +166,7 @@ def test_where_there_is_nothing_the_next_step_is_said(tmp_path):
         ("[]", "weight_map"),
         ("{}", "weight_map"),
         ('{"weight_map": {"head.bias": 3}}', "head.bias in 3"),
+        ('{"weight_map": {"head.bias": "a.safetensors", "head.bias": "b.safetensors"}}', "head.bias is there twice"),
         ('{"weight_map": {"head.bias": ""}}', "head.bias in ''"),
         ('{"weight_map": {"head.bias": "../outside.safetensors"}}', "head.bias in '../outside.safetensors'"),
         ('{"weight_map": {"head.bias": "/etc/outside.safetensors"}}', "head.bias in '/etc/outside.safetensors'"),

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from .refusals import Refused
 
@@ -56,7 +57,7 @@ def read_index(index: Path) -> dict[str, Path]:
     """Where the index says that each tensor is. Files are links to elsewhere in the Hub's cache; what names they have
     is the index's to say, and may not lead out of its directory."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{index} cannot be read as JSON: {type(error).__name__}: {error}") from error
     places = content.get("weight_map") if isinstance(content, dict) else None
@@ -66,6 +67,15 @@ def read_index(index: Path) -> dict[str, Path]:
         if not isinstance(file, str) or not _is_inside(file):
             raise Refused(f"{index} places {name} in {file!r}, which is no file in its own directory")
     return {name: index.parent / file for name, file in places.items()}
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a name that is there twice json would take the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in content if names.count(name) > 1)} is there twice")
+    return content
 
 
 def _is_inside(file: str) -> bool:

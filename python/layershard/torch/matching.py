@@ -96,7 +96,8 @@ class Matching:
         text = f"the checkpoint has no {name}" + (f"; near it: {', '.join(near)}" if near else "")
         if name in (getattr(self._model, "all_tied_weights_keys", None) or {}):
             return f"{text}. transformers ties it to another weight: call model.tie_weights() before shard"
-        hint = self.leftover.hint(name)
+        takes_scales = getattr(self._model, "hf_quantizer", None) is not None
+        hint = "" if takes_scales else self.leftover.hint(name)
         if not hint and is_of_transformers(self._model):
             variant = f", variant={self._checkpoint.variant!r}" if self._checkpoint.variant else ""
             hint = lines_of_fill(f"from_pretrained({str(self._checkpoint.directory)!r}{variant})")
