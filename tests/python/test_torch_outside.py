@@ -12,10 +12,14 @@ sharding = pytest.importorskip("layershard.torch")
 
 
 class Asking(ranks.Stack):
-    """At its end it asks for a part of its first block once more."""
+    """It asks for a part of its first block once more: before its blocks, or at its end."""
+
+    is_last = False
 
     def forward(self, x):
-        return self.layers[0].norm(self.embed(x)) + super().forward(x).sum()
+        first = 0 if self.is_last else self.layers[0].norm(self.embed(x))
+        rest = super().forward(x).sum()
+        return (self.layers[0].norm(self.embed(x)) if self.is_last else first) + rest
 
 
 def asking():
@@ -28,15 +32,19 @@ def calls(model, x):
         return model(x)
 
 
-def refused(rank, size, transport):
+def refused(rank, size, is_last):
+    """However often a program makes the pass again."""
     model = asking()
-    sharding.shard(model, "layers.*", scope="block", transport=transport)
-    with pytest.raises(sharding.Refused, match=r"layers\.0\.norm was called without layers\.0"):
-        calls(model, ranks.inputs(rank))
+    model.is_last = is_last
+    sharding.shard(model, "layers.*", scope="block", transport="shm:copy")
+    for _ in range(4):
+        with pytest.raises(sharding.Refused, match=r"layers\.0\.norm was called without layers\.0"):
+            calls(model, ranks.inputs(rank))
 
 
-def test_it_is_refused_in_the_first_pass_by_name():
-    ranks.run(2, refused, "shm:copy")
+@pytest.mark.parametrize("is_last", [False, True])
+def test_it_is_refused_in_the_first_pass_by_name_and_in_every_one_after_it(is_last):
+    ranks.run(2, refused, is_last)
 
 
 def allowed(rank, size, modules, transport):

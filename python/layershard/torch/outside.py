@@ -60,6 +60,7 @@ class Outside:
             return
         if torch._C._current_graph_task_id() != -1:
             return  # what is computed again in a backward pass is refused by gradients
+        self._passes = 0  # the program may catch this and make the pass again, which is refused again
         raise Refused(
             f"{self._parts[part]} was called without {self._name}, which waits for the weights of both: it would "
             f"read what the window holds by then. Leave {self._name} out of what is shared (choose the other layers)"
