@@ -77,7 +77,7 @@ def counts(rows: Sequence[Result]) -> list[Result]:
     for library, mode in dict.fromkeys((row["library"], row["mode"]) for row in rows):
         results = [row["result"] for row in rows if (row["library"], row["mode"]) == (library, mode)]
         found.append({"library": library, "mode": mode, "models": len(results)})
-        found[-1].update({result: results.count(result) for result in RESULTS})
+        found[-1].update({result.replace(" ", "_"): results.count(result) for result in RESULTS})
     return found
 
 
@@ -85,7 +85,8 @@ def reasons(rows: Sequence[Result]) -> list[Result]:
     """Which models are not equal, by the kind of their reason: its text without names and numbers."""
     found: dict[tuple[str, ...], list[str]] = {}
     for row in (row for row in rows if row["result"] != "equal"):
-        kind = re.sub(r"[\w.*]*[.*\d_][\w.*]*", "...", row["reason"].split(": ")[0])
+        said = re.sub(r"^(in a pass|unsharded, \w+|\w+): ", "", row["reason"])
+        kind = re.sub(r"[\w.*]*[.*\d_][\w.*]*", "...", re.split(r"[:.] ", said)[0])
         found.setdefault((row["result"], row["library"], row["mode"], kind), []).append(row["family"])
     heads = "result", "library", "mode", "reason"
     return [
