@@ -96,7 +96,7 @@ class Filling:
 
     def run(self) -> None:
         group, device = self._handle.group, self._handle.device
-        self._handle.gate("the weights are being loaded, or loading them has failed")
+        self._shut("the weights are being loaded, or loading them has failed")
         try:
             with torch.no_grad():
                 self._give = together(group, device, self._prepare, lambda prepared: prepared.says).give
@@ -105,14 +105,20 @@ class Filling:
                 together(group, device, self._fill_shared)
         finally:
             self._progress.close()
-        self._handle.gate(None)
+        self._shut(None)
+
+    def _shut(self, why: str | None) -> None:
+        """No pass, and no update, from the first step until the last has succeeded."""
+        self._handle.gate(why)
+        for each in self._handle.shared:
+            each.loading = why is not None
 
     def _begin(self) -> None:
         """From here on weights that were there are half written, until all of it has succeeded."""
         for each in self._handle.shared:
             if each.committed and not each.updating:  # else the last load or update has failed
                 each.series.update_begin()
-                each.updating = each.loading = True
+                each.updating = True
 
     def _fill_others(self) -> None:
         """What is not shared: waits for no other rank."""
@@ -126,7 +132,7 @@ class Filling:
         for each in self._handle.shared:
             if each.committed:
                 each.series.update_end(each.writer(self._read_shared))
-                each.updating = each.loading = False
+                each.updating = False
             else:
                 each.commit(self._read_shared)
 

@@ -86,7 +86,7 @@ class Shared:
         self.committed = False
         self.updating = False
         self.on_attached: Callable[[], None] = _nobody  # called whenever the tensors have been attached
-        self.loading = False  # the update that is under way is a load's, which must be made again if it fails
+        self.loading = False  # a load is under way, or has failed and must be made again
 
     # ---- Layers and tensors ----
 

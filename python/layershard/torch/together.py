@@ -27,14 +27,14 @@ def together(
 ) -> Result:
     """What @step returns: collective. What it @says must be the same on all ranks. Where the ranks have waited for each
     other in vain already they are not asked."""
-    failure: Exception | None = None
+    failure: BaseException | None = None
     text = ""
     try:
         result = step()
         text = says(result)
     except (Aborted, PeerFailed, Timeout):
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         failure = error
     try:
         told = exchange(group, device, {"failed": _words(failure), "says": text})
@@ -46,14 +46,14 @@ def together(
     return result
 
 
-def _words(failure: Exception | None) -> str:
+def _words(failure: BaseException | None) -> str:
     """What failed here. The library's own word for what failed elsewhere is none."""
     if isinstance(failure, CallbackFailed):
-        failure = failure.__cause__ if isinstance(failure.__cause__, Exception) else None
+        failure = failure.__cause__
     return "" if failure is None else f"{type(failure).__name__}: {failure}"
 
 
-def _raise_any(rank: int, told: list[dict[str, Any]], failure: Exception | None) -> None:
+def _raise_any(rank: int, told: list[dict[str, Any]], failure: BaseException | None) -> None:
     failed = [f"rank {other}: {each['failed']}" for other, each in enumerate(told) if each["failed"]]
     if failure is not None and (told[rank]["failed"] or not failed):
         raise failure from failure.__cause__
