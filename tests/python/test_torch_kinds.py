@@ -18,6 +18,7 @@ from layershard.torch.spreading import Spreading  # noqa: E402
 
 WIDTH = 37
 MIXED = "dmmmdmmmdmmmdmmmdmmm"  # 5 and 15
+SEVERAL = "dmmdmdmdmmd"  # 5 and 6, each worth sharing
 FIRST = "ddmmmmmmm"  # 2, which save nothing on two ranks, and 7
 
 
@@ -101,7 +102,8 @@ def test_linears_that_differ_are_series_of_their_own():
 @pytest.mark.parametrize("prepare", [compile_whole, compile_blocks])
 def test_compiled_the_bits_are_the_same(prepare):
     prepare(mixed("dm"))(ranks.inputs(0))  # what that imports is there when ranks are forked
-    ranks.run(2, compute_alike, FIRST, "layers.*", {}, prepare)
+    for found in ranks.run(2, compute_alike, SEVERAL, "layers.*", {}, prepare):
+        assert len(found) == 2
 
 
 def what_is_held(rank, size, kinds):
@@ -166,7 +168,8 @@ def test_kinds_are_shared_all_the_same_where_none_would_save_anything():
 
 
 def updates_and_checks(rank, size):
-    model, new, x = sharded(FIRST), mixed(FIRST), ranks.inputs(rank)
+    model, new, x = sharded(SEVERAL), mixed(SEVERAL), ranks.inputs(rank)
+    assert len(sharding.of(model).stats()) == 2
     with torch.no_grad():
         for parameter in new.parameters():
             parameter.mul_(0.5)
