@@ -154,6 +154,32 @@ def test_batch_norm_in_train_mode():
     sharding.shard(model.eval(), "layers.*", **how)
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embedding_that_shortens_its_rows(kind):
+    """It would write to memory that is read-only, which ends the process. What the text says to do gives the same."""
+    model = nn.ModuleList(kind(10, 8, max_norm=0.5) for _ in range(3))
+    refuse(model, "*", "0.weight is written by every pass", "max_norm=0.5", "renorm_(2.0, 0, 0.5)", "max_norm to None")
+    rows = torch.arange(10)[:, None]
+    with torch.no_grad():
+        want = [each(rows) for each in copy.deepcopy(model)]
+        for each in model:
+            each.weight.data.renorm_(2.0, 0, 0.5)
+            each.max_norm = None
+        sharding.shard(model, "*")
+        assert all(torch.allclose(each(rows), one) for each, one in zip(model, want, strict=True))
+
+
+@pytest.mark.parametrize("modules", ["layers.*", "*.up"])
+def test_parameters_without_a_shape(modules):
+    model = ranks.stack()
+    model.layers[1].down = nn.LazyLinear(37)
+    with pytest.raises(sharding.Refused, match=r"layers\.1\.down\.weight has no shape.*make one pass"):
+        sharding.shard(model, modules)
+    with torch.no_grad():
+        model(ranks.inputs(0))
+    sharding.shard(model, modules)
+
+
 def test_resident_that_makes_no_sense():
     refuse(ranks.stack(), "*.up", "resident is 'much'", resident="much")
     refuse(ranks.stack(), "*.up", "resident is '200%'", "at most 1.0 or 100%", resident="200%")

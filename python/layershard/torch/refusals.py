@@ -127,6 +127,25 @@ def refuse_training(buffers: Iterable[tuple[str, nn.Module]]) -> None:
             )
 
 
+def refuse_lazy(model: nn.Module) -> None:
+    """Parameters and buffers that get their shapes in the first pass."""
+    for name, tensor in all_tensors(model):
+        if nn.parameter.is_lazy(tensor):
+            raise Refused(f"{name} has no shape before the first pass: make one pass, then shard the model")
+
+
+def refuse_renormed(places: Iterable[tuple[str, nn.Module]]) -> None:
+    """An embedding with max_norm shortens rows of its weight in its forward, in memory that is read-only by then."""
+    for name, owner in places:
+        max_norm = owner.max_norm if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) else None
+        if max_norm is not None:
+            raise Refused(
+                f"{name} is written by every pass: its {type(owner).__name__} has max_norm={max_norm}. Shorten all "
+                f"rows once, with weight.data.renorm_({owner.norm_type}, 0, {max_norm}), and set its max_norm to None; "
+                f"or leave it out of the patterns"
+            )
+
+
 def refuse_own_copies(modules: Iterable[tuple[str, nn.Module]]) -> None:
     """bitsandbytes' Linear8bitLt multiplies by state.CB, which it makes from its weight and keeps beside it."""
     for chosen, module in modules:

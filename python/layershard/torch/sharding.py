@@ -35,7 +35,9 @@ from .refusals import (
     all_tensors,
     refuse_before_change,
     refuse_cut_up,
+    refuse_lazy,
     refuse_own_copies,
+    refuse_renormed,
     refuse_training,
     refuse_wrapping,
 )
@@ -62,6 +64,7 @@ def _plan(
     """What would be shared; refused with a reason where it cannot be. Changes nothing, and waits for no other rank."""
     if is_closed(model):
         raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
+    refuse_lazy(model)
     units = select(model, modules, layer)
     refuse_uncalled(model, units, scope)
     named = [(unit.name, unit.module) for unit in units]
@@ -75,6 +78,7 @@ def _plan(
     chosen = [place for plan in plans for places in plan.places for place in places]
     refuse_wrapping((place.name, place.whole) for place in chosen)
     refuse_before_change(model, [(place.name, place.tensor) for place in chosen])
+    refuse_renormed((place.name, place.owner) for place in chosen)
     refuse_training((place.name, place.owner) for place in chosen if not place.is_parameter)
     left = left_out(units, {place.name: place.tensor.nbytes for place in chosen})
     if left is not None:
