@@ -33,6 +33,7 @@ AT_MOST = {
     r".*experts|zero_expert_num": 8,
     r".*experts_per_tok(en)?|moe_top_?k|moe_k|n_group|num_expert_group|n_groups": 2,
     r"topk_group": 1,
+    r"index_topk(_blocks)?|index_block_size": 4,
     r".*sliding_window(_size)?|.*window_(size|len)|local_attention|(.*_)?chunk_size": 8,
     r".*max_position_embeddings|n_positions|n_ctx|max_seq_len|.*max_length|context_length|max_.*_positions": 128,
 }
