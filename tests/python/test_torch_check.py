@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 
 import pytest
 
@@ -310,6 +311,16 @@ def test_a_call_that_fails_on_one_rank_is_told_to_all():
         return text
 
     assert same(run(work)).startswith("rank 1: the call itself fails, without poison: RuntimeError: ")
+
+
+def test_a_call_that_is_refused_is_no_failure_of_the_call():
+    def work(rank, size):
+        model = sharded()
+        return failure(rank, model, call=lambda x: model(x) + model.layers[0].norm(model.embed(x)).sum())
+
+    text = same(run(work))
+    assert re.match(r"rank \d: the call is refused: Refused: layers\.0\.norm was called without", text)
+    assert "scope='linear'" in text
 
 
 def test_arguments_that_cannot_be_copied_are_refused_on_all():

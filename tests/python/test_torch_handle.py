@@ -219,6 +219,18 @@ def test_a_closed_model_makes_no_pass_and_cannot_be_sharded():
     ranks.run(2, work)
 
 
+def test_a_closed_model_cannot_be_detached_and_is_not_told_to():
+    def work(rank, size):
+        model = sharded(transport="shm:copy")
+        handle = sharding.of(model)
+        handle.close()
+        for late in (handle.detach, lambda: sharding.of(model).detach(), lambda: sharding.shard(model, "*.up")):
+            with pytest.raises(sharding.Refused, match=r"given up by close\(\).*build the model again\. "):
+                late()
+
+    ranks.run(2, work)
+
+
 def test_a_closed_model_takes_no_weights_into_memory_that_is_read_only():
     def work(rank, size):
         model = sharded(transport="shm")

@@ -32,7 +32,10 @@ _ATTRIBUTE = "_layershard_handle"
 _GATE = "_layershard_gate"  # why no pass is made; None: they are
 _CLOSED = "_layershard_closed"
 NOT_LOADED = "the shared weights have not been loaded yet: call layershard.torch.load(model, directory) on all ranks"
-_GIVEN_UP = "the shared weights have been given up by close(): build the model again, or detach() instead"
+GIVEN_UP = (
+    "the shared weights have been given up by close(), and cannot be had back: build the model again. A model that is "
+    "to go on is given whole weights by detach(), in the place of close()"
+)
 
 
 class Handle:
@@ -315,6 +318,8 @@ class Handle:
     def detach(self) -> nn.Module:
         """Give the model whole weights of its own again, and leave the group. All ranks must still be there on a
         collective transport; on others each leaves when it likes."""
+        if is_closed(self._model):
+            raise Refused(GIVEN_UP)
         self.refuse_half_written()
         for each in self.shared:
             for layer, places in each.plan.layers():
@@ -331,10 +336,10 @@ class Handle:
         whatever passed through last, and is not to be copied or saved."""
         moves = any(each.moves for each in self.shared)
         self.leave()
-        self.gate(_GIVEN_UP)
-        refuse_loading(self._model, _GIVEN_UP)
+        self.gate(GIVEN_UP)
+        refuse_loading(self._model, GIVEN_UP)
         if moves:
-            refuse_keeping(above(self._model, {place.owner for place in self.all_places()}), _GIVEN_UP)
+            refuse_keeping(above(self._model, {place.owner for place in self.all_places()}), GIVEN_UP)
         self._model.__dict__[_CLOSED] = True
 
     def leave(self) -> None:
@@ -392,7 +397,7 @@ def of(model: nn.Module) -> Handle:
     inner = _sharded_in(model)
     handle: Handle | None = inner.__dict__.get(_ATTRIBUTE)
     if is_closed(inner):
-        raise Refused(_GIVEN_UP)
+        raise Refused(GIVEN_UP)
     if handle is None:
         raise Refused(f"this {type(whole(model)).__name__} has not been sharded: call layershard.torch.shard first")
     return handle

@@ -63,7 +63,8 @@ class Outside:
         self._passes = 0  # the program may catch this and make the pass again, which is refused again
         raise Refused(
             f"{self._parts[part]} was called without {self._name}, which waits for the weights of both: it would "
-            f"read what the window holds by then. Leave {self._name} out of what is shared (choose the other layers)"
+            f"read what the window holds by then. Leave {self._name} out of what is shared (choose the other layers), "
+            f"or choose modules in the layers with scope='linear', where each waits for its own weights"
         )
 
     def remove(self) -> None:

@@ -23,7 +23,7 @@ from .compiled import whole
 from .coverage import left_out
 from .grouping import SeriesPlan, refuse_shared_already, refuse_stripes, tell_apart
 from .grouping import group as group_units
-from .handle import NOT_LOADED, Handle, is_closed, is_sharded, of
+from .handle import GIVEN_UP, NOT_LOADED, Handle, is_closed, is_sharded, of
 from .joining import left_on_failure, memory_of, open_group, refuse_to_all, refuse_unfit
 from .membership import Meant, meant_by
 from .memory import release_freed_memory
@@ -63,7 +63,7 @@ def _plan(
 ) -> list[SeriesPlan]:
     """What would be shared; refused with a reason where it cannot be. Changes nothing, and waits for no other rank."""
     if is_closed(model):
-        raise Refused("the model's weights have been given up by close(): build it again, or detach() instead")
+        raise Refused(GIVEN_UP)
     refuse_lazy(model)
     units = select(model, modules, layer)
     refuse_uncalled(model, units, scope)

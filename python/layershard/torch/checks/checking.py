@@ -23,7 +23,7 @@ from ..compiled import whole
 from ..exchange import exchange
 from ..handle import Handle, of
 from ..memory import bytes_of
-from ..refusals import Refused
+from ..refusals import Guarded, Refused
 from ..shared import Shared, poison_of
 from .digests import Unseen, bits_of
 from .findings import Records, causes_first, findings, poisoned_layers, read_early
@@ -220,7 +220,8 @@ class _Check:
 
     def _raise_failure(self, what: str) -> None:
         if self._error is not None:
-            self._failed = self._failed or (what, self._error)
+            is_refused = isinstance(self._error, Refused | Guarded)
+            self._failed = self._failed or ("the call is refused" if is_refused else what, self._error)
         self._exchange()
 
     def _again(self, records: Records, second: list[Event]) -> tuple[str | None, list[str]]:

@@ -70,7 +70,10 @@ class Update:
         begin = [shared for shared in self._shared if not shared.updating]  # the others' last update has failed
         for shared in begin:
             self._copy_own(shared)
-        self._gate("an update of the shared weights is under way")
+        self._gate(
+            "an update of the shared weights is under way: make the pass after the end of "
+            "`with layershard.torch.of(model).update():`"
+        )
         try:
             for shared in begin:
                 shared.series.update_begin()
