@@ -98,7 +98,7 @@ class GroupHandle:
         innermost = self.transport.rpartition(",")[2]
         if self._process != os.getpid() or self.is_settled or not innermost.startswith("callback"):
             return 0
-        if len({group.rank for group in _open_groups}) < 2:
+        if len({group.rank for group in _open_groups if not group.is_copy}) < 2:
             self.is_settled = True
             for pointer in list(self._live):
                 self.library.lshard_series_join(pointer, None)  # a failure is the others', who tell it
