@@ -41,3 +41,11 @@ def test_links_lead_somewhere():
     links = [(page, link) for page in pages.PAGES for link in LINK.finditer(pages.prose_of(page))]
     assert len(links) > 30
     assert [(str(page), link[0]) for page, link in links if leads_nowhere(page, link)] == []
+
+
+def test_transports_have_a_row():
+    """Each line of the list of transports, in the page that says which one to take."""
+    listed = re.findall(r"^\s*X\((\w+)", (pages.TREE / "src/transport/transports.h").read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`", (pages.TREE / "docs/c.md").read_text("utf-8"), re.MULTILINE)
+    assert len(listed) >= 4
+    assert set(listed) <= set(rows)
