@@ -31,8 +31,8 @@ class Wrapper(torch.nn.Module):
         return self.module(*args)
 
 
-def shard(model=None):
-    return sharding.shard(model or ranks.stack(), "layers.*", scope="block", transport="shm:copy")
+def shard(model=None, transport="shm:copy"):
+    return sharding.shard(model or ranks.stack(), "layers.*", scope="block", transport=transport)
 
 
 def adapted(model, **options):
@@ -207,3 +207,64 @@ def load_parts(rank, size):
 
 def test_what_is_not_shared_may_be_loaded_by_itself():
     ranks.run(2, load_parts)
+
+
+# ---- Merged ----
+
+
+def merge_outside(rank, size, is_before, transport):
+    """Each call that writes is refused before it writes; what writes nothing shared is not, nor is it in an update."""
+    model, want, x = ranks.stack(), adapted(ranks.stack()), ranks.inputs(rank)
+    base = model if is_before else shard(model, transport)
+    model = adapted(model)
+    if is_before:
+        shard(base, transport)
+    with torch.no_grad():
+        for call in (model.merge_adapter, model.merge_and_unload):
+            with pytest.raises(sharding.Guarded, match=r"merge\(\) of an adapter would write to layers\.0.*update\(\)"):
+                call()
+            assert torch.equal(model(x), want(x))
+        model.merge_adapter(adapter_names=["another"])
+        with sharding.of(model).update():
+            model.merge_adapter()
+        want.merge_adapter()
+        assert torch.equal(model(x), want(x))
+        with pytest.raises(sharding.Guarded, match=r"unmerge\(\) of an adapter would write to layers\.0"):
+            model.unmerge_adapter()
+        model.merge_adapter()  # it is
+        unloaded = model.merge_and_unload()
+        assert torch.equal(unloaded(x), want(x))
+
+
+@pytest.mark.parametrize("is_before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("transport", ["shm", "shm:copy"])
+def test_an_adapter_is_merged_in_an_update_alone(is_before, transport):
+    ranks.run(2, merge_outside, is_before, transport)
+
+
+def merge_elsewhere(rank, size):
+    """An adapter round what is not shared, and any when the model is shared no more."""
+    model = sharding.shard(ranks.stack(), "*.up", transport="shm:copy")
+    model, want, x = adapted(model), adapted(ranks.stack()), ranks.inputs(rank)
+    with torch.no_grad():
+        for layer, other in zip(model.base_model.model.layers, want.base_model.model.layers, strict=True):
+            layer.down.merge()
+            other.down.merge()
+        assert torch.equal(model(x), want(x))
+        sharding.of(model).detach()
+        model.merge_adapter()
+        want.merge_adapter()
+        assert torch.equal(model(x), want(x))
+        assert "merge" not in vars(model.base_model.model.layers[0].up)
+
+
+def test_an_adapter_is_merged_where_nothing_is_shared():
+    ranks.run(2, merge_elsewhere)
+
+
+def test_one_rank_alone_merges_as_it_likes():
+    model, want, x = adapted(sharding.shard(ranks.stack(), "layers.*")), adapted(ranks.stack()), ranks.inputs(0)
+    with torch.no_grad():
+        model.merge_adapter()
+        want.merge_adapter()
+        assert torch.equal(model(x), want(x))

@@ -18,6 +18,7 @@ from torch import nn
 
 from .compiled import refuse_scripting, refuse_tracing
 from .grouping import Place
+from .merging import Merging
 from .refusals import Guarded, all_tensors, keeps_statistics
 from .withheld import Withheld, is_for_an_adapter
 from .wrapped import Marks, names_in
@@ -87,19 +88,25 @@ class Guards:
         places: Iterable[Place],
         kinds: set[tuple[torch.dtype, torch.device]],
         is_updating: Callable[[], bool],
+        *,
+        is_alone: bool,
     ) -> None:
         self._kinds = kinds
         self._is_updating = is_updating
         self._owners: dict[nn.Module, list[str]] = {}
         self._statistics: dict[nn.Module, str] = {}  # that a forward in train mode would write
         self._is_told = False
+        names: dict[nn.Module, str] = {}
         for place in places:
+            names.setdefault(place.owner, place.name)
             keys = self._owners.setdefault(place.owner, [])
             keys += [place.key] if place.key not in keys else []  # of several parts it is one
             if not place.is_parameter and keeps_statistics(place.owner):
                 self._statistics[place.owner] = place.name
         self._modules = above(model, self._owners.keys())
         self._handles: list[Any] = [Marks(self._modules, self._owners)]
+        if not is_alone:  # one rank alone may write to what it reads in place
+            self._handles.append(Merging(self._modules, names, is_updating))
         for module in self._modules:
             self._put(module)
 

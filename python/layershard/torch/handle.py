@@ -62,7 +62,14 @@ class Handle:
         kinds = {(layout.dtype, self.device) for each in self.shared for layout in each.layouts}
         kinds |= {(place.whole.dtype, self.device) for place in self.all_places()}
         shared = self.shared
-        self._guards = Guards(self._model, self.all_places(), kinds, lambda: any(each.updating for each in shared))
+        is_alone = all(each.group.size == 1 for each in shared)
+        self._guards = Guards(
+            self._model,
+            self.all_places(),
+            kinds,
+            lambda: any(each.updating for each in shared),
+            is_alone=is_alone,
+        )
         if any(each.moves for each in self.shared):
             self._guards.refuse_keeping()
 
