@@ -119,8 +119,8 @@ def load_adapted(rank, size, path):
     model, want = adapted(shard()), adapted(ranks.stack())
     with pytest.raises(sharding.Refused, match="lora"):
         sharding.load(model, path)
-    with torch.inference_mode(), pytest.raises(sharding.Guarded, match="loading them has failed"):
-        model(ranks.inputs(rank))
+    with torch.inference_mode():
+        assert torch.equal(model(ranks.inputs(rank)), want(ranks.inputs(rank)))  # nothing was touched
     values = ranks.stack(seed=2).state_dict()
     sharding.fill(model, lambda name, like: values[name])
     sharded = adapted(ranks.stack(seed=2))

@@ -58,8 +58,8 @@ def load(
     files           which files of the directory: an index, or files that together are the checkpoint
 
     Values are converted to the model's dtypes. On a model that has weights they are replaced, in place. All names,
-    and the shapes of what this rank reads, are compared before anything is written. What fails on one rank is an error
-    on all; it may be called again then. Returns the model.
+    and the shapes of what this rank reads, are compared before anything is written: what is refused then leaves the
+    model as it was. What fails on one rank is an error on all; it may be called again then. Returns the model.
     """
     handle = of(model)
     inner = handle.model

@@ -96,19 +96,26 @@ class Filling:
 
     def run(self) -> None:
         group, device = self._handle.group, self._handle.device
-        self._shut("the weights are being loaded, or loading them has failed")
-        try:
-            with torch.no_grad():
-                self._give = together(group, device, self._prepare, lambda prepared: prepared.says).give
+        with torch.no_grad():
+            self._give = together(group, device, self._prepare, lambda prepared: prepared.says).give
+            try:
+                self._shut("the weights are being loaded: pass again when that has ended")
                 self._begin()
                 together(group, device, self._fill_others)
                 together(group, device, self._fill_shared)
-        finally:
-            self._progress.close()
+            except BaseException as failure:
+                words = f"{type(failure).__name__}: {failure}".removesuffix(": ")
+                self._shut(
+                    f"loading the weights has failed, and they may be half written ({words}): load them again, on all "
+                    f"ranks, or close() and build the model again"
+                )
+                raise
+            finally:
+                self._progress.close()
         self._shut(None)
 
     def _shut(self, why: str | None) -> None:
-        """No pass, and no update, from the first step until the last has succeeded."""
+        """No pass, and no update, from the first byte that is written until the last. Until then all is as before."""
         self._handle.gate(why)
         for each in self._handle.shared:
             each.loading = why is not None
