@@ -180,17 +180,34 @@ def test_report_names_what_was_saved():
 def test_trace_holds_every_call(tmp_path):
     def work(rank, size):
         model = sharded(transport="shm:copy")
-        with sharding.of(model).trace(tmp_path / f"{rank}.json"):
+        with sharding.of(model).trace(str(tmp_path / "pass.json")):
             compute(model, rank)
         compute(model, rank)  # not recorded
 
     ranks.run(2, work)
-    trace = json.loads((tmp_path / "1.json").read_text())
-    assert trace["schema"] == "layershard-torch-trace/1"
-    events = trace["traceEvents"]
-    assert [event["name"] for event in events if event["ph"] == "X"] == [
-        f"{word} {layer}" for layer in range(5) for word in ("reach", "wait")
-    ]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["pass.0.json", "pass.1.json"]
+    for rank in range(2):
+        trace = json.loads((tmp_path / f"pass.{rank}.json").read_text())
+        assert trace["schema"] == "layershard-torch-trace/1"
+        events = trace["traceEvents"]
+        assert {event["pid"] for event in events} == {rank}
+        assert [event["name"] for event in events if event["ph"] == "X"] == [
+            f"{word} {layer}" for layer in range(5) for word in ("reach", "wait")
+        ]
+
+
+def test_a_trace_that_cannot_be_written_is_told_before_the_pass(tmp_path):
+    def work(rank, size):
+        model = sharded(transport="shm:copy")
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            with sharding.of(model).trace(tmp_path / "nowhere" / "pass.json"):
+                pytest.fail("the pass was made first")
+        compute(model, rank)
+        with sharding.of(model).trace(tmp_path / "pass.json"):
+            compute(model, rank)
+        assert (tmp_path / "pass.json").exists()
+
+    ranks.run(1, work)
 
 
 def test_detach_gives_the_model_back():

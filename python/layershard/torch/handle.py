@@ -6,6 +6,7 @@ Knows the parts (series, hooks, guards) and puts them together; how each works i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -86,7 +87,7 @@ class Handle:
             raise Refused(f"what is shared already is on {self.device}, and a rank has one device; not {device}")
 
     def add(self, shared: list[Shared], group: Group, *, is_lent: bool) -> None:
-        """Further series, of a group that is the caller's if it is lent."""
+        """Further series, of a group that @is_lent: the caller's, which stays open."""
         self.shared += shared
         if not is_lent:
             self._groups.append(group)
@@ -172,11 +173,12 @@ class Handle:
         self.refuse_half_written()
         return {each.plan.name: each.series.verify() for each in self.shared}
 
-    def trace(self, path: str) -> Trace:
-        """with handle.trace("pass.json"): record this rank's calls; ui.perfetto.dev shows the file. Not compiled."""
+    def trace(self, path: str | os.PathLike[str]) -> Trace:
+        """with handle.trace("pass.json"): record this rank's calls; ui.perfetto.dev shows the file. Not compiled. Of
+        several ranks each writes its own, pass.0.json and so on."""
         if self._wiring is None:
             raise Refused("the model has been detached: there are no calls to record")
-        return Trace(path, self.group.rank, [each.series for each in self.shared], self._wiring.install)
+        return Trace(path, self.group, [each.series for each in self.shared], self._wiring.install)
 
     def steps_of(self, module: nn.Module) -> tuple[list[ops.Step], list[ops.Step]]:
         """The layers that a module reaches and waits for when it runs."""

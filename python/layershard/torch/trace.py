@@ -8,20 +8,37 @@ Hooks hold the calls they were made with, so they are made anew at both ends.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
+from ..group import Group
 from ..series import Series
 
 
-class Trace:
-    """with handle.trace(path): the file is written at the end, also after an exception."""
+def _path_of_rank(path: str | os.PathLike[str], group: Group) -> Path:
+    """As the transport's trace=FILE: pass.json of rank 2 is pass.2.json; of a rank alone it is as given."""
+    given = Path(path)
+    return given if group.size == 1 else given.with_name(f"{given.stem}.{group.rank}{given.suffix}")
 
-    def __init__(self, path: str, rank: int, series: Sequence[Series], install_hooks: Callable[[], None]) -> None:
-        self._path = path
-        self._rank = rank
+
+class Trace:
+    """with handle.trace(path): the file is written at the end, also after an exception. It is there from the beginning,
+    so that one that cannot be written is told before the pass."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        group: Group,
+        series: Sequence[Series],
+        install_hooks: Callable[[], None],
+    ) -> None:
+        self._path = _path_of_rank(path, group)
+        self._file: IO[str]
+        self._rank = group.rank
         self._series = series
         self._install_hooks = install_hooks
         self._events: list[dict[str, Any]] = []
@@ -40,6 +57,7 @@ class Trace:
         return timed
 
     def __enter__(self) -> Trace:
+        self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115  # until __exit__
         for thread, series in enumerate(self._series):
             self._events.append(
                 {"name": "thread_name", "ph": "M", "pid": self._rank, "tid": thread, "args": {"name": series.name}}
@@ -58,5 +76,5 @@ class Trace:
             setattr(series, name, call)
         self._before.clear()
         self._install_hooks()
-        with open(self._path, "w", encoding="utf-8") as file:
+        with self._file as file:
             json.dump({"schema": "layershard-torch-trace/1", "traceEvents": self._events}, file)
