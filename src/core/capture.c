@@ -15,6 +15,7 @@ void capture_leave(lshard_series *series)
 	memcpy(series->windows, series->capture.windows, series->scheme.map.n_slots * sizeof *series->windows);
 	memcpy(series->window_status, series->capture.status,
 	       series->scheme.map.n_slots * sizeof *series->window_status);
+	memcpy(series->window_error, series->capture.error, series->scheme.map.n_slots * sizeof *series->window_error);
 	series->ring.position = series->capture.position;
 	series->ring.passed = series->capture.passed;
 	poison_leave_capture(series);
@@ -33,6 +34,7 @@ static void enter(lshard_series *series, uint64_t number)
 	memcpy(series->capture.windows, series->windows, series->scheme.map.n_slots * sizeof *series->windows);
 	memcpy(series->capture.status, series->window_status,
 	       series->scheme.map.n_slots * sizeof *series->window_status);
+	memcpy(series->capture.error, series->window_error, series->scheme.map.n_slots * sizeof *series->window_error);
 	series->capture.position = series->ring.position;
 	series->capture.passed = series->ring.passed;
 	poison_enter_capture(series);

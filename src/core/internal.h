@@ -75,6 +75,7 @@ struct capture {
 	bool passed;
 	struct ring_window *windows; /* [n_slots] */
 	lshard_status *status;       /* [n_slots] */
+	lshard_error *error;         /* [n_slots] */
 };
 
 /* What windows show; see poison.c. */
@@ -99,6 +100,7 @@ struct lshard_series {
 	struct ring ring;
 	struct ring_window *windows;  /* the ring's */
 	lshard_status *window_status; /* [n_slots] of the fetch on its way: a failure is kept for its wait */
+	lshard_error *window_error;   /* [n_slots] why, where that is a failure */
 	bool *window_landed;          /* [n_slots] host memory: waited for already */
 	void *streams[RING_STREAMS];
 	unsigned n_streams;

@@ -25,6 +25,7 @@ static lshard_status start_fetch(lshard_series *series, uint32_t position, uint3
 	series->window_status[window] = status;
 	series->window_landed[window] = false;
 	if (status < 0) {
+		series->window_error[window] = series->store->error; /* the next failure writes over it */
 		series->group->context.log(&series->group->context, LSHARD_LOG_WARN,
 					   SERIES_FORMAT ": layer %u cannot be fetched: %s", SERIES_NAMES(series),
 					   series_layer(series, position), series->store->error.text);
@@ -55,12 +56,15 @@ static void start_all_fetches(lshard_series *series, void *stream)
 	series->ring.horizon = series->scheme.horizon;
 }
 
-/* The first fetch that could not be started, or OK. */
-static lshard_status failed_fetch(const lshard_series *series)
+/* The first fetch that could not be started, with its cause; or OK. */
+static lshard_status failed_fetch(const lshard_series *series, const char **cause)
 {
-	for (uint32_t window = 0; window < series->scheme.map.n_slots; window++)
-		if (series->window_status[window] < 0)
+	for (uint32_t window = 0; window < series->scheme.map.n_slots; window++) {
+		if (series->window_status[window] < 0) {
+			*cause = series->window_error[window].text;
 			return series->window_status[window];
+		}
+	}
 	return LSHARD_OK;
 }
 
@@ -80,12 +84,14 @@ static void count_arrival(lshard_series *series, const lshard_arrival *arrival)
 /* The layer is where it was fetched. */
 static lshard_status await_transfer(lshard_series *series, uint32_t position, uint32_t window, void *stream)
 {
+	const bool started = series->window_status[window] >= 0;
+	const lshard_error *cause = started ? &series->store->error : &series->window_error[window];
 	lshard_status status = series->window_status[window];
 	lshard_arrival arrival = {0, 0, 0, 0};
 
 	if (series->window_landed[window])
 		return LSHARD_OK;
-	if (status >= 0) {
+	if (started) {
 		status = series->group->transport->ops->wait(series->store, poison_buffer_of(series, window), stream,
 							     &arrival);
 		count_arrival(series, &arrival);
@@ -96,8 +102,8 @@ static lshard_status await_transfer(lshard_series *series, uint32_t position, ui
 	}
 	lshard_fail(&series->error, status, SERIES_FORMAT ": layer %u (source: rank %d) did not come: %s",
 		    SERIES_NAMES(series), series_layer(series, position),
-		    layout_source(&series->scheme.layout, position), series->store->error.text);
-	if (status == LSHARD_ERR_TIMEOUT && series->window_status[window] >= 0)
+		    layout_source(&series->scheme.layout, position), cause->text);
+	if (status == LSHARD_ERR_TIMEOUT && started)
 		return status; /* it may still come: wait can be called again */
 	ring_fail(&series->ring, window);
 	series->window_status[window] = LSHARD_OK;
@@ -311,7 +317,9 @@ static void retry_failed(lshard_series *series)
 
 lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 {
+	const char *cause = NULL;
 	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_prepare");
+	lshard_status failed;
 
 	if (status >= 0)
 		status = capture_follow(series, stream);
@@ -331,10 +339,10 @@ lshard_status lshard_series_prepare(lshard_series *series, void *stream)
 	start_all_fetches(series, stream);
 	if (status >= 0)
 		status = has_streams(series) ? hand_to_stream(series, stream) : join_transfers(series, stream);
-	if (status >= 0 && failed_fetch(series) < 0)
-		status = lshard_fail(&series->error, failed_fetch(series),
-				     SERIES_FORMAT ": a window cannot be filled: %s", SERIES_NAMES(series),
-				     series->store->error.text);
+	failed = failed_fetch(series, &cause);
+	if (status >= 0 && failed < 0)
+		status = lshard_fail(&series->error, failed, SERIES_FORMAT ": a window cannot be filled: %s",
+				     SERIES_NAMES(series), cause);
 	return end_together(series, status, "lshard_series_prepare");
 }
 
@@ -351,23 +359,27 @@ static long long held_layer(const lshard_series *series, uint32_t position)
 static lshard_status end_capture(lshard_series *series)
 {
 	const struct slotmap *map = &series->scheme.map;
-	const lshard_status failed = failed_fetch(series);
+	const char *cause = NULL;
+	const lshard_status failed = failed_fetch(series, &cause);
 	uint32_t first = 0, last = 0, window;
 
+	if (failed < 0) {
+		lshard_fail(&series->error, failed, SERIES_FORMAT ": a fetch could not be captured: %s",
+			    SERIES_NAMES(series), cause); /* before the capture is left, and its causes with it */
+		capture_spoil(series);
+		return failed;
+	}
 	for (window = 0; window < map->n_slots; window++) {
 		first = series->capture.windows[window].holds;
 		last = series->windows[window].holds;
 		if (first != last || first != slotmap_next(map, window, 0))
 			break;
 	}
-	if (failed < 0 || window < map->n_slots)
+	if (window < map->n_slots)
 		capture_spoil(
 			series); /* a further region in the same capture would find other windows than it thinks */
 	else
 		capture_leave(series);
-	if (failed < 0)
-		return lshard_fail(&series->error, failed, SERIES_FORMAT ": a fetch could not be captured: %s",
-				   SERIES_NAMES(series), series->store->error.text);
 	if (window == map->n_slots)
 		return LSHARD_OK;
 	return lshard_fail(

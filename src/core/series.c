@@ -113,15 +113,17 @@ static lshard_status allocate_tables(lshard_series *series)
 	series->address = group_allocate(group, layers * sizeof *series->address);
 	series->windows = group_allocate(group, windows * sizeof *series->windows);
 	series->window_status = group_allocate(group, windows * sizeof *series->window_status);
+	series->window_error = group_allocate(group, windows * sizeof *series->window_error);
 	series->window_landed = group_allocate(group, windows * sizeof *series->window_landed);
 	series->capture.windows = group_allocate(group, windows * sizeof *series->capture.windows);
 	series->capture.status = group_allocate(group, windows * sizeof *series->capture.status);
+	series->capture.error = group_allocate(group, windows * sizeof *series->capture.error);
 	series->poison.shown = group_allocate(group, windows * sizeof *series->poison.shown);
 	series->poison.shown_outside = group_allocate(group, windows * sizeof *series->poison.shown_outside);
 	series->tensors = group_allocate(group, series->scheme.layout.n_tensors * sizeof *series->tensors);
-	if (series->address && series->windows && series->window_status && series->window_landed &&
-	    series->capture.windows && series->capture.status && series->poison.shown && series->poison.shown_outside &&
-	    series->tensors)
+	if (series->address && series->windows && series->window_status && series->window_error &&
+	    series->window_landed && series->capture.windows && series->capture.status && series->capture.error &&
+	    series->poison.shown && series->poison.shown_outside && series->tensors)
 		return LSHARD_OK;
 	return lshard_fail(&group->error, LSHARD_ERR_NO_MEMORY, SERIES_FORMAT ": no memory for the tables of %u layers",
 			   SERIES_NAMES(series), layers);
@@ -214,9 +216,11 @@ static void series_free(lshard_series *series)
 	group_release(group, series->tensors);
 	group_release(group, series->poison.shown_outside);
 	group_release(group, series->poison.shown);
+	group_release(group, series->capture.error);
 	group_release(group, series->capture.status);
 	group_release(group, series->capture.windows);
 	group_release(group, series->window_landed);
+	group_release(group, series->window_error);
 	group_release(group, series->window_status);
 	group_release(group, series->windows);
 	group_release(group, series->address);

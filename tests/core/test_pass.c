@@ -52,6 +52,7 @@ static struct {
 	size_t n_fetched;
 	const uint64_t *blocked_ns; /* what the next waits say; NULL: nothing is changed */
 	uint32_t timeout_ms;
+	bool refuses; /* every fetch of rank 0, each for a cause of its own */
 } watched;
 
 static lshard_status watched_fetch(lshard_store *store, uint32_t position, uint32_t buffer, void *stream,
@@ -59,6 +60,8 @@ static lshard_status watched_fetch(lshard_store *store, uint32_t position, uint3
 {
 	if (store->transport->context->rank == 0 && watched.n_fetched < WATCHED)
 		watched.fetched[watched.n_fetched++] = position;
+	if (store->transport->context->rank == 0 && watched.refuses)
+		return lshard_fail(&store->error, LSHARD_ERR_TRANSPORT, "no way to position %u", position);
 	return sim_host_one_sided.fetch(store, position, buffer, stream, sequence);
 }
 
@@ -139,6 +142,35 @@ static void the_longest_time_blocked_is_kept(void **state)
 	assert_int_equal(stats.max_blocked_ns, 900);
 	assert_int_equal(stats.blocked_ns, 937);
 	assert_int_equal(stats.stalls, 3);
+	run_close(run);
+}
+
+static void assert_cause(const struct run_member *member, lshard_status status, const char *cause)
+{
+	assert_int_equal(status, LSHARD_ERR_TRANSPORT);
+	if (!strstr(lshard_series_error(member->series), cause))
+		fail_msg("not \"%s\": %s", cause, lshard_series_error(member->series));
+}
+
+/* Layers 1 and 5 are refused one after the other, before the first is waited for. */
+static void each_fetch_that_could_not_start_keeps_its_cause(void **state)
+{
+	struct run *run = run_create(watch(), 2, 0, 6, 1);
+	struct run_member *member = &run->members[0];
+
+	(void)state;
+	watched.refuses = true;
+	run_together(run, run_commit_rank);
+	assert_int_equal(watched.n_fetched, 2);
+	assert_cause(member, lshard_wait(member->series, 1, NULL), "no way to position 1");
+	assert_cause(member, lshard_wait(member->series, 5, NULL), "no way to position 5");
+	watched.n_fetched = 0;
+	assert_cause(member, lshard_series_prepare(member->series, NULL), "no way to position 1");
+	assert_int_equal(watched.n_fetched, 2);
+	watched.refuses = false;
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, NULL));
+	run_call_ok(member, "wait", 1, lshard_wait(member->series, 1, NULL));
+	run_call_ok(member, "wait", 5, lshard_wait(member->series, 5, NULL));
 	run_close(run);
 }
 
@@ -227,6 +259,7 @@ int main(void)
 		cmocka_unit_test(release_starts_the_next_transfer_at_once),
 		cmocka_unit_test(a_far_jump_starts_every_transfer_in_order_of_need),
 		cmocka_unit_test(the_longest_time_blocked_is_kept),
+		cmocka_unit_test(each_fetch_that_could_not_start_keeps_its_cause),
 		cmocka_unit_test(prepare_does_not_belong_into_a_capture),
 		cmocka_unit_test(a_wait_that_timed_out_leaves_no_view),
 		cmocka_unit_test(only_bytes_from_other_ranks_are_counted),
