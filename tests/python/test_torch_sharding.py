@@ -72,6 +72,19 @@ def test_more_ranks_than_layers_are_striped_by_auto():
     assert ranks.run(3, work) == [True] * 3
 
 
+def test_auto_is_striped_where_a_stripe_is_asked_for():
+    def work(rank, size):
+        model, x = ranks.stack(), ranks.inputs(rank)
+        with torch.inference_mode():
+            want = model(x)
+            sharding.shard(model, "*.up", transport="shm", stripe={"*.weight": "rows"})
+            assert torch.equal(model(x), want)
+        return sharding.of(model).stripe("layers.3.up.weight").tolist()
+
+    first, last = ranks.run(2, work)
+    assert first and last and first + last == ranks.stack().layers[3].up.weight.tolist()
+
+
 def test_autocast_does_not_keep_a_window_s_bytes():
     """Autocast may remember a weight's conversion; a window's weight is another layer's by then."""
 

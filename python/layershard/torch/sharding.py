@@ -227,7 +227,8 @@ def shard(
                one, or where it is this rank alone, the ranks of torchrun or of LAYERSHARD_JOB on this host; else this
                process alone.
     prefetch   layers fetched ahead, k: at most k + 1 windows per series.
-    placement  "whole" (layer i whole on rank i % n), "striped" (1/n of each layer everywhere) or "auto".
+    placement  "whole" (layer i whole on rank i % n), "striped" (1/n of each layer everywhere) or "auto": striped where
+               stripe is given or a series has fewer layers than there are ranks, else whole.
     transport  as layershard.Group.
     scope      "linear": a series and a wait for each chosen module of a block; "block": all that is chosen in a block
                is fetched together.
@@ -248,6 +249,8 @@ def shard(
     """
     given, model = model, whole(model)
     join = Join(meant_by(group))
+    if stripe and placement == "auto":
+        placement = "striped"
     try:
         _refuse_numbers_and_words(prefetch, placement, transport, timeout_ms)
         join.transport, join.timeout_ms = transport, timeout_ms
