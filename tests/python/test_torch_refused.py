@@ -80,6 +80,20 @@ def test_arguments_of_another_type(options):
     assert f"{name} is " in str(caught.value) and str(value) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: sharding.shard("*.up", model),
+        lambda model: sharding.load("/somewhere", model),
+        lambda model: sharding.fill(dict, model),
+        lambda model: sharding.of(None),
+    ],
+)
+def test_arguments_in_another_order(call):
+    with pytest.raises(TypeError, match=r"\(model.*\): model is of type \w+; give a torch\.nn\.Module"):
+        call(ranks.stack())
+
+
 def test_stripe_pattern_that_matches_nothing():
     text = "stripe's pattern '*.upp.weight' matches no shared tensor; they are: layers.*.up.weight, layers.*.up.bias"
     refuse(ranks.stack(), "*.up", text, stripe={"*.upp.weight": "rows"}, placement="striped")

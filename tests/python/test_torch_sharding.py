@@ -224,7 +224,7 @@ def by_groups(rank, size, path):
     compute_alike(rank // 2, 2, BLOCKS, {"transport": "shm", "group": mesh["dp"]}, PARTS[id(BLOCKS)])
     with pytest.raises(sharding.Refused, match="2 dimensions"):
         sharding.shard(ranks.stack(), "layers.*", mesh)
-    with pytest.raises(sharding.Refused, match="is a str"):
+    with pytest.raises(sharding.Refused, match="is of type str"):
         sharding.shard(ranks.stack(), "layers.*", "world")
     dist.barrier()
     dist.destroy_process_group()

@@ -18,6 +18,7 @@ from .filling import Filling, Prepared, refuse_lost, unshared
 from .handle import Handle, of
 from .matching import Matching
 from .memory import release_freed_memory
+from .refusals import refuse_no_module
 from .tensor_files import Checkpoint
 
 
@@ -61,6 +62,7 @@ def load(
     and the shapes of what this rank reads, are compared before anything is written: what is refused then leaves the
     model as it was. What fails on one rank is an error on all; it may be called again then. Returns the model.
     """
+    refuse_no_module(model, "load(model, checkpoint_dir)")
     handle = of(model)
     inner = handle.model
     with ExitStack() as ends:

@@ -16,7 +16,7 @@ from .grouping import Place
 from .handle import Handle, of
 from .layout import Layout
 from .memory import release_freed_memory
-from .refusals import Refused, all_tensors
+from .refusals import Refused, all_tensors, refuse_no_module
 from .together import together
 
 Give = Callable[[str, torch.Tensor], torch.Tensor]
@@ -172,6 +172,7 @@ def fill(model: nn.Module, give: Give) -> nn.Module:
     of and for what is not shared and still empty; it returns the values. Nothing else is ever made on this rank.
     """
 
+    refuse_no_module(model, "fill(model, give)")
     handle = of(model)
 
     def prepare() -> Prepared:

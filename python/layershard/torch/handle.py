@@ -22,7 +22,7 @@ from .grouping import Place
 from .guards import Guards, above, refuse_keeping, refuse_loading
 from .memory import address_of, bytes_at, release_freed_memory
 from .parts import parts_of, rebuilt
-from .refusals import Guarded, Refused
+from .refusals import Guarded, Refused, refuse_no_module
 from .report import table
 from .shared import Shared
 from .trace import Trace
@@ -403,6 +403,7 @@ def _sharded_in(model: nn.Module) -> nn.Module:
 def of(model: nn.Module) -> Handle:
     """The handle of a sharded model; also of one that torch.compile, DistributedDataParallel, peft or another module
     wraps, as long as there is one of them."""
+    refuse_no_module(model, "of(model)")
     inner = _sharded_in(model)
     handle: Handle | None = inner.__dict__.get(_ATTRIBUTE)
     if is_closed(inner):

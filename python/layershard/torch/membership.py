@@ -69,8 +69,8 @@ def process_group(group: Any) -> Any:
     if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
         raise Refused("this rank is not in the process group that it gives: only the ranks of the group call this")
     raise Refused(
-        f"group is a {type(group).__name__}; it must be a ProcessGroup, a DeviceMesh's dimension, a layershard.Group, "
-        f"{{'rank': ..., 'size': ..., 'job': ...}} or None"
+        f"group is of type {type(group).__name__}; it must be a ProcessGroup, a DeviceMesh's dimension, a "
+        f"layershard.Group, {{'rank': ..., 'size': ..., 'job': ...}} or None"
     )
 
 

@@ -75,7 +75,7 @@ def strings(argument: str, patterns: str | Sequence[str]) -> list[str]:
     if isinstance(given, list | tuple | set | frozenset) and all(isinstance(each, str) for each in given):
         return list(given)
     raise Refused(
-        f"{argument} is a {type(patterns).__name__}: give names or patterns, such as '*.mlp.*' or "
+        f"{argument} is of type {type(patterns).__name__}: give names or patterns, such as '*.mlp.*' or "
         f"['*.q_proj', '*.o_proj']"
     )
 

@@ -48,6 +48,12 @@ def refuse_freezing() -> None:
         raise Refused("torch._inductor.config.freezing is on; its copies of weights would not be shared: set it False")
 
 
+def refuse_no_module(model: object, call: str) -> None:
+    """Most often arguments in another order."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{call}: model is of type {type(model).__name__}; give a torch.nn.Module")
+
+
 def refuse_hooked(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if hasattr(module, "_hf_hook"):

@@ -36,6 +36,7 @@ from .refusals import (
     refuse_before_change,
     refuse_cut_up,
     refuse_lazy,
+    refuse_no_module,
     refuse_own_copies,
     refuse_renormed,
     refuse_training,
@@ -247,6 +248,7 @@ def shard(
     Parameters that are shared do not require gradients any more. Refused is raised before anything has changed; where
     one rank alone refuses, the others raise Mismatch with its reason.
     """
+    refuse_no_module(model, "shard(model, modules)")
     given, model = model, whole(model)
     join = Join(meant_by(group))
     if stripe and placement == "auto":
