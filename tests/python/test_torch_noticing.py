@@ -216,3 +216,78 @@ def test_modules_may_be_replaced_where_others_wait_or_nothing_is_taken_over():
         assert torch.equal(compute(model, rank), compute(want, rank))
 
     ranks.run(2, work)
+
+
+# ---- Packed ----
+
+
+def quantise(model):
+    """Puts what packs the weights straight where the linears were."""
+    torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, inplace=True)
+
+
+def pack_by_name(model):
+    for layer in model.layers:
+        layer.up = mkldnn.to_mkldnn(layer.up)
+
+
+def packed(rank, size, replace, warm):
+    """In the next pass at the latest, by every rank, and by check; right again when the module is back."""
+    model, x = sharding.shard(nested(), "layers.*", scope="block", transport="shm:copy"), ranks.inputs(rank)
+    want = compute(nested(), rank)
+    linears = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
+    for _ in range(warm):
+        compute(model, rank)
+    words = r"layers\.0\.\S+ is replaced by a \w+, which packs weights of its own"
+    with pytest.raises(sharding.Guarded, match=words):
+        replace(model)
+        compute(model, rank)
+    if replace is quantise:
+        with pytest.raises(sharding.Guarded, match=words):
+            compute(model, rank)
+        with pytest.raises(sharding.CheckFailed, match=words), torch.inference_mode():
+            sharding.check(model, x)
+    for name, linear in linears.items():
+        model.set_submodule(name, linear)
+    assert torch.equal(compute(model, rank), want)
+
+
+class Within(torch.nn.Module):
+    """A block in a block: what is replaced lies further down."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def nested():
+    model = ranks.stack()
+    for layer in model.layers:
+        layer.down = Within(layer.down)
+    return model
+
+
+@pytest.mark.parametrize("replace, warm", [(quantise, 0), (quantise, 3), (pack_by_name, 0)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_modules_in_a_block_are_not_replaced_by_such_as_pack_weights(replace, warm):
+    ranks.run(2, packed, replace, warm)
+
+
+def packed_in_place(rank, size):
+    """Where nothing moves, and of what is not shared, it is right."""
+    model, want = sharding.shard(ranks.stack(), "layers.*", scope="block", transport="shm"), ranks.stack()
+    quantise(model)
+    quantise(want)
+    assert torch.equal(compute(model, rank), compute(want, rank))
+    model, want = sharding.shard(ranks.stack(), "*.norm", scope="block", transport="shm:copy"), ranks.stack()
+    quantise(model)
+    quantise(want)
+    assert torch.equal(compute(model, rank), compute(want, rank))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_is_read_in_place_or_not_shared_may_be_packed():
+    ranks.run(2, packed_in_place)

@@ -114,7 +114,7 @@ class Arrivals:
         }
         for module, turn in turns_of(series_of, self.token).items():
             places = self._places[module]
-            watch = Watch(places)
+            watch = Watch(module, places)
             weights, saving = [place.tensor for place in places], Saving(module, places, watch)
             hooks = arrival_hooks(
                 self._reaches[module],

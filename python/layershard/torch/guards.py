@@ -19,6 +19,7 @@ from torch import nn
 from .compiled import refuse_scripting, refuse_tracing
 from .grouping import Place
 from .merging import Merging
+from .noticing import look_again
 from .refusals import Guarded, all_tensors, keeps_statistics
 from .withheld import Withheld, is_for_an_adapter
 from .wrapped import Marks, names_in
@@ -152,6 +153,7 @@ class Guards:
             if mode:
                 self._refuse_statistics(module)
                 self._tell_training(type(module).__name__)
+            look_again(module)  # torch's quantisation in place calls eval() and replaces what is in it
             changed: nn.Module = type(module).train(module, mode)
             return changed
 

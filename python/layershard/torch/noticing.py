@@ -22,9 +22,11 @@ from .callers import is_inside
 from .grouping import Place
 from .refusals import Guarded
 from .registrations import on_registration
+from .replaced import Link, links, refuse_packed
 
 _LENDING = stateless._functional_call.__code__  # torch.func.functional_call's and the older one's
 _MOST = 12  # tensors to look at each time a module runs: what a look costs is part of the hook
+_LINKS = 2  # between the modules in it, likewise
 
 _REPLACED = (
     "{name} is no longer what layershard put there: it was replaced, wrapped (a parametrization, adapters, "
@@ -77,6 +79,11 @@ _watched: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.Wea
 @on_registration
 def _registered(module: nn.Module, *_what: Any) -> None:
     """What parametrizes, prunes or normalises a weight registers something on its module."""
+    look_again(module)
+
+
+def look_again(module: nn.Module) -> None:
+    """At all of it, in the next pass."""
     if type(module).__hash__ is None:
         return
     watch = _watched.get(module, _of_none)()
@@ -94,10 +101,13 @@ def _of_none() -> None:
 
 
 class Watch:
-    """The shared tensors that one module computes from. Of many, some are looked at in each pass, in turn."""
+    """The shared tensors that one module computes from, and the ways to the modules in it that hold them. Of many, some
+    are looked at in each pass, in turn."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, module: nn.Module, places: Sequence[Place]) -> None:
+        self._module = module
         self._places = list(places)
+        self._link()
         self._counting = True
         _watched.update((place.owner, weakref.ref(self)) for place in places)
         self.record()
@@ -113,8 +123,21 @@ class Watch:
         self._all, self._in_turn = tuple(attached), itertools.cycle(parts)
         self._parts: Iterator[tuple[_Attached, ...]] = self._in_turn
 
+    def _link(self) -> None:
+        found = links(self._module, {place.owner for place in self._places})
+        parts = [tuple(found[begin : begin + _LINKS]) for begin in range(0, len(found), _LINKS)]
+        self._all_links, self._links_in_turn = tuple(found), itertools.cycle(parts or [()])
+        self._links: Iterator[tuple[Link, ...]] = self._links_in_turn
+
+    def _follow(self, old: nn.Module, new: nn.Module | None) -> None:
+        """Another module is where @old was: adapters, say, which hold it."""
+        self.look_at_all()
+        refuse_packed(old, new)
+        self._link()
+
     def look_at_all(self) -> None:
         """In the next pass."""
+        self._links = itertools.chain([self._all_links], self._links_in_turn)
         self._parts = itertools.chain([self._all], self._in_turn)
 
     def count(self) -> None:
@@ -132,6 +155,9 @@ class Watch:
 
     def look(self, _layer: int, _stream: int) -> None:
         """Called as the calls of a pass are, before them."""
+        for modules, key, module in next(self._links):
+            if modules.get(key) is not module:
+                self._follow(module, modules.get(key))
         for tensors, key, tensor, address, version, name in next(self._parts):
             if tensors.get(key) is not tensor or tensor.data_ptr() != address:
                 if _is_lent():

@@ -81,7 +81,7 @@ class Wiring:
         for each in (each for each in shared if each.moves):
             for (layer, places), units in zip(each.plan.layers(), each.plan.units, strict=True):
                 self._wire((each.series, layer), modules[units[0].block], units, places, each.plan.scope)
-        self._watches = {module: Watch(places) for module, places in self._places.items()}
+        self._watches = {module: Watch(module, places) for module, places in self._places.items()}
         self._entries = _entries(model, {*self._reaches, *self._waits})
         users = dict.fromkeys([*self._reaches, *self._waits])
         self._turns = turns_of({module: self._uses_of(module) for module in users}, self.token)
@@ -106,8 +106,9 @@ class Wiring:
         self.remove()
         for each in self._entries:
             self._handles.append(each.register_forward_pre_hook(entering(Turn([each])), prepend=True))
-        self._handles.append(Waiting({module: self._names[module] for module in self._waits}))
         owners = {module: dict.fromkeys(place.owner for place in places) for module, places in self._places.items()}
+        inside = {owner for module, found in owners.items() for owner in found if owner is not module}
+        self._handles.append(Waiting(*({each: self._names[each] for each in found} for found in (self._waits, inside))))
         self._handles += outside(owners, self._names)
         for module in self._turns:
             places = self._places.get(module, [])
