@@ -196,6 +196,21 @@ static const char *find_job(const lshard_context *context, const lshard_group_op
 	return found->job;
 }
 
+/* The transport's words: the caller's, else those of the environment, which *variable then names. */
+static const char *find_spec(const lshard_group_options *options, const char **variable)
+{
+	const char *spec = options->transport;
+
+	*variable = NULL;
+	if (spec || options->custom_transport)
+		return spec;
+	spec = lshard__variable("LAYERSHARD_TRANSPORT");
+	if (!spec)
+		return "auto";
+	*variable = "LAYERSHARD_TRANSPORT";
+	return spec;
+}
+
 /* Opens the transport over whichever bootstrap there is; a rendezvous of ours is closed again. */
 static lshard_status connect_ranks(lshard_group *group, const lshard_group_options *options, lshard_error *error)
 {
@@ -204,7 +219,8 @@ static lshard_status connect_ranks(lshard_group *group, const lshard_group_optio
 	lshard_bootstrap by_job;
 	lshard_discovered found = LSHARD_DISCOVERED_INIT;
 	const char *job = find_job(context, options, &found);
-	const char *spec = options->transport;
+	const char *variable;
+	const char *spec = find_spec(options, &variable);
 	lshard__rendezvous *rendezvous = NULL;
 	lshard_status status;
 
@@ -222,16 +238,14 @@ static lshard_status connect_ranks(lshard_group *group, const lshard_group_optio
 			return status;
 		context->bootstrap = &by_job;
 	}
-	if (!spec && !options->custom_transport)
-		spec = lshard__variable("LAYERSHARD_TRANSPORT");
-	if (!spec && !options->custom_transport)
-		spec = "auto";
 	status = lshard__stack_open(context, spec, options->custom_transport, &group->stack, error);
 	if (status == LSHARD_ERR_TRANSPORT && rendezvous && lshard__rendezvous_failure(rendezvous) < 0) {
 		/* The transport knows only that an all-gather failed. */
 		status = lshard__rendezvous_failure(rendezvous);
 		*error = *lshard__rendezvous_error(rendezvous);
 	}
+	if (variable && (status == LSHARD_ERR_INVALID || status == LSHARD_ERR_NOT_SUPPORTED))
+		lshard_fail(error, status, "%s='%s': %s", variable, spec, error->text);
 	lshard__rendezvous_close(rendezvous);
 	context->bootstrap = NULL;
 	if (status >= 0)

@@ -143,6 +143,28 @@ static void a_transport_of_the_callers_own_goes_before_the_environments(void **s
 	assert_int_equal(unsetenv("LAYERSHARD_TRANSPORT"), 0);
 }
 
+/* Who mistyped it looks for the variable: nothing in the program has that word. */
+static void a_transport_of_the_environments_is_refused_with_the_variable(void **state)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group *group = NULL;
+	char error[512] = "";
+
+	(void)state;
+	options.rank = 0;
+	options.size = 1;
+	options.error = error;
+	options.error_bytes = sizeof error;
+	assert_int_equal(setenv("LAYERSHARD_TRANSPORT", "smh", 1), 0);
+	assert_int_equal(lshard_group_create(&options, &group), LSHARD_ERR_INVALID);
+	assert_non_null(strstr(error, "LAYERSHARD_TRANSPORT='smh': there is no transport 'smh'"));
+	options.transport = "pigeon";
+	assert_int_equal(lshard_group_create(&options, &group), LSHARD_ERR_INVALID);
+	assert_non_null(strstr(error, "there is no transport 'pigeon'"));
+	assert_null(strstr(error, "LAYERSHARD_TRANSPORT"));
+	assert_int_equal(unsetenv("LAYERSHARD_TRANSPORT"), 0);
+}
+
 /* ---- What ranks compare in a call -------------------------------------------------------------------------------- */
 
 /* Two series of one name: rank 0 would change the first while rank 1 holds its breath for the second. */
@@ -187,6 +209,7 @@ int main(void)
 		cmocka_unit_test(hooks_that_are_given_are_whole),
 		cmocka_unit_test(the_timeout_may_come_from_the_environment),
 		cmocka_unit_test(a_transport_of_the_callers_own_goes_before_the_environments),
+		cmocka_unit_test(a_transport_of_the_environments_is_refused_with_the_variable),
 		cmocka_unit_test(series_of_one_name_are_told_apart),
 	};
 
