@@ -17,14 +17,15 @@
 int cli_bad_option(const char *command, int option, char **argv)
 {
 	const char *argument = argv[optind - 1];
+	const char *whose = *command ? " of this command" : "";
 
 	if (option == ':')
 		return cli_usage(command, "'%s' needs a value", argument);
 	if (optopt == 0)
-		return cli_usage(command, "'%s' is no option of this command", argument);
+		return cli_usage(command, "'%s' is no option%s", argument, whose);
 	if (optopt == 'h' || optopt > UCHAR_MAX) /* long ones are known: this one came with '=' */
 		return cli_usage(command, "'%s': this option takes no value", argument);
-	return cli_usage(command, "'-%c' is no option of this command", optopt);
+	return cli_usage(command, "'-%c' is no option%s", optopt, whose);
 }
 
 bool cli_parse_count(const char *text, uint64_t least, uint64_t most, uint64_t *value)

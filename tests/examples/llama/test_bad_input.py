@@ -69,7 +69,9 @@ from programs import (
     ids=lambda value: " ".join(value),
 )
 def test_wrong_options_are_named(program, tiny, options, words):
-    refused(program.run("--model", tiny, *options), USAGE, *words)
+    done = program.run("--model", tiny, *options)
+    refused(done, USAGE, *words)
+    assert "of this command" not in done.stderr  # the program has none
 
 
 def test_wrong_environment_is_named(program, tiny):
