@@ -5,6 +5,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
 #include "commands.h"
@@ -13,7 +14,8 @@
 
 static const char help[] = "Usage: layershard info [-h | --help | --json]\n\n"
 			   "Shows version, build, transports (with the reason where one is missing) and\n"
-			   "every environment variable with its value.\n\n" CLI_EXIT_HELP;
+			   "every environment variable with its value, and those named LAYERSHARD_...\n"
+			   "that nothing reads.\n\n" CLI_EXIT_HELP;
 
 /* ---- The build --------------------------------------------------------------------------------------------------- */
 
@@ -115,12 +117,53 @@ static json_t *json_of_variables(void)
 	added = added &&
 		add_own_variable(array, "LAYERSHARD_LOG", "",
 				 "the library's log on stderr of this tree's programs: error, warn, info or debug") &&
+		add_own_variable(
+			array, "LAYERSHARD_LIBRARY", "",
+			"the file liblayershard.so that the Python package takes; not set: it looks for one") &&
+		add_own_variable(array, "LAYERSHARD_MODEL", "",
+				 "the model of layershard-llama, where --model names none") &&
+		add_own_variable(array, "LAYERSHARD_CACHE", "",
+				 "folder of what this tree's scripts fetch and layershard-llama finds there") &&
 		add_own_variable(array, "CUDA_VISIBLE_DEVICES", "",
 				 "the GPUs that NVIDIA's driver shows, by their numbers; not set: all");
 	if (added)
 		return array;
 	json_decref(array);
 	return NULL;
+}
+
+static bool is_listed(const json_t *variables, const char *name, size_t length)
+{
+	const json_t *item;
+	size_t i;
+
+	json_array_foreach(variables, i, item)
+	{
+		const char *listed = json_string_value(json_object_get(item, "name"));
+
+		if (strlen(listed) == length && strncmp(listed, name, length) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Names like ours that are none of @p variables: misspelt, most likely, and so without effect. */
+static json_t *json_of_unknown(const json_t *variables)
+{
+	static const char ours[] = "LAYERSHARD_";
+	json_t *array = json_array();
+
+	for (char **entry = environ; array && entry && *entry; entry++) {
+		const size_t length = strcspn(*entry, "=");
+
+		if (strncmp(*entry, ours, strlen(ours)) != 0 || is_listed(variables, *entry, length))
+			continue;
+		if (json_array_append_new(array, cli_json_text(*entry, length)) != 0) {
+			json_decref(array);
+			array = NULL;
+		}
+	}
+	return array;
 }
 
 /* ---- Output ------------------------------------------------------------------------------------------------------ */
@@ -176,6 +219,19 @@ static void print_variables(const json_t *variables)
 	}
 }
 
+static void print_unknown(const json_t *unknown)
+{
+	const json_t *item;
+	size_t i;
+
+	if (json_array_size(unknown) > 0)
+		printf("\nSet, but nothing here reads them: are they misspelt?\n");
+	json_array_foreach(unknown, i, item)
+	{
+		printf("  %s\n", json_string_value(item));
+	}
+}
+
 static int print_text(json_t *root)
 {
 	if (!root) {
@@ -186,14 +242,19 @@ static int print_text(json_t *root)
 	print_build(json_object_get(root, "build"));
 	print_transports(json_object_get(root, "transports"));
 	print_variables(json_object_get(root, "variables"));
+	print_unknown(json_object_get(root, "unknown_variables"));
 	json_decref(root);
 	return cli_flush_output() ? CLI_DONE : CLI_FAILED;
 }
 
 static json_t *json_of_all(void)
 {
-	return json_pack("{s:s,s:s,s:o,s:o,s:o}", "schema", "layershard-info/1", "version", lshard_version(), "build",
-			 json_of_build(), "transports", json_of_transports(), "variables", json_of_variables());
+	json_t *variables = json_of_variables();
+	json_t *unknown = variables ? json_of_unknown(variables) : NULL;
+
+	return json_pack("{s:s,s:s,s:o,s:o,s:o,s:o}", "schema", "layershard-info/1", "version", lshard_version(),
+			 "build", json_of_build(), "transports", json_of_transports(), "variables", variables,
+			 "unknown_variables", unknown);
 }
 
 enum { OPTION_JSON = 256 };

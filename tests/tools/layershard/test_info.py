@@ -59,10 +59,19 @@ def test_every_variable_the_sources_read_is_listed(program):
     listed = {variable["name"] for variable in json.loads(program.run("info", "--json").stdout)["variables"]}
     read = set()
     for path in (path for folder in ("src", "tools", "bench") for path in (TREE / folder).rglob("*.c")):
-        read |= set(re.findall(r'getenv\("([A-Z_]+)"\)|"(?=LAYERSHARD_)([A-Z_]+)"', path.read_text()))
+        read |= set(re.findall(r'getenv\("([A-Z_]+)"\)|"(LAYERSHARD_[A-Z_]+)"', path.read_text()))
     read = {name for pair in read for name in pair if name} - {"TERM"}  # that one is not ours
     assert {"LAYERSHARD_CUDA_SO_PATH", "LAYERSHARD_LOG"} <= read
     assert read and read <= listed
+
+
+def test_a_misspelt_variable_is_named(program):
+    environment = {"LAYERSHARD_TRANSPRT": "shm", "LAYERSHARD_TRANSPORT": "shm", "LAYERSHARD_JO": "a=b"}
+    info = json.loads(program.run("info", "--json", env=environment).stdout)
+    assert {"LAYERSHARD_TRANSPRT", "LAYERSHARD_JO"} <= set(info["unknown_variables"])
+    assert not set(info["unknown_variables"]) & {variable["name"] for variable in info["variables"]}
+    text = program.run("info", env=environment).stdout
+    assert "misspelt" in text and "\n  LAYERSHARD_TRANSPRT\n" in text[text.index("misspelt") :]
 
 
 def test_values_that_are_not_utf_8_are_shown(program):
