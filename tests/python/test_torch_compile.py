@@ -332,10 +332,16 @@ def run_kept(rank, size, kept):
         sharding.of(model).detach()
         with pytest.raises(sharding.Refused, match="compile it again"):
             run(model, token=token)
-        for other in (ranks.stack(width=36), ranks.stack(n_layers=4)):
-            names = [name for name in names if not name.startswith("layers.4.")] if len(other.layers) == 4 else names
-            sharding.shard(other, **BLOCKS, transport="shm:copy")
-            with pytest.raises((sharding.Refused, KeyError, TypeError, RuntimeError)):
+        others = [sharding.shard(ranks.stack(seed=seed), **BLOCKS, transport="shm:copy") for seed in (3, 4)]
+        for other, beside in (others, reversed(others)):
+            assert torch.allclose(run(other, token=sharding.of(other).token), other(x), atol=1e-5)
+            with pytest.raises(sharding.Refused, match="other weights"):
+                run(beside, token=sharding.of(other).token)
+        halves = {"modules": ["*.up", "*.down"], "scope": "block"}  # of the same shapes
+        names = [name.replace("layers.4.", "layers.3.") for name in names]  # which every one of them has
+        for other, how in ((ranks.stack(width=36), BLOCKS), (ranks.stack(n_layers=4), BLOCKS), (ranks.stack(), halves)):
+            sharding.shard(other, **how, transport="shm:copy")
+            with pytest.raises(sharding.Refused, match="compile it again"):
                 run(other, token=sharding.of(other).token)
 
 
