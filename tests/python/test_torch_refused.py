@@ -94,6 +94,13 @@ def test_arguments_in_another_order(call):
         call(ranks.stack())
 
 
+def test_a_transport_of_other_memory_says_what_to_do():
+    model = ranks.stack()
+    with pytest.raises(layershard.NotSupported, match="device memory only.*are on cpu: move .* cuda first, or .*'shm'"):
+        sharding.shard(model, "*.up", transport="cuda")
+    sharding.of(sharding.shard(model, "*.up", transport="shm")).detach()
+
+
 def test_stripe_pattern_that_matches_nothing():
     text = "stripe's pattern '*.upp.weight' matches no shared tensor; they are: layers.*.up.weight, layers.*.up.bias"
     refuse(ranks.stack(), "*.up", text, stripe={"*.upp.weight": "rows"}, placement="striped")

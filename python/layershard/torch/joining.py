@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 
 from .._library import library
-from ..errors import Error, LibraryError, Mismatch, Timeout
+from ..errors import Error, LibraryError, Mismatch, NotSupported, Timeout
 from ..group import Group
+from ..planning import transports
 from ..series import Tensor
 from .distributed import collectives_for, failure_of, family
 from .layout import NAME_LIMIT
@@ -68,12 +69,29 @@ def _join(meant: Any, transport: str, device: torch.device, timeout_ms: int | No
         "device": device.index if device.type == "cuda" and device.index is not None else _current(device),
     }
     if isinstance(meant, Named):
-        return Group(meant.rank, meant.size, job=meant.job, **options)
+        with _other_memory_explained(transport, device):
+            return Group(meant.rank, meant.size, job=meant.job, **options)
     _await_library(meant, timeout_ms)
     _agree_on_transport(meant, transport, options["memory"], timeout_ms)
     collectives = collectives_for(meant, transport, options["memory"], device)
     exchange = _allgather(meant, timeout_ms) if collectives is None else collectives.exchange
-    return Group(dist.get_rank(meant), dist.get_world_size(meant), allgather=exchange, callbacks=collectives, **options)
+    rank, size = dist.get_rank(meant), dist.get_world_size(meant)
+    with _other_memory_explained(transport, device):
+        return Group(rank, size, allgather=exchange, callbacks=collectives, **options)
+
+
+@contextmanager
+def _other_memory_explained(transport: str, device: torch.device) -> Iterator[None]:
+    """The library says which memory a transport carries; what to do about it depends on the model."""
+    try:
+        yield
+    except NotSupported as error:
+        carried = {each.name: each.memory for each in transports()}.get(family(transport))
+        if carried is None or carried == memory_of(device):
+            raise
+        there, other = ("cuda", "shm") if device.type == "cpu" else ("cpu", "cuda")
+        advice = f"the weights are on {device}: move the model to {there} first, or take transport='{other}'"
+        raise NotSupported(f"{error.text}; {advice}", rank=error.rank) from error
 
 
 @contextmanager
