@@ -107,6 +107,23 @@ def test_experts_are_fused_each_rank_reading_its_own_alone(tmp_path, kind, chose
     assert experts[0] | experts[1] == {name for name in state if ".experts." in name}
 
 
+def test_saving_is_refused_with_the_words_that_do_it(tmp_path):
+    def work(rank, size):
+        quiet()
+        model, want = made("Llama"), made("Llama").state_dict()
+        sharding.shard(model, "model.layers.*", scope="block", transport="shm:copy")
+        with pytest.raises(sharding.Guarded) as caught:
+            model.save_pretrained(tmp_path / str(rank))
+        words = str(caught.value)
+        call = words[words.index("save_pretrained(") :]
+        names = {"directory": tmp_path / str(rank), "model": model, "layershard": sys.modules["layershard"]}
+        eval(f"model.{call}", names)
+        saved = class_of("Llama").from_pretrained(tmp_path / str(rank)).state_dict()
+        assert saved.keys() == want.keys() and all(torch.equal(saved[name], want[name]) for name in want)
+
+    ranks.run(2, work)
+
+
 def test_what_is_saved_as_the_model_has_it_is_read_as_it_is(tmp_path):
     quiet()
     model = made("Mixtral", **MIXTURES["Mixtral"])

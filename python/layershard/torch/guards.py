@@ -37,7 +37,12 @@ def _refuse(what: str, instead: str) -> Callable[..., Any]:
 
 def _refuse_state(*_args: Any) -> None:
     if not is_for_an_adapter():
-        _refuse("state_dict", "this rank does not hold all layers; use layershard.of(model).state_dict()")()
+        _refuse(
+            "state_dict",
+            "this rank does not hold all layers; use layershard.torch.of(model).state_dict('gathered'), on all ranks "
+            "where layers are fetched in step. transformers' models take it: save_pretrained(directory, "
+            "state_dict=layershard.torch.of(model).state_dict('gathered'))",
+        )()
 
 
 def _withholding(keys: list[str]) -> Callable[..., None]:
@@ -118,7 +123,7 @@ class Guards:
             "copy.deepcopy", "the copy would not be shared; build the second model and shard it too, or detach() first"
         )
         module.__dict__["__reduce_ex__"] = _refuse(
-            "copying or pickling", "save layershard.of(model).state_dict() instead, or detach() first"
+            "copying or pickling", "save layershard.torch.of(model).state_dict() instead, or detach() first"
         )
         self._handles.append(
             module.register_load_state_dict_pre_hook(self._guard_loading)  # type: ignore[no-untyped-call]

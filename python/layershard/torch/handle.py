@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sharded model can be asked and told: layershard.of(model).
+"""What a sharded model can be asked and told: layershard.torch.of(model).
 
 Knows the parts (series, hooks, guards) and puts them together; how each works is theirs.
 """
