@@ -124,7 +124,7 @@ static void number_buffers(struct scheme *scheme)
 		if (scheme->place[position] == PLACE_RESIDENT)
 			scheme->buffer_of[position] = scheme_moving_buffers(scheme) + scheme->residents++;
 		else if (scheme->place[position] == PLACE_WINDOW)
-			scheme->buffer_of[position] = scheme_window(scheme, position);
+			scheme->buffer_of[position] = scheme->buffer_of_window[scheme->map.slot_of[position]];
 }
 
 static lshard_status allocate_scheme(struct scheme *scheme, const struct layout_memory *memory)
@@ -226,11 +226,6 @@ void scheme_close(struct scheme *scheme, const struct layout_memory *memory)
 	memory->release(memory->user, scheme->remote);
 	layout_close(&scheme->layout, memory);
 	*scheme = (struct scheme){0};
-}
-
-uint32_t scheme_window(const struct scheme *scheme, uint32_t position)
-{
-	return scheme->buffer_of_window[scheme->map.slot_of[position]];
 }
 
 void scheme_distances(const struct scheme *scheme, struct scheme_distances *distances)

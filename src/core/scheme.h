@@ -71,9 +71,6 @@ lshard_status scheme_open(struct scheme *scheme, const lshard_series_options *op
 			  const struct layout_memory *memory, lshard_error *error);
 void scheme_close(struct scheme *scheme, const struct layout_memory *memory);
 
-/* The buffer into which the window layer at @p position comes. */
-uint32_t scheme_window(const struct scheme *scheme, uint32_t position);
-
 void scheme_distances(const struct scheme *scheme, struct scheme_distances *distances);
 
 #endif

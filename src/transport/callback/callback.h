@@ -230,9 +230,6 @@ lshard_status callback_copy_piece(struct callback *callback, const lshard_piece 
 lshard_status callback_device_follow(struct callback_store *store, uint32_t buffer, void *stream);
 lshard_status callback_device_join(struct callback_store *store, void *stream);
 lshard_status callback_device_drain(struct callback_store *store, uint64_t deadline_ns);
-lshard_status callback_record_use(lshard_store *store, uint32_t buffer, void *stream);
-lshard_status callback_capture(lshard_store *store, void *stream, uint64_t *capture);
-lshard_status callback_copy_buffer(lshard_store *store, uint32_t to, uint32_t from, void *stream);
 lshard_status callback_device_copy(lshard_store *store, void *to, uint64_t to_pitch, const void *from,
 				   uint64_t from_pitch, uint64_t width, uint64_t rows);
 

@@ -112,27 +112,6 @@ static lshard_status await_event(struct callback *callback, void *event, uint64_
 
 /* ---- Life ------------------------------------------------------------------------------------------------------ */
 
-lshard_status callback_device_take(struct callback *callback, const lshard_context *context, lshard_error *error)
-{
-	const lshard_device_callbacks *calls = context->callbacks->device;
-
-	if (!calls)
-		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
-				   "callback: rank %d gives callbacks for host memory only", (int)context->rank);
-	if (!calls->allocate || !calls->release || !calls->record || !calls->wait || !calls->query || !calls->drop ||
-	    !calls->copy || !calls->capturing)
-		return lshard_fail(error, LSHARD_ERR_INVALID,
-				   "callback: rank %d gives callbacks for a device of which one is NULL",
-				   (int)context->rank);
-	callback->device = *calls;
-	callback->on_device = true;
-	callback->ops.capabilities |= LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE;
-	callback->ops.record_use = callback_record_use;
-	callback->ops.capture = callback_capture;
-	callback->ops.copy_buffer = callback_copy_buffer;
-	return LSHARD_OK;
-}
-
 bool callback_device_store_open(struct callback_store *store)
 {
 	const lshard_context *context = store->base.transport->context;
@@ -243,7 +222,7 @@ static lshard_status tell(struct callback_store *store, lshard_status status, co
 	return lshard_fail(&store->base.error, status, "series '%s': %s", store->base.plan->name, error->text);
 }
 
-lshard_status callback_record_use(lshard_store *base, uint32_t buffer, void *stream)
+static lshard_status record_use(lshard_store *base, uint32_t buffer, void *stream)
 {
 	struct callback *callback = callback_of(base->transport);
 	struct callback_store *store = callback_store_of(base);
@@ -316,7 +295,7 @@ lshard_status callback_device_join(struct callback_store *store, void *stream)
 }
 
 /* The caller copies on the collectives' stream alone, so the program's waits for that, and that for the program's. */
-lshard_status callback_copy_buffer(lshard_store *base, uint32_t to, uint32_t from, void *stream)
+static lshard_status copy_buffer(lshard_store *base, uint32_t to, uint32_t from, void *stream)
 {
 	struct callback_store *store = callback_store_of(base);
 	struct callback *callback = callback_of(base->transport);
@@ -339,7 +318,7 @@ lshard_status callback_copy_buffer(lshard_store *base, uint32_t to, uint32_t fro
 }
 
 /* All ranks agree on the host on every collective, and a replay would make it without being asked. */
-lshard_status callback_capture(lshard_store *base, void *stream, uint64_t *capture)
+static lshard_status refuse_capture(lshard_store *base, void *stream, uint64_t *capture)
 {
 	struct callback *callback = callback_of(base->transport);
 
@@ -416,4 +395,27 @@ lshard_status callback_device_copy(lshard_store *base, void *to, uint64_t to_pit
 	if (status == LSHARD_OK)
 		status = await_stream(store, callback_deadline(callback), &callback->aborted, &error);
 	return tell(store, status, &error);
+}
+
+/* ---- The table --------------------------------------------------------------------------------------------------- */
+
+lshard_status callback_device_take(struct callback *callback, const lshard_context *context, lshard_error *error)
+{
+	const lshard_device_callbacks *calls = context->callbacks->device;
+
+	if (!calls)
+		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "callback: rank %d gives callbacks for host memory only", (int)context->rank);
+	if (!calls->allocate || !calls->release || !calls->record || !calls->wait || !calls->query || !calls->drop ||
+	    !calls->copy || !calls->capturing)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "callback: rank %d gives callbacks for a device of which one is NULL",
+				   (int)context->rank);
+	callback->device = *calls;
+	callback->on_device = true;
+	callback->ops.capabilities |= LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE;
+	callback->ops.record_use = record_use;
+	callback->ops.capture = refuse_capture;
+	callback->ops.copy_buffer = copy_buffer;
+	return LSHARD_OK;
 }

@@ -80,7 +80,8 @@ static void end_borrowing(struct cuda *cuda, struct cuda_borrowed *borrowed, int
 	cuda->base.context->release(cuda->base.context, borrowed);
 }
 
-void cuda_borrowed_settle(struct cuda *cuda)
+/* Give back what nobody reads any more. */
+static void settle_borrowed(struct cuda *cuda)
 {
 	pthread_mutex_lock(&cuda->borrowed_lock);
 	for (struct cuda_borrowed **at = &cuda->borrowed; *at;) {
@@ -101,7 +102,7 @@ void cuda_borrowed_close(struct cuda *cuda)
 	const int forked = cuda->base.context->forked(cuda->base.context);
 
 	if (!forked)
-		cuda_borrowed_settle(cuda);
+		settle_borrowed(cuda);
 	while (cuda->borrowed) {
 		struct cuda_borrowed *borrowed = cuda->borrowed;
 
@@ -139,7 +140,7 @@ void cuda_caller_close(struct cuda_store *store, int settled)
 		store->borrowed->over = settled;
 	}
 	pthread_mutex_unlock(&cuda->borrowed_lock);
-	cuda_borrowed_settle(cuda);
+	settle_borrowed(cuda);
 }
 
 /* ---- taking ---- */
@@ -272,7 +273,7 @@ lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *plac
 	const uint64_t bytes = plan->buffers * plan->layer_bytes;
 	lshard_status status;
 
-	cuda_borrowed_settle((struct cuda *)store->base.transport);
+	settle_borrowed((struct cuda *)store->base.transport);
 	store->holds = context->allocate(context, (size_t)context->size * sizeof *store->holds);
 	if (!store->holds)
 		return lshard_fail(&store->base.transport->error, LSHARD_ERR_NO_MEMORY,

@@ -55,7 +55,8 @@ void cuda_shard_by(struct cuda *cuda, int descriptors)
 		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_DIRECT;
 }
 
-const char *cuda_way(const struct cuda *cuda)
+/* How memory is shared, in words. */
+static const char *way_of_sharing(const struct cuda *cuda)
 {
 	return cuda->virtual_memory ? "descriptors" : "legacy handles";
 }
@@ -175,7 +176,7 @@ static void note_speed(const struct cuda *cuda, struct sample *sample, int32_t r
 
 	context->log(context, LSHARD_LOG_DEBUG, "rank %d (%s, %s) fetches from rank %d (%s, %s) at %.1f GB/s by %s",
 		     (int)context->rank, mine->name, mine->bus, (int)rank, other->name, other->bus, gigabytes,
-		     cuda_way(cuda));
+		     way_of_sharing(cuda));
 	if (sample->slowest.gigabytes <= 0 || gigabytes < sample->slowest.gigabytes)
 		sample->slowest = (struct link_speed){rank, gigabytes};
 }

@@ -16,7 +16,7 @@ lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, c
 			   store->base.plan->name, what, (unsigned long long)bytes, record->name, record->bus);
 }
 
-uint64_t cuda_whole_granules(const struct cuda *cuda, uint64_t bytes)
+static uint64_t whole_granules(const struct cuda *cuda, uint64_t bytes)
 {
 	return (bytes + cuda->ops.granule_bytes - 1) & ~(cuda->ops.granule_bytes - 1);
 }
@@ -26,12 +26,12 @@ cuda_result cuda_memory_make(struct cuda *cuda, uint64_t bytes, cuda_handle *han
 	const struct cuda_memory_properties properties = {
 		.type = CUDA_PINNED, .handle_types = CUDA_HANDLE_FD, .location = {CUDA_ON_DEVICE, cuda->device}};
 
-	return cuda->driver.memory_create(handle, (size_t)cuda_whole_granules(cuda, bytes), &properties, 0);
+	return cuda->driver.memory_create(handle, (size_t)whole_granules(cuda, bytes), &properties, 0);
 }
 
 cuda_result cuda_range_reserve(struct cuda *cuda, uint64_t bytes, struct cuda_range *range)
 {
-	const uint64_t whole = cuda_whole_granules(cuda, bytes);
+	const uint64_t whole = whole_granules(cuda, bytes);
 	cuda_address address = 0;
 	cuda_result result = cuda->driver.reserve(&address, (size_t)whole, 0, 0, 0);
 
@@ -43,7 +43,7 @@ cuda_result cuda_range_reserve(struct cuda *cuda, uint64_t bytes, struct cuda_ra
 cuda_result cuda_range_map(struct cuda *cuda, const struct cuda_range *range, uint64_t offset, uint64_t bytes,
 			   cuda_handle handle, int writable)
 {
-	const size_t whole = (size_t)cuda_whole_granules(cuda, bytes);
+	const size_t whole = (size_t)whole_granules(cuda, bytes);
 	const cuda_address at = range->address + offset;
 	struct cuda_access access = {{CUDA_ON_DEVICE, cuda->device}, writable ? CUDA_CAN_WRITE : CUDA_CAN_READ};
 	cuda_result result = cuda->driver.map(at, whole, 0, handle, 0);
@@ -68,7 +68,7 @@ cuda_result cuda_range_map(struct cuda *cuda, const struct cuda_range *range, ui
 void cuda_range_unmap(struct cuda *cuda, const struct cuda_range *range, uint64_t offset, uint64_t bytes)
 {
 	if (range->kind == CUDA_RESERVED) /* fails where opening did not get so far as to map it */
-		cuda->driver.unmap(range->address + offset, (size_t)cuda_whole_granules(cuda, bytes));
+		cuda->driver.unmap(range->address + offset, (size_t)whole_granules(cuda, bytes));
 }
 
 void cuda_range_free(struct cuda *cuda, struct cuda_range *range)

@@ -175,7 +175,6 @@ static inline int cuda_same_device(const struct cuda *cuda, int32_t rank, int32_
 
 /* "WHAT of BYTES bytes", which the driver refused, unless @p result is CUDA_OK; into the transport's error. */
 lshard_status cuda_refused(const struct cuda_store *store, cuda_result result, const char *what, uint64_t bytes);
-uint64_t cuda_whole_granules(const struct cuda *cuda, uint64_t bytes);
 /* Physical memory on this rank's device, exportable as a descriptor. */
 cuda_result cuda_memory_make(struct cuda *cuda, uint64_t bytes, cuda_handle *handle);
 cuda_result cuda_range_reserve(struct cuda *cuda, uint64_t bytes, struct cuda_range *range);
@@ -222,8 +221,6 @@ lshard_status cuda_caller_make(struct cuda_store *store, struct cuda_place *plac
 lshard_status cuda_caller_shard(struct cuda_store *store, uint64_t tag, uint64_t deadline);
 /* @p settled: nothing of this rank uses the memory any more; else it is never given back. */
 void cuda_caller_close(struct cuda_store *store, int settled);
-/* Give back what nobody reads any more. */
-void cuda_borrowed_settle(struct cuda *cuda);
 /* The transport ends: what others still read is not given back. */
 void cuda_borrowed_close(struct cuda *cuda);
 
@@ -273,8 +270,6 @@ lshard_status cuda_copy_buffer(lshard_store *store, uint32_t to, uint32_t from, 
 
 /* Share by descriptors (1) or by legacy handles (0) from now on; the same on all ranks. */
 void cuda_shard_by(struct cuda *cuda, int descriptors);
-/* How memory is shared, in words. */
-const char *cuda_way(const struct cuda *cuda);
 /* Fetch known bytes from every peer, check and time them; settle on how memory is shared. Collective. */
 lshard_status cuda_check_links(struct cuda *cuda);
 
