@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranks of a bench: how they are started, where they meet, and what each tells the others. Their own group, of host
-memory, never carries what is measured.
+"""The ranks of a bench: how they are started, how they find each other, and what each tells the others. Their own
+group, of host memory, never carries what is measured.
 
 Knows torch.distributed and processes; nothing of what the ranks do.
 """
@@ -126,7 +126,7 @@ class Ranks:
 
 
 def join(devices: Sequence[torch.device], timeout_s: float = 600) -> Ranks:
-    """Meet the other ranks. The default group has gloo for the processor and, where each rank has a GPU of its own,
+    """Find the other ranks. The default group has gloo for the processor and, where each rank has a GPU of its own,
     NCCL for GPUs: NCCL refuses two ranks on one."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if len(devices) != size:

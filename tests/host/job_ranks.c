@@ -39,7 +39,7 @@ failed:
 	return false;
 }
 
-int meet_and_gather(const struct member *member)
+int come_and_gather(const struct member *member)
 {
 	struct job_rank self;
 	uint32_t mine[5];
@@ -62,7 +62,7 @@ failed:
 	return 1;
 }
 
-int meet(const struct member *member)
+int gather_once(const struct member *member)
 {
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	const char *job = member->job ? member->job : "threads";
@@ -83,12 +83,12 @@ failed:
 	return 1;
 }
 
-int meet_as_left(const struct member *member)
+int gather_as_left(const struct member *member)
 {
 	struct member named = *member;
 
 	named.job = member->user;
-	return meet(&named);
+	return gather_once(&named);
 }
 
 int opens_badly(const struct member *member, int32_t rank, int32_t size, uint32_t timeout_ms,
@@ -174,7 +174,7 @@ int make_folder(void **state)
 {
 	static struct folder folder;
 
-	snprintf(folder.path, sizeof folder.path, "/tmp/layershard-meet-XXXXXX");
+	snprintf(folder.path, sizeof folder.path, "/tmp/layershard-job-XXXXXX");
 	*state = &folder;
 	if (!mkdtemp(folder.path) || setenv(VARIABLE, folder.path, 1))
 		return -1;

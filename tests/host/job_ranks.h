@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * job_ranks.h - what the tests share in which the ranks of a job find each other: ranks that do and gather, ranks that
- * must fail, whoever else comes to where rank 0 listens, and a directory to meet in.
+ * must fail, whoever else comes to where rank 0 listens, and a directory for it.
  */
 #ifndef LAYERSHARD_TEST_JOB_RANKS_H
 #define LAYERSHARD_TEST_JOB_RANKS_H
@@ -30,10 +30,10 @@ struct job_rank {
 bool job_rank_open(struct job_rank *rank, const struct member *member);
 
 /* A body: all ranks come, and gather two hundred times. */
-int meet_and_gather(const struct member *member);
+int come_and_gather(const struct member *member);
 /* The same once, where a directory may be; @p as_left: by the job in member->user, where something was left. */
-int meet(const struct member *member);
-int meet_as_left(const struct member *member);
+int gather_once(const struct member *member);
+int gather_as_left(const struct member *member);
 
 /* Everybody must fail with this status; those for whom `says` is given, with that in the text. */
 struct failure {
@@ -65,7 +65,7 @@ struct folder {
 	char path[256];
 };
 
-/* The setup and teardown of a test whose ranks meet in a directory; its state is a struct folder. */
+/* The setup and teardown of a test whose ranks find each other in a directory; its state is a struct folder. */
 int make_folder(void **state);
 int remove_folder(void **state);
 int count_files(const char *path);

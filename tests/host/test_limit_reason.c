@@ -236,7 +236,7 @@ failed:
 	return 1;
 }
 
-static void descriptors_while_ranks_meet(void **state)
+static void descriptors_while_ranks_find_each_other(void **state)
 {
 	struct limit_case limit = {"shm", NULL, 0, true, 9000, LSHARD_WHOLE, LSHARD_ERR_SYSTEM, ""};
 
@@ -376,7 +376,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(files_of_a_size),
 		cmocka_unit_test(descriptors),
-		cmocka_unit_test(descriptors_while_ranks_meet),
+		cmocka_unit_test(descriptors_while_ranks_find_each_other),
 		cmocka_unit_test(addresses),
 		cmocka_unit_test(mappings),
 		cmocka_unit_test(threads),

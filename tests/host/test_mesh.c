@@ -243,7 +243,7 @@ static int given_falsely(void *user, const void *send, void *receive, size_t byt
 }
 
 /* Rank 1, given a stranger's address as rank 0's. */
-static void meets_a_stranger(uid_t user, const char *says)
+static void refuses_a_stranger(uid_t user, const char *says)
 {
 	struct member second = {.rank = 1, .size = 2};
 	char address[32];
@@ -274,14 +274,14 @@ static void another_user_is_no_rank(void **state)
 		printf("skipped: only root can start a process of another user\n");
 		skip();
 	}
-	meets_a_stranger(NOBODY, "belongs to user 65534");
+	refuses_a_stranger(NOBODY, "belongs to user 65534");
 }
 
 /* In a user namespace every stranger may look like this user: who listens must know this rank's token too. */
 static void the_same_user_is_no_rank_without_the_secret(void **state)
 {
 	(void)state;
-	meets_a_stranger(geteuid(), "does not know the group's secret");
+	refuses_a_stranger(geteuid(), "does not know the group's secret");
 }
 
 /* ---- Leaving --------------------------------------------------------------------------------------------------- */

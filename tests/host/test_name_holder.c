@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_name_holder.c - names that somebody sits on: who is told to the ranks that cannot meet, whether it only has the
+ * test_name_holder.c - names that somebody sits on: who is told to the ranks that find nobody, whether it only has the
  * name, lets nobody in, or has it from a rank 0 that has ended.
  */
 #include "job_ranks.h"
@@ -78,7 +78,7 @@ static pid_t squatter(const char *name, enum squat how)
 	return child;
 }
 
-/* Ranks 0 and 1 of two cannot meet, and each says so. */
+/* Ranks 0 and 1 of two do not find each other, and each says so. */
 static void are_told(const char *job, uint32_t timeout_ms, lshard_status expected, const char *const says[2])
 {
 	const int before = count_files("/proc/self/fd");
@@ -191,7 +191,7 @@ static void what_a_dead_rank_left_to_a_child_is_replaced(void **state)
 	lshard__place_close(&place);
 	assert_true(child > 0);
 	assert_int_equal(count_files(folder->path), 1);
-	assert_int_equal(team_of_processes(3, meet_as_left, job), 0);
+	assert_int_equal(team_of_processes(3, gather_as_left, job), 0);
 	assert_int_equal(kill(child, SIGKILL), 0);
 	assert_int_equal(count_files(folder->path), 0);
 }

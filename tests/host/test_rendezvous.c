@@ -20,22 +20,22 @@
 
 #define SHORT_MS 1000u
 
-static void processes_meet(void **state)
+static void processes_find_each_other(void **state)
 {
 	(void)state;
-	assert_int_equal(team_of_processes(1, meet_and_gather, NULL), 0);
-	assert_int_equal(team_of_processes(2, meet_and_gather, NULL), 0);
-	assert_int_equal(team_of_processes(5, meet_and_gather, NULL), 0);
+	assert_int_equal(team_of_processes(1, come_and_gather, NULL), 0);
+	assert_int_equal(team_of_processes(2, come_and_gather, NULL), 0);
+	assert_int_equal(team_of_processes(5, come_and_gather, NULL), 0);
 }
 
-static void threads_meet_and_leave_nothing(void **state)
+static void threads_find_each_other_and_leave_nothing(void **state)
 {
 	int before = count_fds();
 	char job[64];
 
 	(void)state;
 	snprintf(job, sizeof job, "test-threads-%ld", (long)getpid());
-	assert_int_equal(team_of_threads(3, meet_and_gather, job), 0);
+	assert_int_equal(team_of_threads(3, come_and_gather, job), 0);
 	assert_int_equal(count_fds(), before);
 	assert_int_equal(contexts_outstanding(), 0);
 }
@@ -180,7 +180,7 @@ static int comes_late(const struct member *member)
 
 	if (member->rank == *late)
 		usleep(200000);
-	return meet_and_gather(member);
+	return come_and_gather(member);
 }
 
 static void late_ranks_are_waited_for(void **state)
@@ -318,8 +318,8 @@ static void a_rank_that_stays_away_is_named_to_all(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(processes_meet),
-		cmocka_unit_test(threads_meet_and_leave_nothing),
+		cmocka_unit_test(processes_find_each_other),
+		cmocka_unit_test(threads_find_each_other_and_leave_nothing),
 		cmocka_unit_test(much_is_gathered),
 		cmocka_unit_test(gathers_of_different_sizes_are_told),
 		cmocka_unit_test(missing_ranks_are_named),

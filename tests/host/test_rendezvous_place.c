@@ -29,13 +29,13 @@
 
 /* ---- A directory ------------------------------------------------------------------------------------------------- */
 
-static void ranks_meet_in_a_directory_and_leave_it_empty(void **state)
+static void ranks_find_each_other_in_a_directory_and_leave_it_empty(void **state)
 {
 	const struct folder *folder = *state;
 
-	assert_int_equal(team_of_processes(1, meet, NULL), 0);
-	assert_int_equal(team_of_processes(4, meet, NULL), 0);
-	assert_int_equal(team_of_threads(3, meet, NULL), 0);
+	assert_int_equal(team_of_processes(1, gather_once, NULL), 0);
+	assert_int_equal(team_of_processes(4, gather_once, NULL), 0);
+	assert_int_equal(team_of_threads(3, gather_once, NULL), 0);
 	assert_int_equal(count_files(folder->path), 0);
 	assert_int_equal(contexts_outstanding(), 0);
 }
@@ -49,7 +49,7 @@ static void the_path_may_be_long(void **state)
 	snprintf(deep, sizeof deep, "%s/%0150d", folder->path, 7);
 	assert_int_equal(mkdir(deep, 0700), 0);
 	assert_int_equal(setenv(VARIABLE, deep, 1), 0);
-	assert_int_equal(team_of_processes(2, meet, NULL), 0);
+	assert_int_equal(team_of_processes(2, gather_once, NULL), 0);
 	assert_int_equal(count_files(deep), 0);
 }
 
@@ -83,7 +83,7 @@ static void what_a_killed_rank_left_is_replaced(void **state)
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
 	assert_int_equal(count_files(folder->path), 1);
-	assert_int_equal(team_of_processes(3, meet_as_left, job), 0);
+	assert_int_equal(team_of_processes(3, gather_as_left, job), 0);
 	assert_int_equal(count_files(folder->path), 0);
 }
 
@@ -129,7 +129,7 @@ static int disagrees(const struct member *member)
 	EXPECT(member, status == LSHARD_ERR_TIMEOUT, "status %d: %s", (int)status, error.text);
 	EXPECT(member,
 	       strstr(error.text,
-		      member->rank ? "none of them " VARIABLE "?" : "in " VARIABLE "='/tmp/layershard-meet-"),
+		      member->rank ? "none of them " VARIABLE "?" : "in " VARIABLE "='/tmp/layershard-job-"),
 	       "%s", error.text);
 	return 0;
 failed:
@@ -163,7 +163,7 @@ static void directories_that_others_can_enter_are_refused(void **state)
 	char path[300];
 	int fd;
 
-	refuses("meet", "does not begin with '/'");
+	refuses("folder", "does not begin with '/'");
 	snprintf(path, sizeof path, "%s/none", folder->path);
 	refuses(path, "No such file");
 	snprintf(path, sizeof path, "%s/file", folder->path);
@@ -341,7 +341,7 @@ static void who_leaves_removes_no_other_ranks_socket(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		in_a_folder(ranks_meet_in_a_directory_and_leave_it_empty),
+		in_a_folder(ranks_find_each_other_in_a_directory_and_leave_it_empty),
 		in_a_folder(the_path_may_be_long),
 		in_a_folder(what_a_killed_rank_left_is_replaced),
 		in_a_folder(two_with_rank_0_are_named_there_too),

@@ -25,10 +25,10 @@
 #define SHORT_MS 1000u
 
 /*
- * Before the others come, some say nothing or three bytes and stay, more of them than there is room for: all ranks meet
- * nevertheless.
+ * Before the others come, some say nothing or three bytes and stay, more of them than there is room for: all ranks come
+ * together nevertheless.
  */
-static int meets_among_silent_ones(const struct member *member)
+static int comes_among_silent_ones(const struct member *member)
 {
 	int silent[24];
 	char name[128];
@@ -47,7 +47,7 @@ static int meets_among_silent_ones(const struct member *member)
 		EXPECT(member, find_listener(member->job, name, sizeof name), "rank 0 does not listen");
 	if (member->rank > 1)
 		usleep(50000); /* mostly after the silent ones */
-	EXPECT(member, meet_and_gather(member) == 0, "the silent ones were waited for");
+	EXPECT(member, come_and_gather(member) == 0, "the silent ones were waited for");
 	for (size_t i = 0; i < 24 && silent[i] >= 0; i++)
 		close(silent[i]);
 	return 0;
@@ -60,7 +60,7 @@ failed:
 static void silent_connections_stop_nobody(void **state)
 {
 	(void)state;
-	assert_int_equal(team_of_processes(4, meets_among_silent_ones, NULL), 0);
+	assert_int_equal(team_of_processes(4, comes_among_silent_ones, NULL), 0);
 }
 
 /* A process that connects and says that it is rank 2 of 3 once a byte comes at @p go. Ends well if rank 0 answers. */
@@ -83,7 +83,7 @@ static pid_t slow_rank(const char *name, const int go[2], const int here[2])
 }
 
 /* It came first and says its hello last; meanwhile another process connects more often than there is room for. */
-static int meets_a_slow_rank_in_a_crowd(const struct member *member)
+static int comes_late_in_a_crowd(const struct member *member)
 {
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	lshard__rendezvous *rendezvous = NULL;
@@ -123,7 +123,7 @@ failed:
 static void a_slow_rank_is_not_crowded_out(void **state)
 {
 	(void)state;
-	assert_int_equal(team_of_processes(2, meets_a_slow_rank_in_a_crowd, NULL), 0);
+	assert_int_equal(team_of_processes(2, comes_late_in_a_crowd, NULL), 0);
 }
 
 /* A rank that was stopped after it connected is the one that is named, and not one that came. */
@@ -217,7 +217,7 @@ static void what_a_dead_rank_has_said_is_heard(void **state)
 }
 
 /* Connections of this user that are no ranks: each has said something else before the ranks come. */
-static int meets_among_garbage(const struct member *member)
+static int comes_among_garbage(const struct member *member)
 {
 	static const char request[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 	const struct lshard__hello real = hello_of(1, 3);
@@ -243,7 +243,7 @@ static int meets_among_garbage(const struct member *member)
 				       recv(fds[i], name, sizeof name, 0) <= 0,
 			       "connection %d was answered", i);
 	}
-	EXPECT(member, meet_and_gather(member) == 0, "garbage ended the rendezvous");
+	EXPECT(member, come_and_gather(member) == 0, "garbage ended the rendezvous");
 	for (int i = 0; i < 3 && fds[i] >= 0; i++)
 		close(fds[i]);
 	return 0;
@@ -256,7 +256,7 @@ failed:
 static void garbage_ends_no_rendezvous(void **state)
 {
 	(void)state;
-	assert_int_equal(team_of_processes(3, meets_among_garbage, NULL), 0);
+	assert_int_equal(team_of_processes(3, comes_among_garbage, NULL), 0);
 }
 
 static int lines;
@@ -378,7 +378,7 @@ static pid_t other_user(const char *name, bool listens)
 }
 
 /* Another user says it is rank 1 before rank 1 comes, and afterwards takes rank 0's name. */
-static int meets_among_users(const struct member *member)
+static int comes_among_users(const struct member *member)
 {
 	lshard_context context = context_for_member(member, "", LONG_MS);
 	lshard__rendezvous *rendezvous = NULL;
@@ -393,7 +393,7 @@ static int meets_among_users(const struct member *member)
 		child = other_user(name, false);
 		EXPECT(member, child > 0, "no process of user %u could connect", NOBODY);
 	}
-	EXPECT(member, meet_and_gather(member) == 0, "the stranger was taken for rank 1");
+	EXPECT(member, come_and_gather(member) == 0, "the stranger was taken for rank 1");
 	end_child(child);
 	child = -1;
 	if (member->rank == 1) {
@@ -418,7 +418,7 @@ static void other_users_are_kept_out(void **state)
 		printf("skipped: only root can start a process of another user\n");
 		skip();
 	}
-	assert_int_equal(team_of_processes(2, meets_among_users, NULL), 0);
+	assert_int_equal(team_of_processes(2, comes_among_users, NULL), 0);
 }
 
 int main(void)

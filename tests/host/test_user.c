@@ -86,7 +86,7 @@ static pid_t impostor(const char *name)
 	_exit(0);
 }
 
-static int nobody_meets_by_a_name(void)
+static int nobody_is_found_by_a_name(void)
 {
 	int failed = 0;
 
@@ -110,7 +110,7 @@ static int nobody_meets_by_a_name(void)
 }
 
 /* Where all users look alike a stranger was let in as rank 1. */
-static void where_users_look_alike_nobody_meets_by_a_name(void **state)
+static void where_users_look_alike_nobody_is_found_by_a_name(void **state)
 {
 	char name[128];
 	pid_t child;
@@ -125,7 +125,7 @@ static void where_users_look_alike_nobody_meets_by_a_name(void **state)
 		 (unsigned long long)lshard__text_hash(own_job()), own_job());
 	child = impostor(name);
 	assert_true(child > 0);
-	result = in_namespace(MAPS_NOBODY, nobody_meets_by_a_name);
+	result = in_namespace(MAPS_NOBODY, nobody_is_found_by_a_name);
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
 	if (result == SKIPPED)
@@ -136,7 +136,7 @@ static void where_users_look_alike_nobody_meets_by_a_name(void **state)
 /* Nor where the namespace maps a user to the number of those that it does not map: of that user the same is true. */
 static void a_user_that_is_shown_as_the_strangers_are_is_told(void **state)
 {
-	const int result = in_namespace(MAPS_TO_OVERFLOW, nobody_meets_by_a_name);
+	const int result = in_namespace(MAPS_TO_OVERFLOW, nobody_is_found_by_a_name);
 
 	(void)state;
 	if (result == SKIPPED)
@@ -219,7 +219,7 @@ static int three_connect(void)
 	return team_of_processes(3, connects, NULL);
 }
 
-static void where_users_look_alike_ranks_meet_in_a_directory(void **state)
+static void where_users_look_alike_ranks_find_each_other_in_a_directory(void **state)
 {
 	const struct folder *folder = *state;
 	const int result = in_namespace(MAPS_NOBODY, three_connect);
@@ -246,8 +246,8 @@ static int sends_the_impostor_away(void)
 	return 1;
 }
 
-/* A namespace that maps its own user knows that user: ranks meet by a name, and who is not mapped is a stranger. */
-static void a_user_that_is_mapped_meets_by_a_name(void **state)
+/* A namespace that maps its own user knows that user: ranks find each other by a name, and who is not mapped is a stranger. */
+static void a_user_that_is_mapped_is_found_by_a_name(void **state)
 {
 	char name[128];
 	pid_t child;
@@ -273,9 +273,9 @@ static void a_user_that_is_mapped_meets_by_a_name(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(where_users_look_alike_nobody_meets_by_a_name),
-		in_a_folder(where_users_look_alike_ranks_meet_in_a_directory),
-		cmocka_unit_test(a_user_that_is_mapped_meets_by_a_name),
+		cmocka_unit_test(where_users_look_alike_nobody_is_found_by_a_name),
+		in_a_folder(where_users_look_alike_ranks_find_each_other_in_a_directory),
+		cmocka_unit_test(a_user_that_is_mapped_is_found_by_a_name),
 		cmocka_unit_test(a_user_that_is_shown_as_the_strangers_are_is_told),
 		cmocka_unit_test(a_map_of_one_user_is_not_one_of_all),
 	};

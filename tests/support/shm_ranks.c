@@ -85,7 +85,7 @@ void shm_series_plan(struct shm_series *series, const struct member *member, enu
 	for (uint32_t position = 0; position < layers; position++) {
 		lshard_piece whole = {.rank = (int32_t)position % member->size, .width = 3 * page(), .rows = 1};
 
-		if (shape == OWNED)
+		if (shape == WHOLE)
 			add_piece(series, &n, &whole);
 		else
 			add_stripes(series, &n, member->size, shape);

@@ -21,7 +21,7 @@ int shm_rank_open(struct shm_rank *rank, const struct member *member, const char
 void shm_rank_close(struct shm_rank *rank);
 
 enum shape {
-	OWNED,   /* layer p whole on rank p % n */
+	WHOLE,   /* layer p whole on rank p % n */
 	PAGES,   /* every rank has whole pages of every layer */
 	COLUMNS, /* every rank has a slice of every row: two-dimensional pieces */
 };

@@ -219,7 +219,7 @@ static const struct other_build {
 	{have_a_strange_record, LSHARD_ERR_TRANSPORT, {"rank 1: \x7f\x7f\x7f", "", ""}},
 };
 
-static int meets_another_build(const struct member *member)
+static int refuses_another_build(const struct member *member)
 {
 	const struct other_build *build = member->user;
 	struct spoiled spoiled = {member, build->spoil, 0};
@@ -246,7 +246,7 @@ static void other_builds_are_told_from_ours(void **state)
 	for (size_t i = 0; i < sizeof other_builds / sizeof other_builds[0]; i++) {
 		struct other_build build = other_builds[i];
 
-		assert_int_equal(team_of_threads(2, meets_another_build, &build), 0);
+		assert_int_equal(team_of_threads(2, refuses_another_build, &build), 0);
 	}
 	assert_int_equal(contexts_outstanding(), 0);
 }
@@ -268,7 +268,7 @@ static void be_another_user(unsigned char *bytes, size_t count, int round)
 		memcpy(place, &other, sizeof other);
 }
 
-static int meets_another_user(const struct member *member)
+static int refuses_another_user(const struct member *member)
 {
 	struct spoiled spoiled = {member, be_another_user, 0};
 	const lshard_bootstrap bootstrap = {sizeof bootstrap, gather_spoiled, &spoiled};
@@ -290,7 +290,7 @@ failed:
 static void ranks_of_two_users_are_told(void **state)
 {
 	(void)state;
-	assert_int_equal(team_of_threads(2, meets_another_user, NULL), 0);
+	assert_int_equal(team_of_threads(2, refuses_another_user, NULL), 0);
 	assert_int_equal(contexts_outstanding(), 0);
 }
 

@@ -38,7 +38,7 @@ static bool bare_open_for(struct bare *bare, const struct member *member, uint32
 	EXPECT(member, lshard__callback.open(&bare->rank.context, NULL, &bare->rank.transport, &error) == LSHARD_OK,
 	       "%s", error.text);
 	transport = bare->rank.transport;
-	shm_series_plan(&bare->series, member, OWNED, 2, 0, 1);
+	shm_series_plan(&bare->series, member, WHOLE, 2, 0, 1);
 	EXPECT(member, shm_series_open(&bare->rank, &bare->series) == LSHARD_OK, "%s", transport->error.text);
 	shm_series_fill(&bare->series, 1);
 	return team_barrier(member);

@@ -28,7 +28,7 @@ struct mode {
 	int direct;
 };
 
-static int all_meet(const struct shm_rank *rank)
+static int all_exchange(const struct shm_rank *rank)
 {
 	uint8_t alive[MOST_RANKS];
 	int32_t all[MOST_RANKS];
@@ -108,11 +108,11 @@ static int sees_right_bytes(const struct member *member)
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	for (unsigned generation = 0; generation < 3; generation++) {
 		shm_series_fill(&series, generation);
-		EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
+		EXPECT(member, all_exchange(&rank), "%s", rank.transport->error.text);
 		EXPECT(member, !(mode->direct ? passes_in_place : passes_through_buffers)(member, &series, generation),
 		       "pass");
 		EXPECT(member, !reads(member, &series, generation), "read");
-		EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
+		EXPECT(member, all_exchange(&rank), "%s", rank.transport->error.text);
 	}
 	shm_series_close(&series);
 	shm_rank_close(&rank);
@@ -126,8 +126,8 @@ failed:
 static void every_mode_shows_the_right_bytes(void **state)
 {
 	struct mode modes[] = {
-		{"", OWNED, 1},     {"", PAGES, 1},     {"", COLUMNS, 0},
-		{"copy", OWNED, 0}, {"copy", PAGES, 0}, {"copy", COLUMNS, 0},
+		{"", WHOLE, 1},     {"", PAGES, 1},     {"", COLUMNS, 0},
+		{"copy", WHOLE, 0}, {"copy", PAGES, 0}, {"copy", COLUMNS, 0},
 	};
 
 	(void)state;
@@ -138,8 +138,8 @@ static void every_mode_shows_the_right_bytes(void **state)
 
 static void more_ranks_than_layers(void **state)
 {
-	struct mode direct = {"", OWNED, 1};
-	struct mode copy = {"copy", OWNED, 0};
+	struct mode direct = {"", WHOLE, 1};
+	struct mode copy = {"copy", WHOLE, 0};
 
 	(void)state;
 	assert_int_equal(team_of_processes(8, sees_right_bytes, &direct), 0);
@@ -149,7 +149,7 @@ static void more_ranks_than_layers(void **state)
 static void threads_of_one_process_can_use_it(void **state)
 {
 	struct mode direct = {"", PAGES, 1};
-	struct mode copy = {"copy", OWNED, 0};
+	struct mode copy = {"copy", WHOLE, 0};
 
 	(void)state;
 	assert_int_equal(team_of_threads(3, sees_right_bytes, &direct), 0);
@@ -194,11 +194,11 @@ static int fetches_over_and_over(const struct member *member)
 	ops = rank.transport->ops;
 	EXPECT(member, !(ops->capabilities & LSHARD_CAP_DIRECT), "copying is not direct");
 	for (int i = 0; i < 2; i++) {
-		shm_series_plan(&series[i], member, i ? COLUMNS : OWNED, LAYERS, 0, BUFFERS);
+		shm_series_plan(&series[i], member, i ? COLUMNS : WHOLE, LAYERS, 0, BUFFERS);
 		EXPECT(member, shm_series_open(&rank, &series[i]) == LSHARD_OK, "%s", rank.transport->error.text);
 		shm_series_fill(&series[i], (unsigned)i);
 	}
-	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
+	EXPECT(member, all_exchange(&rank), "%s", rank.transport->error.text);
 	for (uint32_t turn = 0; turn < 500; turn++) {
 		lshard_store *store = series[turn % 2].store;
 		uint32_t last = (turn * 5 + 2) % LAYERS;
@@ -265,10 +265,10 @@ static int waits_twice(const struct member *member)
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
 	ops = rank.transport->ops;
 	copier = &((struct shm *)rank.transport)->copier;
-	shm_series_plan(&series, member, OWNED, LAYERS, 0, BUFFERS);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 0, BUFFERS);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 4);
-	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
+	EXPECT(member, all_exchange(&rank), "%s", rank.transport->error.text);
 	copier_stop(copier);
 	rank.context.timeout_ms = 50;
 	EXPECT(member, ops->fetch(series.store, others, 2, NULL, 0) == LSHARD_OK, "%s", series.store->error.text);
@@ -371,11 +371,11 @@ failed:
 
 static void nobody_writes_to_another_ranks_pages(void **state)
 {
-	struct mode owned = {"", OWNED, 1};
+	struct mode whole = {"", WHOLE, 1};
 	struct mode pages = {"", PAGES, 1};
 
 	(void)state;
-	assert_int_equal(team_of_processes(2, protects, &owned), 0);
+	assert_int_equal(team_of_processes(2, protects, &whole), 0);
 	assert_int_equal(team_of_processes(2, protects, &pages), 0);
 }
 
@@ -393,7 +393,7 @@ static int outlives(const struct member *member)
 	shm_series_plan(&series, member, mode->shape, LAYERS, mode->direct, BUFFERS);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 0);
-	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
+	EXPECT(member, all_exchange(&rank), "%s", rank.transport->error.text);
 	if (member->rank == 1) {
 		team_dies(member);
 		raise(SIGKILL);
@@ -415,7 +415,7 @@ failed:
 
 static void bytes_outlive_their_owner(void **state)
 {
-	struct mode modes[] = {{"", OWNED, 1}, {"", PAGES, 1}, {"copy", COLUMNS, 0}};
+	struct mode modes[] = {{"", WHOLE, 1}, {"", PAGES, 1}, {"copy", COLUMNS, 0}};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++)
@@ -428,7 +428,7 @@ static int opens_after_a_death(const struct member *member)
 	struct shm_series series = {.store = NULL};
 
 	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
-	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 1, 0);
 	if (member->rank == 2) {
 		team_dies(member);
 		raise(SIGKILL);
@@ -459,17 +459,17 @@ static int asks_too_much(const struct member *member)
 	struct shm_series series = {.store = NULL};
 
 	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
-	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 1, 0);
 	series.shard_bytes[1] = UINT64_C(1) << 55;
 	series.plan.shard_bytes = series.shard_bytes[member->rank];
 	EXPECT(member, shm_series_open(&rank, &series) < 0, "opened");
 	EXPECT(member,
 	       strstr(rank.transport->error.text, "rank 1: series 'o_proj': shard of 36028797018963968 bytes") != NULL,
 	       "%s", rank.transport->error.text);
-	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 1, 0);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 9);
-	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
+	EXPECT(member, all_exchange(&rank), "%s", rank.transport->error.text);
 	EXPECT(member, !passes_in_place(member, &series, 9), "pass");
 	shm_series_close(&series);
 	shm_rank_close(&rank);
@@ -504,7 +504,7 @@ static int opens_late(const struct member *member)
 	rank.context.timeout_ms = LONG_MS;
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 3);
-	EXPECT(member, all_meet(&rank), "%s", rank.transport->error.text);
+	EXPECT(member, all_exchange(&rank), "%s", rank.transport->error.text);
 	EXPECT(member, !passes_in_place(member, &series, 3), "pass");
 	shm_series_close(&series);
 	shm_rank_close(&rank);
@@ -591,7 +591,7 @@ failed:
 
 static void nothing_is_left_behind(void **state)
 {
-	struct mode modes[] = {{"", OWNED, 1}, {"", PAGES, 1}, {"copy", PAGES, 0}};
+	struct mode modes[] = {{"", WHOLE, 1}, {"", PAGES, 1}, {"copy", PAGES, 0}};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++)

@@ -64,7 +64,7 @@ static int closes_while_it_copies(const struct member *member)
 	const uint32_t others = member->rank ? 0 : 1;
 
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
-	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 0, 1);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	manner = SLOWLY;
 	EXPECT(member, rank.transport->ops->fetch(series.store, others, 0, NULL, 0) == LSHARD_OK, "fetch");
@@ -97,7 +97,7 @@ static int fetches_while_it_copies(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
 	ops = rank.transport->ops;
-	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 0, 1);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	shm_series_fill(&series, 3);
 	EXPECT(member, team_barrier(member), "another rank failed");
@@ -135,7 +135,7 @@ static int looks_at_its_threads(const struct member *member)
 	int open = 0;
 
 	EXPECT(member, shm_rank_open(&rank, member, "copy", LONG_MS), "open");
-	shm_series_plan(&series, member, OWNED, LAYERS, 0, 1);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 0, 1);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_OK, "%s", rank.transport->error.text);
 	EXPECT(member,
 	       rank.transport->ops->fetch(series.store, member->rank ? 0 : 1, 0, NULL, 0) == LSHARD_OK &&

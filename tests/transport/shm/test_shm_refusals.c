@@ -42,7 +42,7 @@ static int has_no_room(const struct member *member)
 		EXPECT(member, lowest >= 0 && next >= 0 && close(lowest) == 0 && close(next) == 0, "dup");
 		EXPECT(member, setrlimit(RLIMIT_NOFILE, &small) == 0, "setrlimit");
 	}
-	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 1, 0);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_ERR_SYSTEM, "%s", rank.transport->error.text);
 	EXPECT(member, strstr(rank.transport->error.text, "rank 0: no room for the descriptor that rank "), "%s",
 	       rank.transport->error.text);
@@ -95,7 +95,7 @@ static int does_not_seal(const struct member *member)
 
 	EXPECT(member, shm_rank_open(&rank, member, "", LONG_MS), "open");
 	EXPECT(member, member->rank == 0 || !pretend_to_seal(), "%s", strerror(errno));
-	shm_series_plan(&series, member, OWNED, LAYERS, 1, 0);
+	shm_series_plan(&series, member, WHOLE, LAYERS, 1, 0);
 	EXPECT(member, shm_series_open(&rank, &series) == LSHARD_ERR_MISMATCH, "%s", rank.transport->error.text);
 	EXPECT(member,
 	       strstr(rank.transport->error.text, "rank 1 shares ") && strstr(rank.transport->error.text, "sealed"),
