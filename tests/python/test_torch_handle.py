@@ -171,10 +171,25 @@ def test_report_names_what_was_saved():
         lines = text.splitlines()
         assert lines[0] == f"rank {rank} of 2, transport shm:copy (as asked)"
         assert lines[1].split()[:3] == ["series", "layers", "placement"]
-        up, down = (line.split() for line in lines[2:])
+        up, down = (line.split() for line in lines[2:4])
         assert up[:4] == ["layers.*.up", "0-4", "whole", "6.1"]
         assert down[:4] == ["layers.*.down", "0-4", "whole", "6.1"]
         assert up[5] == "1"  # window
+
+
+def test_report_tells_what_poison_takes():
+    """What a check leaves behind makes windows look larger, and savings smaller, than they are in a run."""
+
+    def work(rank, size):
+        model = sharding.shard(ranks.stack(width=400), "layers.*", scope="block", transport="shm:copy", prefetch=0)
+        before = sharding.of(model).report()
+        with torch.inference_mode():
+            sharding.check(model, ranks.inputs(rank))
+        return before, sharding.of(model).report()
+
+    for before, after in ranks.run(2, work, LAYERSHARD_POISON="0"):
+        assert "poison" not in before and "1 (2.5)" in before
+        assert "1 (7.4)" in after and "4.9 MiB of the windows is room for poison" in after
 
 
 def test_trace_holds_every_call(tmp_path):

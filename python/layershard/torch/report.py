@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..group import Group
+from ..series import Stats
 from .shared import Shared
 
 _HEAD = (*"series layers placement MiB stored windows resident saved".split(), "below k", "misses", "waited ms")
@@ -15,13 +16,28 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f}"
 
 
+def _poison_bytes(stats: Stats) -> int:
+    """What is counted among the windows and lies beside them."""
+    return max(0, stats.window_bytes - stats.layer_bytes * stats.windows)
+
+
+def _poisoned(series: Sequence[Shared]) -> list[str]:
+    """A line on what a run without poison would save in addition."""
+    nbytes = sum(_poison_bytes(each.series.stats()) for each in series)
+    told = (
+        f"{_mib(nbytes)} MiB of the windows is room for poison, which layershard.torch.check or LAYERSHARD_POISON "
+        f"took: without them so much more is saved"
+    )
+    return [told] if nbytes else []
+
+
 def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
     """A line on the first series that takes as much of this rank's memory as if it were not shared, or more, and how
     many others do: by what has to be there, without the resident layers that were asked for, and poison."""
     lines = []
     for each in series if group.size > 1 else []:
         stats, n_layers = each.series.stats(), len(each.plan.places)
-        whole, windows = stats.layer_bytes * n_layers, min(stats.window_bytes, stats.layer_bytes * stats.windows)
+        whole, windows = stats.layer_bytes * n_layers, stats.window_bytes - _poison_bytes(stats)
         if whole <= stats.shard_bytes + windows:
             lines.append(
                 f"sharing {each.plan.name} saves nothing on rank {group.rank}: its {n_layers} layers are "
@@ -70,4 +86,4 @@ def _table(group: Group, series: Sequence[Shared]) -> str:
     title = f"rank {group.rank} of {group.size}, transport {group.transport}"
     if not any(each.moves for each in series):
         title += "; every layer is read where it lies: nothing moves, no hook is called"
-    return "\n".join([title, _align([_HEAD, *map(_row, series)]), *wasted(group, series)])
+    return "\n".join([title, _align([_HEAD, *map(_row, series)]), *_poisoned(series), *wasted(group, series)])
