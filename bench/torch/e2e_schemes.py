@@ -36,12 +36,8 @@ class Bench:
     graph_memory: Any = None
 
     @property
-    def fewest_own(self) -> int:
-        """Layers that the rank with the fewest of its own is source of."""
-        return self.shape.layers // self.ranks.size
-
-    @property
     def most_own(self) -> int:
+        """Layers that the rank with the most of its own is source of."""
         return -(-self.shape.layers // self.ranks.size)
 
     @property
