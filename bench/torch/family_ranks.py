@@ -140,7 +140,7 @@ def compare(case: Case, backend: str | None, computes: bool) -> Result:
 def _work(sender: Any, rank: int, job: str, cases: Sequence[Case], backend: str | None) -> None:
     torch.set_num_threads(1)
     os.environ.update(LAYERSHARD_RANK=str(rank), LAYERSHARD_SIZE=str(RANKS), LAYERSHARD_JOB=job, LAYERSHARD_POISON="1")
-    os.environ["LAYERSHARD_TIMEOUT_MS"] = str(_PATIENCE_MS)  # a rank that compiles meets the other one late
+    os.environ["LAYERSHARD_TIMEOUT_MS"] = str(_PATIENCE_MS)  # a rank that compiles comes late
     for case in cases:
         sender.send(compare(case, backend, computes=backend is None or rank == 0))
 

@@ -211,7 +211,7 @@ def test_the_module_that_reads_other_weights_is_named(how, poison):
         assert all(each.series.is_poisoned == (poison == "1") for each in sharding.of(model).shared)
         return text
 
-    # layers 0 and 2 have one window on rank 1, so that poison cannot tell; on rank 0 the one is at home
+    # layers 0 and 2 have one window on rank 1, so that poison cannot tell; rank 0 stores the one
     assert same(run(work, LAYERSHARD_POISON=poison)) == "layers.0.up.bias is read outside its view, in layers.2"
 
 
@@ -226,7 +226,7 @@ def test_what_is_read_past_torch_is_found_by_poison(how):
         )
         return failure(rank, sharded(model, **how))
 
-    text = same(run(work))  # layer 1 is at home on rank 1, and has a window of its own on rank 0
+    text = same(run(work))  # layer 1 is stored on rank 1, and has a window of its own on rank 0
     assert text.startswith("rank 0: weights are read outside their view") and "layers.2 is the first" in text
     assert "rank 1" not in text
 
@@ -380,7 +380,7 @@ def test_the_compiled_module_that_reads_too_early_is_named(how, number, name):
             step(ranks.inputs(rank))  # the window has been used before
         return failure(rank, model, call=step)
 
-    text = same(run(work))  # layer 2 is at home on rank 0
+    text = same(run(work))  # layer 2 is stored on rank 0
     assert text.startswith("rank 1: weights are read outside their view: ")
     assert f" {name} is the first to give another result" in text
     assert "rank 0" not in text

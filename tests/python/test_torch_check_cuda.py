@@ -145,7 +145,7 @@ def test_what_is_read_past_torch_is_found_by_poison():
         model.layers[2].forward = forward
         return failure(sharded(model), inputs(rank))
 
-    text = same(ranks.run(2, work, **READY))  # layer 1 is at home on rank 1
+    text = same(ranks.run(2, work, **READY))  # layer 1 is stored on rank 1
     assert text.startswith("rank 0: weights are read outside their view") and "layers.2 is the first" in text
 
 

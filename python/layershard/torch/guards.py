@@ -149,7 +149,8 @@ class Guards:
             module.__dict__["__prepare_scriptable__"] = refuse_scripting  # what torch.jit.script asks first
             module.__dict__["_get_name"] = _guard_name(module)
         for owner, keys in self._owners.items():
-            self._handles.append(owner.register_state_dict_post_hook(_withholding(keys)))  # type: ignore[no-untyped-call]
+            withhold = _withholding(keys)
+            self._handles.append(owner.register_state_dict_post_hook(withhold))  # type: ignore[no-untyped-call]
 
     def _guard_train(self, module: nn.Module) -> Callable[..., nn.Module]:
         """Module.train for this one, looked at as a whole before any part of it has changed."""

@@ -319,7 +319,7 @@ class _Check:
 
 
 def _shows_poison(shared: Shared, layer: int) -> bool:
-    """The beginnings of all tensors: where a layer is at home no such bytes are met."""
+    """The beginnings of all tensors: where a layer is stored there are no such bytes."""
     for index, layout in enumerate(shared.layouts):
         start = bytes_of(shared.series, layer, index, layout.nbytes)[:64]
         if not bool((start == (poison_of(layout) or b"\xff")[0]).all()):

@@ -26,7 +26,7 @@ def poisoned_layers(records: Records) -> list[int]:
 
 
 def read_early(records: Records) -> Iterator[str]:
-    """Found on any rank, also where the layer is at home: it is wrong where it is fetched into a window."""
+    """Found on any rank, also where the layer is stored: it is wrong where it is fetched into a window."""
     reads = {tuple(each) for record in records for each in record.get("reads", [])}
     masks = poisoned_layers(records) if reads else []
     for series, index, name, where in sorted(reads):
