@@ -8,9 +8,9 @@
 #   link       1 min  fetches by size, beside bare copies
 #   readers    1 min  four ranks, two of them reading one source at once: whole and striped (two GPUs)
 #   in-place          two ranks on one GPU that compute from each other's memory: 1024 and 16 tokens
-#   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs, with
-#                     a late rank (two GPUs); by python3, or LAYERSHARD_PYTHON, with layershard, torch and diffusers:
-#                     e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan
+#   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs,
+#                     with a late rank (two GPUs); by python3, or LAYERSHARD_PYTHON, with layershard, torch and
+#                     diffusers: e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan
 #
 # Ends with 0, or 3 when some measurement was inconclusive, or 1 when one failed. Killed ranks and long replays: make
 # check-gpu, whose output, saved as DIRECTORY/*.log, targets.py reads too.

@@ -27,7 +27,8 @@ install(FILES ${PROJECT_BINARY_DIR}/layershardConfig.cmake ${PROJECT_BINARY_DIR}
 	DESTINATION ${package_dir})
 install(EXPORT layershardTargets NAMESPACE layershard:: DESTINATION ${package_dir})
 
-# For writers of transports; where only the tests are built, just by its name: cmake --install ... --component conformance.
+# For writers of transports; where only the tests are built, just by its name: cmake --install ... --component
+# conformance.
 if(TARGET layershard_conformance)
 	set(when COMPONENT conformance)
 	if(NOT LAYERSHARD_BUILD_CONFORMANCE)
@@ -35,7 +36,8 @@ if(TARGET layershard_conformance)
 	endif()
 	configure_file(layershard-conformance.pc.in layershard-conformance.pc @ONLY)
 	install(FILES $<TARGET_FILE:layershard_conformance> DESTINATION ${CMAKE_INSTALL_LIBDIR} ${when})
-	install(FILES tests/conformance/layershard/transport_conformance.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/layershard
+	install(FILES tests/conformance/layershard/transport_conformance.h
+		DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/layershard
 		${when})
 	install(FILES ${PROJECT_BINARY_DIR}/layershard-conformance.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
 		${when})

@@ -40,17 +40,19 @@ run_model() {
 }
 
 part "1a. A language model on four processes that hold its blocks once between them" \
-	"Each process continues one prompt; look at 'stored' in the table: a quarter of the blocks each, all of them together."
+	"Each process continues one prompt; look at 'stored' in the table: a quarter of the blocks each," \
+	"all of them together."
 run_model
 
 part "1b. The same with all blocks in every process" \
-	"The texts are the same; 'stored' is four times as much in all. What that means for the memory, embeddings and" \
-	"buffers included, is in 'pss': compare the rows 'all'."
+	"The texts are the same; 'stored' is four times as much in all. What that means for the memory, embeddings" \
+	"and buffers included, is in 'pss': compare the rows 'all'."
 run_model --replicated
 
 part "2. Layers that are fetched over a slow link while the layers before them compute" \
 	"Compare 'exposed', what a pass takes longer than replicated, with 'predicted', what the planner says." \
-	"ratio is compute : transfer, that of a 70B Llama on two H200 GPUs at 2048, 1024 and 512 tokens: 2.6, 1.2 and 0.6."
+	"ratio is compute : transfer, that of a 70B Llama on two H200 GPUs at 2048, 1024 and 512 tokens: 2.6, 1.2" \
+	"and 0.6."
 measure --layers 12 --compute-us 2000 --ratio 2.6,1.2,0.6 --prefetch 0,1,2 --resident 0,33.4%
 
 part "3. One slow rank" \

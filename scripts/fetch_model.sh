@@ -26,7 +26,8 @@ if [ -n "${LAYERSHARD_CACHE:-}" ]; then
 elif [ -n "${XDG_CACHE_HOME:-}" ]; then
 	cache=$XDG_CACHE_HOME/layershard
 else
-	[ -n "${HOME:-}" ] || fail "set LAYERSHARD_CACHE to the directory where the model is to be kept (HOME is not set)"
+	[ -n "${HOME:-}" ] ||
+		fail "set LAYERSHARD_CACHE to the directory where the model is to be kept (HOME is not set)"
 	cache=$HOME/.cache/layershard
 fi
 

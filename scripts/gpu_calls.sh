@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds tests/transport/cuda/gpu_calls.c with the compiler alone, for GPU machines without this project's build tools, and runs it:
-# scripts/gpu_calls.sh [REPEATS [BYTES OF A WEIGHT [MS OF A LINE [WORD]]]]. BUILD: where to; CC: the compiler; RUN: what
-# to run it under.
+# Builds tests/transport/cuda/gpu_calls.c with the compiler alone, for GPU machines without this project's build tools,
+# and runs it: scripts/gpu_calls.sh [REPEATS [BYTES OF A WEIGHT [MS OF A LINE [WORD]]]]. BUILD: where to; CC: the
+# compiler; RUN: what to run it under.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build-gpu}
@@ -11,6 +11,7 @@ mkdir -p "$BUILD"
 . scripts/gpu_sources.sh
 # shellcheck disable=SC2086 # several words each
 "${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/support \
-	-o "$BUILD/gpu_calls" tests/transport/cuda/gpu_calls*.c tests/transport/cuda/gpu_samples.c tests/transport/cuda/gpu_rank.c \
-	tests/transport/cuda/gpu_times.c tests/support/threads.c $library_sources -lpthread -ldl
+	-o "$BUILD/gpu_calls" tests/transport/cuda/gpu_calls*.c tests/transport/cuda/gpu_samples.c \
+	tests/transport/cuda/gpu_rank.c tests/transport/cuda/gpu_times.c tests/support/threads.c \
+	$library_sources -lpthread -ldl
 ${RUN:-} "$BUILD/gpu_calls" "$@"

@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds tests/transport/cuda/gpu_check.c with the compiler alone, for GPU machines without this project's build tools, and runs it:
-# scripts/gpu_check.sh [REPLAYS [BYTES OF A WEIGHT]]. BUILD: where to; CC: the compiler; RUN: what to run it under.
+# Builds tests/transport/cuda/gpu_check.c with the compiler alone, for GPU machines without this project's build tools,
+# and runs it: scripts/gpu_check.sh [REPLAYS [BYTES OF A WEIGHT]]. BUILD: where to; CC: the compiler; RUN: what to run
+# it under.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build-gpu}
@@ -10,6 +11,7 @@ mkdir -p "$BUILD"
 . scripts/gpu_sources.sh
 # shellcheck disable=SC2086 # several words each
 "${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/support \
-	-o "$BUILD/gpu_check" tests/transport/cuda/gpu_check.c tests/transport/cuda/gpu_rank.c tests/transport/cuda/gpu_times.c tests/support/threads.c \
+	-o "$BUILD/gpu_check" tests/transport/cuda/gpu_check.c tests/transport/cuda/gpu_rank.c \
+	tests/transport/cuda/gpu_times.c tests/support/threads.c \
 	$library_sources -lpthread -ldl
 ${RUN:-} "$BUILD/gpu_check" "$@"

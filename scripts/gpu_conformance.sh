@@ -27,7 +27,8 @@ for what in "$@"; do
 	status=0
 	began=$SECONDS
 	# shellcheck disable=SC2086 # the words of one run
-	${RUN:-} timeout 600 "$BUILD/conformance" $what configurations="${CONFIGURATIONS:-6}" >"$BUILD/conformance.log" 2>&1 ||
+	${RUN:-} timeout 600 "$BUILD/conformance" $what configurations="${CONFIGURATIONS:-6}" \
+		>"$BUILD/conformance.log" 2>&1 ||
 		status=$?
 	[ "$status" != 77 ] || [ "${LAYERSHARD_TEST_STRICT:-0}" = 1 ] || status=0
 	echo "conformance $what: exit status $status, $((SECONDS - began)) s"

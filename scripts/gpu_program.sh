@@ -14,6 +14,6 @@ flags=$(pkg-config --cflags jansson)
 . scripts/gpu_sources.sh
 # shellcheck disable=SC2086 # several words each
 "${CC:-cc}" -std=c11 -O2 -DNDEBUG -D_GNU_SOURCE $library_includes -Ibench/c -Itools/support $flags -s \
-	-o "$directory/layershard-bench" $library_sources bench/c/*.c tools/support/*.c -Wl,-Bstatic -ljansson -Wl,-Bdynamic \
-	-lpthread -ldl -lm
+	-o "$directory/layershard-bench" $library_sources bench/c/*.c tools/support/*.c \
+	-Wl,-Bstatic -ljansson -Wl,-Bdynamic -lpthread -ldl -lm
 "$directory/layershard-bench" --version

@@ -47,7 +47,8 @@ make_environment() {
 	echo "python_env.sh: installing $list into $home" >&2
 	"$python" -m venv --clear "$home" >&2 ||
 		fail "$python makes no virtual environment: on Debian and Ubuntu install python3-venv"
-	"$home/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --requirement "$list" >&2 ||
+	"$home/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+		--requirement "$list" >&2 ||
 		fail "pip could not install $list"
 	echo "$key" >"$stamp"
 }

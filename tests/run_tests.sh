@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# run_tests.sh BUILD [CTEST-OPTION]... - run the tests of a build directory, show the output of those that fail, and name
-# and count what was skipped, which ctest alone passes over. With LAYERSHARD_TEST_STRICT=1 a skip is a failure. Counted
-# apart, and no failure: cases that are about what a transport is not meant to do.
+# run_tests.sh BUILD [CTEST-OPTION]... - run the tests of a build directory, show the output of those that fail, and
+# name and count what was skipped, which ctest alone passes over. With LAYERSHARD_TEST_STRICT=1 a skip is a failure.
+# Counted apart, and no failure: cases that are about what a transport is not meant to do.
 set -eu
 
 build=$1

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# run_valgrind.sh BUILD - memory errors and leaks by valgrind: the unit tests that are quick under it and set no limits of
-# their own, and the program with two ranks on the tiny model.
+# run_valgrind.sh BUILD - memory errors and leaks by valgrind: the unit tests that are quick under it and set no limits
+# of their own, and the program with two ranks on the tiny model.
 set -eu
 
 build=$1
@@ -29,11 +29,11 @@ for test in test_status test_verdict test_slotmap test_layout test_ring test_poi
 	test_discovery test_name_holder test_rendezvous test_rendezvous_place test_rendezvous_root test_sockets \
 	test_user test_registry test_local test_agree test_group test_load test_pass test_series test_verify test_late \
 	test_callback test_callback_calls test_callback_device test_callback_device_failures test_callback_rounds \
-	test_callback_worker test_defects test_shm test_shm_copy test_control test_control_deaths test_control_page test_faults test_throttle test_trace \
-	test_wrapper test_gguf test_engine; do
+	test_callback_worker test_defects test_shm test_shm_copy test_control test_control_deaths test_control_page \
+	test_faults test_throttle test_trace test_wrapper test_gguf test_engine; do
 	check "$test" "$build/tests/$test"
 done
 for placement in whole striped; do
-	check "layershard-llama, 2 ranks, $placement" "$build/layershard-llama" --model "$LAYERSHARD_TEST_MODEL_TINY" --ranks 2 \
-		--placement "$placement" --prompt a --prompt b --max-tokens 3 --json
+	check "layershard-llama, 2 ranks, $placement" "$build/layershard-llama" --model "$LAYERSHARD_TEST_MODEL_TINY" \
+		--ranks 2 --placement "$placement" --prompt a --prompt b --max-tokens 3 --json
 done

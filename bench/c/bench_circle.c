@@ -38,7 +38,7 @@ void bench_circle_close(struct bench_circle *circle)
 	free(circle->sent);
 }
 
-/* No deadline of its own: every thread of the circle arrives here or breaks it, and what it does before that has one. */
+/* No deadline of its own: every thread of the circle arrives here or breaks it, and what it does before has one. */
 bool bench_circle_barrier(struct bench_circle *circle)
 {
 	bool whole;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_link.h - what `bench link` measures, as data: how fast a layer is fetched from another rank by the library's own
- * path, beside a bare copy of as many bytes in the same rounds.
+ * bench_link.h - what `bench link` measures, as data: how fast a layer is fetched from another rank by the library's
+ * own path, beside a bare copy of as many bytes in the same rounds.
  *
  * Each size has a series of 2n layers with one window. Rank r fetches layer s and layer s + n in turn, both of source s
- * (STRIPED: of all ranks): as the window holds only one, every reach + wait is one fetch. A variant is one way of moving
- * bytes between certain ranks; every round runs every variant once, in a new order, while the ranks that have no part in it
- * are idle.
+ * (STRIPED: of all ranks): as the window holds only one, every reach + wait is one fetch. A variant is one way of
+ * moving bytes between certain ranks; every round runs every variant once, in a new order, while the ranks that have no
+ * part in it are idle.
  */
 #ifndef BENCH_LINK_H
 #define BENCH_LINK_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_ranks.h - ranks of a bench as processes of their own, as GPUs need them: forked, with a barrier in shared memory;
- * none outlives the others' failure. Knows: processes. Does not know: GPUs, groups, what the ranks do.
+ * bench_ranks.h - ranks of a bench as processes of their own, as GPUs need them: forked, with a barrier in shared
+ * memory; none outlives the others' failure. Knows: processes. Does not know: GPUs, groups, what the ranks do.
  */
 #ifndef BENCH_RANKS_H
 #define BENCH_RANKS_H

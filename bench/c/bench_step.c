@@ -64,8 +64,8 @@ bool step_predict(const struct step_bench *bench, uint32_t series, uint64_t comp
 }
 
 /*
- * What a pass without residents fetches over the link. Over one of 1 byte/ns its transfers take as many ns as its layers
- * have bytes. Where all of a rank's layers stay in its window from pass to pass: what the rank that stores least
+ * What a pass without residents fetches over the link. Over one of 1 byte/ns its transfers take as many ns as its
+ * layers have bytes. Where all of a rank's layers stay in its window from pass to pass: what the rank that stores least
  * fetches to begin with. 0: there is nobody to fetch anything from.
  */
 static bool find_pass_bytes(struct step_bench *bench, double *bytes)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench_step_rank.c - one rank of `bench step`: opens its groups and series, runs the variants round by round, and checks
- * the bits.
+ * bench_step_rank.c - one rank of `bench step`: opens its groups and series, runs the variants round by round, and
+ * checks the bits.
  *
  * A sample is a few passes that are not timed and then P that are, so that it begins and ends in the steady state in
  * which passes flow into one another; then the ring comes to rest, and the next variant finds the link idle. Knows:

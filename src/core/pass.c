@@ -302,8 +302,8 @@ static lshard_status hand_to_stream(lshard_series *series, void *stream)
 }
 
 /*
- * Windows whose fetch could not be started hold nothing again. Not on collective transports, where one rank cannot start
- * it again alone.
+ * Windows whose fetch could not be started hold nothing again. Not on collective transports, where one rank cannot
+ * start it again alone.
  */
 static void retry_failed(lshard_series *series)
 {

@@ -43,8 +43,9 @@ uint32_t slotmap_slot_in_need(const struct slotmap *map, uint32_t position, uint
 uint32_t slotmap_next(const struct slotmap *map, uint32_t slot, uint32_t position);
 
 /*
- * The prefetch distance: layers of compute between the start of a fetch and the use of the layer at @p position, in steady passes: the window
- * is free when the program reaches the position after the one it held before. N when the layer never leaves its window.
+ * The prefetch distance: layers of compute between the start of a fetch and the use of the layer at @p position, in
+ * steady passes: the window is free when the program reaches the position after the one it held before. N when the
+ * layer never leaves its window.
  * @p horizon: fetches start at most that many layers ahead (k on collective transports, N else).
  */
 uint32_t slotmap_distance(const struct slotmap *map, uint32_t position, uint32_t horizon);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * channel.c - mesh, control page, agreements and shared memory of the processes of a host in one: what a transport
- * outside this tree gets for its `exchange` and its shards. Knows what each of them is for; adds nothing to what they do.
+ * outside this tree gets for its `exchange` and its shards. Knows what each of them is for; adds nothing to what they
+ * do.
  */
 #include "sockets.h"
 #include "agreement.h"

@@ -222,7 +222,7 @@ static void note_gone(struct control *control)
 			control->block->ranks[rank].gone = 1;
 }
 
-/* With the lock. Returns 1 if this call decided the round. The number of ranks is this one's own: no peer changes it. */
+/* With the lock. Returns 1 if this call decided the round. The number of ranks is this one's: no peer changes it. */
 static int decide(struct control_block *block, int32_t size)
 {
 	unsigned parity = block->round & 1;

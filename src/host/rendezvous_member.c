@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * rendezvous_member.c - the other ranks of a rendezvous: each connects to rank 0, says who it is, and stays. So does a rank
- * 0 whose place is taken, to be told by whom.
+ * rendezvous_member.c - the other ranks of a rendezvous: each connects to rank 0, says who it is, and stays. So does a
+ * rank 0 whose place is taken, to be told by whom.
  */
 #include "rendezvous.h"
 #include "limit_reason.h"

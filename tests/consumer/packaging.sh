@@ -39,7 +39,8 @@ uses() { # uses NAME COMPILER FLAG...: a program with either library of the buil
 	shift 2
 	for kind in so a; do
 		"$compiler" "$@" -I"$source/include" -o "$folder/by_$kind" "$source/tests/consumer/consumer.c" \
-			"$folder/liblayershard.$kind" -pthread -ldl || fail "$folder: nothing links with liblayershard.$kind"
+			"$folder/liblayershard.$kind" -pthread -ldl ||
+			fail "$folder: nothing links with liblayershard.$kind"
 		LD_LIBRARY_PATH=$folder "$folder/by_$kind" || fail "$folder: a program with liblayershard.$kind fails"
 		LD_LIBRARY_PATH=$folder lacks_faults "$folder/by_$kind" "$folder/liblayershard.$kind"
 	done
@@ -98,7 +99,8 @@ version=$(sed -n 's/^Version: //p' "$work/unity/layershard.pc")
 parent plain
 [ "$(find "$work/plain.stage" -type f | wc -l)" = 1 ] || fail "a part of another project installs itself"
 parent static -DBUILD_SHARED_LIBS=OFF -DLAYERSHARD_INSTALL=ON
-[ -z "$(find "$work/static" "$work/static.stage" -name 'liblayershard.so*')" ] || fail "a shared library nobody asked for"
+[ -z "$(find "$work/static" "$work/static.stage" -name 'liblayershard.so*')" ] ||
+	fail "a shared library nobody asked for"
 ! ldd "$work/static/parent" | grep -q layershard || fail "the program wants a shared library"
 parent shared -DBUILD_SHARED_LIBS=ON -DLAYERSHARD_INSTALL=ON
 [ -z "$(find "$work/shared" "$work/shared.stage" -name 'liblayershard.a')" ] || fail "an archive that nobody asked for"

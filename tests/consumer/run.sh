@@ -64,16 +64,18 @@ LD_LIBRARY_PATH=$libdir "$work/docs" || fail "the program in docs/c.md fails"
 ! ldd "$work/by_static" | grep -q layershard || fail "the static consumer wants the shared library"
 
 cmake -S "$source/tests/consumer" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$(dirname "$libdir");$libdir" \
-	-DCMAKE_CXX_COMPILER="$cxx" -DWANTED_VERSION="$version" >"$work/cmake.log" 2>&1 || fail "find_package failed: $(cat "$work/cmake.log")"
+	-DCMAKE_CXX_COMPILER="$cxx" -DWANTED_VERSION="$version" >"$work/cmake.log" 2>&1 ||
+	fail "find_package failed: $(cat "$work/cmake.log")"
 cmake --build "$work/cmake" >"$work/cmake.log" 2>&1 || fail "the C++ consumer does not build: $(cat "$work/cmake.log")"
 run "C++, shared" "$work/cmake/plan_by_layershard"
 run "C++, static" "$work/cmake/plan_by_layershard_static"
 
-# The example: four processes that meet by a job name; every rank sees every layer.
+# The example: four processes that find each other by a job name; every rank sees every layer.
 patience=${LAYERSHARD_TEST_PATIENCE:-1}
 export LAYERSHARD_SIZE=4 LAYERSHARD_JOB="consumer-$$" LAYERSHARD_TIMEOUT_MS=$((60000 * patience))
 for rank in 0 1 2 3; do
-	LAYERSHARD_RANK=$rank LD_LIBRARY_PATH=$libdir timeout $((300 * patience)) "$work/minimal" >"$work/rank.$rank" 2>&1 &
+	LAYERSHARD_RANK=$rank LD_LIBRARY_PATH=$libdir timeout $((300 * patience)) "$work/minimal" \
+		>"$work/rank.$rank" 2>&1 &
 done
 wait
 for rank in 0 1 2 3; do

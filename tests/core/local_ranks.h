@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * local_ranks.h - what the tests of the core's calls share that need no more than the transport `local`: ranks as threads
- * of this process, with the conformance suite's series.
+ * local_ranks.h - what the tests of the core's calls share that need no more than the transport `local`: ranks as
+ * threads of this process, with the conformance suite's series.
  */
 #ifndef LAYERSHARD_TEST_LOCAL_RANKS_H
 #define LAYERSHARD_TEST_LOCAL_RANKS_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_group.c - what a group is created of: options that are refused, what the environment adds to them; and ranks that
- * take part in different calls.
+ * test_group.c - what a group is created of: options that are refused, what the environment adds to them; and ranks
+ * that take part in different calls.
  */
 #include "local_ranks.h"
 #include "sim/sim.h"

@@ -3,7 +3,8 @@
  * test_ring.c - the state machine of the windows: each transition by itself, then long random sequences under the
  * invariants of ring_check.h, and three more that need whole passes.
  *
- *   I10  passes flow: sequential passes never miss, and each starts exactly the fetches of the layers that share a window
+ *   I10  passes flow: sequential passes never miss, and each starts exactly the fetches of the layers that share a
+ *        window
  *
  *   I11  a sequential step starts at most two fetches
  *

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_series.c - how a series comes into being and how it goes: memory of the caller's, the last number that a layer can
- * have, and two that are destroyed at once. What destroy waits for is test_readers.c's.
+ * test_series.c - how a series comes into being and how it goes: memory of the caller's, the last number that a layer
+ * can have, and two that are destroyed at once. What destroy waits for is test_readers.c's.
  */
 #include "local_ranks.h"
 

@@ -153,8 +153,8 @@ struct badness {
 	uint32_t exposed, worst, below_k;
 };
 
-/* From the definition: cut R, begun at `rotation`, into blocks; a layer's distance is its distance to the one before it in
- * its window. */
+/* From the definition: cut R, begun at `rotation`, into blocks; a layer's distance is its distance to the one before it
+ * in its window. */
 static struct badness evaluate(const struct instance *c, const uint32_t *slot_of)
 {
 	struct badness bad = {0, 0, 0};
@@ -209,7 +209,7 @@ static void check_rotation(const struct instance *c)
 
 /* ---- The best of all assignments ---- */
 
-/* Can layers `from`.. be put into `windows` windows so that every distance is at least `distance`, given those before? */
+/* Can layers `from`.. go into `windows` windows so that each distance is `distance` at least, given those before? */
 static bool assignable(const struct instance *c, uint32_t distance, uint32_t windows, uint32_t from, uint32_t used,
 		       uint32_t *slot)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * exchanged_words.h - what ranks of the shm transport exchange in the tests of its control channel, so that each sees whose
- * it is, of which round, and who its rank had seen alive before.
+ * exchanged_words.h - what ranks of the shm transport exchange in the tests of its control channel, so that each sees
+ * whose it is, of which round, and who its rank had seen alive before.
  */
 #ifndef LAYERSHARD_TEST_EXCHANGED_WORDS_H
 #define LAYERSHARD_TEST_EXCHANGED_WORDS_H

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * test_channel.c - the kit of transports from outside the tree: what one rank cannot open none opens, descriptors come
- * to whom they are meant for, shards are read by all, and a rank that leaves or is aborted keeps nobody waiting. That an exchange happens for
- * all or for none is test_control's.
+ * to whom they are meant for, shards are read by all, and a rank that leaves or is aborted keeps nobody waiting. That
+ * an exchange happens for all or for none is test_control's.
  */
 #include "contexts.h"
 #include "patience.h"

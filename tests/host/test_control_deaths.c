@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_control_deaths.c - ranks that die or leave while others wait for them in an exchange: seen at once, by all alike, and
- * nobody hangs, whatever lock they held.
+ * test_control_deaths.c - ranks that die or leave while others wait for them in an exchange: seen at once, by all
+ * alike, and nobody hangs, whatever lock they held.
  */
 #include "control_page.h"
 #include "exchanged_words.h"

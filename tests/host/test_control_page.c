@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_control_page.c - the page that ranks share comes from another process: it is looked at before it is used, and what
- * is written there later misleads nobody.
+ * test_control_page.c - the page that ranks share comes from another process: it is looked at before it is used, and
+ * what is written there later misleads nobody.
  */
 #include "control_page.h"
 #include "exchanged_words.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_limit_reason.c - limits of the system that stop one rank of several: every rank is told at once which limit it is, on
- * whose side, and no program is ended by a signal. The limits are real ones, set in a forked rank.
+ * test_limit_reason.c - limits of the system that stop one rank of several: every rank is told at once which limit it
+ * is, on whose side, and no program is ended by a signal. The limits are real ones, set in a forked rank.
  */
 #include "limit_reason.h"
 #include "patience.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_rendezvous_place.c - a directory in which the ranks of a job find each other: whose it has to be, and who listens
- * there where several would.
+ * test_rendezvous_place.c - a directory in which the ranks of a job find each other: whose it has to be, and who
+ * listens there where several would.
  */
 #include "job_ranks.h"
 #include "outside.h"

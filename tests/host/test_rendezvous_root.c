@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_rendezvous_root.c - who connects to rank 0: ranks that are slow, silent or of another version, and all who are no
- * ranks.
+ * test_rendezvous_root.c - who connects to rank 0: ranks that are slow, silent or of another version, and all who are
+ * no ranks.
  */
 #include "hello.h"
 #include "job_ranks.h"

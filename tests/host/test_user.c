@@ -246,7 +246,7 @@ static int sends_the_impostor_away(void)
 	return 1;
 }
 
-/* A namespace that maps its own user knows that user: ranks find each other by a name, and who is not mapped is a stranger. */
+/* A namespace that maps its own user knows it: ranks find each other by name. Who is not mapped is a stranger. */
 static void a_user_that_is_mapped_is_found_by_a_name(void **state)
 {
 	char name[128];

@@ -18,7 +18,8 @@ fail() {
 }
 
 for part in Unspecified conformance; do
-	DESTDIR=$work/stage cmake --install "$build" --component $part >"$work/log" || fail "install failed: $(cat "$work/log")"
+	DESTDIR=$work/stage cmake --install "$build" --component $part >"$work/log" ||
+		fail "install failed: $(cat "$work/log")"
 done
 pc=$(find "$work/stage" -name layershard-conformance.pc)
 [ -n "$pc" ] || fail "no layershard-conformance.pc was installed"

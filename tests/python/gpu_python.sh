@@ -10,7 +10,7 @@ shift
 [ -z "${LAYERSHARD_PYTHON:-}" ] || set -- "$LAYERSHARD_PYTHON"
 chosen=
 for python in "$@"; do
-	if "$python" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("pytest")))' \
+	if "$python" -c 'import importlib.util as u; exit(not (u.find_spec("torch") and u.find_spec("pytest")))' \
 		2>/dev/null; then
 		chosen=$python
 		break

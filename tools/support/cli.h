@@ -32,7 +32,7 @@ enum cli_exit {
 #define CLI_EXIT_HELP_INCONCLUSIVE "  3  inconclusive measurement\n"
 #define CLI_EXIT_HELP_BAD_MODEL    "  4  the model file is missing, unreadable, damaged or not supported\n"
 
-/* ---- Programs (cli_main.c, cli_commands.c) ------------------------------------------------------------------------ */
+/* ---- Programs (cli_main.c, cli_commands.c) ----------------------------------------------------------------------- */
 
 /** Its name, as messages begin and help is asked for: each program defines it. */
 extern const char cli_program[];

@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# gpu_bench.sh PROGRAM - `layershard-bench link` runs on a real GPU and finds all bits right: on two GPUs where there are
-# two, else between two processes on one, by copies and in place. Small and few rounds: no figure of it is meant to be
-# read. What PyTorch measures there, tests/bench/torch/test_e2e_cuda.py runs.
+# gpu_bench.sh PROGRAM - `layershard-bench link` runs on a real GPU and finds all bits right: on two GPUs where there
+# are two, else between two processes on one, by copies and in place. Small and few rounds: no figure of it is meant to
+# be read. What PyTorch measures there, tests/bench/torch/test_e2e_cuda.py runs.
 set -eu
 
 program=$1

@@ -14,10 +14,10 @@ extern "C" {
 #endif
 
 /**
- * The whole of a program that tries a transport: `return lshard_conformance(&ops, count, arguments);` with the arguments
- * of main. The first is how ranks are made, "threads" or "forks" (processes); the program says what else there is where
- * it is called without any. With @p ops NULL the first argument is a transport of the library's instead, with wrappers
- * and options, and what was the first is the second.
+ * The whole of a program that tries a transport: `return lshard_conformance(&ops, count, arguments);` with the
+ * arguments of main. The first is how ranks are made, "threads" or "forks" (processes); the program says what else
+ * there is where it is called without any. With @p ops NULL the first argument is a transport of the library's instead,
+ * with wrappers and options, and what was the first is the second.
  * @return what main returns: 0, all is right; 77, it cannot be tried on this machine, with the reason on standard
  *         output; 2, arguments that make no sense; anything else: as many tests failed.
  */

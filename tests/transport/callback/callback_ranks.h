@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * callback_ranks.h - what the tests of the callback transport share: ranks as threads over a circle, which ends the program
- * when collectives do not match.
+ * callback_ranks.h - what the tests of the callback transport share: ranks as threads over a circle, which ends the
+ * program when collectives do not match.
  */
 #ifndef LAYERSHARD_TEST_CALLBACK_RANKS_H
 #define LAYERSHARD_TEST_CALLBACK_RANKS_H

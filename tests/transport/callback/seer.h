@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * seer.h - a rank whose layers live on a fake device, where kernels look at them: the streams run late, so that a window
- * that is read too early or overwritten too soon shows.
+ * seer.h - a rank whose layers live on a fake device, where kernels look at them: the streams run late, so that a
+ * window that is read too early or overwritten too soon shows.
  */
 #ifndef LAYERSHARD_TEST_SEER_H
 #define LAYERSHARD_TEST_SEER_H

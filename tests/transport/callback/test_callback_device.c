@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_callback_device.c - the callback transport on device memory, over a device made of threads whose streams run late,
- * and a circle of ranks that ends the program when the collectives of the devices do not match: what kernels see.
+ * test_callback_device.c - the callback transport on device memory, over a device made of threads whose streams run
+ * late, and a circle of ranks that ends the program when the collectives of the devices do not match: what kernels see.
  */
 #include "patience.h"
 #include "seer.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_callback_device_failures.c - the callback transport on a device that refuses, fails, has no memory or does not end:
- * statuses on all ranks, and no memory goes that the device still uses.
+ * test_callback_device_failures.c - the callback transport on a device that refuses, fails, has no memory or does not
+ * end: statuses on all ranks, and no memory goes that the device still uses.
  */
 #include "patience.h"
 #include "seer.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_callback_rounds.c - rounds that do not come about: ranks that go different ways together, that are late or give up
- * while others wait, and roll calls of a rank whose program is idle.
+ * test_callback_rounds.c - rounds that do not come about: ranks that go different ways together, that are late or give
+ * up while others wait, and roll calls of a rank whose program is idle.
  */
 #include "callback_circle.h"
 #include "callback_ranks.h"

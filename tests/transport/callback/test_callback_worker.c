@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_callback_worker.c - the worker and its queue, seen without a group: what waits in the queue, what a closing store
- * waits for, and who is named where nobody comes.
+ * test_callback_worker.c - the worker and its queue, seen without a group: what waits in the queue, what a closing
+ * store waits for, and who is named where nobody comes.
  */
 #include "callback.h"
 #include "callback_circle.h"

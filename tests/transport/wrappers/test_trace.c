@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * test_trace.c - the file that a trace writes: every transfer once, its user's alone, and what is said where it cannot be
- * written.
+ * test_trace.c - the file that a trace writes: every transfer once, its user's alone, and what is said where it cannot
+ * be written.
  */
 #include "transports.h"
 #include "wrapped_ranks.h"

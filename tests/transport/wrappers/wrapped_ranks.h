@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * wrapped_ranks.h - what the tests of wrappers share: a small series, groups of one rank, and one layer between two ranks
- * with a wrapper in front of `local` and no group.
+ * wrapped_ranks.h - what the tests of wrappers share: a small series, groups of one rank, and one layer between two
+ * ranks with a wrapper in front of `local` and no group.
  */
 #ifndef LAYERSHARD_TEST_WRAPPED_RANKS_H
 #define LAYERSHARD_TEST_WRAPPED_RANKS_H
