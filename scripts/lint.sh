@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # lint.sh [--fix] PYTHON - look through all sources that git knows: the format of C and Python, what ruff and shellcheck
-# find. PYTHON is that of an environment with these tools (scripts/python_env.sh FOLDER --lint). With --fix files are
-# formatted, and what can be fixed safely is; else nothing is written. Status 1 where something is left.
+# find; and lines of C, CMake and shell over 120 columns. PYTHON is that of an environment with these tools
+# (scripts/python_env.sh FOLDER --lint). With --fix files are formatted, and what can be fixed safely is; else nothing
+# is written. Status 1 where something is left.
 set -eu
 
 usage="usage: lint.sh [--fix] PYTHON"
@@ -45,4 +46,13 @@ else
 	look "ruff found these" '*.py' - "$bin/ruff" check --quiet --no-cache
 fi
 look "shellcheck found these" '*.sh' .ci/run - "$bin/shellcheck" --external-sources
+
+# clang-format leaves comments alone, and nothing looks at CMake and shell. expand: a tab is eight columns.
+long=$(git ls-files -- '*.c' '*.h' '*.cc' '*.cmake' '*CMakeLists.txt' '*.sh' .ci/run | while read -r file; do
+	expand "$file" | awk -v file="$file" 'length > 120 { print file ":" FNR ": " length " columns" }'
+done)
+[ -z "$long" ] || {
+	printf '%s\n' "$long" "lint.sh: more than 120 columns" >&2
+	status=1
+}
 exit $status
