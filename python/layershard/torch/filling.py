@@ -96,10 +96,12 @@ class Filling:
 
     def run(self) -> None:
         group, device = self._handle.group, self._handle.device
+        why = "the weights are being loaded: pass again when that has ended"
         with torch.no_grad():
             self._give = together(group, device, self._prepare, lambda prepared: prepared.says).give
+            self._handle.shut("load()" if self._everything else "fill()", why)
             try:
-                self._shut("the weights are being loaded: pass again when that has ended")
+                self._shut(why)
                 self._begin()
                 together(group, device, self._fill_others)
                 together(group, device, self._fill_shared)

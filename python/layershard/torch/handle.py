@@ -7,9 +7,9 @@ Knows the parts (series, hooks, guards) and puts them together; how each works i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from ..group import Group
 from ..series import Stats
 from . import ops
+from .alone import Does
 from .compiled import forget_compiled, is_recording, whole
 from .grouping import Place
 from .guards import Guards, above, refuse_keeping, refuse_loading
@@ -25,9 +26,12 @@ from .parts import parts_of, rebuilt
 from .refusals import Guarded, Refused, refuse_no_module
 from .report import table
 from .shared import Shared
+from .together import together
 from .trace import Trace
 from .updates.update import Update
 from .wiring import Wiring
+
+Result = TypeVar("Result")
 
 _ATTRIBUTE = "_layershard_handle"
 _GATE = "_layershard_gate"  # why no pass is made; None: they are
@@ -51,6 +55,7 @@ class Handle:
         self._model = model
         self._wiring: Wiring | None = None
         self._ending: ops.Steps | None = None
+        self._shut: str | None = None  # why no pass is made
         self._gates: list[Any] = []  # the handles of its hooks
         self._gates_stay = False
         self._guards: Guards | None = None
@@ -118,6 +123,7 @@ class Handle:
         compiled once more, with the gate's hooks in it, which stay: dynamo looks at what they ask, not whether they are
         there.
         """
+        self._shut = why
         modules = above(self._model, {place.owner for place in self.all_places()})
         for module in modules:
             module.__dict__[_GATE] = why
@@ -127,6 +133,25 @@ class Handle:
                 self._gates_stay = forget_compiled()
         elif why is None and not self._gates_stay:
             self._remove_gates()
+
+    def shut(self, call: str, why: str) -> None:
+        """No pass from here on, as gate says. Collective: refused on all ranks, and all go on as before, where a thread
+        of one of them is in a pass. Who begins one in the meantime meets the gate, or is found by the second look."""
+        before = self._shut
+
+        def step() -> None:
+            self.alone(call, lambda: self.gate(why), "write")
+            self.alone(call, _nothing, "write")
+
+        try:
+            together(self.group, self.device, step)
+        except BaseException:
+            self.gate(before)
+            raise
+
+    def alone(self, call: str, work: Callable[[], Result], does: Does = "fetch") -> Result:
+        """What @work returns, which goes through the windows: refused while a pass does, which is refused meanwhile."""
+        return work() if self._wiring is None else self._wiring.alone.run(call, work, does)
 
     def _remove_gates(self) -> None:
         for gate in self._gates:
@@ -171,7 +196,8 @@ class Handle:
     def verify(self) -> dict[str, int]:
         """Check every layer as this rank sees it against its source's hash; host memory only. Collective."""
         self.refuse_half_written()
-        return {each.plan.name: each.series.verify() for each in self.shared}
+        together(self.group, self.device, lambda: self.alone("verify()", _nothing))  # else the others wait in vain
+        return self.alone("verify()", lambda: {each.plan.name: each.series.verify() for each in self.shared})
 
     def trace(self, path: str | os.PathLike[str]) -> Trace:
         """with handle.trace("pass.json"): record this rank's calls; ui.perfetto.dev shows the file. Not compiled. Of
@@ -199,7 +225,7 @@ class Handle:
         if any(each.loading for each in self.shared):
             raise Guarded("loading the weights has failed, and they may be half written: load them again")
         self._update = self._update if any(each.updating for each in self.shared) else None
-        self._update = self._update or Update(self._model, self.shared, self.gate)
+        self._update = self._update or Update(self._model, self.shared, self.gate, self.shut, self.alone)
         return self._update
 
     def stripe(self, name: str) -> torch.Tensor:
@@ -233,12 +259,17 @@ class Handle:
         if kind not in ("gathered", "sharded"):
             raise Refused(f"kind is '{kind}'; it must be gathered or sharded")
         self.refuse_half_written()
+        is_here = kind == "sharded" and not any(each.placement == "striped" for each in self.shared)
+        does: Does = "read" if is_here else "fetch"
+        return self._with_others(self.alone("state_dict()", lambda: self._copies(kind, is_here), does))
+
+    def _copies(self, kind: str, is_here: bool) -> dict[str, torch.Tensor]:
         shared = {}
         for each in self.shared:
             for layer, places in each.plan.layers() if kind == "gathered" else each.own_layers():
-                tensors = each.gathered(layer, ops.stream_of(self.device))
+                tensors = each.copies(layer) if is_here else each.gathered(layer, ops.stream_of(self.device))
                 shared.update({place.name: tensor for place, tensor in zip(places, tensors, strict=True)})
-        return self._with_others(shared)
+        return shared
 
     def _with_others(self, shared: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The model's own state_dict, past the guards, with @shared for what is shared: by the names that modules have
@@ -330,14 +361,17 @@ class Handle:
         if is_closed(self._model):
             raise Refused(GIVEN_UP)
         self.refuse_half_written()
+        self.alone("detach()", self._give_back)
+        self.leave()
+        release_freed_memory()
+        return self._model
+
+    def _give_back(self) -> None:
         for each in self.shared:
             for layer, places in each.plan.layers():
                 copies = each.gathered(layer, ops.stream_of(self.device))
                 for place, copy in zip(places, copies, strict=True):
                     place.give(copy)
-        self.leave()
-        release_freed_memory()
-        return self._model
 
     def close(self) -> None:
         """Leave the group, hooks and guards off: the end of the program, or of the model, which makes no pass then and
@@ -369,6 +403,10 @@ class Handle:
         self._remove_gates()
         if self._guards is not None:
             self._guards.remove()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _refuse_shut(module: nn.Module, _args: Any) -> None:

@@ -49,7 +49,7 @@ _reads = threading.Lock()
 
 
 @contextmanager
-def _reading_stacks() -> Iterator[None]:
+def reading_stacks() -> Iterator[None]:
     """One thread at a time. A garbage collection may let other threads run, and Python 3.11 reads a frame's f_locals,
     for which it makes a dict, from memory that the frame has left by then: it would crash."""
     with _reads:
@@ -62,9 +62,14 @@ def _reading_stacks() -> Iterator[None]:
                 gc.enable()
 
 
-def _name_of(ident: int) -> str:
+def name_of(ident: int) -> str:
     names = {each.ident: each.name for each in threading.enumerate()}
     return names.get(ident, str(ident))
+
+
+def is_call(code: CodeType) -> bool:
+    """Whether it is torch's code that calls a module, or what dynamo has made of it."""
+    return code is _CALL or (code.co_name == _CALL.co_name and code.co_filename == _CALL.co_filename)
 
 
 def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
@@ -100,15 +105,25 @@ class Turn:
     def take(self) -> None:
         """Refused while another thread is inside. That one asks, and waits, if it comes before the answer."""
         here = threading.get_ident()
-        with _reading_stacks():
+        with reading_stacks():
             for turn in (self, *(turn for turn, _ in self._beside)):
                 if turn.thread != here:
                     turn.thread = 0
             stacks = sys._current_frames()
             for turn, whole in [(self, True), *self._beside]:
                 if turn._last != here and turn._is_inside(stacks.get(turn._last), whole):
-                    raise Refused(_BUSY.format(late=_name_of(here), early=_name_of(turn._last)))
+                    raise turn.refusal(here)
             self.thread = self._last = here
+
+    def refusal(self, here: int) -> Refused:
+        """Of a thread that comes while the last one is inside."""
+        return Refused(_BUSY.format(late=name_of(here), early=name_of(self._last)))
+
+    def put_beside(self, other: Turn, whole: bool = True) -> None:
+        self._beside.append((other, whole))
+
+    def came_last(self, thread: int) -> bool:
+        return self._last == thread
 
     def take_compiled(self, program: FrameType) -> None:
         """The same for a module in a compiled program, whose modules are on no stack."""
@@ -154,7 +169,7 @@ def _put_beside(one: Uses, other: Uses, turns: Mapping[Uses, Turn]) -> None:
     all_of_one, all_of_other = one.waits | one.reaches, other.waits | other.reaches
     if all_of_one & all_of_other:
         reads = bool(all_of_one & other.waits)
-        turns[one]._beside.append((turns[other], reads or not one.waits & all_of_other))
+        turns[one].put_beside(turns[other], reads or not one.waits & all_of_other)
 
 
 def entering(turn: Turn) -> Callable[[nn.Module, Any], None]:

@@ -122,6 +122,11 @@ class Shared:
         """Copies of one layer's tensors, fetched if need be."""
         self.series.reach(layer, stream)
         self.series.wait(layer, stream)
+        return self.copies(layer)
+
+    @torch.inference_mode(False)
+    def copies(self, layer: int) -> list[torch.Tensor]:
+        """Of the tensors of a layer that is there."""
         return [self.view(layer, index).clone() for index in range(len(self.layouts))]
 
     # ---- Bytes ----

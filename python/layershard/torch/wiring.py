@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from . import ops
+from .alone import Alone
 from .compiled import whole
 from .gradients import Saving
 from .grouping import Place
+from .guards import above
 from .hooks import Switch, arrival_hooks, install, runs_forward
 from .noticing import Watch
 from .one_thread import Turn, Uses, entering, turns_of
@@ -76,17 +78,25 @@ class Wiring:
         self._waits: dict[nn.Module, list[Step]] = {}
         self._places: dict[nn.Module, list[Place]] = {}
         self._handles: list[Any] = []
-        modules = dict(model.named_modules())
+        shared, modules = list(shared), dict(model.named_modules())
         self._names = {module: name for name, module in modules.items()}
         for each in (each for each in shared if each.moves):
             for (layer, places), units in zip(each.plan.layers(), each.plan.units, strict=True):
                 self._wire((each.series, layer), modules[units[0].block], units, places, each.plan.scope)
         self._watches = {module: Watch(module, places) for module, places in self._places.items()}
-        self._entries = _entries(model, {*self._reaches, *self._waits})
+        self._entries = {each: Turn([each]) for each in _entries(model, {*self._reaches, *self._waits})}
         users = dict.fromkeys([*self._reaches, *self._waits])
         self._turns = turns_of({module: self._uses_of(module) for module in users}, self.token)
+        self.alone = self._alone(model, shared)
         for each in shared:
             each.on_attached = self._record
+
+    def _alone(self, model: nn.Module, shared: list[Shared]) -> Alone:
+        owners = {place.owner for each in shared for places in each.plan.places for place in places}
+        names = {module: self._names[module] for module in above(model, owners)}
+        turns = [*dict.fromkeys(self._turns.values()), *self._entries.values()]
+        waiting = {module: self._names[module] for module in self._waits}
+        return Alone(names, waiting, turns, moves=any(each.moves for each in shared))
 
     def _wire(self, step: Step, block: nn.Module, units: list[Unit], places: list[Place], scope: str) -> None:
         is_called = runs_forward(block)
@@ -104,8 +114,8 @@ class Wiring:
     def install(self) -> None:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
-        for each in self._entries:
-            self._handles.append(each.register_forward_pre_hook(entering(Turn([each])), prepend=True))
+        for each, turn in self._entries.items():
+            self._handles.append(each.register_forward_pre_hook(entering(turn), prepend=True))
         owners = {module: dict.fromkeys(place.owner for place in places) for module, places in self._places.items()}
         inside = {owner for module, found in owners.items() for owner in found if owner is not module}
         self._handles.append(Waiting(*({each: self._names[each] for each in found} for found in (self._waits, inside))))

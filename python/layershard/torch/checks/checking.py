@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -147,9 +147,13 @@ class _Check:
             return otherwise
 
     def _rewind(self) -> None:
-        """A pass that ended early on any rank has left the ranks of a collective transport at different places."""
-        for each in self._handle.shared:
-            self._here(each.series.rewind)
+        """A pass that ended early on any rank has left the ranks of a collective transport at different places. One
+        that another thread is in would lose its windows."""
+        with suppress(Refused):
+            self._alone(lambda: [self._here(each.series.rewind) for each in self._handle.shared])
+
+    def _alone(self, work: Callable[[], Any]) -> Any:
+        return self._handle.alone("check()", work)
 
     def _begin(self) -> int:
         """How many windows there are on all ranks. Whatever keeps one rank from taking part is told to all."""
@@ -159,7 +163,7 @@ class _Check:
             modules = [self._model, *modules_in(self._arguments)]
             self._saved = SavedState(modules, self._handle.all_places(), self._handle.device)
             fresh(self._model, self._arguments)
-            self._try_poison()
+            self._alone(self._try_poison)
         except Exception as error:
             refusal = error
         windows = sum(each.windows for each in self._handle.stats().values())
@@ -244,17 +248,19 @@ class _Check:
     def _switch(self, shared: Shared, on: bool) -> None:
         shared.series.poison(on, ops.stream_of(self._handle.device))
 
+    def _switch_all(self, on: list[bool]) -> None:
+        for each, one in zip(self._handle.shared, on, strict=True):
+            self._here(partial(self._switch, each, one))
+
     @contextmanager
     def _poisoned(self, on: bool = True) -> Iterator[None]:
         """Windows as asked for; afterwards as they were."""
         before = [each.series.is_poisoned for each in self._handle.shared]
-        for each in self._handle.shared:
-            self._here(partial(self._switch, each, on))
+        self._here(partial(self._alone, lambda: self._switch_all([on] * len(before))))
         try:
             yield
         finally:
-            for each, was in zip(self._handle.shared, before, strict=True):
-                self._here(partial(self._switch, each, was))
+            self._here(partial(self._alone, lambda: self._switch_all(before)))
 
     def _seen(self) -> list[str]:
         """Of each series, as a number in base 16, a bit for each layer that shows poison here, outside of its turn."""
@@ -271,6 +277,9 @@ class _Check:
     def _stored(self) -> dict[str, bytes | None]:
         """Digests of what this rank is source of. Of stripes no rank has a whole layer in one place: they are fetched,
         and since a collective transport fetches a layer for all ranks or for none, all ranks go through all layers."""
+        return dict(self._alone(self._stored_alone))
+
+    def _stored_alone(self) -> dict[str, bytes | None]:
         found: dict[str, bytes | None] = {}
         stream = ops.stream_of(self._handle.device)
         for each in self._handle.shared:

@@ -33,10 +33,19 @@ class _Abandoned(RuntimeError):
 class Update:
     """with handle.update() as update: collective at both ends. If the body raises on one rank, all ranks raise."""
 
-    def __init__(self, model: nn.Module, shared: list[Shared], gate: Callable[[str | None], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        shared: list[Shared],
+        gate: Callable[[str | None], None],
+        shut: Callable[[str, str], None],
+        alone: Callable[[str, Callable[[], None]], None],
+    ) -> None:
         self._model = model
         self._shared = shared
         self._gate = gate  # given a reason, no pass is made
+        self._shut = shut  # the same on all ranks, or on none where one is in a pass
+        self._alone = alone  # for what goes through the windows
         self._copies: dict[str, torch.Tensor] = {}
         self._own: dict[str, Place] = {}
         self._stand_ins: list[StandIn] = []
@@ -68,16 +77,13 @@ class Update:
         if self._is_open:
             raise Refused("an update is under way already: end it before the next one begins")
         begin = [shared for shared in self._shared if not shared.updating]  # the others' last update has failed
-        for shared in begin:
-            self._copy_own(shared)
-        self._gate(
+        self._shut(
+            "update()",
             "an update of the shared weights is under way: make the pass after the end of "
-            "`with layershard.torch.of(model).update():`"
+            "`with layershard.torch.of(model).update():`",
         )
         try:
-            for shared in begin:
-                shared.series.update_begin()
-                shared.updating = True
+            self._alone("update()", lambda: self._begin(begin))
         except BaseException:
             if not any(shared.updating for shared in self._shared):
                 self._gate(None)  # nothing was changed
@@ -125,6 +131,13 @@ class Update:
                 forget_compiled()  # a compiled program does not look whether passes are refused
         if refusal is not None:
             raise refusal
+
+    def _begin(self, begin: list[Shared]) -> None:
+        for shared in begin:
+            self._copy_own(shared)
+        for shared in begin:
+            shared.series.update_begin()
+            shared.updating = True
 
     def _take_written(self) -> Refused | None:
         try:
