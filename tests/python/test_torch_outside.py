@@ -127,3 +127,25 @@ def checked_and_updated(rank, size):
 
 def test_checks_and_updates_go_on():
     assert ranks.run(2, checked_and_updated) == [True, True]
+
+
+def recorded(rank, size, warm):
+    """A part by itself, by what would keep its weights; torch.export is told only as long as parts are looked at."""
+    model, x = ranks.stack(), torch.ones(2, 37)
+    sharding.shard(model, "layers.*", scope="block", transport="shm:copy")
+    for _ in range(warm):
+        calls(model, ranks.inputs(rank))
+    part = model.layers[0].up
+    ways = {"jit.trace": torch.jit.trace, "export": lambda part, x: torch.export.export(part, (x,))}
+    for name, make in list(ways.items())[: 1 if warm else 2]:
+        with torch.no_grad(), pytest.raises(sharding.Refused, match=rf"torch\.{name} makes a program"):
+            make(part, x)
+    sharding.of(model).detach()
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(part, x)(x), part(x))
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_part_is_not_traced(warm):
+    ranks.run(2, recorded, warm)

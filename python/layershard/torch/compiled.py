@@ -54,11 +54,15 @@ def refuse_scripting() -> nn.Module:
     raise Refused(_OUTLIVES.format(how="torch.jit.script"))
 
 
+def refuse_made_by_trace() -> None:
+    raise Refused(_OUTLIVES.format(how="torch.jit.trace"))
+
+
 def refuse_tracing() -> None:
     """Where a module is run to be recorded, by something that does not record the calls of its hooks."""
     refuse_exporting()
     if torch._C._is_tracing():
-        raise Refused(_OUTLIVES.format(how="torch.jit.trace"))
+        refuse_made_by_trace()
     if torch.fx._symbolic_trace.is_fx_symbolic_tracing():
         raise Refused(_OUTLIVES.format(how="torch.fx.symbolic_trace"))
 

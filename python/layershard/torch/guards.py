@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compiled import refuse_scripting, refuse_tracing
+from .compiled import refuse_made_by_trace, refuse_scripting, refuse_tracing
 from .grouping import Place
 from .merging import Merging
 from .noticing import look_again
@@ -25,7 +25,16 @@ from .withheld import Withheld, is_for_an_adapter
 from .wrapped import Marks, names_in
 
 _log = logging.getLogger("layershard")
-_ATTRIBUTES = ("train", "_apply", "__deepcopy__", "__reduce_ex__", "__prepare_scriptable__", "_get_name")
+_ASKED_BY_TRACE = "_layershard_asked_by_trace"
+_ATTRIBUTES = (
+    "train",
+    "_apply",
+    "__deepcopy__",
+    "__reduce_ex__",
+    "__prepare_scriptable__",
+    "_get_name",
+    _ASKED_BY_TRACE,
+)
 
 
 def _refuse(what: str, instead: str) -> Callable[..., Any]:
@@ -83,6 +92,17 @@ def _guard_name(module: nn.Module) -> Callable[[], Any]:
         return type(module)._get_name(module)  # type: ignore[no-untyped-call]
 
     return name
+
+
+class _AskedByTrace:
+    """torch.jit.trace asks all that can be called, of each module, whether it is to be scripted as well."""
+
+    def __call__(self) -> None:
+        pass
+
+    @property
+    def _torchscript_modifier(self) -> None:
+        refuse_made_by_trace()
 
 
 class Guards:
@@ -148,6 +168,7 @@ class Guards:
             self._handles.append(module.register_state_dict_pre_hook(_refuse_state))  # type: ignore[no-untyped-call]
             module.__dict__["__prepare_scriptable__"] = refuse_scripting  # what torch.jit.script asks first
             module.__dict__["_get_name"] = _guard_name(module)
+            module.__dict__[_ASKED_BY_TRACE] = _AskedByTrace()
         for owner, keys in self._owners.items():
             withhold = _withholding(keys)
             self._handles.append(owner.register_state_dict_post_hook(withhold))  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import compiler, nn
 
+from .compiled import refuse_exporting
 from .refusals import Refused
 
 _PASSES = 2  # in which a block is looked at: what is called after the last block comes before the second
@@ -56,6 +57,8 @@ class Outside:
             self.remove()
 
     def _look(self, part: nn.Module, args: Any) -> None:
+        if not compiler.is_dynamo_compiling():
+            refuse_exporting()
         if compiler.is_compiling() or self._compiled.seen or self._entered:
             return
         if torch._C._current_graph_task_id() != -1:
