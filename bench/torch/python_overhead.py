@@ -85,7 +85,8 @@ def compare(n_modules: int, scope: str, device: str, blocks: int, grad: bool) ->
     hooks = empty_hooks(bare, scope)
     root = nn.Module()
     root.layers = hooked
-    sharding.shard(root, "layers.*.inner.*", scope=scope, transport="shm:copy" if device == "cpu" else "cuda:copy")
+    transport = "shm:copy" if device == "cpu" else "cuda:copy"
+    sharding.shard(root, "layers.*.inner.*", scope=scope, layer="layers.*", transport=transport)
     if not any(each.windows for each in sharding.of(root).stats().values()):
         raise SystemExit("the ranks read each other's layers in place: there is no hook to measure")
     x = torch.zeros(4, device=device)
