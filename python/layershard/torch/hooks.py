@@ -32,6 +32,7 @@ class Hooks(NamedTuple):
 
     before: Hook
     after: HookAfter | None
+    steps: ops.Steps  # which compiled programs find until remove
 
 
 def _results(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[torch.Tensor]:
@@ -114,8 +115,7 @@ def arrival_hooks(
             saving.look((args, kwargs), output)
 
     turn.hook = before.__code__
-    before.steps = steps  # type: ignore[attr-defined]  # the operators know them as long as the hook lives
-    return Hooks(before, after if waits else None)
+    return Hooks(before, after if waits else None, steps)
 
 
 def runs_forward(module: nn.Module) -> bool:
@@ -128,4 +128,4 @@ def install(module: nn.Module, hooks: Hooks, saving: Saving) -> list[Any]:
     before = module.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
     if hooks.after is not None:
         saving.attach(hooks.after)
-    return [before, saving]
+    return [before, saving, hooks.steps]

@@ -124,6 +124,12 @@ class Steps:
         self.number = _number(words)
         _known[token.data_ptr(), self.number] = self
 
+    def remove(self) -> None:
+        """Programs do not find it any more, also while an exception's frames still hold it."""
+        key = self.token.data_ptr(), self.number
+        if _known.get(key) is self:
+            del _known[key]
+
     def refuse_copies(self, weights: Sequence[torch.Tensor], why: str) -> None:
         for weight, address in zip(weights, self.addresses, strict=True):
             if weight.data_ptr() != address:

@@ -192,7 +192,7 @@ class _Series:
 
 
 def _waiting(layer: nn.Module, hooks: Hooks, forward: Callable[..., Any]) -> Callable[..., Any]:
-    before, after = hooks
+    before, after, steps = hooks
     assert after is not None
 
     def wait_and_forward(*args: Any, **kwargs: Any) -> Any:
@@ -204,6 +204,7 @@ def _waiting(layer: nn.Module, hooks: Hooks, forward: Callable[..., Any]) -> Cal
             after(layer, args, kwargs, output)
         return output
 
+    wait_and_forward.steps = steps  # type: ignore[attr-defined]  # compiled programs find them as long as it lives
     return wait_and_forward
 
 
