@@ -40,6 +40,10 @@ class Place:
         return self.key in self.owner._parameters
 
     @property
+    def whole_name(self) -> str:
+        return self.name.removesuffix("".join(f".{each}" for each in self.path))
+
+    @property
     def whole(self) -> torch.Tensor:
         """What the module has there, of which the tensor may be a part."""
         tensor = (self.owner._parameters if self.is_parameter else self.owner._buffers)[self.key]

@@ -77,7 +77,7 @@ def _plan(
     refuse_shared_already(plans)
     tell_apart(plans, earlier)
     chosen = [place for plan in plans for places in plan.places for place in places]
-    refuse_wrapping((place.name, place.whole) for place in chosen)
+    refuse_wrapping((place.whole_name, place.whole) for place in chosen)
     refuse_before_change(model, [(place.name, place.tensor) for place in chosen])
     refuse_renormed((place.name, place.owner) for place in chosen)
     refuse_training((place.name, place.owner) for place in chosen if not place.is_parameter)
