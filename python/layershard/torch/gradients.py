@@ -66,8 +66,8 @@ def _give(kept: tuple[torch.Tensor, int]) -> torch.Tensor:
 
 def refuse_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """What a module is given directly it computes from, as good as always: told before anything is fetched."""
-    for each in (*args, *kwargs.values()):
-        if isinstance(each, torch.Tensor) and each.requires_grad:
+    for each in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(each, _Tensor) and each.requires_grad:
             raise Refused(_WANTED.format(what=f"a {type(module).__name__} whose weights are shared by layershard"))
 
 

@@ -26,7 +26,7 @@ from .replaced import Link, links, refuse_packed
 
 _LENDING = stateless._functional_call.__code__  # torch.func.functional_call's and the older one's
 _MOST = 12  # tensors to look at each time a module runs: what a look costs is part of the hook
-_LINKS = 2  # between the modules in it, likewise
+_LINKS = 1  # between the modules in it, likewise
 
 _REPLACED = (
     "{name} is no longer what layershard put there: it was replaced, wrapped (a parametrization, adapters, "
