@@ -21,7 +21,7 @@ static const struct {
 	{"LAYERSHARD_LOCAL_RANK", "", "number of this rank among those of its host"},
 	{"LAYERSHARD_JOB", "",
 	 "name under which separately started ranks of one host and user find each other; else the launcher's"},
-	{"LAYERSHARD_MEET_DIR", "",
+	{"LAYERSHARD_RENDEZVOUS_DIR", "",
 	 "directory of mode 0700 in which those ranks find each other, the same on all, instead of by an abstract "
 	 "name"},
 	{"LAYERSHARD_TRANSPORT", "auto", "transport, with wrappers in front: trace=FILE,throttle=BYTES_PER_S,shm:copy"},

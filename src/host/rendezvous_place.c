@@ -26,7 +26,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define VARIABLE   "LAYERSHARD_MEET_DIR"
+#define VARIABLE   "LAYERSHARD_RENDEZVOUS_DIR"
 #define FILE_BYTES 40
 
 /* ---- names ---- */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * rendezvous_place.h - where the ranks of a job find each other: an abstract name, or a socket in a directory that only
- * their user can enter (LAYERSHARD_MEET_DIR). Knows names, files and users; does not know what is said there.
+ * their user can enter (LAYERSHARD_RENDEZVOUS_DIR). Knows names, files and users; does not know what is said there.
  */
 #ifndef LAYERSHARD_RENDEZVOUS_PLACE_H
 #define LAYERSHARD_RENDEZVOUS_PLACE_H
@@ -13,14 +13,14 @@
 struct lshard__place {
 	char name[108]; /* for sockets.h: abstract, or the path of the socket */
 	char job[64];   /* for messages */
-	char path[256]; /* LAYERSHARD_MEET_DIR, for messages */
+	char path[256]; /* LAYERSHARD_RENDEZVOUS_DIR, for messages */
 	int directory;  /* -1: the name is abstract */
 	dev_t device;   /* of the socket that place_listen made in the directory */
 	ino_t inode;    /* 0: none */
 };
 
 /*
- * Where the ranks of @p job find each other. INVALID: LAYERSHARD_MEET_DIR is no directory that only this user can
+ * Where the ranks of @p job find each other. INVALID: LAYERSHARD_RENDEZVOUS_DIR is no directory that only this user can
  * enter. SYSTEM: a limit keeps this process from opening it. NOT_SUPPORTED: it is not set, and this process cannot tell
  * its own user from others. After a failure there is nothing to close.
  */

@@ -10,7 +10,7 @@
 #include "outside.h"
 #include "rendezvous_place.h"
 
-#define VARIABLE "LAYERSHARD_MEET_DIR"
+#define VARIABLE "LAYERSHARD_RENDEZVOUS_DIR"
 /* Users that are not this one. */
 #define NOBODY   65534u
 #define STRANGER 54321u
