@@ -83,7 +83,7 @@ def test_buffers_are_shared_by_name(buffers):
     [
         ("*.scratch", r"'\*.scratch' matches none that a state_dict would hold; there are: layers.0.scale"),
         ("scale", "'scale' matches none"),
-        (3, "buffers is a int"),
+        (3, "buffers is of type int"),
     ],
 )
 def test_names_of_no_buffer_are_refused(buffers, text):

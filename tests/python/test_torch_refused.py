@@ -52,7 +52,7 @@ def test_no_pattern():
 
 @pytest.mark.parametrize("modules", [None, 3, b"*.up", ["*.up", 3], ranks.stack().layers], ids=repr)
 def test_modules_that_are_no_patterns(modules):
-    refuse(ranks.stack(), modules, f"modules is a {type(modules).__name__}: give names or patterns")
+    refuse(ranks.stack(), modules, f"modules is of type {type(modules).__name__}: give names or patterns")
 
 
 @pytest.mark.parametrize(
