@@ -85,6 +85,13 @@ def test_auto_is_striped_where_a_stripe_is_asked_for():
     assert first and last and first + last == ranks.stack().layers[3].up.weight.tolist()
 
 
+def test_a_stripe_that_cuts_nothing_is_told(caplog):
+    for placement, told in (("whole", True), ("striped", False), ("auto", False)):
+        caplog.clear()
+        sharding.shard(ranks.stack(), "*.up", stripe={"*.weight": "rows"}, placement=placement)
+        assert ["stripe is passed over" in record.message for record in caplog.records] == [True] * told
+
+
 def test_autocast_does_not_keep_a_window_s_bytes():
     """Autocast may remember a weight's conversion; a window's weight is another layer's by then."""
 

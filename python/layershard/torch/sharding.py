@@ -296,4 +296,6 @@ def shard(
     release_freed_memory()
     for line in wasted(ranks, shared):
         _log.warning("%s", line)
+    if stripe and placement == "whole":
+        _log.warning("stripe says how layers are cut, and placement='whole' cuts none: stripe is passed over")
     return given
