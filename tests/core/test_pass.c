@@ -81,7 +81,8 @@ static lshard_status watched_open(const lshard_context *context, lshard_transpor
 {
 	const lshard_status status = sim_host_one_sided.open(context, inner, transport, error);
 
-	watched.timeout_ms = context->timeout_ms;
+	if (context->rank == 0) /* the other ranks open theirs at the same time */
+		watched.timeout_ms = context->timeout_ms;
 	if (status == LSHARD_OK)
 		(*transport)->ops = &watched_ops;
 	return status;
