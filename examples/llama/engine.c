@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "blas.h"
 #include "blocks.h"
 #include "gguf.h"
 #include "llama.h"
@@ -180,7 +181,7 @@ lshard_status engine_open(const engine_options *options, engine **opened, engine
 		return engine_fail(error, LSHARD_ERR_NO_MEMORY, "%s: no memory", options->model);
 	status = gguf_open_file(options->model, &file, error);
 	if (status >= 0) {
-		llama_use_threads(options->threads);
+		blas_use_threads(options->threads);
 		status = load(self, file, options, error);
 		gguf_close(file);
 	}

@@ -34,7 +34,4 @@ void llama_text_destroy(struct llama_text *text);
 lshard_status llama_append(const struct llama_model *model, struct llama_text *text, const int32_t *tokens,
 			   uint32_t count, float *logits, engine_error *error);
 
-/** Threads of the BLAS in this process; 0: OPENBLAS_NUM_THREADS if set, else 1. */
-void llama_use_threads(int threads);
-
 #endif
