@@ -16,4 +16,12 @@ struct process_memory {
 /** Reads /proc/self/smaps_rollup. False when it is not there or not understood; *memory is written on success only. */
 bool process_memory_read(struct process_memory *memory);
 
+struct process_pages {
+	uint64_t large_bytes;    /* in large pages of any kind, as far as this process has touched them */
+	uint64_t reserved_bytes; /* of these in pages that were reserved: hugetlb */
+};
+
+/** Reads /proc/self/smaps, of the mappings that hold @p bytes at @p memory. False and *pages as above. */
+bool process_pages_read(const void *memory, uint64_t bytes, struct process_pages *pages);
+
 #endif
