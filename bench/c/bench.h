@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * bench.h - what `bench calls` and `bench step` share: the clock, spreads of samples, shuffling, layers whose every
+ * bench.h - what the benches share: the clock, spreads of samples, shuffling, layers whose every
  * byte is known, ranks as threads with a barrier. Knows: the public header and POSIX threads. Does not know: what is
  * measured, options, how a result is printed.
  */
@@ -19,6 +19,7 @@
 /* The benches; argv[0] is the bench's own name. Each returns a cli_exit. */
 int bench_calls(int argc, char **argv);
 int bench_link(int argc, char **argv);
+int bench_read(int argc, char **argv);
 int bench_step(int argc, char **argv);
 
 /* ---- Time and samples (bench_sample.c) ----------------------------------------------------------------------- */

@@ -4,6 +4,7 @@
  */
 #include "bench_calls.h"
 #include "bench_link.h"
+#include "bench_read.h"
 #include "bench_step.h"
 #include "cli.h"
 
@@ -14,6 +15,7 @@ static int run(int argc, char **argv)
 	static const struct cli_command commands[] = {
 		{"calls", bench_calls, "reach and wait with nothing to transfer, in nanoseconds"},
 		{"link", bench_link, "how fast a layer is fetched from another rank, beside bare copies"},
+		{"read", bench_read, "how fast weights are read: private and shared, small pages and large"},
 		{"step", bench_step,
 		 "passes over a stack of layers behind a link of limited speed, beside\n"
 		 "           what the planner predicts"},

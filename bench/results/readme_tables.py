@@ -202,20 +202,24 @@ LINK_COLUMNS = """\
 columns: size=bytes:bytes | placement=placement | readers=to_count | us=fetch.ns.median/1e3:.1f
 columns: GB/s=fetch.gigabytes_per_s:.1f | bare us=bare.ns.median/1e3:.1f | bare GB/s=bare.gigabytes_per_s:.1f
 columns: of bare=share*100:.1f %"""
+READ_COLUMNS = """\
+columns: work=work | cores=cores | memory=memory | pages=page_bytes:bytes | GB/s=gigabytes_per_s:.1f
+columns: best=best_gigabytes_per_s:.1f | to private=to_private:.2f x | to small=to_small:.2f x"""
 NEW = {
     "e2e": f"rows: result.tables.rows\nwhere: again=false\n{E2E_COLUMNS}",
     "link": f"rows: result.rows\nwhere: placement!=inside\n{LINK_COLUMNS}",
+    "read": f"rows: result.rows\n{READ_COLUMNS}",
 }
 
 
 def new_table(path: pathlib.Path) -> str:
-    """What a document holds for the result of e2e.py or `layershard-bench link`."""
+    """What a document holds for the result of e2e.py, `layershard-bench link` or `read`."""
     try:
         bench = json.loads(path.read_text())["result"]["bench"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Mistake(f"{path} cannot be read as a saved result: {error}") from error
     if bench not in NEW:
-        raise Mistake(f"{path} is of 'bench {bench}'; there are columns for {' and '.join(NEW)} alone")
+        raise Mistake(f"{path} is of 'bench {bench}'; there are columns for {', '.join(NEW)} alone")
     file = path.resolve()
     name = file.relative_to(TREE) if TREE in file.parents else file
     return "\n".join([f"<!-- table {name}", NEW[bench], "-->", *make_table(str(name), NEW[bench]), END])

@@ -47,7 +47,7 @@ def test_help(arguments):
 @pytest.mark.parametrize(
     "arguments, names",
     [
-        ([], "calls, link, step"),
+        ([], "calls, link, read, step"),
         (["walk"], "walk"),
         (["calls", "--max-ns", "0"], "--max-ns"),
         (["calls", "--max-ns", "fast"], "--max-ns"),

@@ -6,7 +6,7 @@ import re
 import pytest
 from programs import USAGE, fits_80_columns, refused, takes_closed_descriptors, tells_that_the_disk_is_full, too_wide
 
-COMMANDS = ["calls", "link", "step"]
+COMMANDS = ["calls", "link", "read", "step"]
 
 
 def test_help_alone_lists_the_commands(program):
@@ -48,6 +48,7 @@ def test_output_that_cannot_be_written(program, command):
     [
         "link --max-bytes 64K --iters 1 --warmup 1",
         "link --max-bytes 64K --iters 1 --warmup 1 --ranks 3 --readers 2 --placement whole,striped",
+        "read --bytes 2M",
         "step --layers 6 --compute-us 50 --passes 1 --margin 100 --slow-rank-percent 5",
     ],
     ids=lambda command: command.split()[0],

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * bench_read_memory.c - the weights that `bench read` reads: in private memory, and in a series of the library.
+ * Knows: the public header, mappings, the pages that the kernel says they have. Does not know: how they are read.
+ */
+#include "bench_read.h"
+#include "cli.h"
+#include "process_memory.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
+
+#define TIMEOUT_MS 60000
+
+/* ---- Private memory -------------------------------------------------------------------------------------------- */
+
+/* It begins at a large page: what is mapped too much is given back. */
+static unsigned char *map_aligned(uint64_t bytes)
+{
+	const size_t more = (size_t)(bytes + READ_LARGE_BYTES);
+	unsigned char *mapped = mmap(NULL, more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const size_t before = (size_t)(-(uintptr_t)mapped % READ_LARGE_BYTES);
+
+	if (mapped == MAP_FAILED)
+		return NULL;
+	if (before > 0)
+		munmap(mapped, before);
+	munmap(mapped + before + bytes, (size_t)READ_LARGE_BYTES - before);
+	return mapped + before;
+}
+
+/* A fault brings a large page where the settings allow it; else the kernel is asked for each that was touched. */
+static void ask_for_large(unsigned char *memory, uint64_t bytes, struct read_pages *pages)
+{
+	int tries = 3;
+	int refused;
+
+	(void)madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
+	for (uint64_t offset = 0; offset < bytes; offset += READ_LARGE_BYTES)
+		((volatile unsigned char *)memory)[offset] = 0;
+	while ((refused = madvise(memory, (size_t)bytes, MADV_COLLAPSE) != 0 ? errno : 0) == EAGAIN && tries-- > 0) {
+	} /* something held a page just then */
+	/* An older kernel has no such call, and perhaps gave large pages all the same. */
+	if (refused != 0 && refused != EINVAL)
+		snprintf(pages->missing, sizeof pages->missing, "the kernel refuses to make large pages: %s",
+			 strerror(refused));
+}
+
+void *read_private_open(uint64_t bytes, bool large, struct read_pages *pages)
+{
+	unsigned char *memory = map_aligned(bytes);
+
+	if (memory && large)
+		ask_for_large(memory, bytes, pages);
+	else if (memory)
+		(void)madvise(memory, (size_t)bytes, MADV_NOHUGEPAGE);
+	return memory;
+}
+
+void read_private_close(void *memory, uint64_t bytes)
+{
+	if (memory)
+		munmap(memory, (size_t)bytes);
+}
+
+void read_pages_look(const void *memory, uint64_t bytes, bool large, struct read_pages *pages)
+{
+	struct process_pages found;
+
+	if (*pages->missing)
+		return;
+	if (!process_pages_read(memory, bytes, &found)) {
+		snprintf(pages->missing, sizeof pages->missing, "/proc/self/smaps does not tell which pages it has");
+		return;
+	}
+	pages->large_bytes = found.large_bytes;
+	pages->reserved_bytes = found.reserved_bytes;
+	if (large ? found.large_bytes < bytes : found.large_bytes > 0)
+		snprintf(pages->missing, sizeof pages->missing, "%llu of %llu MiB are in large pages",
+			 (unsigned long long)(found.large_bytes >> 20), (unsigned long long)(bytes >> 20));
+}
+
+/* ---- A series -------------------------------------------------------------------------------------------------- */
+
+static void join_group(const struct read_bench *bench, int32_t rank, uint32_t variant, struct read_series *series,
+		       struct read_opened *opened)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	char job[64];
+
+	snprintf(job, sizeof job, "%s-%u", bench->job, variant);
+	options.rank = rank;
+	options.size = READ_RANKS;
+	options.transport = bench->options.transport;
+	options.job = job;
+	options.timeout_ms = TIMEOUT_MS;
+	setenv("LAYERSHARD_LARGE_PAGES", read_is_large(variant) ? "require" : "never", 1);
+	options.error = opened->error;
+	options.error_bytes = sizeof opened->error;
+	opened->status = lshard_group_create(&options, &series->group);
+}
+
+static void take_error(struct read_opened *opened, lshard_status status, const char *error)
+{
+	opened->status = status;
+	if (status != LSHARD_OK)
+		snprintf(opened->error, sizeof opened->error, "%s", error);
+}
+
+/* One layer, which is rank 0's. */
+static void create_series(const struct read_bench *bench, struct read_series *series, struct read_opened *opened)
+{
+	const lshard_tensor tensor = {"weight", bench->options.bytes, 0, LSHARD_STRIPE_BYTES, 0, 0};
+	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+
+	options.name = "read";
+	options.layer_count = 1;
+	options.tensors = &tensor;
+	options.tensor_count = 1;
+	options.prefetch = 0;
+	take_error(opened, lshard_series_create(series->group, &options, &series->series),
+		   lshard_group_error(series->group));
+}
+
+void read_series_open(const struct read_bench *bench, int32_t rank, uint32_t variant, struct read_series *series,
+		      struct read_opened *opened)
+{
+	uint64_t bytes = bench->options.bytes;
+
+	join_group(bench, rank, variant, series, opened);
+	if (opened->status == LSHARD_OK)
+		create_series(bench, series, opened);
+	if (opened->status == LSHARD_OK)
+		take_error(opened, lshard_series_commit(series->series, bench_post_process, &bytes),
+			   lshard_series_error(series->series));
+}
+
+bool read_series_close(struct read_series *series, char *error, size_t bytes)
+{
+	bool good;
+
+	lshard_series_destroy(series->series);
+	good = cli_group_leave(series->group, error, bytes) >= 0;
+	*series = (struct read_series){NULL, NULL};
+	return good;
+}
