@@ -105,6 +105,12 @@ void read_private_close(void *memory, uint64_t bytes);
 /** Look which pages it is in now; *pages says so if these are not the ones that the variant is of. */
 void read_pages_look(const void *memory, uint64_t bytes, bool large, struct read_pages *pages);
 
+/** What the machine is set to, the word in brackets where several may be; "?" where it has no such setting. */
+void read_setting(const char *path, char *text, size_t bytes);
+#define READ_SETTING_PRIVATE  "/sys/kernel/mm/transparent_hugepage/enabled"
+#define READ_SETTING_SHARED   "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+#define READ_SETTING_RESERVED "/proc/sys/vm/nr_hugepages"
+
 /* A series of one layer, whose source is READ_SOURCE. */
 struct read_series {
 	lshard_group *group;

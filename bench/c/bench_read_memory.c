@@ -86,6 +86,22 @@ void read_pages_look(const void *memory, uint64_t bytes, bool large, struct read
 			 (unsigned long long)(found.large_bytes >> 20), (unsigned long long)(bytes >> 20));
 }
 
+void read_setting(const char *path, char *text, size_t bytes)
+{
+	FILE *file = fopen(path, "re");
+	char line[128];
+	char chosen[64];
+
+	snprintf(text, bytes, "?");
+	if (!file)
+		return;
+	if (fgets(line, sizeof line, file) &&
+	    (sscanf(line, "%*[^[][%63[^]]", chosen) == 1 || sscanf(line, "[%63[^]]", chosen) == 1 ||
+	     sscanf(line, "%63s", chosen) == 1))
+		snprintf(text, bytes, "%s", chosen);
+	(void)fclose(file);
+}
+
 /* ---- A series -------------------------------------------------------------------------------------------------- */
 
 static void join_group(const struct read_bench *bench, int32_t rank, uint32_t variant, struct read_series *series,

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`layershard-bench read`: options, the shape of the results, which pages are told, and that wrong bits never pass.
 
-How long anything takes is not tested here. Whether large pages are to be had is the machine's: what is told of them must
-then be so, and with none to be had nothing may pass for them.
+How long anything takes is not tested here. Whether large pages are to be had is the machine's: what is told of them
+must then be so, and with none to be had nothing may pass for them.
 """
 
 import ctypes
 import json
 import mmap
+import re
 
 import pytest
 from programs import FAILED, fits_80_columns
@@ -89,6 +90,9 @@ def test_every_work_with_every_memory(program, tmp_path, transport, memory):
     assert next(iter(result)) == "schema" and result["schema"] == "layershard-bench-read/1"
     assert (result["bench"], result["bytes"], result["bits_checked"]) == ("read", BYTES, True)
     assert result["in_place"] is (memory == "shared")
+    assert set(result["settings"]) == {"enabled", "shmem_enabled", "nr_hugepages"}
+    assert all(result[each]["least"] is result[each]["met"] is None for each in ("to_large", "to_small"))
+    assert all(re.fullmatch(r"\w+|\?", each) for each in result["settings"].values())
     found = memories(result)
     assert list(found) == [(each, size) for each in ("private", memory) for size in (mmap.PAGESIZE, LARGE_PAGE)]
     for (_, size), each in found.items():
