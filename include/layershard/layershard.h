@@ -164,6 +164,17 @@ struct lshard_callbacks;     /* layershard/callbacks.h */
 /* DLPack's device numbers. */
 typedef enum lshard_memory { LSHARD_MEMORY_HOST = 1, LSHARD_MEMORY_CUDA = 2 } lshard_memory;
 
+/**
+ * Pages of 2 MiB (on most machines), which the system calls huge, for what the library keeps in host memory, shards,
+ * windows and residents: processors read them faster than small ones (docs/c.md, "Large pages"). Memory without room
+ * for one is not concerned, nor is the caller's (lshard_memory_source).
+ */
+typedef enum lshard_large_pages {
+	LSHARD_LARGE_PAGES_AUTO = 0, /* where they are to be had, unless LAYERSHARD_LARGE_PAGES says otherwise */
+	LSHARD_LARGE_PAGES_NEVER = 1,
+	LSHARD_LARGE_PAGES_REQUIRE = 2 /* a series that cannot have them is NO_MEMORY */
+} lshard_large_pages;
+
 typedef struct lshard_group_options {
 	size_t struct_size; /* set by LSHARD_GROUP_OPTIONS_INIT */
 	int32_t rank;       /* 0..size-1; both -1: discovered (LAYERSHARD_*, torchrun, Open MPI, PMIx, PMI, Slurm) */
@@ -185,13 +196,14 @@ typedef struct lshard_group_options {
 	char *error;                /* where a failing lshard_group_create writes its text; may be NULL */
 	size_t error_bytes;
 	const struct lshard_callbacks *callbacks; /* for the transport "callback"; NULL: none */
+	lshard_large_pages large_pages;           /* the same on all ranks */
 } lshard_group_options;
 
 /* What formats the rest would give each member a line. */
 /* clang-format off */
 #define LSHARD_GROUP_OPTIONS_INIT \
 	{sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, NULL, NULL, NULL, NULL, \
-		LSHARD_LOG_INFO, NULL, 0, NULL}
+		LSHARD_LOG_INFO, NULL, 0, NULL, LSHARD_LARGE_PAGES_AUTO}
 /* clang-format on */
 
 /**
@@ -202,7 +214,8 @@ typedef struct lshard_group_options {
  * its own. Ranks that a program forks create their groups after the fork.
  * Scope: collective.  Blocks: at most timeout_ms each time the ranks agree, or as long as the bootstrap does.
  * State: on failure nothing is left behind on this rank.
- * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size or transport; TIMEOUT;
+ * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size, transport or large
+ *         pages; TIMEOUT;
  *         NOT_SUPPORTED when the transport cannot connect these ranks, with the reason; TRANSPORT, also when the
  *         bootstrap fails; PEER_FAILED; NO_MEMORY; SYSTEM.
  */

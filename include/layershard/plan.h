@@ -26,9 +26,10 @@ typedef struct lshard_plan_input {
 	uint64_t granule_bytes;    /* what the transport maps memory by, where direct is not 0; 0: 1 */
 	uint64_t compute_ns;       /* per layer; 0: no exposure is predicted */
 	uint64_t link_bytes_per_s; /* into one rank; 0: no exposure is predicted */
+	uint64_t large_page_bytes; /* of host memory, where direct is 1: stripes of many are cut at them; 0: none are */
 } lshard_plan_input;
 
-#define LSHARD_PLAN_INPUT_INIT {sizeof(lshard_plan_input), 0, 1, 0, 0, 0, 0, 0}
+#define LSHARD_PLAN_INPUT_INIT {sizeof(lshard_plan_input), 0, 1, 0, 0, 0, 0, 0, 0}
 
 typedef struct lshard_plan_result {
 	size_t struct_size;

@@ -76,6 +76,8 @@ typedef struct lshard_context {
 	 * is not there may hold.
 	 */
 	int (*forked)(const struct lshard_context *context);
+	lshard_large_pages large_pages;
+	uint64_t large_page_bytes; /* of this machine's host memory; 0: there are none, or none are wanted */
 } lshard_context;
 
 typedef struct lshard_transport {
@@ -118,6 +120,7 @@ typedef struct lshard_store_plan {
 	const uint32_t *buffer_of; /* [layers] where each layer comes, LSHARD_NO_BUFFER: nowhere; NULL: anywhere */
 	uint64_t alignment;        /* of the tensors in a layer: what memory_source is asked for */
 	const lshard_memory_source *memory_source; /* the caller's (CAP_CALLER_MEMORY); NULL: none */
+	uint32_t spares; /* the last of the windows, which poison may need later: addresses that need no memory yet */
 } lshard_store_plan;
 
 typedef struct lshard_store {

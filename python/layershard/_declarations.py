@@ -37,6 +37,7 @@ LOG_LEVEL = {"error": 0, "warn": 1, "info": 2, "debug": 3}
 MEMORY = {"host": 1, "cuda": 2}
 PLACEMENT = {"whole": 0, "striped": 1}
 POISON = {"off": 0, "ready": 1, "on": 2}
+LARGE_PAGES = {"auto": 0, "never": 1, "require": 2}
 STRIPE = {"bytes": 0, "rows": 1, "columns": 2}
 BELOW_K_NAMED = 16
 
@@ -126,6 +127,7 @@ class GroupOptions(Sized):
         ("error", c_void_p),
         ("error_bytes", c_size_t),
         ("callbacks", POINTER(Callbacks)),
+        ("large_pages", c_int),
     ]
 
     def __init__(self, **members: Any) -> None:
@@ -213,6 +215,7 @@ class PlanInput(Sized):
         ("granule_bytes", c_uint64),
         ("compute_ns", c_uint64),
         ("link_bytes_per_s", c_uint64),
+        ("large_page_bytes", c_uint64),
     ]
 
     def __init__(self, **members: Any) -> None:

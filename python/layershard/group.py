@@ -83,6 +83,8 @@ class Group:
     memory       where layers live: "host" or "cuda", there on `device`
     allgather    instead of `job`: gives this rank's bytes to the others and returns those of all, in rank order
     callbacks    for the transport "callback": collectives of the caller's own, see Collectives
+    large_pages  of 2 MiB, for what is kept in host memory: "auto" (where they are to be had, unless
+                 LAYERSHARD_LARGE_PAGES says otherwise), "never", "require"; the same on all ranks
     log          a logging.Logger, or a function of a level ("error", "warn", "info", "debug") and a line; any thread
     """
 
@@ -98,6 +100,7 @@ class Group:
         device: int = 0,
         allgather: Callable[[bytes], list[bytes]] | None = None,
         callbacks: Collectives | None = None,
+        large_pages: Literal["auto", "never", "require"] = "auto",
         log: LogFunction | logging.Logger | None = None,
         log_level: Literal["error", "warn", "info", "debug"] = "info",
     ) -> None:
@@ -116,6 +119,7 @@ class Group:
             log=c_log,
             log_level=choice("log_level", log_level, c.LOG_LEVEL),
             callbacks=None if c_collectives is None else ctypes.pointer(c_collectives),
+            large_pages=choice("large_pages", large_pages, c.LARGE_PAGES),
         )
         self.memory = memory
         self.device = device

@@ -90,9 +90,11 @@ def plan(
     granule_bytes: int = 0,
     compute_ns: int = 0,
     link_bytes_per_s: int = 0,
+    large_page_bytes: int = 0,
 ) -> Plan:
     """What a series would cost and gain on a rank, by the rules of run time. Times need compute_ns, of one layer, and
-    link_bytes_per_s, into one rank."""
+    link_bytes_per_s, into one rank. large_page_bytes (of ranks that share memory, direct=1; on most machines 2**21):
+    stripes of many are cut at them."""
     options = series_options("plan", 0, layer_count, tensors, prefetch, placement, resident_bytes, poison)
     given = c.PlanInput(
         rank=rank,
@@ -102,6 +104,7 @@ def plan(
         granule_bytes=unsigned("granule_bytes", granule_bytes, 64),
         compute_ns=unsigned("compute_ns", compute_ns, 64),
         link_bytes_per_s=unsigned("link_bytes_per_s", link_bytes_per_s, 64),
+        large_page_bytes=unsigned("large_page_bytes", large_page_bytes, 64),
     )
     found = c.PlanResult()
     _check(library().lshard_plan(options, given, found))

@@ -15,6 +15,11 @@
 /* Value of an environment variable of the table behind lshard_variable_info, or NULL when unset or empty. */
 const char *lshard__variable(const char *name);
 
+/* ---- src/host/large_pages.c ---- */
+
+/* Bytes of a page that the system calls huge, a power of two; 0: it has none. */
+uint64_t lshard__large_page_bytes(void);
+
 /* ---- src/host/process.c ---- */
 
 /* The process that created a group; a child that it forks has a copy of the group. */

@@ -194,7 +194,8 @@ lshard_status lshard_plan(const lshard_series_options *options, const lshard_pla
 						   .collective = given.collective != 0,
 						   .direct = given.direct & 1,
 						   .composes = given.direct & 2,
-						   .granule = given.granule_bytes},
+						   .granule = given.granule_bytes,
+						   .large_page = given.large_page_bytes},
 			     &plan_memory, NULL);
 	if (status < 0)
 		return status;

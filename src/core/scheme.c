@@ -160,6 +160,33 @@ static lshard_status arrange(struct scheme *scheme, const lshard_series_options 
 	return LSHARD_OK;
 }
 
+#define LARGE_STRIPE 16 /* large pages: what rounding a layer up to one costs is less than 1/16 of its stripe */
+
+/* Layers that are put together of stripes: cut at large pages, so that they are mapped by them. */
+static bool wants_large_stripes(const struct scheme *scheme)
+{
+	const struct scheme_link *link = &scheme->link;
+	const struct layout *layout = &scheme->layout;
+
+	return link->direct && link->large_page > layout->granule && layout->placement == LSHARD_STRIPED &&
+	       layout->composable && layout->layer_bytes / LARGE_STRIPE / (uint32_t)link->size >= link->large_page;
+}
+
+/* As before where some tensor's stripes do not end at large pages. */
+static lshard_status open_large_layout(struct scheme *scheme, const lshard_series_options *options,
+				       const struct layout_memory *memory, lshard_error *error)
+{
+	const struct scheme_link *link = &scheme->link;
+	lshard_status status;
+
+	layout_close(&scheme->layout, memory);
+	status = layout_open(&scheme->layout, options, link->size, link->large_page, memory, error);
+	if (status < 0 || scheme->layout.composable)
+		return status;
+	layout_close(&scheme->layout, memory);
+	return layout_open(&scheme->layout, options, link->size, link->granule, memory, error);
+}
+
 /*
  * Where only the own stripes are direct, layers of less than a granule for each rank are not cut at granules: some
  * ranks would have none, and others would be asked by all.
@@ -172,6 +199,8 @@ static lshard_status open_layout(struct scheme *scheme, const lshard_series_opti
 	const lshard_status status = layout_open(layout, options, link->size,
 						 link->direct || link->composes ? link->granule : 1, memory, error);
 
+	if (status >= 0 && wants_large_stripes(scheme))
+		return open_large_layout(scheme, options, memory, error);
 	if (status < 0 || link->direct || layout->layer_bytes / layout->granule >= (uint32_t)link->size)
 		return status;
 	layout_close(layout, memory);

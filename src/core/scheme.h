@@ -28,6 +28,7 @@ struct scheme_link {
 			  int32_t rank); /* those of @p rank, to compute from them as they lie; NULL: all */
 	const void *user;
 	uint64_t granule;
+	uint64_t large_page; /* 0: none. Stripes of many of them are cut at them and not at granules */
 };
 
 struct scheme {

@@ -168,7 +168,7 @@ lshard_status lshard_channel_share(lshard_channel *channel, const lshard_store_p
 					   .take = take_others},
 			      .channel = channel,
 			      .plan = plan,
-			      .sharing = {plan->name, channel->error},
+			      .sharing = {.context = context, .series = plan->name, .error = channel->error},
 			      .mine = mine,
 			      .fds = context->allocate(context, (size_t)context->size * sizeof *share.fds),
 			      .fd = -1,

@@ -10,12 +10,29 @@
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008u
 #endif
+#ifndef MFD_HUGE_SHIFT
+#define MFD_HUGE_SHIFT 26
+#endif
 
 #define FLAGS (MFD_CLOEXEC | MFD_ALLOW_SEALING)
 
+static int create(const char *name, unsigned flags)
+{
+	const int fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
+
+	return fd < 0 && errno == EINVAL ? memfd_create(name, flags) : fd;
+}
+
 int lshard__memfd_create(const char *name)
 {
-	const int fd = memfd_create(name, FLAGS | MFD_NOEXEC_SEAL);
+	return create(name, FLAGS);
+}
 
-	return fd < 0 && errno == EINVAL ? memfd_create(name, FLAGS) : fd;
+int lshard__memfd_create_reserved(const char *name, uint64_t page_bytes)
+{
+	unsigned log2 = 0;
+
+	while (page_bytes >> log2 > 1)
+		log2++;
+	return create(name, FLAGS | MFD_HUGETLB | log2 << MFD_HUGE_SHIFT);
 }

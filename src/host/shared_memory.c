@@ -3,6 +3,7 @@
  * shared_memory.c - see shared_memory.h.
  */
 #include "shared_memory.h"
+#include "large_pages.h"
 #include "limit_reason.h"
 #include "memfd.h"
 
@@ -30,28 +31,124 @@ lshard_status shared_refused(const struct sharing *sharing, const char *what, ui
 			   (unsigned long long)bytes, lshard__reason(errno, bytes).text);
 }
 
+/* More addresses than asked for, of which the unaligned ends are given back. */
+static unsigned char *reserve_aligned(uint64_t bytes, uint64_t alignment)
+{
+	const uint64_t more = alignment > shared_whole_pages(1) ? alignment : 0;
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	unsigned char *mapped = mmap(NULL, bytes + more, PROT_NONE, flags, -1, 0);
+	size_t before;
+
+	if (mapped == MAP_FAILED || more == 0)
+		return mapped == MAP_FAILED ? NULL : mapped;
+	before = (size_t)(-(uintptr_t)mapped & (alignment - 1));
+	if (before > 0)
+		munmap(mapped, before);
+	munmap(mapped + before + bytes, (size_t)more - before);
+	return mapped + before;
+}
+
+lshard_status shared_reserve(const struct sharing *sharing, const char *what, uint64_t bytes,
+			     struct shared_memory *memory)
+{
+	const size_t size = shared_whole_pages(bytes);
+	const uint64_t page = shared_whole_pages(1);
+	void *address = reserve_aligned(size, lshard__large_alignment(sharing->context, size, page));
+
+	if (!address)
+		return shared_refused(sharing, what, bytes);
+	*memory = (struct shared_memory){address, size};
+	return LSHARD_OK;
+}
+
 static lshard_status map(const struct sharing *sharing, const char *what, uint64_t bytes, int protection, int fd,
 			 struct shared_memory *memory)
 {
-	const size_t size = shared_whole_pages(bytes);
-	void *mapped = mmap(NULL, size, protection, MAP_SHARED, fd, 0);
+	struct shared_memory mapped = {NULL, 0};
+	lshard_status status = shared_reserve(sharing, what, bytes, &mapped);
 
-	if (mapped == MAP_FAILED)
-		return shared_refused(sharing, what, bytes);
-	*memory = (struct shared_memory){mapped, size};
+	if (status != LSHARD_OK)
+		return status;
+	if (mmap(mapped.address, mapped.bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+		status = shared_refused(sharing, what, bytes);
+		shared_unmap(&mapped);
+		return status;
+	}
+	*memory = mapped;
 	return LSHARD_OK;
+}
+
+/* ---- Making ---- */
+
+/* Bytes of reserved large pages that would hold @p bytes; 0 where they would not do, or not without much waste. */
+static uint64_t reserved_bytes(const struct sharing *sharing, uint64_t bytes)
+{
+	const uint64_t page = sharing->context->large_page_bytes;
+	const uint64_t whole = page ? (bytes + page - 1) & ~(page - 1) : 0;
+
+	return sharing->reserved && whole && whole - bytes <= bytes / 16 ? whole : 0;
+}
+
+/*
+ * Mapped to be sure of all pages at once (some would be taken from others' plans before it fails), then filled: a limit
+ * of the cgroup is met here, and not by a signal where the bytes are first written.
+ */
+static lshard_status make_reserved(const struct sharing *sharing, const char *name, const char *what, uint64_t bytes,
+				   struct shared_memory *memory, int *fd)
+{
+	lshard_status status;
+
+	*fd = lshard__memfd_create_reserved(name, sharing->context->large_page_bytes);
+	if (*fd < 0 || lshard__resize(*fd, bytes))
+		return shared_refused(sharing, what, bytes);
+	status = map(sharing, what, bytes, PROT_READ | PROT_WRITE, *fd, memory);
+	if (status == LSHARD_OK && fallocate(*fd, 0, 0, (off_t)bytes)) {
+		status = shared_refused(sharing, what, bytes);
+		shared_unmap(memory);
+		*memory = (struct shared_memory){NULL, 0};
+	}
+	return status;
+}
+
+static lshard_status make_plain(const struct sharing *sharing, const char *name, const char *what, uint64_t bytes,
+				struct shared_memory *memory, int *fd)
+{
+	const struct large_pages_use use = {.context = sharing->context,
+					    .series = sharing->series,
+					    .what = what,
+					    .error = sharing->error,
+					    .idle_begin = sharing->idle_begin,
+					    .idle_bytes = sharing->idle_bytes};
+	const size_t size = shared_whole_pages(bytes);
+	lshard_status status;
+
+	*fd = lshard__memfd_create(name);
+	if (*fd < 0 || lshard__resize(*fd, size))
+		return shared_refused(sharing, what, bytes);
+	status = map(sharing, what, size, PROT_READ | PROT_WRITE, *fd, memory);
+	return status == LSHARD_OK ? lshard__make_large(&use, memory->address, memory->bytes) : status;
 }
 
 lshard_status shared_make(const struct sharing *sharing, const char *what, uint64_t bytes, struct shared_memory *memory,
 			  int *fd)
 {
+	const uint64_t reserved = reserved_bytes(sharing, bytes);
+	lshard_error why = {""};
+	lshard_status status;
 	char name[128];
 
+	*fd = -1;
 	snprintf(name, sizeof name, "layershard:%s:%s", sharing->series, what);
-	*fd = lshard__memfd_create(name);
-	if (*fd < 0 || lshard__resize(*fd, shared_whole_pages(bytes)))
-		return shared_refused(sharing, what, bytes);
-	return map(sharing, what, bytes, PROT_READ | PROT_WRITE, *fd, memory);
+	if (reserved && make_reserved(sharing, name, what, reserved, memory, fd) == LSHARD_OK)
+		return LSHARD_OK;
+	if (reserved)
+		why = *sharing->error;
+	if (*fd >= 0)
+		close(*fd);
+	status = make_plain(sharing, name, what, bytes, memory, fd);
+	if (status != LSHARD_OK && why.text[0])
+		return lshard_fail(sharing->error, status, "%s. In reserved ones: %s", sharing->error->text, why.text);
+	return status;
 }
 
 lshard_status shared_make_shard(const struct sharing *sharing, uint64_t bytes, struct shared_memory *memory, int *fd)
@@ -72,6 +169,7 @@ lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int 
 			       struct shared_memory *memory)
 {
 	struct stat found;
+	uint64_t reserved;
 	int seals;
 
 	if (bytes == 0)
@@ -86,7 +184,9 @@ lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int 
 				   "series '%s': rank %d shares %lld bytes (seals %#x) instead of %llu sealed ones",
 				   sharing->series, (int)rank, (long long)found.st_size, (unsigned)seals,
 				   (unsigned long long)bytes);
-	return map(sharing, "mapping a shard", bytes, PROT_READ, fd, memory);
+	reserved = reserved_bytes(sharing, bytes);
+	return map(sharing, "mapping a shard", (uint64_t)found.st_size == reserved ? reserved : bytes, PROT_READ, fd,
+		   memory);
 }
 
 void shared_unmap(const struct shared_memory *memory)

@@ -12,21 +12,33 @@
 
 #include <layershard/transport.h>
 
-/* For the names of mappings and for texts; where failures are told. */
+#include <stdbool.h>
+
+/* For the names of mappings and for texts; where failures are told; which pages memory is made of. */
 struct sharing {
+	const lshard_context *context;
 	const char *series;
 	lshard_error *error;
+	bool reserved; /* large pages that are reserved (hugetlb) will do: what is mapped begins and ends at them */
+	uint64_t idle_begin; /* as in large_pages.h */
+	uint64_t idle_bytes;
 };
 
-/* Whole pages. */
+/* Whole pages; of large ones it begins at one. */
 struct shared_memory {
 	void *address; /* NULL: none */
 	size_t bytes;
 };
 
 size_t shared_whole_pages(uint64_t bytes);
+/* A range of addresses for mappings, at a multiple of a large page where it has room for one; nothing is there yet. */
+lshard_status shared_reserve(const struct sharing *sharing, const char *what, uint64_t bytes,
+			     struct shared_memory *memory);
 
-/* @p bytes of memory for @p what, zeroed, writable, and its descriptor, -1 or one to be closed also on failure. */
+/*
+ * @p bytes of memory for @p what, zeroed, writable, and its descriptor, -1 or one to be closed also on failure. In
+ * large pages as the group's options say: reserved ones first, if rounding up to them adds no more than 1/16.
+ */
 lshard_status shared_make(const struct sharing *sharing, const char *what, uint64_t bytes, struct shared_memory *memory,
 			  int *fd);
 /* The same for this rank's shard, which is sealed; none where it has no bytes. */

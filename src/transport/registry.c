@@ -96,6 +96,7 @@ struct record {
 	/* the same on all ranks, as far as the spec */
 	int32_t size;
 	int32_t memory;
+	int32_t large_pages;
 	uint64_t spec_hash;
 	char custom[32];
 	char spec[96];
@@ -146,6 +147,7 @@ static void fill_record(struct record *record, const lshard__stack *stack, const
 	memset(record, 0, sizeof *record);
 	record->size = stack->base->size;
 	record->memory = (int32_t)stack->base->memory;
+	record->large_pages = (int32_t)stack->base->large_pages;
 	record->callbacks = stack->base->callbacks != NULL &&
 			    (record->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
 	record->outcome.status = failed;
@@ -160,6 +162,13 @@ static void fill_record(struct record *record, const lshard__stack *stack, const
 	lshard__host_identify(&record->host);
 }
 
+static const char *large_pages_word(const struct record *record)
+{
+	return record->large_pages == LSHARD_LARGE_PAGES_NEVER     ? "never"
+	       : record->large_pages == LSHARD_LARGE_PAGES_REQUIRE ? "require"
+								   : "auto";
+}
+
 /* What tells rank @p rank from rank 0. */
 static lshard_status compare(const struct record *first, const struct record *other, int rank, lshard_error *error)
 {
@@ -170,6 +179,10 @@ static lshard_status compare(const struct record *first, const struct record *ot
 		return lshard_fail(error, LSHARD_ERR_MISMATCH,
 				   "rank 0 keeps layers in memory of kind %d, rank %d of kind %d", (int)first->memory,
 				   rank, (int)other->memory);
+	if (other->large_pages != first->large_pages)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH,
+				   "rank 0 has %s for large_pages, rank %d %s (LAYERSHARD_LARGE_PAGES)",
+				   large_pages_word(first), rank, large_pages_word(other));
 	if (other->spec_hash != first->spec_hash)
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 asks for transport '%s', rank %d for '%s'",
 				   first->spec, rank, other->spec);

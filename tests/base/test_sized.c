@@ -372,14 +372,14 @@ static void structs_that_say_their_size_may_be_of_another_version(void **state)
 	const lshard_group_options group = alone();
 	const lshard_series_options series = one_layer();
 	const struct sized all[] = {
-		SIZED(lshard_group_options, &group, callbacks, use_group_options, false),
+		SIZED(lshard_group_options, &group, large_pages, use_group_options, false),
 		SIZED(lshard_bootstrap, &bootstrap, user, use_bootstrap, false),
 		SIZED(lshard_allocator, &allocator, user, use_allocator, false),
 		SIZED(lshard_callbacks, &callbacks, roll_calls, use_callbacks, false),
 		SIZED(lshard_device_callbacks, &device, capturing, use_device, false),
 		SIZED(lshard_series_options, &series, poison_pattern_struct_size, use_series_options, false),
 		SIZED(lshard_memory_source, &source, user, use_memory_source, false),
-		SIZED(lshard_plan_input, &input, link_bytes_per_s, use_plan_input, false),
+		SIZED(lshard_plan_input, &input, large_page_bytes, use_plan_input, false),
 		SIZED(lshard_plan_result, &plan, transfer_ns, use_plan_result, true),
 		SIZED(lshard_stats, &stats, link_busy_ns, use_stats, true),
 		SIZED(lshard_range, &range, row_bytes, use_range, true),

@@ -151,6 +151,35 @@ static void own_stripes_take_no_room_in_windows(void **state)
 	assert_int_equal(plan(&options, &input).window_bytes, plan(&options, &input).windows * UINT64_C(12) * 4096);
 }
 
+/* From 16 large pages a rank on, a layer is cut at them and rounded up to one, if all its stripes can end at one. */
+static void large_stripes_are_whole_large_pages(void **state)
+{
+	const uint64_t large = UINT64_C(2) << 20;
+	const uint64_t bytes = 3 * 16 * large;
+	const lshard_tensor small = {.name = "w", .bytes = bytes - 4096};
+	const lshard_tensor enough = {.name = "w", .bytes = bytes + 4096};
+	const lshard_tensor rows = {.name = "w", .bytes = bytes + 3 * 4096, .stripe = LSHARD_STRIPE_ROWS, .rows = 3};
+	lshard_series_options options = series_of(&small, 4);
+	lshard_plan_input input = input_of(1, 3, 0);
+
+	(void)state;
+	options.placement = LSHARD_STRIPED;
+	input.direct = 1;
+	input.granule_bytes = 4096;
+	input.large_page_bytes = large;
+	assert_int_equal(plan(&options, &input).layer_bytes, bytes - 4096);
+	options.tensors = &enough;
+	assert_int_equal(plan(&options, &input).layer_bytes, bytes + large);
+	assert_int_equal(plan(&options, &input).shard_bytes % large, 0);
+	assert_int_equal(plan(&options, &input).window_bytes, 0);
+	input.large_page_bytes = 0;
+	assert_int_equal(plan(&options, &input).layer_bytes, bytes + 4096);
+	input.large_page_bytes = large;
+	options.tensors = &rows; /* cut at rows, which end at small pages: still nothing moves */
+	assert_int_equal(plan(&options, &input).layer_bytes, bytes + 3 * 4096);
+	assert_int_equal(plan(&options, &input).window_bytes, 0);
+}
+
 /* ---- Sizes that no machine has ---- */
 
 static void refused(const lshard_series_options *options, const lshard_plan_input *input)
@@ -262,6 +291,7 @@ int main(void)
 		cmocka_unit_test(room_for_what_others_store_empties_the_ring),
 		cmocka_unit_test(stripes_of_this_rank_do_not_travel),
 		cmocka_unit_test(own_stripes_take_no_room_in_windows),
+		cmocka_unit_test(large_stripes_are_whole_large_pages),
 		cmocka_unit_test(a_granule_is_a_power_of_two),
 		cmocka_unit_test(a_series_of_2_to_the_64_bytes_is_refused),
 		cmocka_unit_test(a_group_can_create_no_such_series),

@@ -9,6 +9,7 @@
  */
 #include "callback.h"
 #include "clock.h"
+#include "large_pages.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -78,18 +79,36 @@ static uint64_t longest_part(const lshard_store_plan *plan, int32_t size)
 
 /* ---- Memory ---------------------------------------------------------------------------------------------------- */
 
-/* Zeroed, at a multiple of ALIGNMENT; *block is what must be given back. */
-static bool take_own(const struct callback *callback, uint64_t bytes, void **block, unsigned char **memory)
+static struct large_pages_use use_of(const struct callback_store *store, const char *what)
 {
-	const lshard_context *context = &callback->context;
+	lshard_transport *transport = store->base.transport;
 
-	if (callback->on_device) {
-		*block = callback->device.allocate(context->callbacks->user, bytes, ALIGNMENT);
-		*memory = *block;
-	} else {
-		*block = context->allocate(context, bytes + ALIGNMENT - 1);
-		*memory = (unsigned char *)(uintptr_t)round_up((uintptr_t)*block, ALIGNMENT);
-	}
+	return (struct large_pages_use){.context = transport->context,
+					.series = store->base.plan->name,
+					.what = what,
+					.error = &transport->error};
+}
+
+/* In host memory. */
+static bool take_host(const struct large_pages_use *use, uint64_t bytes, void **block, unsigned char **memory)
+{
+	const uint64_t alignment = lshard__large_alignment(use->context, bytes, ALIGNMENT);
+
+	*block = use->context->allocate(use->context, bytes + alignment - 1);
+	*memory = (unsigned char *)(uintptr_t)round_up((uintptr_t)*block, alignment);
+	return *block && lshard__make_large(use, *memory, bytes) == LSHARD_OK;
+}
+
+/* Zeroed, at a multiple of ALIGNMENT; *block is what must be given back, also where it fails. */
+static bool take_own(const struct callback_store *store, const struct large_pages_use *use, uint64_t bytes,
+		     void **block, unsigned char **memory)
+{
+	struct callback *callback = callback_of(store->base.transport);
+
+	if (!callback->on_device)
+		return take_host(use, bytes, block, memory);
+	*block = callback->device.allocate(callback->context.callbacks->user, bytes, ALIGNMENT);
+	*memory = *block;
 	return *block != NULL;
 }
 
@@ -105,13 +124,16 @@ static void give_own(const struct callback *callback, void *block)
 static bool take_memory(struct callback_store *store, lshard_purpose purpose, uint64_t bytes, void **block,
 			unsigned char **memory)
 {
-	const struct callback *callback = callback_of(store->base.transport);
+	struct callback *callback = callback_of(store->base.transport);
 	const lshard_memory_source *source = store->base.plan->memory_source;
+	const struct large_pages_use shard = use_of(store, "shard");
+	const struct large_pages_use windows = lshard__large_buffers(callback->base.context, store->base.plan,
+								     store->buffer_pitch, &callback->base.error);
 
 	if (bytes == 0)
 		return true;
 	if (!source)
-		return take_own(callback, bytes, block, memory);
+		return take_own(store, purpose == LSHARD_FOR_SHARD ? &shard : &windows, bytes, block, memory);
 	*block = source->allocate(source->user, purpose, bytes, ALIGNMENT);
 	*memory = *block;
 	if (*memory && !callback->on_device)
@@ -150,6 +172,7 @@ static bool store_fill(struct callback_store *store)
 	const struct callback *callback = callback_of(store->base.transport);
 	const lshard_context *context = store->base.transport->context;
 	const lshard_store_plan *plan = store->base.plan;
+	const struct large_pages_use staging = use_of(store, "staging");
 	const size_t buffers = plan->buffers > 0 ? plan->buffers : 1;
 
 	store->buffer_pitch = round_up(plan->layer_bytes, ALIGNMENT);
@@ -157,8 +180,8 @@ static bool store_fill(struct callback_store *store)
 	store->landings = context->allocate(context, buffers * sizeof *store->landings);
 	if (!store->landings || (callback->on_device && !callback_device_store_open(store)))
 		return false;
-	if (store->part_bytes > 0 &&
-	    !take_own(callback, (uint64_t)context->size * store->part_bytes, &store->staging_block, &store->staging))
+	if (store->part_bytes > 0 && !take_own(store, &staging, (uint64_t)context->size * store->part_bytes,
+					       &store->staging_block, &store->staging))
 		return false;
 	return take_memory(store, LSHARD_FOR_SHARD, plan->shard_bytes + store->part_bytes, &store->shard_block,
 			   &store->shard) &&
@@ -200,6 +223,7 @@ lshard_status callback_store_open(lshard_transport *transport, const lshard_stor
 	struct callback_store *store = context->allocate(context, sizeof *store);
 	const uint32_t number = callback->stores_opened++;
 
+	transport->error.text[0] = 0; /* what is found out below is part of the failure's text */
 	if (!store)
 		goto no_memory;
 	store->base.transport = transport;
@@ -218,9 +242,10 @@ lshard_status callback_store_open(lshard_transport *transport, const lshard_stor
 
 no_memory:
 	return lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
-			   "callback: rank %d has no memory for series '%s' (shard %llu bytes, %u buffers of %llu)",
+			   "callback: rank %d has no memory for series '%s' (shard %llu bytes, %u buffers of %llu)%s%s",
 			   (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->buffers,
-			   (unsigned long long)plan->layer_bytes);
+			   (unsigned long long)plan->layer_bytes, transport->error.text[0] ? ": " : "",
+			   transport->error.text);
 }
 
 /* With the lock. */

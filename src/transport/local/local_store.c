@@ -4,6 +4,7 @@
  * memory; does not know when what is copied.
  */
 #include "local.h"
+#include "large_pages.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -35,30 +36,41 @@ static void shard_drop(struct shard *shard, unsigned users, bool forked)
 	free(shard);
 }
 
-/* Zeroed memory from the caller's source if there is one, else from libc. */
-static void *shared_memory(const lshard_memory_source *source, uint64_t bytes)
+/* From libc, in large pages as the group's options say. */
+static void *own_memory(const struct large_pages_use *use, uint64_t bytes)
 {
 	void *memory = NULL;
 
-	if (source)
-		memory = source->allocate(source->user, LSHARD_FOR_SHARD, bytes, ALIGNMENT);
-	else if (posix_memalign(&memory, ALIGNMENT, bytes) != 0)
-		memory = NULL;
+	if (posix_memalign(&memory, lshard__large_alignment(use->context, bytes, ALIGNMENT), bytes) != 0)
+		return NULL;
+	if (lshard__make_large(use, memory, bytes) == LSHARD_OK)
+		return memory;
+	free(memory);
+	return NULL;
+}
+
+/* Zeroed memory from the caller's source if there is one, else from libc. */
+static void *shared_memory(const struct large_pages_use *use, const lshard_memory_source *source, uint64_t bytes)
+{
+	void *memory =
+		source ? source->allocate(source->user, LSHARD_FOR_SHARD, bytes, ALIGNMENT) : own_memory(use, bytes);
+
 	if (memory)
 		memset(memory, 0, bytes);
 	return memory;
 }
 
-static struct shard *shard_new(const lshard_store_plan *plan, unsigned users)
+static struct shard *shard_new(const lshard_context *context, const lshard_store_plan *plan, lshard_error *error)
 {
+	const struct large_pages_use use = {.context = context, .series = plan->name, .what = "shard", .error = error};
 	struct shard *shard = calloc(1, sizeof *shard);
 
 	if (!shard)
 		return NULL;
-	atomic_init(&shard->users, users);
+	atomic_init(&shard->users, (unsigned)context->size);
 	if (plan->shard_bytes == 0)
 		return shard;
-	shard->memory = shared_memory(plan->memory_source, plan->shard_bytes);
+	shard->memory = shared_memory(&use, plan->memory_source, plan->shard_bytes);
 	if (!shard->memory) {
 		free(shard);
 		return NULL;
@@ -69,14 +81,17 @@ static struct shard *shard_new(const lshard_store_plan *plan, unsigned users)
 }
 
 /* One block for all buffers, each at a multiple of ALIGNMENT. */
-static bool buffers_open(struct local_store *store, const lshard_context *context)
+static bool buffers_open(struct local_store *store, const lshard_context *context, lshard_error *error)
 {
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_memory_source *source = plan->memory_source;
-	uint64_t bytes;
+	struct large_pages_use use;
+	uint64_t bytes, alignment;
 
 	store->buffer_pitch = round_up(plan->layer_bytes, ALIGNMENT);
 	bytes = store->buffer_pitch * plan->buffers;
+	alignment = lshard__large_alignment(context, bytes, ALIGNMENT);
+	use = lshard__large_buffers(context, plan, store->buffer_pitch, error);
 	if (bytes == 0)
 		return true;
 	if (source) {
@@ -85,10 +100,10 @@ static bool buffers_open(struct local_store *store, const lshard_context *contex
 		if (store->buffers)
 			memset(store->buffers, 0, bytes);
 	} else {
-		store->buffers_block = context->allocate(context, bytes + ALIGNMENT - 1);
-		store->buffers = (unsigned char *)(uintptr_t)round_up((uintptr_t)store->buffers_block, ALIGNMENT);
+		store->buffers_block = context->allocate(context, bytes + alignment - 1);
+		store->buffers = (unsigned char *)(uintptr_t)round_up((uintptr_t)store->buffers_block, alignment);
 	}
-	return store->buffers_block != NULL;
+	return store->buffers_block && (source || lshard__make_large(&use, store->buffers, bytes) == LSHARD_OK);
 }
 
 static void buffers_close(struct local_store *store, const lshard_context *context)
@@ -116,7 +131,7 @@ static void store_free(struct local_store *store, const lshard_context *context)
 	context->release(context, store);
 }
 
-static struct local_store *store_new(struct local *local, const lshard_store_plan *plan)
+static struct local_store *store_new(struct local *local, const lshard_store_plan *plan, lshard_error *error)
 {
 	const lshard_context *context = local->base.context;
 	struct local_store *store = context->allocate(context, sizeof *store);
@@ -134,7 +149,7 @@ static struct local_store *store_new(struct local *local, const lshard_store_pla
 	store->queue = context->allocate(context, buffers * sizeof store->queue[0]);
 	if (local->moment == IN_LOCKSTEP)
 		store->reserved = lshard__process_group_reserve(local->group, context->rank, plan->buffers);
-	if (buffers_open(store, context) && store->shards && store->bases && store->transfers && store->queue &&
+	if (buffers_open(store, context, error) && store->shards && store->bases && store->transfers && store->queue &&
 	    store->reserved == (local->moment == IN_LOCKSTEP))
 		return store;
 	store_free(store, context);
@@ -177,8 +192,9 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 {
 	struct local *local = local_of(transport);
 	const lshard_context *context = transport->context;
-	struct local_store *store = store_new(local, plan);
-	struct shard *shard = store ? shard_new(plan, (unsigned)context->size) : NULL;
+	lshard_error why = {""};
+	struct local_store *store = store_new(local, plan, &why);
+	struct shard *shard = store ? shard_new(context, plan, &why) : NULL;
 	struct announcement mine = {{shard ? LSHARD_OK : LSHARD_ERR_NO_MEMORY, 0}, shard};
 	struct lshard__process_group_offer offer = {EXCHANGE_OPEN, &mine, local->announcements, sizeof mine,
 						    local->alive};
@@ -193,11 +209,12 @@ lshard_status local_store_open(lshard_transport *transport, const lshard_store_p
 		gone += !local->alive[rank];
 	shard_drop(shard, gone, false);
 	status = shard ? shards_attach(local, store)
-		       : lshard_fail(
-				 &transport->error, LSHARD_ERR_NO_MEMORY,
-				 "local: rank %d has no memory for series '%s' (shard %llu bytes, %u buffers of %llu)",
-				 (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes, plan->buffers,
-				 (unsigned long long)plan->layer_bytes);
+		       : lshard_fail(&transport->error, LSHARD_ERR_NO_MEMORY,
+				     "local: rank %d has no memory for series '%s' (shard %llu bytes, %u buffers of "
+				     "%llu)%s%s",
+				     (int)context->rank, plan->name, (unsigned long long)plan->shard_bytes,
+				     plan->buffers, (unsigned long long)plan->layer_bytes, why.text[0] ? ": " : "",
+				     why.text);
 	if (status < 0) {
 		shards_give_back(local);
 		goto free_store;

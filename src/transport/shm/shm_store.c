@@ -20,22 +20,42 @@ struct opening {
 	int *fds; /* [size] shards to be mapped, this rank's own among them */
 };
 
-static size_t page_bytes(void)
+/* Can it be mapped, in pages of that size? */
+static bool on_pages(const lshard_piece *piece, uint64_t page)
 {
-	return (size_t)sysconf(_SC_PAGESIZE);
+	uint64_t low = piece->layer_offset | piece->shard_offset | piece->width;
+
+	return piece->rows == 1 && !(low & (page - 1));
+}
+
+/* Reserved large pages cannot be mapped in part: stripes that layers are put together of must be made of them. */
+static bool can_be_reserved(const lshard_store_plan *plan, uint64_t page)
+{
+	if (!plan->direct || plan->first_piece[plan->layers] == plan->layers)
+		return true;
+	for (uint32_t i = 0; i < plan->first_piece[plan->layers]; i++)
+		if (page == 0 || !on_pages(&plan->pieces[i], page))
+			return false;
+	return true;
 }
 
 /* ---- own memory ---- */
 
+/* Only this rank maps its buffers, so any pages will do. */
 static lshard_status make_buffers(struct opening *opening)
 {
-	uint64_t bytes = opening->plan->buffers * opening->plan->layer_bytes;
+	const lshard_store_plan *plan = opening->plan;
+	uint64_t bytes = plan->buffers * plan->layer_bytes;
+	struct sharing own = opening->sharing;
 	lshard_status status;
 	int fd = -1;
 
 	if (bytes == 0)
 		return LSHARD_OK;
-	status = shared_make(&opening->sharing, "windows", bytes, &opening->store->buffers, &fd);
+	own.idle_begin = (plan->windows - plan->spares) * plan->layer_bytes;
+	own.idle_bytes = plan->spares * plan->layer_bytes;
+	own.reserved = own.idle_bytes == 0;
+	status = shared_make(&own, "windows", bytes, &opening->store->buffers, &fd);
 	if (fd >= 0)
 		close(fd);
 	return status;
@@ -112,13 +132,6 @@ static void *in_one_shard(const struct opening *opening, uint32_t position)
 	return (char *)opening->store->shards[first->rank].address + start;
 }
 
-static int on_pages(const lshard_piece *piece)
-{
-	uint64_t low = piece->layer_offset | piece->shard_offset | piece->width;
-
-	return piece->rows == 1 && !(low & (page_bytes() - 1));
-}
-
 /* Put a layer together at @p to, over pages that read as zero. */
 static lshard_status compose(struct opening *opening, uint32_t position, char *to)
 {
@@ -127,7 +140,7 @@ static lshard_status compose(struct opening *opening, uint32_t position, char *t
 	for (uint32_t i = plan->first_piece[position]; i < plan->first_piece[position + 1]; i++) {
 		const lshard_piece *piece = &plan->pieces[i];
 
-		if (!on_pages(piece))
+		if (!on_pages(piece, shared_whole_pages(1)))
 			return lshard_fail(opening->sharing.error, LSHARD_ERR_NOT_SUPPORTED,
 					   "series '%s': the part of rank %d of position %u is not made of whole pages",
 					   plan->name, (int)piece->rank, (unsigned)position);
@@ -141,16 +154,14 @@ static lshard_status compose(struct opening *opening, uint32_t position, char *t
 static lshard_status reserve(struct opening *opening, uint64_t layers, uint64_t stride)
 {
 	struct shared_memory *composed = &opening->store->composed;
-	void *mapped;
+	lshard_status status;
 
 	if (layers == 0)
 		return LSHARD_OK;
-	composed->bytes = (size_t)(layers * stride);
-	mapped = mmap(NULL, composed->bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (mapped == MAP_FAILED)
-		return shared_refused(&opening->sharing, "address range", composed->bytes);
-	composed->address = mapped;
-	return LSHARD_OK;
+	status = shared_reserve(&opening->sharing, "address range", layers * stride, composed);
+	if (status == LSHARD_OK && mprotect(composed->address, composed->bytes, PROT_READ))
+		status = shared_refused(&opening->sharing, "address range", composed->bytes);
+	return status;
 }
 
 static lshard_status place_layers(struct opening *opening)
@@ -235,7 +246,10 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 					       .take = get_shards},
 				  .shm = shm,
 				  .plan = plan,
-				  .sharing = {plan->name, &transport->error}};
+				  .sharing = {.context = context,
+					      .series = plan->name,
+					      .error = &transport->error,
+					      .reserved = can_be_reserved(plan, context->large_page_bytes)}};
 	lshard_status status;
 
 	opening.store = allocate_store(shm, plan);

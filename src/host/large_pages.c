@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * large_pages.c - see large_pages.h. How: https://docs.kernel.org/admin-guide/mm/transhuge.html and madvise(2).
+ */
+#include "large_pages.h"
+#include "outside.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+#define SETTINGS "/sys/kernel/mm/transparent_hugepage/"
+#define MIB      (UINT64_C(1) << 20)
+
+/* ---- What the system has --------------------------------------------------------------------------------------- */
+
+/* The first line of one of its files; "" where there is none. */
+static void read_setting(const char *path, char *text, size_t room)
+{
+	FILE *file = fopen(path, "re");
+
+	text[0] = 0;
+	if (!file)
+		return;
+	if (!fgets(text, (int)room, file))
+		text[0] = 0;
+	(void)fclose(file);
+}
+
+uint64_t lshard__large_page_bytes(void)
+{
+	char text[32];
+	unsigned long long bytes;
+
+	read_setting(SETTINGS "hpage_pmd_size", text, sizeof text);
+	return sscanf(text, "%llu", &bytes) == 1 && (bytes & (bytes - 1)) == 0 ? bytes : 0;
+}
+
+/* Bytes of the mapping at @p memory that lie in large pages, as /proc/self/smaps has it. */
+static uint64_t count_large(const void *memory)
+{
+	FILE *file = fopen("/proc/self/smaps", "re");
+	unsigned long long begin = 0, end = 0, kib, bytes = 0;
+	int within = 0;
+	char line[512];
+
+	while (file && fgets(line, sizeof line, file)) {
+		if (sscanf(line, "%llx-%llx ", &begin, &end) == 2)
+			within = begin <= (uintptr_t)memory && (uintptr_t)memory < end;
+		else if (within && (sscanf(line, "AnonHugePages: %llu kB", &kib) == 1 ||
+				    sscanf(line, "ShmemPmdMapped: %llu kB", &kib) == 1))
+			bytes += kib * 1024;
+	}
+	if (file)
+		(void)fclose(file);
+	return bytes;
+}
+
+/* ---- Asking for them ------------------------------------------------------------------------------------------- */
+
+/* Where nothing is, nothing is made large; where a fault may bring a large page, it does. */
+static void touch(unsigned char *memory, uint64_t bytes, uint64_t page)
+{
+	for (uint64_t offset = 0; offset < bytes; offset += page)
+		((volatile unsigned char *)memory)[offset] = 0;
+}
+
+/* 0, or the system's number for why not all became large. */
+static int collapse(void *memory, uint64_t bytes)
+{
+	int tries = 3; /* EAGAIN: something held a page just then */
+	int failed;
+
+	do
+		failed = madvise(memory, bytes, MADV_COLLAPSE) ? errno : 0;
+	while (failed == EAGAIN && --tries > 0);
+	if (failed == EINVAL && count_large(memory) >= bytes)
+		return 0; /* a kernel that has no such call, and large pages all the same */
+	return failed;
+}
+
+/* ---- In words -------------------------------------------------------------------------------------------------- */
+
+static const char *reason_of(int failed)
+{
+	char text[64];
+
+	if (prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1)
+		return "the process has switched large pages off (PR_SET_THP_DISABLE)";
+	read_setting(SETTINGS "shmem_enabled", text, sizeof text);
+	if (strstr(text, "[deny]"))
+		return SETTINGS "shmem_enabled is 'deny': set it to 'advise'";
+	if (failed == EINVAL)
+		return "Linux before 6.1 gives large pages where " SETTINGS "shmem_enabled is 'advise' (private "
+		       "memory: enabled 'madvise')";
+	return "no memory is left in large pages, or none that the process may have (its cgroup)";
+}
+
+static lshard_status tell_small(const struct large_pages_use *use, const char *why, uint64_t bytes)
+{
+	const lshard_context *context = use->context;
+	const uint64_t page = context->large_page_bytes;
+	const unsigned long long pages = (bytes + page - 1) / (page ? page : 1);
+
+	if (context->large_pages == LSHARD_LARGE_PAGES_REQUIRE)
+		return lshard_fail(use->error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': the %s (%llu MiB) must be in large pages and cannot be: %s; reserving "
+				   "%llu for each rank (sysctl vm.nr_hugepages) would do",
+				   use->series, use->what, (unsigned long long)(bytes / MIB), why, pages);
+	context->log(
+		context, LSHARD_LOG_INFO,
+		"series '%s': the %s (%llu MiB) is in small pages, which a processor reads at about 0.6 of the speed "
+		"of large ones: %s; reserving %llu for each rank (sysctl vm.nr_hugepages) would do, too",
+		use->series, use->what, (unsigned long long)(bytes / MIB), why, pages);
+	return LSHARD_OK;
+}
+
+/* ---- Together -------------------------------------------------------------------------------------------------- */
+
+uint64_t lshard__large_alignment(const lshard_context *context, uint64_t bytes, uint64_t least)
+{
+	const uint64_t page = context->large_page_bytes;
+
+	return page > least && bytes >= page ? page : least;
+}
+
+struct large_pages_use lshard__large_buffers(const lshard_context *context, const lshard_store_plan *plan,
+					     uint64_t pitch, lshard_error *error)
+{
+	return (struct large_pages_use){.context = context,
+					.series = plan->name,
+					.what = "windows",
+					.error = error,
+					.idle_begin = (plan->windows - plan->spares) * pitch,
+					.idle_bytes = plan->spares * pitch};
+}
+
+/* 0, or the system's number for what kept the whole large pages of a range from becoming such. */
+static int enlarge(unsigned char *memory, uint64_t bytes, uint64_t page)
+{
+	const uint64_t before = -(uintptr_t)memory & (page - 1);
+	const uint64_t whole = bytes > before ? (bytes - before) & ~(page - 1) : 0;
+
+	if (whole == 0)
+		return 0;
+	(void)madvise(memory + before, whole, MADV_HUGEPAGE);
+	touch(memory + before, whole, page);
+	return collapse(memory + before, whole);
+}
+
+lshard_status lshard__make_large(const struct large_pages_use *use, void *memory, uint64_t bytes)
+{
+	const uint64_t page = use->context->large_page_bytes;
+	const uint64_t idle_end = use->idle_begin + use->idle_bytes;
+	int failed = 0;
+
+	if (use->context->large_pages == LSHARD_LARGE_PAGES_NEVER && bytes >= 2 * MIB)
+		(void)madvise(memory, bytes, MADV_NOHUGEPAGE); /* else `enabled=always` may give some */
+	if (page > 0)
+		failed = enlarge(memory, use->idle_bytes ? use->idle_begin : bytes, page);
+	if (page > 0 && use->idle_bytes && !failed)
+		failed = enlarge((unsigned char *)memory + idle_end, bytes - idle_end, page);
+	return failed ? tell_small(use, reason_of(failed), bytes) : LSHARD_OK;
+}

@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * test_large_pages.c - what a series keeps in host memory is in large pages where they are wanted and to be had, as the
+ * kernel counts it in this process's own maps; where they are not, that is said or refused, and the bytes are right all
+ * the same. Pages that an administrator has reserved: reserved_pages.sh runs this program by each of its names.
+ */
+#include "threads.h"
+
+#include <layershard/plan.h>
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define LARGE       (UINT64_C(2) << 20)
+#define LAYERS      5u
+#define LAYER_BYTES (3 * LARGE + 4096) /* whole layers begin and end within large pages */
+
+/* What is asked for, and what a process should find. */
+struct wish {
+	const char *transport;
+	lshard_placement placement;
+	uint64_t layer_bytes;
+	lshard_large_pages large_pages;
+	bool denied; /* by prctl: the process has no large pages */
+	bool reserved;
+	lshard_poison poison;
+	lshard_status status;
+	const char *log; /* a part of a line */
+};
+
+/* ---- The kernel's word ----------------------------------------------------------------------------------------- */
+
+struct mapped {
+	uint64_t bytes, large, reserved;
+};
+
+/* All mappings of the series: those of its shards and windows carry its name, composed layers those of shards. */
+static struct mapped count_mapped(const char *of)
+{
+	FILE *file = fopen("/proc/self/smaps", "re");
+	struct mapped mapped = {0, 0, 0};
+	unsigned long long begin, end, kib;
+	bool within = false;
+	char line[512];
+
+	while (file && fgets(line, sizeof line, file)) {
+		if (sscanf(line, "%llx-%llx ", &begin, &end) == 2) {
+			within = strstr(line, of) != NULL;
+			mapped.bytes += within ? end - begin : 0;
+		} else if (within && sscanf(line, "ShmemPmdMapped: %llu", &kib) == 1)
+			mapped.large += kib * 1024;
+		else if (within && (sscanf(line, "Shared_Hugetlb: %llu", &kib) == 1 ||
+				    sscanf(line, "Private_Hugetlb: %llu", &kib) == 1))
+			mapped.reserved += kib * 1024;
+	}
+	if (file)
+		(void)fclose(file);
+	return mapped;
+}
+
+/* Large private pages of the process: what local and callback have. */
+static uint64_t count_private(void)
+{
+	FILE *file = fopen("/proc/self/smaps_rollup", "re");
+	unsigned long long kib = 0;
+	char line[256];
+
+	while (file && fgets(line, sizeof line, file))
+		if (sscanf(line, "AnonHugePages: %llu", &kib) == 1)
+			break;
+	if (file)
+		(void)fclose(file);
+	return kib * 1024;
+}
+
+/* ---- A rank ---------------------------------------------------------------------------------------------------- */
+
+struct told {
+	const char *wanted;
+	bool found;
+};
+
+static void listen(void *user, lshard_log_level level, const char *text)
+{
+	struct told *told = user;
+
+	(void)level;
+	told->found |= strstr(text, told->wanted ? told->wanted : "small pages") != NULL;
+}
+
+static unsigned char byte_of(uint32_t layer, uint64_t offset)
+{
+	return (unsigned char)(layer * 31 + offset / 4096 * 7 + offset % 251);
+}
+
+static int fill_layer(void *user, uint32_t layer, void *const *tensors)
+{
+	const struct wish *wish = user;
+
+	for (uint64_t offset = 0; offset < wish->layer_bytes; offset++)
+		((unsigned char *)tensors[0])[offset] = byte_of(layer, offset);
+	return 0;
+}
+
+static bool has_its_bytes(lshard_series *series, const struct wish *wish, uint32_t layer)
+{
+	void *address = NULL;
+
+	if (lshard_reach(series, layer, NULL) || lshard_wait(series, layer, NULL) ||
+	    lshard_series_address(series, layer, 0, &address))
+		return false;
+	for (uint64_t offset = 0; offset < wish->layer_bytes; offset += 509)
+		if (((unsigned char *)address)[offset] != byte_of(layer, offset))
+			return false;
+	return true;
+}
+
+static lshard_status open_series(lshard_group *group, const struct wish *wish, lshard_series **series)
+{
+	const lshard_tensor tensor = {"w", wish->layer_bytes, 0, LSHARD_STRIPE_BYTES, 0, 0};
+	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+	lshard_status status;
+
+	options.name = "pages";
+	options.layer_count = LAYERS;
+	options.tensors = &tensor;
+	options.tensor_count = 1;
+	options.placement = wish->placement;
+	options.poison = wish->poison;
+	status = lshard_series_create(group, &options, series);
+	return status < 0 ? status : lshard_series_commit(*series, fill_layer, (void *)wish);
+}
+
+/* What has been read of the series, at least, but for the ends of shards and windows, which lose less than one page. */
+static uint64_t least_large(const struct wish *wish, const struct mapped *mapped)
+{
+	if (!strstr(wish->transport, "shm"))
+		return 2 * wish->layer_bytes - 4 * LARGE;
+	if (wish->placement == LSHARD_STRIPED) /* the other's shard is read as layers that are put together */
+		return LAYERS * wish->layer_bytes + LAYERS / 2 * wish->layer_bytes;
+	return mapped->bytes - 4 * LARGE;
+}
+
+static bool is_large(const struct wish *wish, uint64_t private_before)
+{
+	const struct mapped mapped = count_mapped("layershard:pages");
+	const bool wanted = wish->large_pages != LSHARD_LARGE_PAGES_NEVER && !wish->denied;
+	const bool in_process = !strstr(wish->transport, "shm");
+	const uint64_t in_large = in_process ? count_private() - private_before : mapped.large + mapped.reserved;
+
+	if (!wanted)
+		return in_large == 0;
+	if (wish->poison == LSHARD_POISON_READY) { /* two windows, and addresses for three buffers more */
+		const struct mapped windows = count_mapped("layershard:pages:windows");
+
+		return windows.bytes >= 5 * wish->layer_bytes && windows.large <= 2 * wish->layer_bytes &&
+		       windows.large >= 2 * wish->layer_bytes - 2 * LARGE;
+	}
+	if (wish->reserved)
+		return mapped.large == 0 && mapped.reserved >= least_large(wish, &mapped);
+	return in_large >= least_large(wish, &mapped);
+}
+
+static int takes_pages(const struct member *member)
+{
+	const struct wish *wish = member->user;
+	struct told told = {wish->log, false};
+	lshard_group_options options = member_options(member, wish->transport, 0);
+	lshard_group *group = NULL;
+	lshard_series *series = NULL;
+	uint64_t before;
+	lshard_status status;
+	int failed = 1;
+
+	if (wish->denied)
+		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	options.large_pages = wish->large_pages;
+	options.log = listen;
+	options.log_user = &told;
+	EXPECT(member, lshard_group_create(&options, &group) == LSHARD_OK, "group");
+	before = count_private();
+	status = open_series(group, wish, &series);
+	EXPECT(member, status == wish->status, "%s: %s", lshard_status_name(status), lshard_group_error(group));
+	if (status < 0 && wish->log)
+		EXPECT(member, strstr(lshard_group_error(group), wish->log), "%s", lshard_group_error(group));
+	else
+		EXPECT(member, told.found == (wish->log != NULL), "the log says %s",
+		       told.found ? "something" : "nothing");
+	for (uint32_t layer = 0; status >= 0 && layer < LAYERS; layer++)
+		EXPECT(member, has_its_bytes(series, wish, layer), "layer %u", layer);
+	if (status >= 0)
+		EXPECT(member, is_large(wish, before), "%s: not as wished", wish->transport);
+	failed = 0;
+failed:
+	lshard_series_destroy(series);
+	lshard_group_destroy(group);
+	return failed;
+}
+
+static void try_by_processes(struct wish wish)
+{
+	assert_int_equal(team_of_processes(2, takes_pages, &wish), 0);
+}
+
+/* In a process of its own, for what the kernel counts and what prctl sets. */
+static int takes_pages_among_threads(const struct member *member)
+{
+	return team_of_threads(2, takes_pages, member->user);
+}
+
+static void try_by_threads(struct wish wish)
+{
+	assert_int_equal(team_of_processes(1, takes_pages_among_threads, &wish), 0);
+}
+
+/* ---- Cases ----------------------------------------------------------------------------------------------------- */
+
+static const struct wish plain = {
+	.transport = "shm", .layer_bytes = LAYER_BYTES, .large_pages = LSHARD_LARGE_PAGES_REQUIRE};
+
+static void shards_and_windows_of_processes_are_large(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	try_by_processes(wish);
+	wish.transport = "shm:copy";
+	try_by_processes(wish);
+	wish.large_pages = LSHARD_LARGE_PAGES_NEVER;
+	try_by_processes(wish);
+	wish.transport = "shm";
+	try_by_processes(wish);
+}
+
+static void what_poison_may_need_later_takes_no_memory(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.transport = "shm:copy";
+	wish.poison = LSHARD_POISON_READY;
+	try_by_processes(wish);
+}
+
+/* 16 large pages for each of 2 ranks are mapped as such, one less are not. */
+static void large_stripes_are_mapped_by_large_pages(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.placement = LSHARD_STRIPED;
+	wish.layer_bytes = 32 * LARGE + 4096;
+	try_by_processes(wish);
+	wish.large_pages = LSHARD_LARGE_PAGES_NEVER;
+	wish.layer_bytes = 4 * LARGE;
+	try_by_processes(wish);
+}
+
+static void threads_have_large_pages(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.transport = "local";
+	try_by_threads(wish);
+}
+
+static void what_cannot_be_large_is_told_or_refused(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.denied = true;
+	wish.log = "switched large pages off";
+	wish.status = LSHARD_ERR_NO_MEMORY;
+	try_by_processes(wish);
+	wish.transport = "local";
+	try_by_threads(wish);
+	wish.large_pages = LSHARD_LARGE_PAGES_AUTO;
+	wish.status = LSHARD_OK;
+	try_by_threads(wish);
+	wish.transport = "shm";
+	try_by_processes(wish);
+	wish.transport = "shm:copy";
+	try_by_processes(wish);
+}
+
+/* Memory that has no room for one is not concerned, and nothing is said of it. */
+static void small_layers_are_left_alone(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.denied = true; /* nothing would become large */
+	wish.layer_bytes = 4096;
+	try_by_processes(wish);
+}
+
+/* ---- What ranks and the environment say ------------------------------------------------------------------------ */
+
+static int disagrees(const struct member *member)
+{
+	lshard_group_options options = member_options(member, "shm", 0);
+	lshard_group *group = NULL;
+	char error[256] = "";
+	lshard_status status;
+
+	options.large_pages = member->rank == 0 ? LSHARD_LARGE_PAGES_NEVER : LSHARD_LARGE_PAGES_REQUIRE;
+	options.error = error;
+	options.error_bytes = sizeof error;
+	status = lshard_group_create(&options, &group);
+	EXPECT(member, status == LSHARD_ERR_MISMATCH, "%s", lshard_status_name(status));
+	EXPECT(member, strstr(error, "rank 0 has never for large_pages, rank 1 require"), "%s", error);
+	return 0;
+failed:
+	lshard_group_destroy(group);
+	return 1;
+}
+
+static void ranks_that_want_different_pages_are_named(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, disagrees, NULL), 0);
+}
+
+static void the_environment_is_read_where_the_options_leave_it(void **state)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	lshard_group *group = NULL;
+	char error[256] = "";
+
+	(void)state;
+	options.rank = 0;
+	options.size = 1;
+	options.error = error;
+	options.error_bytes = sizeof error;
+	setenv("LAYERSHARD_LARGE_PAGES", "sometimes", 1);
+	assert_int_equal(lshard_group_create(&options, &group), LSHARD_ERR_INVALID);
+	assert_non_null(strstr(error, "LAYERSHARD_LARGE_PAGES='sometimes' is none of auto, never, require"));
+	options.large_pages = LSHARD_LARGE_PAGES_NEVER;
+	assert_int_equal(lshard_group_create(&options, &group), LSHARD_OK);
+	assert_int_equal(lshard_group_destroy(group), LSHARD_OK);
+	options.large_pages = (lshard_large_pages)3;
+	assert_int_equal(lshard_group_create(&options, &group), LSHARD_ERR_INVALID);
+	unsetenv("LAYERSHARD_LARGE_PAGES");
+}
+
+/* ---- Reserved pages -------------------------------------------------------------------------------------------- */
+
+static void reserved_pages_are_taken_first(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.layer_bytes = 20 * LARGE;
+	wish.reserved = true;
+	try_by_processes(wish);
+	wish.transport = "shm:copy";
+	try_by_processes(wish);
+	wish.transport = "shm";
+	wish.placement = LSHARD_STRIPED;
+	wish.layer_bytes = 40 * LARGE;
+	try_by_processes(wish);
+}
+
+/* Ranks that are killed while they hold reserved pages; reserved_pages.sh counts what is left. */
+static int is_killed(const struct member *member)
+{
+	const struct wish *wish = member->user;
+	lshard_group_options options = member_options(member, wish->transport, 0);
+	lshard_group *group = NULL;
+	lshard_series *series = NULL;
+
+	options.large_pages = wish->large_pages;
+	EXPECT(member, lshard_group_create(&options, &group) == LSHARD_OK, "group");
+	EXPECT(member, open_series(group, wish, &series) == LSHARD_OK, "%s", lshard_group_error(group));
+	EXPECT(member, count_mapped("layershard:pages").reserved > 0, "no reserved pages");
+	team_dies(member);
+	raise(SIGKILL);
+failed:
+	return 1;
+}
+
+static void ranks_are_killed(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.layer_bytes = 2 * LARGE;
+	for (int turn = 0; turn < 200; turn++)
+		assert_int_equal(team_of_processes(2, is_killed, &wish), 0);
+}
+
+static void both_reasons_are_in_the_refusal(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.denied = true;
+	wish.layer_bytes = 20 * LARGE;
+	wish.status = LSHARD_ERR_NO_MEMORY;
+	wish.log = "In reserved ones: series 'pages': shard of ";
+	try_by_processes(wish);
+}
+
+static bool can_have_large_pages(void)
+{
+	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
+	const struct wish wish = plain;
+	lshard_group *group = NULL;
+	lshard_series *series = NULL;
+	bool can;
+
+	options.rank = 0;
+	options.size = 1;
+	options.transport = "local";
+	options.large_pages = LSHARD_LARGE_PAGES_REQUIRE;
+	can = lshard_group_create(&options, &group) == LSHARD_OK && open_series(group, &wish, &series) == LSHARD_OK;
+	lshard_series_destroy(series);
+	lshard_group_destroy(group);
+	return can;
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(shards_and_windows_of_processes_are_large),
+		cmocka_unit_test(what_poison_may_need_later_takes_no_memory),
+		cmocka_unit_test(large_stripes_are_mapped_by_large_pages),
+		cmocka_unit_test(threads_have_large_pages),
+		cmocka_unit_test(what_cannot_be_large_is_told_or_refused),
+		cmocka_unit_test(small_layers_are_left_alone),
+		cmocka_unit_test(ranks_that_want_different_pages_are_named),
+		cmocka_unit_test(the_environment_is_read_where_the_options_leave_it),
+	};
+	const struct CMUnitTest reserved[] = {cmocka_unit_test(reserved_pages_are_taken_first)};
+	const struct CMUnitTest killed[] = {cmocka_unit_test(ranks_are_killed)};
+	const struct CMUnitTest refused[] = {cmocka_unit_test(both_reasons_are_in_the_refusal)};
+
+	if (argc == 2 && !strcmp(argv[1], "reserved"))
+		return cmocka_run_group_tests(reserved, NULL, NULL);
+	if (argc == 2 && !strcmp(argv[1], "killed"))
+		return cmocka_run_group_tests(killed, NULL, NULL);
+	if (argc == 2 && !strcmp(argv[1], "refused"))
+		return cmocka_run_group_tests(refused, NULL, NULL);
+	if (!can_have_large_pages()) {
+		printf("skipped: this kernel gives no large pages to who asks (Linux 6.1, and "
+		       "transparent_hugepage/shmem_enabled other than 'deny')\n");
+		return 77;
+	}
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
