@@ -8,7 +8,6 @@
 #include "process_memory.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -116,7 +115,7 @@ static void join_group(const struct read_bench *bench, int32_t rank, uint32_t va
 	options.transport = bench->options.transport;
 	options.job = job;
 	options.timeout_ms = TIMEOUT_MS;
-	setenv("LAYERSHARD_LARGE_PAGES", read_is_large(variant) ? "require" : "never", 1);
+	options.large_pages = read_is_large(variant) ? LSHARD_LARGE_PAGES_REQUIRE : LSHARD_LARGE_PAGES_NEVER;
 	options.error = opened->error;
 	options.error_bytes = sizeof opened->error;
 	opened->status = lshard_group_create(&options, &series->group);
