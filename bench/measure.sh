@@ -32,7 +32,8 @@ measure calls calls --max-ns 200
 for placement in whole striped; do
 	measure "step-$placement" step --placement "$placement" --prefetch 0,1,2,3 --resident 0,33.4% --max-off 5
 done
-measure read read --min-to-large 0.97 --min-to-small 1.3
+measure read read --min-to-large 0.97
+measure read-scattered read --scatter --min-to-large 0.97 --min-to-small 1.3
 measure step-slow step --ratio 2.6 --prefetch 2 --slow-rank-percent 50
 measure step-lockstep step --transport local:lockstep --all-compute --prefetch 0,1,2,3 --max-off 5
 exit "$worst"

@@ -25,6 +25,7 @@ enum { READ_SUM_ONE, READ_SUM_ALL, READ_PRODUCT_ONE, READ_PRODUCT_ALL, READ_WORK
 struct read_options {
 	uint64_t bytes; /* of each variant; a multiple of READ_LARGE_BYTES */
 	const char *transport;
+	bool scatter; /* small pages are touched in no order before they are filled */
 	uint32_t rounds;
 	double least_to_large; /* shared to private, both in large pages; 0: any */
 	double least_to_small; /* shared in large pages to private in small ones; 0: any */
@@ -100,7 +101,7 @@ int read_options_parse(int argc, char **argv, struct read_options *options, bool
 /* ---- The weights (bench_read_memory.c) ------------------------------------------------------------------------- */
 
 /** Private memory in small or large pages, zeroed; NULL: none. Where large pages are refused, *pages says why. */
-void *read_private_open(uint64_t bytes, bool large, struct read_pages *pages);
+void *read_private_open(const struct read_options *options, bool large, struct read_pages *pages);
 void read_private_close(void *memory, uint64_t bytes);
 /** Look which pages it is in now; *pages says so if these are not the ones that the variant is of. */
 void read_pages_look(const void *memory, uint64_t bytes, bool large, struct read_pages *pages);

@@ -8,6 +8,7 @@
 #include "process_memory.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -16,6 +17,31 @@
 #endif
 
 #define TIMEOUT_MS 60000
+
+/* ---- Scattered pages ------------------------------------------------------------------------------------------- */
+
+/*
+ * A fresh mapping that is filled from its beginning to its end often gets pages that lie one behind the other, which
+ * processors read faster than others. Touched in no order they lie scattered, as where memory has long been in use.
+ * False: no memory for the order.
+ */
+static bool scatter(unsigned char *memory, uint64_t bytes)
+{
+	const uint64_t page = read_page_bytes(READ_PRIVATE_SMALL);
+	const uint32_t count = (uint32_t)(bytes / page);
+	uint32_t *order = calloc(count, sizeof *order);
+	uint64_t random = 1;
+
+	if (!order)
+		return false;
+	for (uint32_t i = 0; i < count; i++)
+		order[i] = i;
+	bench_shuffle(order, count, &random);
+	for (uint32_t i = 0; i < count; i++)
+		((volatile unsigned char *)memory)[order[i] * page] = 0;
+	free(order);
+	return true;
+}
 
 /* ---- Private memory -------------------------------------------------------------------------------------------- */
 
@@ -51,15 +77,21 @@ static void ask_for_large(unsigned char *memory, uint64_t bytes, struct read_pag
 			 strerror(refused));
 }
 
-void *read_private_open(uint64_t bytes, bool large, struct read_pages *pages)
+void *read_private_open(const struct read_options *options, bool large, struct read_pages *pages)
 {
-	unsigned char *memory = map_aligned(bytes);
+	unsigned char *memory = map_aligned(options->bytes);
 
-	if (memory && large)
-		ask_for_large(memory, bytes, pages);
-	else if (memory)
-		(void)madvise(memory, (size_t)bytes, MADV_NOHUGEPAGE);
-	return memory;
+	if (!memory)
+		return NULL;
+	if (large) {
+		ask_for_large(memory, options->bytes, pages);
+		return memory;
+	}
+	(void)madvise(memory, (size_t)options->bytes, MADV_NOHUGEPAGE);
+	if (!options->scatter || scatter(memory, options->bytes))
+		return memory;
+	read_private_close(memory, options->bytes);
+	return NULL;
 }
 
 void read_private_close(void *memory, uint64_t bytes)
@@ -143,16 +175,30 @@ static void create_series(const struct read_bench *bench, struct read_series *se
 		   lshard_group_error(series->group));
 }
 
+struct load {
+	uint64_t bytes;
+	bool scatter;
+};
+
+static int post_process(void *user, uint32_t layer, void *const *tensors)
+{
+	struct load *load = user;
+
+	if (load->scatter && !scatter(tensors[0], load->bytes))
+		return -1;
+	return bench_post_process(&load->bytes, layer, tensors);
+}
+
 void read_series_open(const struct read_bench *bench, int32_t rank, uint32_t variant, struct read_series *series,
 		      struct read_opened *opened)
 {
-	uint64_t bytes = bench->options.bytes;
+	struct load load = {bench->options.bytes, bench->options.scatter && !read_is_large(variant)};
 
 	join_group(bench, rank, variant, series, opened);
 	if (opened->status == LSHARD_OK)
 		create_series(bench, series, opened);
 	if (opened->status == LSHARD_OK)
-		take_error(opened, lshard_series_commit(series->series, bench_post_process, &bytes),
+		take_error(opened, lshard_series_commit(series->series, post_process, &load),
 			   lshard_series_error(series->series));
 }
 

@@ -8,7 +8,8 @@
 #include "cli.h"
 
 #include <stdio.h>
-#include <unistd.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define COMMAND       "read"
 #define ROUNDS_LEAST  9u
@@ -18,6 +19,7 @@
 enum {
 	OPTION_BYTES = 256,
 	OPTION_TRANSPORT,
+	OPTION_SCATTER,
 	OPTION_ROUNDS,
 	OPTION_MIN_TO_LARGE,
 	OPTION_MIN_TO_SMALL,
@@ -27,6 +29,7 @@ enum {
 
 static const struct option long_options[] = {{"bytes", required_argument, NULL, OPTION_BYTES},
 					     {"transport", required_argument, NULL, OPTION_TRANSPORT},
+					     {"scatter", no_argument, NULL, OPTION_SCATTER},
 					     {"rounds", required_argument, NULL, OPTION_ROUNDS},
 					     {"min-to-large", required_argument, NULL, OPTION_MIN_TO_LARGE},
 					     {"min-to-small", required_argument, NULL, OPTION_MIN_TO_SMALL},
@@ -50,6 +53,9 @@ static const char help_text[] = "Usage: layershard-bench read [OPTION]...\n"
 				"                    is memory for; suffix K, M or G)\n"
 				"  --transport SPEC  shm (default): the source's own memory is read; shm:copy: a\n"
 				"                    copy of it\n"
+				"  --scatter         small pages are touched in no order before they are filled:\n"
+				"                    none lie one behind the other, as many do in a program that\n"
+				"                    begins on a machine at rest\n"
 				"  --rounds R        samples of each line, at least 9 (default 9)\n"
 				"  --min-to-large R  exit status 1 when one core adds up shared weights in large\n"
 				"                    pages at less than R times the speed of private ones in\n"
@@ -88,6 +94,9 @@ static int take_option(void *user, int option, const char *text)
 		return take_bytes(text, &options->bytes);
 	case OPTION_TRANSPORT:
 		return take_transport(text, &options->transport);
+	case OPTION_SCATTER:
+		options->scatter = true;
+		return CLI_DONE;
 	case OPTION_ROUNDS:
 		return cli_take_number(COMMAND, "rounds", text, ROUNDS_LEAST, 10000, &options->rounds);
 	case OPTION_MIN_TO_LARGE:
@@ -103,29 +112,28 @@ static int take_option(void *user, int option, const char *text)
 	}
 }
 
-/* MemAvailable; 0: not told. */
-static uint64_t available_bytes(void)
+/* The number in KiB that stands behind @p name in a line of a file, in bytes; 0: none. */
+static uint64_t told_bytes(const char *path, const char *name)
 {
-	FILE *file = fopen("/proc/meminfo", "re");
-	unsigned long long kib = 0;
+	FILE *file = fopen(path, "re");
+	uint64_t kib = 0;
 	char line[256];
 
-	while (file && fgets(line, sizeof line, file) && sscanf(line, "MemAvailable: %llu kB", &kib) != 1) {
-	}
+	while (file && kib == 0 && fgets(line, sizeof line, file))
+		if (strncmp(line, name, strlen(name)) == 0)
+			kib = strtoull(line + strlen(name), NULL, 10);
 	if (file)
 		(void)fclose(file);
 	return kib * 1024;
 }
 
-/* Far more than any cache holds, and of what there is no more than leaves something to others. */
+/* Far more than the cache holds (sysconf is wrong of it on some machines), and no more than leaves something to others. */
 static uint64_t default_bytes(void)
 {
-	const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-	const uint64_t most = available_bytes() / (READ_VARIANTS + 1);
-	uint64_t bytes = BYTES_DEFAULT;
+	const uint64_t cache = told_bytes("/sys/devices/system/cpu/cpu0/cache/index3/size", "");
+	const uint64_t most = told_bytes("/proc/meminfo", "MemAvailable:") / (READ_VARIANTS + 1);
+	uint64_t bytes = cache * 8 > BYTES_DEFAULT ? cache * 8 : BYTES_DEFAULT;
 
-	if (cache > 0 && (uint64_t)cache * 8 > bytes)
-		bytes = (uint64_t)cache * 8;
 	if (bytes > most && most >= READ_LARGE_BYTES)
 		bytes = most;
 	return bytes / READ_LARGE_BYTES * READ_LARGE_BYTES;

@@ -91,7 +91,7 @@ static bool open_private(struct read_rank *self, uint32_t variant)
 	const uint64_t bytes = self->bench->options.bytes;
 	struct read_pages *pages = &self->bench->shared->pages[variant];
 
-	self->weights[variant] = read_private_open(bytes, read_is_large(variant), pages);
+	self->weights[variant] = read_private_open(&self->bench->options, read_is_large(variant), pages);
 	if (!self->weights[variant])
 		return fail(self, "no memory for private weights: give fewer --bytes");
 	bench_fill(self->weights[variant], bytes, 0);

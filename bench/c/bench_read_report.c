@@ -154,10 +154,11 @@ static void print_head(const struct read_bench *bench)
 {
 	cli_paragraph(stdout, 0,
 		      "%llu MiB of weights read by a rank: its own (private), and those of a series whose source is "
-		      "another rank (%s). Transport: %s.",
+		      "another rank (%s). Transport: %s.%s",
 		      (unsigned long long)(bench->options.bytes >> 20),
 		      bench->shared->in_place ? "shared: where the source has them" : "window: a copy of them",
-		      bench->shared->transport);
+		      bench->shared->transport,
+		      bench->options.scatter ? " Small pages were touched in no order first." : "");
 	printf("Medians of %u rounds, each in a new order; every result and every byte is the\n"
 	       "same in all of them.\n"
 	       "  sum: of all words; product: of matrices and a vector by cblas_sgemv;\n"
@@ -280,13 +281,13 @@ static json_t *result_json(const struct read_result *result)
 	const struct read_bench *bench = result->bench;
 	const struct read_options *options = &bench->options;
 
-	return json_pack("{s:s, s:s, s:I, s:i, s:i, s:s, s:b, s:b, s:{s:o, s:o, s:o}, s:o, s:o, s:o, s:o}", "schema",
-			 "layershard-bench-read/1", "bench", "read", "bytes", (json_int_t)options->bytes, "columns",
-			 (int)READ_COLUMNS, "rounds", (int)options->rounds, "transport", bench->shared->transport,
-			 "in_place", bench->shared->in_place, "bits_checked", 1, "settings", "enabled",
-			 setting_json(READ_SETTING_PRIVATE), "shmem_enabled", setting_json(READ_SETTING_SHARED),
-			 "nr_hugepages", setting_json(READ_SETTING_RESERVED), "to_large",
-			 target_json(target_row(result)->to_private, options->least_to_large), "to_small",
+	return json_pack("{s:s, s:s, s:I, s:i, s:i, s:s, s:b, s:b, s:b, s:{s:o, s:o, s:o}, s:o, s:o, s:o, s:o}",
+			 "schema", "layershard-bench-read/1", "bench", "read", "bytes", (json_int_t)options->bytes,
+			 "columns", (int)READ_COLUMNS, "rounds", (int)options->rounds, "transport",
+			 bench->shared->transport, "in_place", bench->shared->in_place, "scattered", options->scatter,
+			 "bits_checked", 1, "settings", "enabled", setting_json(READ_SETTING_PRIVATE), "shmem_enabled",
+			 setting_json(READ_SETTING_SHARED), "nr_hugepages", setting_json(READ_SETTING_RESERVED),
+			 "to_large", target_json(target_row(result)->to_private, options->least_to_large), "to_small",
 			 target_json(target_row(result)->to_small, options->least_to_small), "memories",
 			 memories_json(bench), "rows", rows_json(result));
 }

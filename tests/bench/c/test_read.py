@@ -82,10 +82,15 @@ def test_wrong_arguments_are_named(program, arguments, names):
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("transport, memory", [("shm", "shared"), ("shm:copy", "window")])
-def test_every_work_with_every_memory(program, tmp_path, transport, memory):
+@pytest.mark.parametrize(
+    "options, memory",
+    [(["--transport", "shm"], "shared"), (["--transport", "shm:copy"], "window"), (["--scatter"], "shared")],
+    ids=["shm", "shm:copy", "scatter"],
+)
+def test_every_work_with_every_memory(program, tmp_path, options, memory):
     path = tmp_path / "saved.json"
-    result = program.json("read", *SMALL, "--transport", transport, "--save", path)
+    result = program.json("read", *SMALL, *options, "--save", path)
+    assert result["scattered"] is ("--scatter" in options)
     assert json.loads(path.read_text())["result"] == result
     assert next(iter(result)) == "schema" and result["schema"] == "layershard-bench-read/1"
     assert (result["bench"], result["bytes"], result["bits_checked"]) == ("read", BYTES, True)
