@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .refusals import Refused
 
@@ -44,6 +46,17 @@ def forget_compiled() -> bool:
     return False
 
 
+def register_first(module: nn.Module, hook: Callable[..., Any], with_kwargs: bool = False) -> RemovableHandle:
+    """A hook before every other one that there is. Dynamo's guards find a hook by its place among the dict's keys, and
+    torch's prepend changes only the order in which the OrderedDict itself gives them: the others are put in again
+    behind it. Guards are then of the hook that they were made for; torch 2.11 fails to make those of methods else."""
+    handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=with_kwargs)
+    hooks = module._forward_pre_hooks
+    others = list(hooks)[1:]
+    hooks.update(zip(others, map(hooks.pop, others), strict=True))  # one call, no Python: a pass beside it misses none
+    return handle
+
+
 def refuse_exporting() -> None:
     """What is exported has weights and addresses of this process in it, and runs in another one."""
     if torch.compiler.is_exporting():
@@ -63,7 +76,8 @@ def refuse_tracing() -> None:
     refuse_exporting()
     if torch._C._is_tracing():
         refuse_made_by_trace()
-    if torch.fx._symbolic_trace.is_fx_symbolic_tracing():
+    symbolic_trace: Any = torch.fx._symbolic_trace  # torch 2.11 has no types there
+    if symbolic_trace.is_fx_symbolic_tracing():
         raise Refused(_OUTLIVES.format(how="torch.fx.symbolic_trace"))
 
 

@@ -18,7 +18,7 @@ from ..group import Group
 from ..series import Stats
 from . import ops
 from .alone import Does
-from .compiled import forget_compiled, is_recording, whole
+from .compiled import forget_compiled, is_recording, register_first, whole
 from .grouping import Place
 from .guards import Guards, above, refuse_keeping, refuse_loading
 from .memory import address_of, bytes_at, release_freed_memory
@@ -128,7 +128,7 @@ class Handle:
         for module in modules:
             module.__dict__[_GATE] = why
         if why is not None and not self._gates:
-            self._gates = [module.register_forward_pre_hook(_refuse_shut, prepend=True) for module in modules]
+            self._gates = [register_first(module, _refuse_shut) for module in modules]
             if self._wiring is not None and not all(each.moves for each in self.shared):
                 self._gates_stay = forget_compiled()
         elif why is None and not self._gates_stay:

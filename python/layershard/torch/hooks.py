@@ -17,7 +17,7 @@ from torch import compiler, nn
 
 from ..errors import Busy
 from . import gradients, ops
-from .compiled import is_recording, refuse_tracing
+from .compiled import is_recording, refuse_tracing, register_first
 from .containers import tensors_in
 from .gradients import HookAfter, Saving, refuse_inputs, refuse_results
 from .noticing import Watch
@@ -125,7 +125,7 @@ def runs_forward(module: nn.Module) -> bool:
 
 def install(module: nn.Module, hooks: Hooks, saving: Saving) -> list[Any]:
     """Round every other hook there is: those may read the weights. What is to be removed again."""
-    before = module.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
+    before = register_first(module, hooks.before, with_kwargs=True)
     if hooks.after is not None:
         saving.attach(hooks.after)
     return [before, saving, hooks.steps]

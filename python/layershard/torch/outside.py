@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import compiler, nn
 
-from .compiled import refuse_exporting
+from .compiled import refuse_exporting, register_first
 from .refusals import Refused
 
 _PASSES = 2  # in which a block is looked at: what is called after the last block comes before the second
@@ -37,9 +37,9 @@ class Outside:
         self._compiled = compiled
         self._entered = self._passes = 0
         self._handles: list[Any] = [
-            block.register_forward_pre_hook(self._enter, prepend=True),
+            register_first(block, self._enter),
             block.register_forward_hook(self._leave),
-            *(part.register_forward_pre_hook(self._look, prepend=True) for part in parts),
+            *(register_first(part, self._look) for part in parts),
         ]
 
     def _enter(self, block: nn.Module, args: Any) -> None:

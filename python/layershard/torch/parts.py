@@ -50,4 +50,5 @@ def rebuilt(tensor: Any, parts: Mapping[Path, torch.Tensor], path: Path = ()) ->
         return parts.get(path, tensor)
     names, rest = tensor.__tensor_flatten__()
     inner = {name: rebuilt(getattr(tensor, name), parts, (*path, name)) for name in names}
-    return type(tensor).__tensor_unflatten__(inner, rest, tensor.shape, tensor.stride())
+    kind: Any = type(tensor)  # torch 2.11's types take numbers only
+    return kind.__tensor_unflatten__(inner, rest, tensor.shape, tensor.stride())

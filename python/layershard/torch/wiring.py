@@ -14,7 +14,7 @@ from torch import nn
 
 from . import ops
 from .alone import Alone
-from .compiled import whole
+from .compiled import register_first, whole
 from .gradients import Saving
 from .grouping import Place
 from .guards import above
@@ -115,7 +115,7 @@ class Wiring:
         """Put the hooks in, also in place of those that are there: they hold the calls as they are now."""
         self.remove()
         for each, turn in self._entries.items():
-            self._handles.append(each.register_forward_pre_hook(entering(turn), prepend=True))
+            self._handles.append(register_first(each, entering(turn)))
         owners = {module: dict.fromkeys(place.owner for place in places) for module, places in self._places.items()}
         inside = {owner for module, found in owners.items() for owner in found if owner is not module}
         self._handles.append(Waiting(*({each: self._names[each] for each in found} for found in (self._waits, inside))))
