@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks of the program that are methods, on modules that have layershard's before them, in compiled programs."""
+
+import pytest
+
+import torch_ranks as ranks
+
+torch = ranks.torch
+sharding = pytest.importorskip("layershard.torch")
+
+
+class Scaled:
+    """Of the program: a method as a hook, and what it asks may change between passes."""
+
+    def __init__(self):
+        self.by = 1.0
+
+    def hook(self, module, args):
+        return (args[0] * self.by,)
+
+
+def hooked():
+    model, scaled = ranks.stack(), Scaled()
+    for layer in model.layers:
+        layer.register_forward_pre_hook(scaled.hook)
+    return model, scaled
+
+
+def computes_hooked(rank, size):
+    (model, mine), (want, theirs), x = hooked(), hooked(), ranks.inputs(rank)
+    ranks.spoil(model, rank, size, ("norm", "up", "down"))
+    run = torch.compile(sharding.shard(model, "layers.*", transport="shm:copy"), backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        for mine.by in (1.0, 2.0):
+            theirs.by = mine.by
+            assert torch.equal(run(x), want(x))
+
+
+def test_hooks_of_the_program_that_are_methods_are_compiled_as_they_are():
+    torch.compile(torch.nn.ReLU(), backend="eager")(torch.ones(1))  # what that imports is there when ranks are forked
+    ranks.run(2, computes_hooked)
