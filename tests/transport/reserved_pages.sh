@@ -1,12 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# reserved_pages.sh TEST_LARGE_PAGES - large pages that an administrator has reserved: enough of them, too
-# few, as many as a cgroup allows, and ranks that are killed while they hold some. Changes the machine's settings and
-# puts them back: for root alone, and with no other program of the kind beside it.
+# reserved_pages.sh TEST_LARGE_PAGES TEST_PROCESS_MEMORY - large pages that an administrator has reserved: how they are
+# counted, enough of them, too few, as many as a cgroup allows, and ranks that are killed while they hold some. Changes
+# the machine's settings and puts them back: for root alone, and with no other program of the kind beside it.
 set -eu
 
 program=$1
+counted=$2
 pool=/proc/sys/vm/nr_hugepages
 before=$(cat $pool 2>/dev/null) || { echo "skipped: this kernel has no pages to reserve"; exit 77; }
 [ -w $pool ] || { echo "skipped: root alone reserves pages"; exit 77; }
@@ -38,6 +39,7 @@ reserve() {
 }
 
 reserve 500
+"$counted" reserved
 "$program" reserved
 [ "$(free)" = 500 ] || fail "$(free) of 500 pages are free when all ranks have ended"
 
