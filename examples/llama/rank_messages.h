@@ -56,9 +56,11 @@ struct rank_report {
 	uint64_t window_bytes;
 	uint64_t resident_bytes;
 	uint32_t residents;
-	uint32_t has_memory; /* 0: the next two are not known */
+	uint32_t has_memory; /* 0: the next four are not known */
 	uint64_t private_bytes;
 	uint64_t pss_bytes;
+	uint64_t shared_hugetlb_bytes;
+	uint64_t large_bytes;
 	uint64_t read_bytes;
 	uint64_t metadata_read_bytes;
 	uint64_t wait_ns;

@@ -268,6 +268,8 @@ static void read_memory(struct rank_report *report)
 	report->has_memory = 1;
 	report->private_bytes = memory.private_bytes;
 	report->pss_bytes = memory.pss_bytes;
+	report->shared_hugetlb_bytes = memory.shared_hugetlb_bytes;
+	report->large_bytes = memory.large_bytes;
 }
 
 /*

@@ -8,23 +8,31 @@
 
 /* Every object is packed in one call or not at all: json_pack gives NULL when any part of it is NULL. */
 
+/* Null where it is not known. */
+static json_t *json_of_memory(const struct rank_report *report, uint64_t bytes)
+{
+	return report->has_memory ? json_integer((json_int_t)bytes) : json_null();
+}
+
 static json_t *json_of_rank(const struct own_rank *own)
 {
 	const struct rank_report *report = &own->report;
 	const double tokens = (double)report->generated_tokens;
 
 	if (own->phase != RANK_REPORTED)
-		return json_pack("{s:i,s:I,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "rank", (int)own->task.rank, "pid",
-				 (json_int_t)own->worker->pid, "share_bytes", "window_bytes", "private_bytes",
-				 "pss_bytes", "read_bytes", "wait_ns", "total_ns", "tokens_per_s");
-	return json_pack("{s:i,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:I,s:f}", "rank", (int)own->task.rank, "pid",
+		return json_pack("{s:i,s:I,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "rank", (int)own->task.rank,
+				 "pid", (json_int_t)own->worker->pid, "share_bytes", "window_bytes", "private_bytes",
+				 "pss_bytes", "shared_hugetlb_bytes", "large_bytes", "read_bytes", "wait_ns",
+				 "total_ns", "tokens_per_s");
+	return json_pack("{s:i,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:I,s:f}", "rank", (int)own->task.rank, "pid",
 			 (json_int_t)own->worker->pid, "share_bytes", (json_int_t)report->shard_bytes, "window_bytes",
 			 (json_int_t)report->window_bytes, "private_bytes",
-			 report->has_memory ? json_integer((json_int_t)report->private_bytes) : json_null(),
-			 "pss_bytes", report->has_memory ? json_integer((json_int_t)report->pss_bytes) : json_null(),
-			 "read_bytes", (json_int_t)report->read_bytes, "wait_ns", (json_int_t)report->wait_ns,
-			 "total_ns", (json_int_t)report->total_ns, "tokens_per_s",
-			 report->total_ns > 0 ? 1e9 * tokens / (double)report->total_ns : 0.0);
+			 json_of_memory(report, report->private_bytes), "pss_bytes",
+			 json_of_memory(report, report->pss_bytes), "shared_hugetlb_bytes",
+			 json_of_memory(report, report->shared_hugetlb_bytes), "large_bytes",
+			 json_of_memory(report, report->large_bytes), "read_bytes", (json_int_t)report->read_bytes,
+			 "wait_ns", (json_int_t)report->wait_ns, "total_ns", (json_int_t)report->total_ns,
+			 "tokens_per_s", report->total_ns > 0 ? 1e9 * tokens / (double)report->total_ns : 0.0);
 }
 
 static json_t *json_of_ranks(const struct launcher *launcher)

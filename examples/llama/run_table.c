@@ -3,6 +3,7 @@
  * run_table.c - what a run has cost, for people.
  */
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "run_report.h"
@@ -14,6 +15,8 @@ struct sum {
 	uint64_t every_total_ns;
 	uint32_t ranks;
 	uint32_t with_memory;
+	uint64_t least_large; /* bytes of a rank whose memory is known */
+	uint64_t most_large;
 };
 
 static double mib(uint64_t bytes)
@@ -35,6 +38,7 @@ static void add(struct sum *sum, const struct rank_report *report)
 	all->resident_bytes += report->resident_bytes;
 	all->private_bytes += report->private_bytes;
 	all->pss_bytes += report->pss_bytes;
+	all->shared_hugetlb_bytes += report->shared_hugetlb_bytes;
 	all->read_bytes += report->read_bytes;
 	all->metadata_read_bytes += report->metadata_read_bytes;
 	all->wait_ns += report->wait_ns;
@@ -42,6 +46,12 @@ static void add(struct sum *sum, const struct rank_report *report)
 	all->has_memory |= report->has_memory;
 	if (report->total_ns > all->total_ns)
 		all->total_ns = report->total_ns;
+	if (report->has_memory) {
+		if (sum->with_memory == 0 || report->large_bytes < sum->least_large)
+			sum->least_large = report->large_bytes;
+		if (report->large_bytes > sum->most_large)
+			sum->most_large = report->large_bytes;
+	}
 	sum->every_total_ns += report->total_ns;
 	sum->with_memory += report->has_memory;
 	sum->ranks++;
@@ -97,7 +107,7 @@ static void add_replicated(struct cli_table *table, const struct launcher *launc
 	add_bytes(table, 0);
 	add_bytes(table, 0);
 	cli_table_cell(table, "-");
-	if (sum->report.has_memory && sum->report.pss_bytes > sharded)
+	if (sum->report.has_memory && sum->report.shared_hugetlb_bytes == 0 && sum->report.pss_bytes > sharded)
 		add_bytes(table, sum->report.pss_bytes - sharded + stored);
 	else
 		cli_table_cell(table, "-");
@@ -169,6 +179,24 @@ static void print_words(const struct launcher *launcher, const struct sum *sum)
 		cli_paragraph(stdout, 0, "The ranks are threads of one process: its memory stands in the first row.");
 }
 
+/* What the columns of memory do not show: in which pages it is, and what the kernel leaves out of 'pss'. */
+static void print_pages(const struct sum *sum)
+{
+	char most[32] = "";
+
+	if (sum->with_memory == 0)
+		return;
+	if (sum->most_large > sum->least_large)
+		(void)snprintf(most, sizeof most, " to %.1f", mib(sum->most_large));
+	cli_paragraph(stdout, 0, "In large pages: %.1f%s MiB of what each process maps, shared or not.",
+		      mib(sum->least_large), most);
+	if (sum->report.shared_hugetlb_bytes > 0)
+		cli_paragraph(stdout, 0,
+			      "Reserved pages (hugetlb) that are mapped more than once are in no 'pss', for the kernel "
+			      "tells nobody's part of them: %.1f MiB, if each process counts what it maps.",
+			      mib(sum->report.shared_hugetlb_bytes));
+}
+
 int run_report_table(const struct launcher *launcher)
 {
 	struct cli_table *table = cli_table_create("<rank|stored|windows|resident|private|pss|read|waiting|tok/s");
@@ -181,6 +209,7 @@ int run_report_table(const struct launcher *launcher)
 			      *launcher->transport ? launcher->transport : "-");
 		printed = cli_table_print(table, stdout);
 		print_words(launcher, &sum);
+		print_pages(&sum);
 		for (uint32_t i = 0; i < launcher->rank_count; i++) {
 			if (*launcher->ranks[i].no_memory)
 				cli_paragraph(stdout, 0, "Memory was not measured: %s", launcher->ranks[i].no_memory);

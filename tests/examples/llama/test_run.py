@@ -2,6 +2,7 @@
 """`layershard-llama`: the same tokens whatever the sharding, memory and reads as promised, output as documented."""
 
 import itertools
+import json
 import os
 import pathlib
 import pty
@@ -35,7 +36,7 @@ MODES = {
 RESIDENTS = ["0", "20%", "300K", "66.6%", "100%"]
 LAYER_KEYS = {"layers", "layer_bytes"}
 RANK_KEYS = {"rank", "pid", "share_bytes", "window_bytes", "private_bytes", "pss_bytes", "read_bytes"}
-RANK_KEYS |= {"wait_ns", "total_ns"}
+RANK_KEYS |= {"wait_ns", "total_ns", "shared_hugetlb_bytes", "large_bytes"}
 PROMPT_KEYS = {"index", "rank", "prompt_tokens", "tokens", "text", "error"}
 
 # Every number of ranks, every prefetch step, placement and mode together; the residents go round, so that each of them
@@ -172,6 +173,7 @@ def test_the_table_says_what_the_json_says(program, tiny, resident, share):
         assert (windows == 0) == (share == 1)
         assert private == pytest.approx(rank["private_bytes"] / 2**20, abs=2)
         assert proportional == pytest.approx(rank["pss_bytes"] / 2**20, abs=2)
+        assert rank["large_bytes"] >= rank["shared_hugetlb_bytes"] >= 0
     computed = table["replicated"]
     assert float(computed[0]) == pytest.approx(2 * whole / 2**20, abs=0.051)
     assert computed[1:4] == ["0.0", "0.0", "-"]
@@ -296,9 +298,28 @@ def test_four_ranks_hold_the_layers_once(program, real):
     series = one["model"]["layers"] * one["model"]["layer_bytes"]
     rest = one["ranks"][0]["pss_bytes"] - series
     assert 0 < rest < series
-    together = sum(rank["pss_bytes"] for rank in four["ranks"])
+    together = sum(rank["pss_bytes"] + rank["shared_hugetlb_bytes"] // 4 for rank in four["ranks"])
     assert together < series + 4 * rest + one["model"]["layer_bytes"]
     assert together > series
+
+
+def test_large_pages_are_told(program, tmp_path):
+    """What a rank maps of the layers, its own and the others'; where there are no large pages the library says so."""
+    model = make_model(tmp_path, "--layers", "4", "--hidden", "512", "--feed-forward", "2048", "--types", "Q4_1")
+    large, told = {}, {}
+    for pages in ("never", "auto"):
+        done = program.run(
+            "--model", model, "--ranks", 2, "--max-tokens", 2, "--transport", "shm", "--json",
+            env={"LAYERSHARD_LARGE_PAGES": pages, "LAYERSHARD_LOG": "info"},
+        )  # fmt: skip
+        result = json.loads(done.stdout)
+        large[pages] = min(rank["large_bytes"] for rank in result["ranks"])
+        told[pages] = "small pages" in done.stderr
+    series = result["model"]["layers"] * result["model"]["layer_bytes"]
+    assert told["auto"] or large["auto"] - large["never"] > 0.8 * series, (large, series)
+    done = program.run("--model", model, "--ranks", 2, "--max-tokens", 2, "--transport", "shm")
+    (least,) = re.findall(r"^In large pages: ([\d.]+)(?: to [\d.]+)? MiB of what each process maps", done.stdout, re.M)
+    assert told["auto"] or float(least) * 2**20 > 0.8 * series
 
 
 def whole_pages(count):
