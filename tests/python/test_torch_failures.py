@@ -338,9 +338,11 @@ def test_a_rank_without_the_library_tells_the_others(tmp_path):
 
 
 def held():
-    """What a process holds: open files, names in /dev/shm, bytes of its own and of shared memory."""
+    """What a process holds: open files, names in /dev/shm, bytes of its own and of shared memory, also in
+    reserved pages."""
     sizes = pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines()
-    kib = sum(int(line.split()[1]) for line in sizes if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    counted = ("Pss_Anon:", "Pss_Shmem:", "Shared_Hugetlb:", "Private_Hugetlb:")
+    kib = sum(int(line.split()[1]) for line in sizes if line.startswith(counted))
     return len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm")), kib
 
 

@@ -290,9 +290,11 @@ def hold_model(rank, size, directory, shared, ready, go):
 
 
 def proportional_bytes(pid):
-    """The kernel's count of the process's own memory and its part of shared memory; not of files, which others map."""
+    """The kernel's count of the process's own memory and its part of shared memory; not of files, which others map.
+    Of reserved pages that the two ranks share it tells no part: half."""
     lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+    return 1024 * (kib["Pss_Anon"] + kib["Pss_Shmem"] + kib["Private_Hugetlb"] + kib["Shared_Hugetlb"] // 2)
 
 
 def memory_of_two(directory, shared):
