@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * bench_data.c - layers whose every byte follows from layer and offset, so that what arrives can be checked anywhere
- * without a second copy to compare with. They are floats of 0.5 to 1 with either sign: a product of them is a number, and
- * takes as long as any other. Knows: the public header. Does not know: ranks, variants, time.
+ * without a second copy to compare with. They are floats of 0.5 to 1 with either sign: a product of them is a number,
+ * and takes as long as any other. Knows: the public header. Does not know: ranks, variants, time.
  */
 #include "bench.h"
 

@@ -127,7 +127,7 @@ static uint64_t told_bytes(const char *path, const char *name)
 	return kib * 1024;
 }
 
-/* Far more than the cache holds (sysconf is wrong of it on some machines), and no more than leaves something to others. */
+/* Far more than the cache holds (sysconf is wrong of it on some machines), and some is left to others. */
 static uint64_t default_bytes(void)
 {
 	const uint64_t cache = told_bytes("/sys/devices/system/cpu/cpu0/cache/index3/size", "");

@@ -216,7 +216,8 @@ typedef struct lshard_group_options {
  * State: on failure nothing is left behind on this rank.
  * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size, transport or large
  *         pages; TIMEOUT;
- *         NOT_SUPPORTED when the transport cannot connect these ranks, with the reason; TRANSPORT, also when the
+ *         NOT_SUPPORTED when the transport cannot connect these ranks, or a rank cannot have the large pages that are
+ *         required, with the reason; TRANSPORT, also when the
  *         bootstrap fails; PEER_FAILED; NO_MEMORY; SYSTEM.
  */
 LSHARD_API lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group);
@@ -317,7 +318,8 @@ typedef struct lshard_series_options {
 /**
  * Create a series: lay it out, allocate this rank's shard and windows, map what can be mapped of the others' shards.
  * Addresses (lshard_series_address) are final from here on; bytes are there after commit.
- * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms each time the ranks agree.
+ * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms each time the ranks agree,
+ *        and a second for each 256 MiB of the largest shard while memory is made in large pages.
  * State: on failure nothing is left behind on this rank.
  * @return OK; INVALID; MISMATCH, also naming the first difference of the descriptions; NO_MEMORY; NOT_SUPPORTED;
  *         TIMEOUT; PEER_FAILED; OUT_OF_STEP; TRANSPORT; ABORTED; SYSTEM. The text is lshard_group_error(group).

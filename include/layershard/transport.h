@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define LSHARD_TRANSPORT_ABI 4
+#define LSHARD_TRANSPORT_ABI 5
 
 typedef enum lshard_capability {
 	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
@@ -77,7 +77,7 @@ typedef struct lshard_context {
 	 */
 	int (*forked)(const struct lshard_context *context);
 	lshard_large_pages large_pages;
-	uint64_t large_page_bytes; /* of this machine's host memory; 0: there are none, or none are wanted */
+	uint64_t large_page_bytes; /* of host memory, the same on all ranks; 0: there are none, or none are wanted */
 } lshard_context;
 
 typedef struct lshard_transport {

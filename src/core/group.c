@@ -143,29 +143,35 @@ static lshard_status find_timeout(lshard_context *context, const lshard_group_op
 	return LSHARD_OK;
 }
 
-static lshard_status find_large_pages(lshard_context *context, const lshard_group_options *options, lshard_error *error)
+/* The option, or where it is left alone the variable. */
+static lshard_status read_large_pages(const lshard_group_options *options, unsigned *value, lshard_error *error)
 {
 	static const char *const words[] = {"auto", "never", "require"}; /* as the enum */
 	const char *text = lshard__variable("LAYERSHARD_LARGE_PAGES");
-	unsigned value = (unsigned)options->large_pages;
 
-	if (value > LSHARD_LARGE_PAGES_REQUIRE)
-		return lshard_fail(error, LSHARD_ERR_INVALID, "large_pages is %u: 0..%u are known", value,
+	*value = (unsigned)options->large_pages;
+	if (*value > LSHARD_LARGE_PAGES_REQUIRE)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "large_pages is %u: 0..%u are known", *value,
 				   LSHARD_LARGE_PAGES_REQUIRE);
-	for (unsigned word = 0; text && options->large_pages == LSHARD_LARGE_PAGES_AUTO; word++) {
-		if (word > LSHARD_LARGE_PAGES_REQUIRE)
-			return lshard_fail(error, LSHARD_ERR_INVALID,
-					   "LAYERSHARD_LARGE_PAGES='%s' is none of auto, never, require", text);
-		if (!strcmp(text, words[word])) {
-			value = word;
-			break;
-		}
-	}
+	if (*value != LSHARD_LARGE_PAGES_AUTO || !text)
+		return LSHARD_OK;
+	while (*value <= LSHARD_LARGE_PAGES_REQUIRE && strcmp(text, words[*value]) != 0)
+		++*value;
+	if (*value > LSHARD_LARGE_PAGES_REQUIRE)
+		return lshard_fail(error, LSHARD_ERR_INVALID,
+				   "LAYERSHARD_LARGE_PAGES='%s' is none of auto, never, require", text);
+	return LSHARD_OK;
+}
+
+static lshard_status find_large_pages(lshard_context *context, const lshard_group_options *options, lshard_error *error)
+{
+	unsigned value;
+	const lshard_status status = read_large_pages(options, &value, error);
+
+	if (status < 0)
+		return status;
 	context->large_pages = (lshard_large_pages)value;
 	context->large_page_bytes = value == LSHARD_LARGE_PAGES_NEVER ? 0 : lshard__large_page_bytes();
-	if (value == LSHARD_LARGE_PAGES_REQUIRE && context->large_page_bytes == 0)
-		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
-				   "large pages are required, and this kernel has none (transparent_hugepage)");
 	return LSHARD_OK;
 }
 

@@ -185,7 +185,7 @@ lshard_status lshard_plan(const lshard_series_options *options, const lshard_pla
 
 	if (!options || !input || !result || options_take_series(&taken, options, NULL) < 0 ||
 	    lshard__sized_take(&given, sizeof given, input, "lshard_plan_input", NULL) < 0 || given.size < 1 ||
-	    given.rank < 0 || given.rank >= given.size)
+	    (given.large_page_bytes & (given.large_page_bytes - 1)) || given.rank < 0 || given.rank >= given.size)
 		return LSHARD_ERR_INVALID;
 
 	status = scheme_open(&scheme, &taken.given,

@@ -143,16 +143,17 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 	lshard_group *group = series->group;
 	const lshard_transport_ops *ops = group->transport->ops;
 	const struct layout_memory memory = group_memory(group);
-	const struct scheme_link link = {
-		.rank = group->context.rank,
-		.size = group->context.size,
-		.collective = group_collective(group),
-		.composes = ops->capabilities & LSHARD_CAP_COMPOSES,
-		.direct = ops->capabilities & LSHARD_CAP_DIRECT,
-		.is_direct = is_direct,
-		.user = series,
-		.granule = ops->granule_bytes,
-		.large_page = group->context.memory == LSHARD_MEMORY_HOST ? group->context.large_page_bytes : 0};
+	const struct scheme_link link = {.rank = group->context.rank,
+					 .size = group->context.size,
+					 .collective = group_collective(group),
+					 .composes = ops->capabilities & LSHARD_CAP_COMPOSES,
+					 .direct = ops->capabilities & LSHARD_CAP_DIRECT,
+					 .is_direct = is_direct,
+					 .user = series,
+					 .granule = ops->granule_bytes,
+					 .large_page = group->context.memory == LSHARD_MEMORY_HOST
+							       ? group->transport->context->large_page_bytes
+							       : 0};
 	lshard_status status;
 
 	if (options->memory_source && (!options->memory_source->allocate || !options->memory_source->release))

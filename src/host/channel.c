@@ -163,7 +163,7 @@ lshard_status lshard_channel_share(lshard_channel *channel, const lshard_store_p
 {
 	const lshard_context *context = channel->context;
 	struct share share = {.together = {.what = plan->name,
-					   .deadline = deadline_of(channel),
+					   .deadline = shared_deadline(context, plan),
 					   .make = make_own,
 					   .take = take_others},
 			      .channel = channel,

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -17,6 +18,7 @@
 
 #define SETTINGS "/sys/kernel/mm/transparent_hugepage/"
 #define MIB      (UINT64_C(1) << 20)
+#define LARGEST  (64 * MIB) /* where small pages have 64 KiB large ones have 512 MiB, which few series fill */
 
 /* ---- What the system has --------------------------------------------------------------------------------------- */
 
@@ -39,7 +41,7 @@ uint64_t lshard__large_page_bytes(void)
 	unsigned long long bytes;
 
 	read_setting(SETTINGS "hpage_pmd_size", text, sizeof text);
-	return sscanf(text, "%llu", &bytes) == 1 && (bytes & (bytes - 1)) == 0 ? bytes : 0;
+	return sscanf(text, "%llu", &bytes) == 1 && (bytes & (bytes - 1)) == 0 && bytes <= LARGEST ? bytes : 0;
 }
 
 /* Bytes of the mapping at @p memory that lie in large pages, as /proc/self/smaps has it. */
@@ -53,8 +55,11 @@ static uint64_t count_large(const void *memory)
 	while (file && fgets(line, sizeof line, file)) {
 		if (sscanf(line, "%llx-%llx ", &begin, &end) == 2)
 			within = begin <= (uintptr_t)memory && (uintptr_t)memory < end;
-		else if (within && (sscanf(line, "AnonHugePages: %llu kB", &kib) == 1 ||
-				    sscanf(line, "ShmemPmdMapped: %llu kB", &kib) == 1))
+		else if (within &&
+			 (sscanf(line, "AnonHugePages: %llu kB", &kib) == 1 ||
+			  sscanf(line, "ShmemPmdMapped: %llu kB", &kib) == 1 ||
+			  sscanf(line, "Shared_Hugetlb: %llu kB", &kib) == 1 || /* of the caller's allocator */
+			  sscanf(line, "Private_Hugetlb: %llu kB", &kib) == 1))
 			bytes += kib * 1024;
 	}
 	if (file)
@@ -102,22 +107,25 @@ static const char *reason_of(int failed)
 	return "no memory is left in large pages, or none that the process may have (its cgroup)";
 }
 
-static lshard_status tell_small(const struct large_pages_use *use, const char *why, uint64_t bytes)
+static lshard_status tell_small(const struct large_pages_use *use, int failed, uint64_t bytes)
 {
 	const lshard_context *context = use->context;
 	const uint64_t page = context->large_page_bytes;
-	const unsigned long long pages = (bytes + page - 1) / (page ? page : 1);
+	const unsigned long long mib = bytes / MIB;
+	const char *why = reason_of(failed);
+	char remedy[96] = "";
 
+	if (use->reserved)
+		snprintf(remedy, sizeof remedy, "; reserving %llu for this rank (sysctl vm.nr_hugepages) would do",
+			 (unsigned long long)((bytes + page - 1) / page));
 	if (context->large_pages == LSHARD_LARGE_PAGES_REQUIRE)
 		return lshard_fail(use->error, LSHARD_ERR_NO_MEMORY,
-				   "series '%s': the %s (%llu MiB) must be in large pages and cannot be: %s; reserving "
-				   "%llu for each rank (sysctl vm.nr_hugepages) would do",
-				   use->series, use->what, (unsigned long long)(bytes / MIB), why, pages);
-	context->log(
-		context, LSHARD_LOG_INFO,
-		"series '%s': the %s (%llu MiB) is in small pages, which a processor reads at about 0.6 of the speed "
-		"of large ones: %s; reserving %llu for each rank (sysctl vm.nr_hugepages) would do, too",
-		use->series, use->what, (unsigned long long)(bytes / MIB), why, pages);
+				   "series '%s': %s of %llu MiB must be in large pages and cannot be: %s%s",
+				   use->series, use->what, mib, why, remedy);
+	context->log(context, LSHARD_LOG_INFO,
+		     "series '%s': %s of %llu MiB in small pages, which a processor may read at 0.6 of the speed of "
+		     "large ones: %s%s",
+		     use->series, use->what, mib, why, remedy);
 	return LSHARD_OK;
 }
 
@@ -137,34 +145,69 @@ struct large_pages_use lshard__large_buffers(const lshard_context *context, cons
 					.series = plan->name,
 					.what = "windows",
 					.error = error,
+					.in_process = true,
 					.idle_begin = (plan->windows - plan->spares) * pitch,
 					.idle_bytes = plan->spares * pitch};
 }
 
-/* 0, or the system's number for what kept the whole large pages of a range from becoming such. */
-static int enlarge(unsigned char *memory, uint64_t bytes, uint64_t page)
+/* Those of @p page within @p bytes at @p memory; *whole is 0 where there are none. */
+static unsigned char *whole_pages(void *memory, uint64_t bytes, uint64_t page, uint64_t *whole)
 {
 	const uint64_t before = -(uintptr_t)memory & (page - 1);
-	const uint64_t whole = bytes > before ? (bytes - before) & ~(page - 1) : 0;
+
+	*whole = bytes > before ? (bytes - before) & ~(page - 1) : 0;
+	return (unsigned char *)memory + before;
+}
+
+static void advise(void *memory, uint64_t bytes, uint64_t page, int advice)
+{
+	uint64_t whole;
+	unsigned char *first = whole_pages(memory, bytes, page, &whole);
+
+	if (whole > 0)
+		(void)madvise(first, whole, advice);
+}
+
+/* 0, or the system's number for what kept the whole large pages of a range from becoming such. */
+static int enlarge(void *memory, uint64_t bytes, uint64_t page)
+{
+	uint64_t whole;
+	unsigned char *first = whole_pages(memory, bytes, page, &whole);
 
 	if (whole == 0)
 		return 0;
-	(void)madvise(memory + before, whole, MADV_HUGEPAGE);
-	touch(memory + before, whole, page);
-	return collapse(memory + before, whole);
+	(void)madvise(first, whole, MADV_HUGEPAGE);
+	touch(first, whole, page);
+	return collapse(first, whole);
+}
+
+/* Private memory comes in large pages as it is touched: it need not be before, and the wish is no more than one. */
+static bool comes_by_itself(const struct large_pages_use *use)
+{
+	char text[64];
+
+	if (!use->in_process || use->context->large_pages == LSHARD_LARGE_PAGES_REQUIRE)
+		return false;
+	read_setting(SETTINGS "enabled", text, sizeof text);
+	return text[0] && !strstr(text, "[never]") && prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) != 1;
 }
 
 lshard_status lshard__make_large(const struct large_pages_use *use, void *memory, uint64_t bytes)
 {
 	const uint64_t page = use->context->large_page_bytes;
 	const uint64_t idle_end = use->idle_begin + use->idle_bytes;
-	int failed = 0;
+	int failed;
 
-	if (use->context->large_pages == LSHARD_LARGE_PAGES_NEVER && bytes >= 2 * MIB)
-		(void)madvise(memory, bytes, MADV_NOHUGEPAGE); /* else `enabled=always` may give some */
-	if (page > 0)
-		failed = enlarge(memory, use->idle_bytes ? use->idle_begin : bytes, page);
-	if (page > 0 && use->idle_bytes && !failed)
+	if (use->context->large_pages == LSHARD_LARGE_PAGES_NEVER && bytes >= 2 * MIB) /* `enabled=always` gives some */
+		advise(memory, bytes, (uint64_t)sysconf(_SC_PAGESIZE), MADV_NOHUGEPAGE);
+	if (page == 0)
+		return LSHARD_OK;
+	if (comes_by_itself(use)) {
+		advise(memory, bytes, page, MADV_HUGEPAGE);
+		return LSHARD_OK;
+	}
+	failed = enlarge(memory, use->idle_bytes ? use->idle_begin : bytes, page);
+	if (use->idle_bytes && !failed)
 		failed = enlarge((unsigned char *)memory + idle_end, bytes - idle_end, page);
-	return failed ? tell_small(use, reason_of(failed), bytes) : LSHARD_OK;
+	return failed ? tell_small(use, failed, bytes) : LSHARD_OK;
 }

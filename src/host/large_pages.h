@@ -11,12 +11,16 @@
 
 #include <layershard/transport.h>
 
+#include <stdbool.h>
+
 /* Memory of a series, for texts: which pages it is to have, and where a failure is told. */
 struct large_pages_use {
 	const lshard_context *context;
 	const char *series;
 	const char *what; /* "shard" */
 	lshard_error *error;
+	bool in_process;     /* private memory: where the system gives it large pages by itself, asking is all */
+	bool reserved;       /* reserved ones would do */
 	uint64_t idle_begin; /* within it, */
 	uint64_t idle_bytes; /* so much that may never be used, and takes no memory before it is */
 };
@@ -27,7 +31,7 @@ struct large_pages_use {
  */
 uint64_t lshard__large_alignment(const lshard_context *context, uint64_t bytes, uint64_t least);
 
-/* The same for the buffers of @p plan, @p pitch apart: spares are idle. */
+/* That of the buffers of @p plan in private memory, @p pitch apart: spares are idle. */
 struct large_pages_use lshard__large_buffers(const lshard_context *context, const lshard_store_plan *plan,
 					     uint64_t pitch, lshard_error *error);
 

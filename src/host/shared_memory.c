@@ -6,6 +6,7 @@
 #include "large_pages.h"
 #include "limit_reason.h"
 #include "memfd.h"
+#include "sockets.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -39,6 +40,10 @@ static unsigned char *reserve_aligned(uint64_t bytes, uint64_t alignment)
 	unsigned char *mapped = mmap(NULL, bytes + more, PROT_NONE, flags, -1, 0);
 	size_t before;
 
+	if (mapped == MAP_FAILED && more > 0) { /* a limit may have room for just the bytes */
+		mapped = mmap(NULL, bytes, PROT_NONE, flags, -1, 0);
+		return mapped == MAP_FAILED ? NULL : mapped;
+	}
 	if (mapped == MAP_FAILED || more == 0)
 		return mapped == MAP_FAILED ? NULL : mapped;
 	before = (size_t)(-(uintptr_t)mapped & (alignment - 1));
@@ -89,6 +94,24 @@ static uint64_t reserved_bytes(const struct sharing *sharing, uint64_t bytes)
 	return sharing->reserved && whole && whole - bytes <= bytes / 16 ? whole : 0;
 }
 
+#define FILLED_AT_ONCE (UINT64_C(64) << 20)
+
+/* In parts, as a signal ends the call, and a timer's would again and again. Returns not 0 and errno on failure. */
+static int fill_reserved(int fd, uint64_t bytes)
+{
+	int failed = 0;
+
+	for (uint64_t offset = 0; offset < bytes && !failed; offset += FILLED_AT_ONCE) {
+		const uint64_t rest = bytes - offset;
+
+		do
+			failed =
+				fallocate(fd, 0, (off_t)offset, (off_t)(rest < FILLED_AT_ONCE ? rest : FILLED_AT_ONCE));
+		while (failed && errno == EINTR);
+	}
+	return failed;
+}
+
 /*
  * Mapped to be sure of all pages at once (some would be taken from others' plans before it fails), then filled: a limit
  * of the cgroup is met here, and not by a signal where the bytes are first written.
@@ -102,7 +125,7 @@ static lshard_status make_reserved(const struct sharing *sharing, const char *na
 	if (*fd < 0 || lshard__resize(*fd, bytes))
 		return shared_refused(sharing, what, bytes);
 	status = map(sharing, what, bytes, PROT_READ | PROT_WRITE, *fd, memory);
-	if (status == LSHARD_OK && fallocate(*fd, 0, 0, (off_t)bytes)) {
+	if (status == LSHARD_OK && fill_reserved(*fd, bytes)) {
 		status = shared_refused(sharing, what, bytes);
 		shared_unmap(memory);
 		*memory = (struct shared_memory){NULL, 0};
@@ -117,6 +140,7 @@ static lshard_status make_plain(const struct sharing *sharing, const char *name,
 					    .series = sharing->series,
 					    .what = what,
 					    .error = sharing->error,
+					    .reserved = reserved_bytes(sharing, bytes) != 0,
 					    .idle_begin = sharing->idle_begin,
 					    .idle_bytes = sharing->idle_bytes};
 	const size_t size = shared_whole_pages(bytes);
@@ -146,7 +170,7 @@ lshard_status shared_make(const struct sharing *sharing, const char *what, uint6
 	if (*fd >= 0)
 		close(*fd);
 	status = make_plain(sharing, name, what, bytes, memory, fd);
-	if (status != LSHARD_OK && why.text[0])
+	if (status != LSHARD_OK && why.text[0] && sharing->context->large_pages == LSHARD_LARGE_PAGES_REQUIRE)
 		return lshard_fail(sharing->error, status, "%s. In reserved ones: %s", sharing->error->text, why.text);
 	return status;
 }
@@ -169,7 +193,7 @@ lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int 
 			       struct shared_memory *memory)
 {
 	struct stat found;
-	uint64_t reserved;
+	uint64_t reserved, size;
 	int seals;
 
 	if (bytes == 0)
@@ -179,18 +203,29 @@ lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int 
 				   "series '%s': rank %d shares nothing instead of %llu bytes", sharing->series,
 				   (int)rank, (unsigned long long)bytes);
 	seals = fcntl(fd, F_GET_SEALS);
-	if ((uint64_t)found.st_size < bytes || seals < 0 || !(seals & F_SEAL_SHRINK))
+	reserved = reserved_bytes(sharing, bytes);
+	size = (uint64_t)found.st_size == reserved ? reserved : shared_whole_pages(bytes);
+	if ((uint64_t)found.st_size != size || seals < 0 || !(seals & F_SEAL_SHRINK))
 		return lshard_fail(sharing->error, LSHARD_ERR_MISMATCH,
 				   "series '%s': rank %d shares %lld bytes (seals %#x) instead of %llu sealed ones",
 				   sharing->series, (int)rank, (long long)found.st_size, (unsigned)seals,
 				   (unsigned long long)bytes);
-	reserved = reserved_bytes(sharing, bytes);
-	return map(sharing, "mapping a shard", (uint64_t)found.st_size == reserved ? reserved : bytes, PROT_READ, fd,
-		   memory);
+	return map(sharing, "mapping a shard", size, PROT_READ, fd, memory);
 }
 
 void shared_unmap(const struct shared_memory *memory)
 {
 	if (memory->address)
 		munmap(memory->address, memory->bytes);
+}
+
+uint64_t shared_deadline(const lshard_context *context, const lshard_store_plan *plan)
+{
+	uint64_t most = 0;
+
+	for (int32_t rank = 0; rank < context->size; rank++)
+		most = plan->shard_bytes_of[rank] > most ? plan->shard_bytes_of[rank] : most;
+	most += plan->buffers * plan->layer_bytes;
+	return lshard__deadline_ns(context->timeout_ms) +
+	       (context->large_page_bytes ? most / (UINT64_C(256) << 20) * 1000000000u : 0);
 }

@@ -48,6 +48,12 @@ lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int 
 			       struct shared_memory *memory);
 void shared_unmap(const struct shared_memory *memory);
 
+/*
+ * Until when the ranks of a store wait for each other: the group's time, and a second for each 256 MiB that the one
+ * with most has to make, as large pages are cleared when they are made and not when they are first used.
+ */
+uint64_t shared_deadline(const lshard_context *context, const lshard_store_plan *plan);
+
 /* The failure that errno tells of @p bytes bytes for @p what. */
 lshard_status shared_refused(const struct sharing *sharing, const char *what, uint64_t bytes);
 

@@ -102,6 +102,7 @@ struct record {
 	char spec[96];
 	uint64_t callbacks;              /* 1: the caller gave some */
 	uint8_t available[N_TRANSPORTS]; /* 1: transports[i] is */
+	uint64_t large_page_bytes;
 	char text[256];
 	char why[N_TRANSPORTS][WHY_BYTES]; /* why transports[i] is not available */
 	struct host_identity host;
@@ -118,6 +119,7 @@ struct lshard__stack {
 	const lshard_transport_ops *chosen;
 	char because[64];
 	char description[256];
+	uint64_t large_page_bytes; /* what all ranks have, or 0 */
 };
 
 /* The caller's collectives carry what the caller says they do. */
@@ -148,6 +150,7 @@ static void fill_record(struct record *record, const lshard__stack *stack, const
 	record->size = stack->base->size;
 	record->memory = (int32_t)stack->base->memory;
 	record->large_pages = (int32_t)stack->base->large_pages;
+	record->large_page_bytes = stack->base->large_page_bytes;
 	record->callbacks = stack->base->callbacks != NULL &&
 			    (record->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
 	record->outcome.status = failed;
@@ -296,6 +299,23 @@ static lshard_status choose(lshard__stack *stack, const struct record *records, 
 	if (!connects(i, records, stack->base->size, why, sizeof why))
 		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s", why);
 	stack->chosen = transports[i].ops;
+	return LSHARD_OK;
+}
+
+/* A rank may not see what the system has (/sys is hidden in some sandboxes); layers are cut alike on all. */
+static lshard_status agree_on_pages(lshard__stack *stack, const struct record *records, lshard_error *error)
+{
+	stack->large_page_bytes = records[0].large_page_bytes;
+	for (int32_t rank = 0; rank < stack->base->size; rank++) {
+		if (records[rank].large_page_bytes == 0 && stack->base->large_pages == LSHARD_LARGE_PAGES_REQUIRE &&
+		    stack->base->memory == LSHARD_MEMORY_HOST)
+			return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+					   "rank %d: large pages are required, and its system has none that it can see "
+					   "(/sys/kernel/mm/transparent_hugepage)",
+					   (int)rank);
+		if (records[rank].large_page_bytes != stack->large_page_bytes)
+			stack->large_page_bytes = 0;
+	}
 	return LSHARD_OK;
 }
 
@@ -467,6 +487,8 @@ static lshard_status agree(lshard__stack *stack, const char *text, lshard_status
 	else
 		status = compare_all(records, base->size, error);
 	if (status == LSHARD_OK)
+		status = agree_on_pages(stack, records, error);
+	if (status == LSHARD_OK)
 		status = choose(stack, records, error);
 	base->release(base, records);
 	return status;
@@ -478,6 +500,7 @@ static lshard_context *context_for(lshard__stack *stack, int i, const char *opti
 {
 	stack->contexts[i] = *stack->base;
 	stack->contexts[i].options = options;
+	stack->contexts[i].large_page_bytes = stack->large_page_bytes;
 	stack->contexts[i].bootstrap = &stack->gathering.bootstrap;
 	return &stack->contexts[i];
 }

@@ -10,6 +10,7 @@ program=$1
 counted=$2
 pool=/proc/sys/vm/nr_hugepages
 before=$(cat $pool 2>/dev/null) || { echo "skipped: this kernel has no pages to reserve"; exit 77; }
+[ "$before" = 0 ] || { echo "skipped: $before pages are reserved already: they are somebody's"; exit 77; }
 [ -w $pool ] || { echo "skipped: root alone reserves pages"; exit 77; }
 group= # where cgroups are mounted for the time of this test
 added=

@@ -4,11 +4,15 @@
  * kernel counts it in this process's own maps; where they are not, that is said or refused, and the bytes are right all
  * the same. Pages that an administrator has reserved: reserved_pages.sh runs this program by each of its names.
  */
-#include "threads.h"
+#include "callback_circle.h"
+#include "shared_memory.h"
 
 #include <layershard/plan.h>
 
 #include <stdarg.h>
+#include <errno.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <signal.h>
@@ -30,7 +34,9 @@ struct wish {
 	uint64_t layer_bytes;
 	lshard_large_pages large_pages;
 	bool denied; /* by prctl: the process has no large pages */
+	bool hidden; /* from a rank: nobody has any */
 	bool reserved;
+	const char *refused_group; /* the text of a group that is not made */
 	lshard_poison poison;
 	lshard_status status;
 	const char *log; /* a part of a line */
@@ -142,8 +148,8 @@ static lshard_status open_series(lshard_group *group, const struct wish *wish, l
 /* What has been read of the series, at least, but for the ends of shards and windows, which lose less than one page. */
 static uint64_t least_large(const struct wish *wish, const struct mapped *mapped)
 {
-	if (!strstr(wish->transport, "shm"))
-		return 2 * wish->layer_bytes - 4 * LARGE;
+	if (!strstr(wish->transport, "shm")) /* each rank's shard and two windows, all in this process */
+		return (LAYERS + 4) * wish->layer_bytes - 4 * LARGE;
 	if (wish->placement == LSHARD_STRIPED) /* the other's shard is read as layers that are put together */
 		return LAYERS * wish->layer_bytes + LAYERS / 2 * wish->layer_bytes;
 	return mapped->bytes - 4 * LARGE;
@@ -152,7 +158,7 @@ static uint64_t least_large(const struct wish *wish, const struct mapped *mapped
 static bool is_large(const struct wish *wish, uint64_t private_before)
 {
 	const struct mapped mapped = count_mapped("layershard:pages");
-	const bool wanted = wish->large_pages != LSHARD_LARGE_PAGES_NEVER && !wish->denied;
+	const bool wanted = wish->large_pages != LSHARD_LARGE_PAGES_NEVER && !wish->denied && !wish->hidden;
 	const bool in_process = !strstr(wish->transport, "shm");
 	const uint64_t in_large = in_process ? count_private() - private_before : mapped.large + mapped.reserved;
 
@@ -174,19 +180,31 @@ static int takes_pages(const struct member *member)
 	const struct wish *wish = member->user;
 	struct told told = {wish->log, false};
 	lshard_group_options options = member_options(member, wish->transport, 0);
+	struct seat *seat = strcmp(wish->transport, "callback") ? NULL : circle_join(member);
 	lshard_group *group = NULL;
 	lshard_series *series = NULL;
 	uint64_t before;
 	lshard_status status;
+	char error[512] = "";
 	int failed = 1;
 
 	if (wish->denied)
 		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	options.callbacks = seat ? seat_callbacks(seat) : NULL;
 	options.large_pages = wish->large_pages;
 	options.log = listen;
 	options.log_user = &told;
-	EXPECT(member, lshard_group_create(&options, &group) == LSHARD_OK, "group");
+	options.error = error;
+	options.error_bytes = sizeof error;
+	status = lshard_group_create(&options, &group);
+	if (wish->refused_group) {
+		EXPECT(member, status == LSHARD_ERR_NOT_SUPPORTED, "%s", lshard_status_name(status));
+		SAYS(member, error, wish->refused_group);
+		return 0;
+	}
+	EXPECT(member, status == LSHARD_OK, "%s", error);
 	before = count_private();
+	EXPECT(member, team_barrier(member), "a rank is gone");
 	status = open_series(group, wish, &series);
 	EXPECT(member, status == wish->status, "%s: %s", lshard_status_name(status), lshard_group_error(group));
 	if (status < 0 && wish->log)
@@ -196,12 +214,15 @@ static int takes_pages(const struct member *member)
 		       told.found ? "something" : "nothing");
 	for (uint32_t layer = 0; status >= 0 && layer < LAYERS; layer++)
 		EXPECT(member, has_its_bytes(series, wish, layer), "layer %u", layer);
+	EXPECT(member, team_barrier(member), "a rank is gone");
 	if (status >= 0)
 		EXPECT(member, is_large(wish, before), "%s: not as wished", wish->transport);
+	EXPECT(member, team_barrier(member), "a rank is gone");
 	failed = 0;
 failed:
 	lshard_series_destroy(series);
 	lshard_group_destroy(group);
+	circle_leave(seat);
 	return failed;
 }
 
@@ -271,6 +292,45 @@ static void threads_have_large_pages(void **state)
 	(void)state;
 	wish.transport = "local";
 	try_by_threads(wish);
+	wish.transport = "callback";
+	try_by_threads(wish);
+}
+
+/* Hide what the system says of large pages from this process. */
+static int hide_system(const struct member *member)
+{
+	EXPECT(member,
+	       unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+		       mount("none", "/sys/kernel/mm", "tmpfs", 0, NULL) == 0,
+	       "%s", strerror(errno));
+	return 0;
+failed:
+	return 1;
+}
+
+static int sees_no_system(const struct member *member)
+{
+	return member->rank == 1 && hide_system(member) ? 1 : takes_pages(member);
+}
+
+/* Layers are cut alike on all ranks, and none has large pages. */
+static void a_rank_that_sees_no_large_pages_gets_the_right_bytes(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	if (team_of_processes(1, hide_system, NULL) != 0) {
+		printf("not tried: this user cannot hide /sys/kernel/mm from a process\n");
+		return;
+	}
+	wish.large_pages = LSHARD_LARGE_PAGES_AUTO;
+	wish.hidden = true;
+	wish.placement = LSHARD_STRIPED;
+	wish.layer_bytes = 32 * LARGE + 4096;
+	assert_int_equal(team_of_processes(2, sees_no_system, &wish), 0);
+	wish.large_pages = LSHARD_LARGE_PAGES_REQUIRE;
+	wish.refused_group = "rank 1: large pages are required, and its system has none that it can see";
+	assert_int_equal(team_of_processes(2, sees_no_system, &wish), 0);
 }
 
 static void what_cannot_be_large_is_told_or_refused(void **state)
@@ -353,6 +413,22 @@ static void the_environment_is_read_where_the_options_leave_it(void **state)
 	unsetenv("LAYERSHARD_LARGE_PAGES");
 }
 
+/* Clearing large pages is part of making them, and takes time that the other ranks wait. */
+static void ranks_wait_longer_for_large_shards(void **state)
+{
+	const uint64_t of_ranks[] = {UINT64_C(3) << 30, 4096};
+	const lshard_store_plan plan = {.shard_bytes_of = of_ranks};
+	lshard_context context = {.size = 2, .timeout_ms = 1000, .large_page_bytes = LARGE};
+	uint64_t with, without;
+
+	(void)state;
+	with = shared_deadline(&context, &plan);
+	context.large_page_bytes = 0;
+	without = shared_deadline(&context, &plan);
+	assert_in_range(with - without, UINT64_C(11000000000),
+			UINT64_C(12000000000)); /* the calls are not at one time */
+}
+
 /* ---- Reserved pages -------------------------------------------------------------------------------------------- */
 
 static void reserved_pages_are_taken_first(void **state)
@@ -421,7 +497,7 @@ static bool can_have_large_pages(void)
 
 	options.rank = 0;
 	options.size = 1;
-	options.transport = "local";
+	options.transport = "shm";
 	options.large_pages = LSHARD_LARGE_PAGES_REQUIRE;
 	can = lshard_group_create(&options, &group) == LSHARD_OK && open_series(group, &wish, &series) == LSHARD_OK;
 	lshard_series_destroy(series);
@@ -436,9 +512,11 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_poison_may_need_later_takes_no_memory),
 		cmocka_unit_test(large_stripes_are_mapped_by_large_pages),
 		cmocka_unit_test(threads_have_large_pages),
+		cmocka_unit_test(a_rank_that_sees_no_large_pages_gets_the_right_bytes),
 		cmocka_unit_test(what_cannot_be_large_is_told_or_refused),
 		cmocka_unit_test(small_layers_are_left_alone),
 		cmocka_unit_test(ranks_that_want_different_pages_are_named),
+		cmocka_unit_test(ranks_wait_longer_for_large_shards),
 		cmocka_unit_test(the_environment_is_read_where_the_options_leave_it),
 	};
 	const struct CMUnitTest reserved[] = {cmocka_unit_test(reserved_pages_are_taken_first)};

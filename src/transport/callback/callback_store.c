@@ -86,7 +86,8 @@ static struct large_pages_use use_of(const struct callback_store *store, const c
 	return (struct large_pages_use){.context = transport->context,
 					.series = store->base.plan->name,
 					.what = what,
-					.error = &transport->error};
+					.error = &transport->error,
+					.in_process = true};
 }
 
 /* In host memory. */

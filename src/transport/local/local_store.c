@@ -62,7 +62,8 @@ static void *shared_memory(const struct large_pages_use *use, const lshard_memor
 
 static struct shard *shard_new(const lshard_context *context, const lshard_store_plan *plan, lshard_error *error)
 {
-	const struct large_pages_use use = {.context = context, .series = plan->name, .what = "shard", .error = error};
+	const struct large_pages_use use = {
+		.context = context, .series = plan->name, .what = "shard", .error = error, .in_process = true};
 	struct shard *shard = calloc(1, sizeof *shard);
 
 	if (!shard)

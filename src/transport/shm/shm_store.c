@@ -241,7 +241,7 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
 	struct opening opening = {.together = {.what = plan->name,
-					       .deadline = lshard__deadline_ns(context->timeout_ms),
+					       .deadline = shared_deadline(context, plan),
 					       .make = make_own,
 					       .take = get_shards},
 				  .shm = shm,
