@@ -176,10 +176,14 @@ def run(cases: Sequence[Case], backend: str | None = None, limit_s: float = 600)
     try:
         for case in cases:
             begin = time.monotonic()
-            found = [_received(*each, begin + limit_s) for each in started]
+            found = []
+            for each in started:
+                found.append(_received(*each, begin + limit_s))
+                if backend and found[-1]["result"] == "not made":
+                    break  # the rank that computes: the others wait for it in vain
             worst = min(found, key=lambda each: _WORST.index(each["result"]))
             yield {"family": case.name, **worst, "seconds": round(time.monotonic() - begin, 1)}
-            if not all(process.is_alive() or receiver.poll() for process, receiver in started):
+            if len(found) < len(started) or not all(each.is_alive() or pipe.poll() for each, pipe in started):
                 return
     finally:
         for process, _ in started:

@@ -99,6 +99,17 @@ def test_what_a_model_is_said_to_be(model, shard, result, reason):
     assert found["result"] == result and (reason is None or reason in found["reason"])
 
 
+class Unmakeable(ranks.Stack):
+    def forward(self, x):
+        raise ValueError("no pass of this one")
+
+
+def test_a_rank_that_only_stores_is_not_waited_for():
+    """Where the one that computes has nothing to compare with, the other waits for it in vain."""
+    (found,) = families.run([case_of(Unmakeable().eval(), shared)], backend="eager", limit_s=10)
+    assert found["result"] == "not made" and "no pass of this one" in found["reason"]
+
+
 def test_zeros_and_what_was_never_set_count_for_something():
     model = torch.nn.Linear(3, 2)
     with torch.no_grad():
