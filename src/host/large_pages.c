@@ -211,3 +211,21 @@ lshard_status lshard__make_large(const struct large_pages_use *use, void *memory
 		failed = enlarge((unsigned char *)memory + idle_end, bytes - idle_end, page);
 	return failed ? tell_small(use, failed, bytes) : LSHARD_OK;
 }
+
+/* A caller's allocator may have just the bytes. */
+void *lshard__allocate_large(const struct large_pages_use *use, uint64_t bytes, uint64_t least, void **block)
+{
+	const lshard_context *context = use->context;
+	uint64_t alignment = lshard__large_alignment(context, bytes, least);
+	unsigned char *memory;
+
+	*block = context->allocate(context, bytes + alignment - 1);
+	if (!*block && alignment > least) {
+		alignment = least;
+		*block = context->allocate(context, bytes + alignment - 1);
+	}
+	if (!*block)
+		return NULL;
+	memory = (unsigned char *)*block + (-(uintptr_t)*block & (alignment - 1));
+	return lshard__make_large(use, memory, bytes) == LSHARD_OK ? memory : NULL;
+}

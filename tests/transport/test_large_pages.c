@@ -35,6 +35,7 @@ struct wish {
 	lshard_large_pages large_pages;
 	bool denied; /* by prctl: the process has no large pages */
 	bool hidden; /* from a rank: nobody has any */
+	bool little; /* the caller's allocator has no more than it needs */
 	bool reserved;
 	const char *refused_group; /* the text of a group that is not made */
 	lshard_poison poison;
@@ -149,7 +150,7 @@ static lshard_status open_series(lshard_group *group, const struct wish *wish, l
 static uint64_t least_large(const struct wish *wish, const struct mapped *mapped)
 {
 	if (!strstr(wish->transport, "shm")) /* each rank's shard and two windows, all in this process */
-		return (LAYERS + 4) * wish->layer_bytes - 4 * LARGE;
+		return (LAYERS + (wish->little ? 0 : 4)) * wish->layer_bytes - 4 * LARGE;
 	if (wish->placement == LSHARD_STRIPED) /* the other's shard is read as layers that are put together */
 		return LAYERS * wish->layer_bytes + LAYERS / 2 * wish->layer_bytes;
 	return mapped->bytes - 4 * LARGE;
@@ -175,9 +176,22 @@ static bool is_large(const struct wish *wish, uint64_t private_before)
 	return in_large >= least_large(wish, &mapped);
 }
 
+/* One that has room for the windows at a multiple of 4096, and for no more. */
+static void *allocate_little(void *user, size_t bytes)
+{
+	return bytes <= 2 * LAYER_BYTES + 4095 ? calloc(1, bytes) : ((void)user, NULL);
+}
+
+static void release_little(void *user, void *pointer)
+{
+	(void)user;
+	free(pointer);
+}
+
 static int takes_pages(const struct member *member)
 {
 	const struct wish *wish = member->user;
+	static const lshard_allocator little = {sizeof little, allocate_little, release_little, NULL};
 	struct told told = {wish->log, false};
 	lshard_group_options options = member_options(member, wish->transport, 0);
 	struct seat *seat = strcmp(wish->transport, "callback") ? NULL : circle_join(member);
@@ -190,6 +204,8 @@ static int takes_pages(const struct member *member)
 
 	if (wish->denied)
 		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	if (wish->little)
+		options.allocator = &little;
 	options.callbacks = seat ? seat_callbacks(seat) : NULL;
 	options.large_pages = wish->large_pages;
 	options.log = listen;
@@ -413,6 +429,17 @@ static void the_environment_is_read_where_the_options_leave_it(void **state)
 	unsetenv("LAYERSHARD_LARGE_PAGES");
 }
 
+static void a_callers_allocator_need_have_no_more_than_before(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.transport = "local";
+	wish.large_pages = LSHARD_LARGE_PAGES_AUTO;
+	wish.little = true;
+	try_by_threads(wish);
+}
+
 /* Clearing large pages is part of making them, and takes time that the other ranks wait. */
 static void ranks_wait_longer_for_large_shards(void **state)
 {
@@ -516,6 +543,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_cannot_be_large_is_told_or_refused),
 		cmocka_unit_test(small_layers_are_left_alone),
 		cmocka_unit_test(ranks_that_want_different_pages_are_named),
+		cmocka_unit_test(a_callers_allocator_need_have_no_more_than_before),
 		cmocka_unit_test(ranks_wait_longer_for_large_shards),
 		cmocka_unit_test(the_environment_is_read_where_the_options_leave_it),
 	};

@@ -90,27 +90,17 @@ static struct large_pages_use use_of(const struct callback_store *store, const c
 					.in_process = true};
 }
 
-/* In host memory. */
-static bool take_host(const struct large_pages_use *use, uint64_t bytes, void **block, unsigned char **memory)
-{
-	const uint64_t alignment = lshard__large_alignment(use->context, bytes, ALIGNMENT);
-
-	*block = use->context->allocate(use->context, bytes + alignment - 1);
-	*memory = (unsigned char *)(uintptr_t)round_up((uintptr_t)*block, alignment);
-	return *block && lshard__make_large(use, *memory, bytes) == LSHARD_OK;
-}
-
 /* Zeroed, at a multiple of ALIGNMENT; *block is what must be given back, also where it fails. */
 static bool take_own(const struct callback_store *store, const struct large_pages_use *use, uint64_t bytes,
 		     void **block, unsigned char **memory)
 {
 	struct callback *callback = callback_of(store->base.transport);
 
-	if (!callback->on_device)
-		return take_host(use, bytes, block, memory);
-	*block = callback->device.allocate(callback->context.callbacks->user, bytes, ALIGNMENT);
-	*memory = *block;
-	return *block != NULL;
+	if (callback->on_device)
+		*memory = *block = callback->device.allocate(callback->context.callbacks->user, bytes, ALIGNMENT);
+	else
+		*memory = lshard__allocate_large(use, bytes, ALIGNMENT, block);
+	return *memory != NULL;
 }
 
 static void give_own(const struct callback *callback, void *block)

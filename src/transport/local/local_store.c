@@ -87,11 +87,10 @@ static bool buffers_open(struct local_store *store, const lshard_context *contex
 	const lshard_store_plan *plan = store->base.plan;
 	const lshard_memory_source *source = plan->memory_source;
 	struct large_pages_use use;
-	uint64_t bytes, alignment;
+	uint64_t bytes;
 
 	store->buffer_pitch = round_up(plan->layer_bytes, ALIGNMENT);
 	bytes = store->buffer_pitch * plan->buffers;
-	alignment = lshard__large_alignment(context, bytes, ALIGNMENT);
 	use = lshard__large_buffers(context, plan, store->buffer_pitch, error);
 	if (bytes == 0)
 		return true;
@@ -101,10 +100,9 @@ static bool buffers_open(struct local_store *store, const lshard_context *contex
 		if (store->buffers)
 			memset(store->buffers, 0, bytes);
 	} else {
-		store->buffers_block = context->allocate(context, bytes + alignment - 1);
-		store->buffers = (unsigned char *)(uintptr_t)round_up((uintptr_t)store->buffers_block, alignment);
+		store->buffers = lshard__allocate_large(&use, bytes, ALIGNMENT, &store->buffers_block);
 	}
-	return store->buffers_block && (source || lshard__make_large(&use, store->buffers, bytes) == LSHARD_OK);
+	return store->buffers != NULL;
 }
 
 static void buffers_close(struct local_store *store, const lshard_context *context)
