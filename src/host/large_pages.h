@@ -43,8 +43,8 @@ struct large_pages_use lshard__large_buffers(const lshard_context *context, cons
 lshard_status lshard__make_large(const struct large_pages_use *use, void *memory, uint64_t bytes);
 
 /*
- * @p bytes from the context's allocator, zeroed, at a multiple of @p least, which divides a large page, and made large as
- * above. NULL where that fails; *block, unless it is NULL, must be given back also then.
+ * @p bytes from the context's allocator, zeroed, at a multiple of @p least, which divides a large page, and made large
+ * as above. NULL where that fails; *block, unless it is NULL, must be given back also then.
  */
 void *lshard__allocate_large(const struct large_pages_use *use, uint64_t bytes, uint64_t least, void **block);
 
