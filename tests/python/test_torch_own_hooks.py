@@ -39,3 +39,21 @@ def computes_hooked(rank, size):
 def test_hooks_of_the_program_that_are_methods_are_compiled_as_they_are():
     torch.compile(torch.nn.ReLU(), backend="eager")(torch.ones(1))  # what that imports is there when ranks are forked
     ranks.run(2, computes_hooked)
+
+
+def beside_one_that_is_not(rank, size, before):
+    """Called in turns, each by what was compiled for it."""
+    model, plain = ranks.stack(), ranks.stack()
+    if before:
+        torch.compile(plain, backend="eager")(ranks.inputs(0))
+    sharding.shard(model, "layers.*", scope="block", transport="shm:copy")
+    run, want = (torch.compile(each, fullgraph=True, backend="eager") for each in (model, plain))
+    with torch.no_grad():
+        found = [torch.equal(run(x), want(x)) for x in map(ranks.inputs, range(3))]
+    sharding.of(model).close()
+    return found
+
+
+@pytest.mark.parametrize("before", (False, True))
+def test_a_model_of_the_same_class_is_compiled_by_itself(before):
+    assert ranks.run(2, beside_one_that_is_not, before) == [[True] * 3] * 2

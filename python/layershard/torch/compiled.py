@@ -35,9 +35,18 @@ def whole(model: nn.Module) -> nn.Module:
     return inner
 
 
+def _guard_hooks() -> None:
+    config: Any = sys.modules["torch._dynamo"].config
+    config.skip_nnmodule_hook_guards = False
+
+
 def forget_compiled() -> bool:
     """Dynamo does not look whether hooks have come or gone: what it has compiled so far is compiled anew when it is
-    called next. It cannot be told to forget one model's graphs only. Whether there was anything."""
+    called next. It cannot be told to forget one model's graphs only. Whether there was anything. From now on, for all
+    models, it does look whether a module without hooks still has none: what it compiles for a model that is not sharded
+    would else be run for a sharded one of the same class."""
+    if not any(isinstance(each, _WithCompiler) and each.function is _guard_hooks for each in sys.meta_path):
+        _WithCompiler(_guard_hooks)
     frames = sys.modules.get("torch._dynamo.convert_frame")  # nothing was compiled where it has not been imported
     if frames is not None and frames.input_codes.seen:
         _log.info("torch.compiler.reset(): what was compiled before knows nothing of hooks that have come or gone")
@@ -94,7 +103,7 @@ def _is_proxied() -> bool:
 
 class Eager:
     """Inside, what torch.compile made, or makes, runs in eager mode. What must not be broken up would fail where it
-    meets a mode that sees operators. The compiler is not imported for that, which takes seconds, but may be inside."""
+    meets a mode that sees operators."""
 
     def __init__(self) -> None:
         self._stance: contextlib.AbstractContextManager[None] | None = None
@@ -102,34 +111,45 @@ class Eager:
 
     def __enter__(self) -> None:
         self._is_inside = True
-        if "torch._dynamo" in sys.modules:
-            self._set()
-        else:
-            sys.meta_path.insert(0, self)
+        self._waiting = _WithCompiler(self._set)
 
     def __exit__(self, *error: Any) -> None:
         self._is_inside = False
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+        self._waiting.cancel()
         if self._stance is not None:
             self._stance.__exit__(*error)
 
     def _set(self) -> None:
-        self._stance = torch.compiler.set_stance("force_eager")
+        if self._is_inside:  # another thread may have been at its import for long
+            self._stance = torch.compiler.set_stance("force_eager")
+
+
+class _WithCompiler:
+    """Calls @function now, or as soon as Dynamo has been imported: that takes seconds, and may never be needed."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+        if "torch._dynamo" in sys.modules:
+            function()
+        else:
+            sys.meta_path.insert(0, self)
+
+    def cancel(self) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Asked wherever modules are looked for: sets the stance as soon as the compiler has been imported."""
+        """Asked wherever modules are looked for."""
         if name != "torch._dynamo":
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self.cancel()
+        spec = find_spec(name)  # may be another one's of this class
         loader: Any = spec and spec.loader
         load = loader.exec_module
 
-        def load_and_set(module: ModuleType) -> None:
+        def load_and_call(module: ModuleType) -> None:
             load(module)
-            if self._is_inside:  # another thread may have been at it for long
-                self._set()
+            self.function()
 
-        loader.exec_module = load_and_set
+        loader.exec_module = load_and_call
         return spec
