@@ -88,3 +88,45 @@ def kept_in_an_attribute(rank, size, folder):
 def test_what_a_module_keeps_to_itself_is_right_or_refused(made):
     for found in ranks.run(2, kept_in_an_attribute, made):
         assert "return it from the module" in found if isinstance(found, str) else found == []
+
+
+class Turning(torch.nn.Module):
+    """Hands on complex numbers, which inductor leaves to kernels of their own, beside what it computes: views of real
+    ones, and complex from the beginning."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.rand(16) + 0.5)
+        self.up = torch.nn.Linear(16, 16)
+
+    def forward(self, x, turned):
+        pairs = (x * self.scale).reshape(-1, 8, 2)
+        turned = (*turned, torch.view_as_complex(pairs), torch.complex(x * self.scale, x + self.scale))
+        return x + torch.relu(self.up(x)), turned
+
+
+class TurnedUntilTheEnd(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(Turning() for _ in range(4)).requires_grad_(False)
+
+    def forward(self, x):
+        turned = ()
+        for layer in self.layers:
+            x, turned = layer(x, turned)
+        pairs = [torch.view_as_real(each * each.conj()) for each in turned]
+        return x, *(each.sum(dim=-1) for each in pairs)
+
+
+def hands_on_complex_numbers(rank, size, folder):
+    ranks.quick_inductor(folder)
+    model, x = TurnedUntilTheEnd(), torch.rand(3, 16)
+    sharding.shard(model, "layers.*", scope="block", transport="shm:copy")
+    found = random_runs.passes("whole", model, [x] * 2)
+    sharding.of(model).close()
+    return random_runs.differences(found, random_runs.passes("whole", TurnedUntilTheEnd(), [x] * 2))
+
+
+def test_complex_numbers_are_right(made):
+    assert ranks.run(2, hands_on_complex_numbers, made) == [[]] * 2

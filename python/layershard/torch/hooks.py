@@ -46,6 +46,12 @@ def _results(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list
     return found
 
 
+def _as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """Inductor takes no operator that changes complex numbers. It leaves these to kernels of their own, which compute
+    them whole: where a copy comes before an operator, so do they."""
+    return torch.view_as_real(tensor.resolve_conj()).clone() if tensor.is_complex() else tensor
+
+
 class Switch:
     """Turns hooks off for a while, without taking them out."""
 
@@ -105,7 +111,7 @@ def arrival_hooks(
             if not switch.off:
                 results = _results(args, kwargs, output)
                 refuse_results(module, results)
-                settle(token, results, changed, number)
+                settle(token, [_as_real(each) for each in results], changed, number)
                 leave(token, changed, number)
         elif inside:
             end((args, kwargs), output)
