@@ -10,9 +10,11 @@ Layers are fetched into poisoned windows, and the arguments are left as they are
 of modules is sharded with scope="block"; for diffusers it is apply_layer_sharding's to choose. A model is
 
 equal      two passes give the bits that the copy gives, run in the same way: eager, or compiled by --backend (then one
-           rank computes, and the other one stores its layers)
+           rank computes, and the other one stores its layers). A compiled model may be rounded otherwise than the copy
+           compiled as a whole, see family_cut: it is equal then only if it gives the bits of the unshared copy compiled
+           with operators at the same places, and its reason says so
 refused    with a reason, by shard or in a pass
-wrong      they give other bits
+wrong      they give other bits; compiled, other ones than that copy, too
 failed     there was an exception that is no refusal, or a rank was lost
 not made   the copy cannot be made or does not run, or does not give the same bits twice
 
@@ -82,9 +84,10 @@ def counts(rows: Sequence[Result]) -> list[Result]:
 
 
 def reasons(rows: Sequence[Result]) -> list[Result]:
-    """Which models are not equal, by the kind of their reason: its text without names and numbers."""
+    """Which models are not equal, or rounded otherwise, by the kind of their reason: its text without names and
+    numbers."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for row in (row for row in rows if row["result"] != "equal"):
+    for row in (row for row in rows if row["reason"]):
         said = re.sub(r"^(in a pass|unsharded, \w+|\w+): ", "", row["reason"])
         kind = re.sub(r"[\w.*]*[.*\d_][\w.*]*", "...", re.split(r"[:.] ", said)[0])
         found.setdefault((row["result"], row["library"], row["mode"], kind), []).append(row["family"])

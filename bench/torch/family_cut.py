@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that is not shared, with operators that do nothing where a sharded one has those of layershard.
+
+An operator that changes weights is a border to a compiler: inductor fuses nothing across it, and takes less for one of
+the patterns that it has kernels of its own for. What it computes then may be rounded otherwise. This copy is compiled
+with the same borders, and has all its weights: bits that are equal to its bits were computed from right ones.
+
+Knows torch; of layershard what a hook finds in a module's results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from layershard.torch.hooks import _results
+
+_library = torch.library.Library("layershard_bench", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _nothing(*_args: object) -> None:
+    pass
+
+
+for _schema in (
+    "arrive(Tensor(a!) token, Tensor(b!)[] weights) -> ()",
+    "settle(Tensor(a!) token, Tensor(b!)[] outputs, Tensor(c!)[] weights) -> ()",
+    "leave(Tensor(a!) token, Tensor(b!)[] weights) -> ()",
+):
+    _name = _schema.partition("(")[0]
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+    _library.impl(_name, _nothing, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"layershard_bench::{_name}", _nothing, lib=_library)
+
+_arrive = torch.ops.layershard_bench.arrive.default
+_settle = torch.ops.layershard_bench.settle.default
+_leave = torch.ops.layershard_bench.leave.default
+
+
+def _cut_round(module: torch.nn.Module, token: torch.Tensor) -> None:
+    weights = list(module.parameters())
+
+    def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _arrive(token, weights)
+
+    def after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        _settle(token, _results(args, kwargs, output), weights)
+        _leave(token, weights)
+
+    module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+    module.register_forward_hook(after, with_kwargs=True)
+
+
+def cut(model: torch.nn.Module, names: Collection[str]) -> torch.nn.Module:
+    """@names of the modules that wait for weights in the sharded model. The model itself, with hooks."""
+    token = torch.zeros(1)
+    torch._dynamo.mark_static_address(token)
+    for name in names:
+        _cut_round(model.get_submodule(name), token)
+    return model
