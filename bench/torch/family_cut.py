@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that is not shared, with operators that do nothing where a sharded one has those of layershard.
 
-An operator that changes weights is a border to a compiler: inductor fuses nothing across it, and takes less for one of
-the patterns that it has kernels of its own for. What it computes then may be rounded otherwise. This copy is compiled
-with the same borders, and has all its weights: bits that are equal to its bits were computed from right ones.
+An operator that changes weights is a border to a compiler: inductor fuses nothing across it, and may find more or fewer
+of the patterns that it has other kernels for (attention). What it computes may be rounded otherwise. This copy has
+the same borders, and has all its weights: bits that are equal to its bits were computed from right ones.
 
 Knows torch; of layershard what a hook finds in a module's results.
 """
