@@ -9,9 +9,15 @@ set -eu
 program=$1
 counted=$2
 pool=/proc/sys/vm/nr_hugepages
-before=$(cat $pool 2>/dev/null) || { echo "skipped: this kernel has no pages to reserve"; exit 77; }
-[ "$before" = 0 ] || { echo "skipped: $before pages are reserved already: they are somebody's"; exit 77; }
-[ -w $pool ] || { echo "skipped: root alone reserves pages"; exit 77; }
+
+# Where the machine's settings are not this test's to change: counted apart, as what does not apply.
+leave() {
+	echo "does not apply: reserved_pages: $*"
+	exit 0
+}
+before=$(cat $pool 2>/dev/null) || leave "this kernel has no pages to reserve"
+[ "$before" = 0 ] || leave "$before pages are reserved already: they are somebody's"
+{ [ -w $pool ] && echo 0 >$pool; } 2>/dev/null || leave "this user does not reserve pages"
 group= # where cgroups are mounted for the time of this test
 added=
 
@@ -34,24 +40,32 @@ fail() {
 free() {
 	awk '/^HugePages_Free/ { print $2 }' /proc/meminfo
 }
+# all_free COUNT WHEN: a process that has ended may still give back its memory.
+all_free() {
+	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+		[ "$(free)" != "$1" ] || return 0
+		sleep 0.5
+	done
+	fail "$(free) of $1 pages are free $2"
+}
 reserve() {
 	echo "$1" >$pool
-	[ "$(free)" -ge "$1" ] || { echo "skipped: the machine has no $1 pages to reserve, but $(free)"; exit 77; }
+	[ "$(free)" -ge "$1" ] || leave "the machine has no $1 pages to reserve, but $(free)"
 }
 
 reserve 500
 "$counted" reserved
 "$program" reserved
-[ "$(free)" = 500 ] || fail "$(free) of 500 pages are free when all ranks have ended"
+all_free 500 "when all ranks have ended"
 
 "$program" killed
-[ "$(free)" = 500 ] || fail "$(free) of 500 pages are free when ranks were killed"
+all_free 500 "when ranks were killed"
 
 # One shard may have them, the other finds too few: it is made of other large pages, and the bytes are right.
 reserve 12
 "$program"
 "$program" refused
-[ "$(free)" = 12 ] || fail "$(free) of 12 pages are free: they ran out, and what was taken before that stays"
+all_free 12 "when they had run out"
 
 # A limit is met where the memory is made, not by a signal where it is written.
 reserve 500
@@ -62,7 +76,7 @@ if mount -t cgroup2 none "$group" 2>/dev/null &&
 	mkdir "$group/layershard-test" && echo $((8 << 20)) >"$group/layershard-test/hugetlb.2MB.max" 2>/dev/null; then
 	sh -c 'echo $$ >"$0/cgroup.procs" && exec "$1" refused' "$group/layershard-test" "$program"
 	sh -c 'echo $$ >"$0/cgroup.procs" && exec "$1"' "$group/layershard-test" "$program"
-	[ "$(free)" = 500 ] || fail "$(free) of 500 pages are free after a cgroup's limit"
+	all_free 500 "after a cgroup's limit"
 else
-	echo "skipped: no cgroup here limits reserved pages"
+	leave "no cgroup here limits reserved pages"
 fi
