@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from layershard.torch.hooks import _results
+from layershard.torch.hooks import settled
 
 _library = torch.library.Library("layershard_bench", "DEF")  # type: ignore[no-untyped-call]
 
@@ -46,7 +46,7 @@ def _cut_round(module: torch.nn.Module, token: torch.Tensor) -> None:
         _arrive(token, weights)
 
     def after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        _settle(token, _results(args, kwargs, output), weights)
+        _settle(token, settled(args, kwargs, output), weights)
         _leave(token, weights)
 
     module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)

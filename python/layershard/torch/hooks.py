@@ -52,6 +52,11 @@ def _as_real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor.resolve_conj()).clone() if tensor.is_complex() else tensor
 
 
+def settled(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[torch.Tensor]:
+    """What the operator after a module is given of it."""
+    return [_as_real(each) for each in _results(args, kwargs, output)]
+
+
 class Switch:
     """Turns hooks off for a while, without taking them out."""
 
