@@ -10,7 +10,7 @@ Knows torch; of layershard what a hook finds in a module's results.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,9 +39,7 @@ _settle = torch.ops.layershard_bench.settle.default
 _leave = torch.ops.layershard_bench.leave.default
 
 
-def _cut_round(module: torch.nn.Module, token: torch.Tensor) -> None:
-    weights = list(module.parameters())
-
+def _cut_round(module: torch.nn.Module, weights: list[torch.Tensor], token: torch.Tensor) -> None:
     def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _arrive(token, weights)
 
@@ -53,10 +51,17 @@ def _cut_round(module: torch.nn.Module, token: torch.Tensor) -> None:
     module.register_forward_hook(after, with_kwargs=True)
 
 
-def cut(model: torch.nn.Module, names: Collection[str]) -> torch.nn.Module:
-    """@names of the modules that wait for weights in the sharded model. The model itself, with hooks."""
+def _look(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    """Where a graph breaks, dynamo compiles a module with hooks by other frames than one without."""
+
+
+def cut(model: torch.nn.Module, hooked: Collection[str], waiting: Mapping[str, Sequence[str]]) -> torch.nn.Module:
+    """@hooked: names of the modules that have hooks in the sharded model. @waiting: of those that wait for weights, with
+    the names of these. The model itself, with hooks."""
     token = torch.zeros(1)
     torch._dynamo.mark_static_address(token)
-    for name in names:
-        _cut_round(model.get_submodule(name), token)
+    for name in hooked:
+        model.get_submodule(name).register_forward_pre_hook(_look)
+    for name, weights in waiting.items():
+        _cut_round(model.get_submodule(name), [model.get_parameter(each) for each in weights], token)
     return model

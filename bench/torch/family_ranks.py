@@ -115,8 +115,14 @@ def _as_cut(case: Case, whole: torch.nn.Module, backend: str, got: Sequence[torc
     import layershard.torch as sharding
 
     handle = sharding.of(case.model)
-    waiting = [name for name, module in case.model.named_modules() if handle.steps_of(module)[1]]
-    return difference(got, passes(_run_of(family_cut.cut(whole, waiting), backend), case)) is None
+    shared = {id(place.tensor) for place in handle.all_places()}
+    waiting = {
+        name: [f"{name}.{each}" for each, weight in module.named_parameters() if id(weight) in shared]
+        for name, module in case.model.named_modules()
+        if handle.steps_of(module)[1]
+    }
+    hooked = [name for name, module in case.model.named_modules() if module._forward_pre_hooks]
+    return difference(got, passes(_run_of(family_cut.cut(whole, hooked, waiting), backend), case)) is None
 
 
 def compare(case: Case, backend: str | None, computes: bool) -> Result:
