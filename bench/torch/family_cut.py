@@ -56,8 +56,8 @@ def _look(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def cut(model: torch.nn.Module, hooked: Collection[str], waiting: Mapping[str, Sequence[str]]) -> torch.nn.Module:
-    """@hooked: names of the modules that have hooks in the sharded model. @waiting: of those that wait for weights, with
-    the names of these. The model itself, with hooks."""
+    """@hooked: names of the modules that have hooks in the sharded model. @waiting: of those that wait for weights, and
+    the names of these weights. The model itself, with hooks."""
     token = torch.zeros(1)
     torch._dynamo.mark_static_address(token)
     for name in hooked:
