@@ -440,7 +440,8 @@ LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stre
  * End every view, that of the present layer too, and order what follows on @p stream after everything in flight. Last
  * call of a captured region, whose windows must then hold what they held at its beginning.
  * Blocks: host memory: at most timeout_ms.
- * @return OK; NOT_PERIODIC naming the layer; STATE; ABORTED; as wait otherwise.
+ * @return OK, also where a transfer could not be started, which the wait for its layer tells; NOT_PERIODIC naming the
+ *         layer; STATE; ABORTED; as wait otherwise.
  */
 LSHARD_API lshard_status lshard_series_join(lshard_series *series, void *stream);
 

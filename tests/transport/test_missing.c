@@ -138,6 +138,16 @@ static void reach_on(struct rank *rank)
 		lshard_reach(rank->series, layer, rank->stream);
 }
 
+/* Where the others are known to be gone before it reaches, nothing is under way: the wait for a layer tells. */
+static lshard_status join_all(struct rank *rank)
+{
+	lshard_status status;
+
+	reach_on(rank);
+	status = lshard_series_join(rank->series, rank->stream);
+	return status == LSHARD_OK ? lshard_wait(rank->series, 4, rank->stream) : status;
+}
+
 static lshard_status pass_on(struct rank *rank)
 {
 	lshard_status status = LSHARD_OK;
@@ -177,8 +187,7 @@ static lshard_status make_call(struct ranks_series *of, const struct setting *se
 		reach_on(rank);
 		return lshard_series_prepare(rank->series, rank->stream);
 	case JOIN:
-		reach_on(rank);
-		return lshard_series_join(rank->series, rank->stream);
+		return join_all(rank);
 	case DESTROY:
 		return lshard_series_destroy(rank->series);
 	case GROUP_CREATE:
