@@ -47,7 +47,7 @@ def _cut_round(module: torch.nn.Module, weights: list[torch.Tensor], token: torc
         _settle(token, settled(args, kwargs, output), weights)
         _leave(token, weights)
 
-    module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+    module.register_forward_pre_hook(before, with_kwargs=True)
     module.register_forward_hook(after, with_kwargs=True)
 
 
@@ -60,8 +60,8 @@ def cut(model: torch.nn.Module, hooked: Collection[str], waiting: Mapping[str, S
     the names of these weights. The model itself, with hooks."""
     token = torch.zeros(1)
     torch._dynamo.mark_static_address(token)
-    for name in hooked:
-        model.get_submodule(name).register_forward_pre_hook(_look)
     for name, weights in waiting.items():
         _cut_round(model.get_submodule(name), [model.get_parameter(each) for each in weights], token)
+    for name in hooked:
+        model.get_submodule(name).register_forward_pre_hook(_look)
     return model
