@@ -98,26 +98,13 @@ static lshard_status introduce(lshard__rendezvous *r, int fd, uint64_t deadline)
 	return hear_root(r, fd, NULL, 0, deadline);
 }
 
-/* What was left in a directory is replaced in steps, between which nobody listens: they may take long when busy. */
-static enum lshard__listening look_again(const struct lshard__place *place, uint64_t deadline)
-{
-	enum lshard__listening now = lshard__socket_look(place->name, SOCK_STREAM);
-
-	for (int looks = 0; looks < 25 && now == LSHARD__NOBODY && place->directory >= 0 && lshard__left_ms(deadline);
-	     looks++) {
-		poll(NULL, 0, 20);
-		now = lshard__socket_look(place->name, SOCK_STREAM);
-	}
-	return now;
-}
-
 /*
  * After introduce found that who began to listen has ended. IN_PROGRESS: another rank 0 listens by now, or is about to
  * replace what was left in a directory.
  */
 static lshard_status ended_before(lshard__rendezvous *r, uint64_t deadline)
 {
-	const enum lshard__listening now = look_again(&r->place, deadline);
+	const enum lshard__listening now = lshard__place_look(&r->place, deadline);
 
 	if (now == LSHARD__LEFT_BEHIND && r->place.directory < 0)
 		return lshard__place_left_behind(&r->place, r->context->rank, r->root_pid, &r->error);

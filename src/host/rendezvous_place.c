@@ -12,7 +12,6 @@
 #include "limit_reason.h"
 #include "name_holder.h"
 #include "outside.h"
-#include "sockets.h"
 #include "text_hash.h"
 #include "user.h"
 
@@ -221,6 +220,19 @@ int lshard__place_listen(struct lshard__place *place, uint64_t deadline_ns)
 	fd = listen_in_directory(place);
 	unlock(place);
 	return fd;
+}
+
+enum lshard__listening lshard__place_look(const struct lshard__place *place, uint64_t deadline_ns)
+{
+	enum lshard__listening now;
+
+	if (place->directory < 0)
+		return lshard__socket_look(place->name, SOCK_STREAM);
+	if (!lock(place, deadline_ns))
+		return LSHARD__SOMEBODY;
+	now = lshard__socket_look(place->name, SOCK_STREAM);
+	unlock(place);
+	return now;
 }
 
 /* While the listener is open nobody else removes its socket; somebody may have done so by hand, though. */

@@ -6,6 +6,8 @@
 #ifndef LAYERSHARD_RENDEZVOUS_PLACE_H
 #define LAYERSHARD_RENDEZVOUS_PLACE_H
 
+#include "sockets.h"
+
 #include <layershard/transport.h>
 
 #include <sys/types.h>
@@ -32,6 +34,11 @@ void lshard__place_close(struct lshard__place *place);
  * the place, EEXIST: what lies there is no socket, EWOULDBLOCK: the directory's lock was held until the deadline.
  */
 int lshard__place_listen(struct lshard__place *place, uint64_t deadline_ns);
+/*
+ * Who listens there; not while one who takes a dead rank's place has removed its file and does not listen yet. SOMEBODY
+ * where the directory's lock is held until the deadline.
+ */
+enum lshard__listening lshard__place_look(const struct lshard__place *place, uint64_t deadline_ns);
 /* Why it failed, by its errno @p error: which file or lock is in the way, or which limit. */
 void lshard__place_reason(const struct lshard__place *place, int error, char *text, size_t bytes);
 /* Nobody can come any more; before @p listener is closed. */

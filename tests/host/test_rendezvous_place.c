@@ -6,6 +6,7 @@
 #include "job_ranks.h"
 #include "outside.h"
 #include "patience.h"
+#include "rendezvous_place.h"
 #include "sockets.h"
 #include "text_hash.h"
 
@@ -338,6 +339,23 @@ static void who_leaves_removes_no_other_ranks_socket(void **state)
 	lshard__place_close(&other);
 }
 
+/* Between the removal of a dead rank's socket and the next one nobody is not yet nobody. */
+static void who_is_replacing_what_is_left_is_waited_for(void **state)
+{
+	const struct folder *folder = *state;
+	const int directory = open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct lshard__place place;
+	lshard_error error = {""};
+
+	assert_int_equal(lshard__place_open(&place, "replaced", &error), LSHARD_OK);
+	assert_int_equal(flock(directory, LOCK_EX), 0);
+	assert_int_equal(lshard__place_look(&place, lshard__deadline_ns(50)), LSHARD__SOMEBODY);
+	assert_int_equal(flock(directory, LOCK_UN), 0);
+	assert_int_equal(lshard__place_look(&place, lshard__deadline_ns(LONG_MS)), LSHARD__NOBODY);
+	lshard__place_close(&place);
+	close(directory);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -351,6 +369,7 @@ int main(void)
 		in_a_folder(what_is_no_socket_stays),
 		in_a_folder(who_keeps_the_lock_is_to_blame),
 		in_a_folder(two_that_replace_what_is_left_do_not_both_listen),
+		in_a_folder(who_is_replacing_what_is_left_is_waited_for),
 		in_a_folder(who_leaves_removes_no_other_ranks_socket),
 	};
 
