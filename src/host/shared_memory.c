@@ -35,17 +35,19 @@ lshard_status shared_refused(const struct sharing *sharing, const char *what, ui
 /* More addresses than asked for, of which the unaligned ends are given back. */
 static unsigned char *reserve_aligned(uint64_t bytes, uint64_t alignment)
 {
-	const uint64_t more = alignment > shared_whole_pages(1) ? alignment : 0;
+	uint64_t more = alignment > shared_whole_pages(1) ? alignment : 0;
 	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 	unsigned char *mapped = mmap(NULL, bytes + more, PROT_NONE, flags, -1, 0);
 	size_t before;
 
 	if (mapped == MAP_FAILED && more > 0) { /* a limit may have room for just the bytes */
+		more = 0;
 		mapped = mmap(NULL, bytes, PROT_NONE, flags, -1, 0);
-		return mapped == MAP_FAILED ? NULL : mapped;
 	}
-	if (mapped == MAP_FAILED || more == 0)
-		return mapped == MAP_FAILED ? NULL : mapped;
+	if (mapped == MAP_FAILED)
+		return NULL;
+	if (more == 0)
+		return mapped;
 	before = (size_t)(-(uintptr_t)mapped & (alignment - 1));
 	if (before > 0)
 		munmap(mapped, before);

@@ -114,9 +114,9 @@ def arrival_hooks(
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if is_compiled() or (modes() and is_recorded()):
             if not switch.off:
-                results = _results(args, kwargs, output)
+                results = settled(args, kwargs, output)
                 refuse_results(module, results)
-                settle(token, [_as_real(each) for each in results], changed, number)
+                settle(token, results, changed, number)
                 leave(token, changed, number)
         elif inside:
             end((args, kwargs), output)
