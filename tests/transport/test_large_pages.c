@@ -336,7 +336,7 @@ static void a_rank_that_sees_no_large_pages_gets_the_right_bytes(void **state)
 
 	(void)state;
 	if (team_of_processes(1, hide_system, NULL) != 0) {
-		printf("not tried: this user cannot hide /sys/kernel/mm from a process\n");
+		printf("skipped: this user cannot hide /sys/kernel/mm from a process\n");
 		return;
 	}
 	wish.large_pages = LSHARD_LARGE_PAGES_AUTO;
