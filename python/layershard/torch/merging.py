@@ -40,7 +40,7 @@ class Merging:
         self._names = names
         self._is_updating = is_updating
         self._guarded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        _merging.update(dict.fromkeys(names, self))
+        _merging.update(dict.fromkeys(names, weakref.ref(self)))
         for module in filter(_has_adapters, modules):
             self.guard(module)
 
@@ -76,7 +76,7 @@ class Merging:
 
     def remove(self) -> None:
         for owner in self._names:
-            if _merging.get(owner) is self:
+            if _merging_of(owner) is self:
                 del _merging[owner]
         for module in self._guarded:
             for name in _ATTRIBUTES:
@@ -84,7 +84,13 @@ class Merging:
         self._guarded.clear()
 
 
-_merging: weakref.WeakKeyDictionary[nn.Module, Merging] = weakref.WeakKeyDictionary()
+# It refers to the modules, which would never be freed if it were held here.
+_merging: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Merging]] = weakref.WeakKeyDictionary()
+
+
+def _merging_of(module: nn.Module) -> Merging | None:
+    found = _merging.get(module) if type(module).__hash__ is not None else None
+    return found() if found else None
 
 
 @on_registration
@@ -92,5 +98,6 @@ def _registered(parent: nn.Module, _name: str, new: Any) -> None:
     """An adapter is made round a module."""
     if _merging and isinstance(new, nn.Module) and _has_adapters(parent):
         for each in new.modules():
-            if type(each).__hash__ is not None and each in _merging:
-                _merging[each].guard(parent)
+            merging = _merging_of(each)
+            if merging:
+                merging.guard(parent)
