@@ -19,6 +19,10 @@ All get the tensors themselves, and none is ever written. A compiler that hands 
 inductor where a weight is read after leave) would go on to write them back: arrive and leave compare addresses, and
 raise. An operator finds its steps by the token's address and a number that is the same in every process, so a graph
 that was kept on disk runs the steps of the model it is given, or none.
+
+They are tagged as unfit for CUDA graphs: inductor makes a graph of what lies between two of them (graph partition), and
+calls them itself, on the stream on which it replays those. So transfers are started and awaited anew in each pass, and
+nobody has to prepare or join. The token and the weights count as static, so what changes them is no obstacle.
 """
 
 from __future__ import annotations
@@ -210,7 +214,7 @@ for _schema, _function, _traced in (
     ("finish(Tensor(a!) token, Tensor(b!)[] outputs, SymInt steps) -> ()", _finish, _fake),
 ):
     _name = _schema.partition("(")[0]
-    _library.define(_schema)  # type: ignore[no-untyped-call]
+    _library.define(_schema, tags=(torch.Tag.cudagraph_unsafe,))  # type: ignore[no-untyped-call]
     _library.impl(_name, _function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"layershard::{_name}", _traced, lib=_library)
 
