@@ -35,13 +35,30 @@ static void read_setting(const char *path, char *text, size_t room)
 	(void)fclose(file);
 }
 
+/* Of pages that may be reserved; a kernel need not have others, and /sys may be hidden. */
+static unsigned long long reserved_page_bytes(void)
+{
+	FILE *file = fopen("/proc/meminfo", "re");
+	unsigned long long kib = 0;
+	char line[128];
+
+	while (file && kib == 0 && fgets(line, sizeof line, file))
+		if (sscanf(line, "Hugepagesize: %llu kB", &kib) != 1)
+			kib = 0;
+	if (file)
+		(void)fclose(file);
+	return kib * 1024;
+}
+
 uint64_t lshard__large_page_bytes(void)
 {
 	char text[32];
 	unsigned long long bytes;
 
 	read_setting(SETTINGS "hpage_pmd_size", text, sizeof text);
-	return sscanf(text, "%llu", &bytes) == 1 && (bytes & (bytes - 1)) == 0 && bytes <= LARGEST ? bytes : 0;
+	if (sscanf(text, "%llu", &bytes) != 1)
+		bytes = reserved_page_bytes();
+	return (bytes & (bytes - 1)) == 0 && bytes <= LARGEST ? bytes : 0;
 }
 
 /* Bytes of the mapping at @p memory that lie in large pages, as /proc/self/smaps has it. */
@@ -98,6 +115,8 @@ static const char *reason_of(int failed)
 
 	if (prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1)
 		return "the process has switched large pages off (PR_SET_THP_DISABLE)";
+	if (failed == EINVAL && access(SETTINGS, F_OK))
+		return "this kernel makes none but reserved ones (there is no " SETTINGS ")";
 	read_setting(SETTINGS "shmem_enabled", text, sizeof text);
 	if (strstr(text, "[deny]"))
 		return SETTINGS "shmem_enabled is 'deny': set it to 'advise'";

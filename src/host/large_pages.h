@@ -4,7 +4,8 @@
  * Knows addresses and the system's settings; does not know who reads.
  *
  * Linux 6.1 and later give them to a process that asks (MADV_COLLAPSE), unless the settings deny them; earlier ones
- * where the settings allow them. Pages that an administrator has reserved are shared_memory.h's to take.
+ * where the settings allow them, and kernels may be built without. Pages that an administrator has reserved are
+ * shared_memory.h's to take.
  */
 #ifndef LAYERSHARD_LARGE_PAGES_H
 #define LAYERSHARD_LARGE_PAGES_H

@@ -311,7 +311,7 @@ static lshard_status agree_on_pages(lshard__stack *stack, const struct record *r
 		    stack->base->memory == LSHARD_MEMORY_HOST)
 			return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
 					   "rank %d: large pages are required, and its system has none that it can see "
-					   "(/sys/kernel/mm/transparent_hugepage)",
+					   "(/sys/kernel/mm/transparent_hugepage, Hugepagesize in /proc/meminfo)",
 					   (int)rank);
 		if (records[rank].large_page_bytes != stack->large_page_bytes)
 			stack->large_page_bytes = 0;

@@ -11,7 +11,10 @@
 
 #include <stdarg.h>
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <setjmp.h>
 #include <stddef.h>
@@ -20,8 +23,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <cmocka.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 #define LARGE       (UINT64_C(2) << 20)
 #define LAYERS      5u
@@ -318,16 +326,28 @@ static void threads_have_large_pages(void **state)
 	try_by_threads(wish);
 }
 
-/* Hide what the system says of large pages from this process. */
-static int hide_system(const struct member *member)
+/* The system as this process sees it: no transparent pages, and @p meminfo in /proc/meminfo. */
+static int fake_system(const struct member *member, const char *meminfo)
 {
+	FILE *file = NULL;
+
 	EXPECT(member,
 	       unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
 		       mount("none", "/sys/kernel/mm", "tmpfs", 0, NULL) == 0,
 	       "%s", strerror(errno));
+	file = fopen("/sys/kernel/mm/meminfo", "we");
+	EXPECT(member,
+	       file && fputs(meminfo, file) >= 0 && fclose(file) == 0 &&
+		       mount("/sys/kernel/mm/meminfo", "/proc/meminfo", NULL, MS_BIND, NULL) == 0,
+	       "%s", strerror(errno));
 	return 0;
 failed:
 	return 1;
+}
+
+static int hide_system(const struct member *member)
+{
+	return fake_system(member, "");
 }
 
 static bool can_fake_system(void)
@@ -360,6 +380,59 @@ static void a_rank_that_sees_no_large_pages_gets_the_right_bytes(void **state)
 	wish.large_pages = LSHARD_LARGE_PAGES_REQUIRE;
 	wish.refused_group = "rank 1: large pages are required, and its system has none that it can see";
 	assert_int_equal(team_of_processes(2, sees_no_system, &wish), 0);
+}
+
+/* As a kernel that is built without transparent pages. */
+static int refuse_advice(const struct member *member)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_madvise, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[2])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MADV_HUGEPAGE, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MADV_COLLAPSE, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+	};
+	const struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+
+	EXPECT(member,
+	       prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0,
+	       "%s", strerror(errno));
+	return 0;
+failed:
+	return 1;
+}
+
+static int has_reserved_pages_alone(const struct member *member)
+{
+	return fake_system(member, "MemFree: 1 kB\nHugepagesize:       2048 kB\n") || refuse_advice(member)
+		       ? 1
+		       : takes_pages(member);
+}
+
+static int has_pages_too_large(const struct member *member)
+{
+	return fake_system(member, "Hugepagesize:    1048576 kB\n") ? 1 : takes_pages(member);
+}
+
+static void a_kernel_without_transparent_pages_is_told(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	if (!can_fake_system())
+		return;
+	wish.log = "this kernel makes none but reserved ones";
+	wish.status = LSHARD_ERR_NO_MEMORY;
+	assert_int_equal(team_of_processes(2, has_reserved_pages_alone, &wish), 0);
+	wish.large_pages = LSHARD_LARGE_PAGES_AUTO;
+	wish.status = LSHARD_OK;
+	wish.hidden = true;
+	assert_int_equal(team_of_processes(2, has_reserved_pages_alone, &wish), 0);
+	wish.large_pages = LSHARD_LARGE_PAGES_REQUIRE;
+	wish.refused_group = "rank 0: large pages are required, and its system has none that it can see";
+	assert_int_equal(team_of_processes(2, has_pages_too_large, &wish), 0);
 }
 
 static void what_cannot_be_large_is_told_or_refused(void **state)
@@ -534,6 +607,18 @@ static void reserved_pages_are_taken_first(void **state)
 	try_by_processes(wish);
 }
 
+static void reserved_pages_do_where_no_others_are(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	if (!can_fake_system())
+		return;
+	wish.layer_bytes = 20 * LARGE;
+	wish.reserved = true;
+	assert_int_equal(team_of_processes(2, has_reserved_pages_alone, &wish), 0);
+}
+
 /* Ranks that are killed while they hold reserved pages; reserved_pages.sh counts what is left. */
 static int is_killed(const struct member *member)
 {
@@ -608,6 +693,7 @@ static bool can_have_large_pages(void)
 
 #define WHATEVER_THERE_IS                                                                                              \
 	cmocka_unit_test(a_rank_that_sees_no_large_pages_gets_the_right_bytes),                                        \
+		cmocka_unit_test(a_kernel_without_transparent_pages_is_told),                                          \
 		cmocka_unit_test(what_cannot_be_large_is_told_or_refused),                                             \
 		cmocka_unit_test(reserving_is_advised_where_it_would_do),                                              \
 		cmocka_unit_test(small_layers_are_left_alone),                                                         \
@@ -631,6 +717,7 @@ int main(int argc, char **argv)
 	};
 	const struct CMUnitTest reserved[] = {
 		cmocka_unit_test(reserved_pages_are_taken_first),
+		cmocka_unit_test(reserved_pages_do_where_no_others_are),
 	};
 	const struct CMUnitTest killed[] = {cmocka_unit_test(ranks_are_killed)};
 	const struct CMUnitTest refused[] = {
