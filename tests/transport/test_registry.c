@@ -354,6 +354,61 @@ static void tables_of_two_names_are_told(void **state)
 	assert_int_equal(contexts_outstanding(), 0);
 }
 
+/* ---- Large pages ---- */
+
+/* What each of two ranks sees of its system and wants of it, and what all then have. */
+struct sight {
+	uint64_t page_bytes[2];
+	lshard_large_pages wanted[2];
+	uint64_t agreed;
+	const char *refused; /* a part of the error's text */
+};
+
+static int sees_pages(const struct member *member)
+{
+	const struct sight *sight = member->user;
+	lshard_context context = context_for_member(member, "", LONG_MS);
+	lshard__stack *stack = NULL;
+	lshard_error error = {""};
+	lshard_status status;
+	int failed = 1;
+
+	context.large_page_bytes = sight->page_bytes[member->rank];
+	context.large_pages = sight->wanted[member->rank];
+	status = lshard__stack_open(&context, "local", NULL, &stack, &error);
+	EXPECT(member, !stack == !!sight->refused, "%s: %s", lshard_status_name(status), error.text);
+	EXPECT(member, strstr(error.text, sight->refused ? sight->refused : ""), "%s", error.text);
+	if (stack)
+		EXPECT(member, lshard__stack_top(stack)->context->large_page_bytes == sight->agreed, "pages of %llu",
+		       (unsigned long long)lshard__stack_top(stack)->context->large_page_bytes);
+	failed = 0;
+failed:
+	lshard__stack_close(stack);
+	return failed;
+}
+
+static void large_pages_are_those_of_all_ranks(void **state)
+{
+	enum { MIB = 1 << 20 };
+	const lshard_large_pages never = LSHARD_LARGE_PAGES_NEVER, require = LSHARD_LARGE_PAGES_REQUIRE;
+	struct sight list[] = {
+		{.page_bytes = {2 * MIB, 2 * MIB}, .agreed = (uint64_t)2 * MIB},
+		{.page_bytes = {2 * MIB, 0}},
+		{.page_bytes = {0, 2 * MIB}},
+		{.page_bytes = {2 * MIB, 32 * MIB}},
+		{.page_bytes = {2 * MIB, 0},
+		 .wanted = {require, require},
+		 .refused = "rank 1: large pages are required, and its system has none"},
+		{.page_bytes = {0, 2 * MIB},
+		 .wanted = {never, require},
+		 .refused = "rank 0 has never for large_pages, rank 1 require"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+		assert_int_equal(team_of_threads(2, sees_pages, &list[i]), 0);
+}
+
 static void transports_are_listed(void **state)
 {
 	lshard_transport_information information = LSHARD_TRANSPORT_INFORMATION_INIT;
@@ -391,6 +446,7 @@ int main(void)
 		cmocka_unit_test(a_wrapper_that_fails_on_one_rank_fails_all),
 		cmocka_unit_test(a_table_with_a_hole_is_refused),
 		cmocka_unit_test(tables_of_two_names_are_told),
+		cmocka_unit_test(large_pages_are_those_of_all_ranks),
 		cmocka_unit_test(transports_are_listed),
 	};
 
