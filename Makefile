@@ -9,6 +9,7 @@
 #   make lint     look through the sources: format, Python, shell scripts; make format fixes what it can
 # The longer checks: check-long, after check; with clang in build directories of their own check-clang, check-asan and
 # check-tsan; check-valgrind; and check-mutants: small faults put into the sources, each of which one test must find.
+# After check, as root on a machine where nobody else needs large pages: check-pages.
 # On a machine with an NVIDIA GPU: check-gpu.
 
 BUILD ?= build
@@ -22,6 +23,8 @@ FOLDER ?=
 IN_FOLDER = $(if $(FOLDER),-L '^in:$(patsubst tests/%,%,$(FOLDER:/=))(/|$$)')
 # Which of tests/mutants: make check-mutants MUTANTS="registry-users trace-each-wait". All if none is named.
 MUTANTS ?=
+# Which supplies of large pages: make check-pages PAGES="none short" (scripts/check_pages.sh). All if none is named.
+PAGES ?=
 
 MAKEFLAGS += --no-print-directory
 CONFIGURE = cmake -DLAYERSHARD_WERROR=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS)
@@ -77,6 +80,12 @@ check-valgrind: ci-deps
 	$(CONFIGURE) -DLAYERSHARD_BUILD_TESTS=ON -S . -B $(BUILD)
 	$(call COMPILE,$(BUILD))
 	tests/run_valgrind.sh $(BUILD)
+
+# The tests of make check, with its build, where large pages are required, where there are none, where they run out.
+.PHONY: check-pages
+check-pages:
+	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
+		scripts/check_pages.sh $(BUILD) $(PAGES) -- $(IN_FOLDER) $(TEST_FLAGS)
 
 .PHONY: check-mutants
 check-mutants: check-deps
