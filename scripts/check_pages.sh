@@ -89,9 +89,9 @@ watch_free() {
 # What was run, and of the tests' output how many passed, which failed and which were skipped why.
 sum_up() { # sum_up SUPPLY
 	echo "== $1: $what"
-	echo "$(date -u '+%Y-%m-%d %H:%M'), $(git -C "$tree" describe --always --dirty), Linux $(uname -r | cut -d. -f1,2)"
+	echo "$(date -u '+%F %H:%M'), $(git -C "$tree" describe --always --dirty), Linux $(uname -r | cut -d. -f1,2)"
 	[ "$1" != short ] || echo "reserved pages: $pages, at least $(cat "$work/least") of them free at any time"
-	sed -n '/tests passed/p; /^Total Test time/p; /^The following tests FAILED/,/^Errors/p; /^Skipped/,$p' "$work/log"
+	sed -n '/tests passed/p; /^Total Test/p; /^The following tests FAILED/,/^Errors/p; /^Skipped/,$p' "$work/log"
 }
 
 run() { # run SUPPLY CTEST-OPTION...
