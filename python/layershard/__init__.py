@@ -43,6 +43,7 @@ from .errors import (
     WrongState,
 )
 from .group import Group
+from .memory_source import MemorySource
 from .planning import Discovered, Plan, Transport, Variable, discover, plan, transports, variables
 from .series import ALL, Series, Stats, Stripe, Tensor
 
@@ -78,6 +79,7 @@ __all__ = [
     "Group",
     "Invalid",
     "LibraryError",
+    "MemorySource",
     "Mismatch",
     "NoMemory",
     "NotPeriodic",

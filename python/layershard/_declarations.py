@@ -37,6 +37,7 @@ LOG_LEVEL = {"error": 0, "warn": 1, "info": 2, "debug": 3}
 MEMORY = {"host": 1, "cuda": 2}
 PLACEMENT = {"whole": 0, "striped": 1}
 POISON = {"off": 0, "ready": 1, "on": 2}
+PURPOSE = {"shard": 1, "windows": 2}
 LARGE_PAGES = {"auto": 0, "never": 1, "require": 2}
 STRIPE = {"bytes": 0, "rows": 1, "columns": 2}
 BELOW_K_NAMED = 16

@@ -21,6 +21,7 @@ from . import _declarations as c
 from ._calls import FirstError, run_interruptible
 from ._library import library
 from .errors import WrongState, error_of
+from .memory_source import Lender
 
 _numbers = itertools.count()
 _open_groups: weakref.WeakSet[GroupHandle] = weakref.WeakSet()
@@ -104,11 +105,14 @@ class GroupHandle:
                 self.library.lshard_series_join(pointer, None)  # a failure is the others', who tell it
         return 0
 
-    def fail(self, code: int) -> NoReturn:
+    def fail(self, code: int, kept: FirstError | None = None) -> NoReturn:
         """Raise what a failed call on the group left: a callback's exception, or the library's text."""
         self.is_settled = True
         text = self.library.lshard_group_error(self.pointer) or self.library.lshard_status_text(code)
-        self.kept.reraise(error_of(code, text.decode(errors="replace"), rank=self.rank))
+        words = text.decode(errors="replace")
+        if kept is None or kept.error is None:
+            self.kept.reraise(error_of(code, words, rank=self.rank))
+        kept.reraise(error_of(code, f"{words}: {type(kept.error).__name__}: {kept.error}", rank=self.rank))
 
     def add_series(self, pointer: ctypes.c_void_p) -> None:
         self._live[pointer.value] = None
@@ -174,8 +178,9 @@ class GroupHandle:
 class SeriesHandle:
     """The C series. Once closed it lives on as long as arrays show its memory; forgotten unclosed, it is freed too."""
 
-    def __init__(self, group: GroupHandle, options: c.SeriesOptions) -> None:
+    def __init__(self, group: GroupHandle, options: c.SeriesOptions, lender: Lender | None = None) -> None:
         self.group = group
+        self._lender = lender  # as long as it may be asked
         self.library = group.library
         self._name: str = options.name.decode()
         self.pointer = ctypes.c_void_p()  # for calls: NULL once closed
@@ -189,7 +194,7 @@ class SeriesHandle:
                 self.pointer.value = None
             raise
         if status < 0:
-            group.fail(status)
+            group.fail(status, None if lender is None else lender.kept)
         self._owned.append(ctypes.c_void_p(self.pointer.value))
         group.add_series(self._owned[0])
 

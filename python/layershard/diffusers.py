@@ -53,6 +53,7 @@ class LayerShardingConfig:
     resident: int | float | str = 0
     layer: str | Sequence[str] = ()
     timeout_ms: int | None = None
+    memory: str = "library"
 
 
 def _listed(module: nn.Module) -> list[str]:

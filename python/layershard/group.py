@@ -21,6 +21,7 @@ from ._handles import GroupHandle
 from ._library import library, library_path
 from .callbacks import Collectives, c_callbacks
 from .errors import Error, Invalid, LibraryError, WrongState, error_of
+from .memory_source import MemorySource
 from .planning import discover
 from .series import Series, Tensor, choice, series_options, unsigned
 
@@ -123,6 +124,7 @@ class Group:
         )
         self.memory = memory
         self.device = device
+        self.callbacks = callbacks
         self._handle: GroupHandle | None = _create(options, kept, [c_allgather, c_log, c_collectives])
         self._series: list[Series] = []
 
@@ -159,15 +161,16 @@ class Group:
         placement: Literal["whole", "striped"] = "whole",
         resident_bytes: int = 0,
         poison: Literal["off", "ready", "on"] = "off",
+        memory_source: MemorySource | None = None,
     ) -> Series:
         """Create a series: collective; all ranks describe it alike. `prefetch` is k, the layers fetched ahead;
         `resident_bytes` is memory to spend on resident layers, which other ranks store (layershard.ALL: all of them).
         `poison`: windows hold NaN (Tensor.poison) wherever a program should not read them; "ready": Series.poison
-        switches it on. LAYERSHARD_POISON does the same for any series.
+        switches it on. LAYERSHARD_POISON does the same for any series. `memory_source`: memory of the caller's.
         """
         options = series_options(name, first_layer, layer_count, tensors, prefetch, placement, resident_bytes, poison)
         device = (c.MEMORY[self.memory], self.device if self.memory == "cuda" else 0)
-        series = Series(self._open_handle(), options, device)
+        series = Series(self._open_handle(), options, device, memory_source)
         self._series = [*self.open_series, series]
         return series
 

@@ -20,6 +20,7 @@ from ._handles import GroupHandle, SeriesHandle
 from ._interrupts import interruptible
 from .dlpack import View, data_type
 from .errors import Invalid
+from .memory_source import Lender, MemorySource
 
 ALL = 2**64 - 1
 PostProcess = Callable[[int, list[int]], None]
@@ -166,12 +167,17 @@ class Series:
     reach_fast: Callable[..., None]
     wait_fast: Callable[..., None]
 
-    def __init__(self, group: GroupHandle, options: c.SeriesOptions, device: tuple[int, int]) -> None:
+    def __init__(
+        self, group: GroupHandle, options: c.SeriesOptions, device: tuple[int, int], source: MemorySource | None = None
+    ) -> None:
         self.layers = range(options.first_layer, options.first_layer + options.layer_count)
         self.name: str = options.name.decode()
         self._bytes = [tensor.bytes for tensor in options.tensors[: options.tensor_count]]
         self._device = device
-        self._handle = SeriesHandle(group, options)
+        lender = None if source is None else Lender(source)
+        if lender is not None:
+            options.memory_source = ctypes.pointer(lender.structure)
+        self._handle = SeriesHandle(group, options, lender)
         asked = os.environ.get("LAYERSHARD_POISON") == "1"
         self.is_poisoned = asked or options.poison == c.POISON["on"]
         self.reach_fast = self._bind(self._handle.library.lshard_reach)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import NotSupported
+from .memory import zeros_at
 
 
 def host_bytes(address: int, count: int) -> torch.Tensor:
@@ -39,11 +40,8 @@ class TorchDevice:
     # ---- Memory ----
 
     def allocate(self, count: int, alignment: int) -> int:
-        with torch.inference_mode(False):
-            block = torch.zeros(count + alignment, dtype=torch.uint8, device=self.device)
+        block = zeros_at(count, alignment, self.device)
         self._torch.synchronize(self.device)  # the zeros, and what had used the memory before
-        first = -block.data_ptr() % alignment
-        block = block[first : first + count]
         places, blocks = self._blocks
         at = bisect.bisect(places, block.data_ptr())
         self._blocks = (

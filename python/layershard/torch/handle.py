@@ -6,6 +6,7 @@ Knows the parts (series, hooks, guards) and puts them together; how each works i
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from ..errors import Error
 from ..group import Group
 from ..series import Stats
 from . import ops
 from .alone import Does
 from .compiled import forget_compiled, is_recording, register_first, whole
+from .exchange import exchange
 from .grouping import Place
 from .guards import Guards, above, refuse_keeping, refuse_loading
 from .memory import address_of, bytes_at, release_freed_memory
@@ -32,6 +35,7 @@ from .updates.update import Update
 from .wiring import Wiring
 
 Result = TypeVar("Result")
+_log = logging.getLogger("layershard")
 
 _ATTRIBUTE = "_layershard_handle"
 _GATE = "_layershard_gate"  # why no pass is made; None: they are
@@ -41,6 +45,10 @@ GIVEN_UP = (
     "the shared weights have been given up by close(), and cannot be had back: build the model again. A model that is "
     "to go on is given whole weights by detach(), in the place of close()"
 )
+
+
+def _nothing() -> None:
+    pass
 
 
 class Handle:
@@ -357,12 +365,12 @@ class Handle:
 
     def detach(self) -> nn.Module:
         """Give the model whole weights of its own again, and leave the group. All ranks must still be there on a
-        collective transport; on others each leaves when it likes."""
+        collective transport, and with memory="torch"; on others each leaves when it likes."""
         if is_closed(self._model):
             raise Refused(GIVEN_UP)
         self.refuse_half_written()
         self.alone("detach()", self._give_back)
-        self.leave()
+        self.leave(self._await_readers)
         release_freed_memory()
         return self._model
 
@@ -385,14 +393,26 @@ class Handle:
             refuse_keeping(above(self._model, {place.owner for place in self.all_places()}), GIVEN_UP)
         self._model.__dict__[_CLOSED] = True
 
-    def leave(self) -> None:
-        """Hooks and guards off, and out of the group. The model's parameters are the caller's matter."""
+    def _await_readers(self) -> None:
+        """A shard of torch's memory is given back when the others read it no more; who leaves before never has it. So
+        ranks that share such meet when all have closed their series."""
+        groups = dict.fromkeys(each.group for each in self.shared if each.is_lent)
+        try:
+            for group in groups:
+                exchange(group, self.device, {})
+        except Error as error:
+            _log.warning("memory of torch's that other ranks may still read is not given back to it: %s", error.text)
+
+    def leave(self, before: Callable[[], None] = _nothing) -> None:
+        """Hooks and guards off, and out of the group, @before which the series are closed. The model's parameters are
+        the caller's matter."""
         self._unhook()
         forget_compiled()
         self._wiring = None
         forget(self._model)
         for each in self.shared:
             each.series.close()
+        before()
         for group in self._groups:
             group.close()
 
@@ -403,10 +423,6 @@ class Handle:
         self._remove_gates()
         if self._guards is not None:
             self._guards.remove()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _refuse_shut(module: nn.Module, _args: Any) -> None:

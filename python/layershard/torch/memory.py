@@ -40,6 +40,18 @@ def bytes_of(series: Series, layer: int, tensor: int, nbytes: int, *, writable: 
     return found
 
 
+@torch.inference_mode(False)
+def zeros_at(count: int, alignment: int, device: torch.device) -> torch.Tensor:
+    """Bytes of torch's allocator at a multiple of @alignment; no more of them than need be."""
+    block = torch.empty(count, dtype=torch.uint8, device=device)
+    if block.data_ptr() % alignment:
+        del block
+        block = torch.empty(count + alignment, dtype=torch.uint8, device=device)
+        first = -block.data_ptr() % alignment
+        block = block[first : first + count]
+    return block.zero_()
+
+
 def apart(tensor: torch.Tensor) -> torch.Tensor:
     """All bytes of a tensor's storage as a storage of its own, by which who looks there can be told from others."""
     raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

@@ -45,6 +45,7 @@ from .refusals import (
 from .report import wasted
 from .shared import Shared, describe
 from .spreading import Spreading
+from .torch_memory import MEMORY, source_for
 from .wiring import refuse_uncalled
 
 _log = logging.getLogger("layershard")
@@ -117,13 +118,16 @@ def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequen
     )
 
 
-def _refuse_numbers_and_words(prefetch: int, placement: str, transport: str, timeout_ms: int | None) -> None:
+def _refuse_numbers_and_words(
+    prefetch: int, placement: str, transport: str, timeout_ms: int | None, memory: str
+) -> None:
     """What the library would refuse on this rank alone, when the others wait for it."""
     unsigned("prefetch", prefetch, 32)
     unsigned("timeout_ms", 0 if timeout_ms is None else timeout_ms, 32)
     if not isinstance(transport, str):
         raise Refused(f"transport is {transport!r}: give 'auto' or a transport's name, such as 'shm'")
     choice("placement", placement, {"auto": -1, **PLACEMENT})
+    choice("memory", memory, MEMORY)
 
 
 def _is_empty(model: nn.Module, shared: Sequence[Shared]) -> bool:
@@ -218,6 +222,7 @@ def shard(
     layer: str | Sequence[str] = (),
     device: torch.device | str | None = None,
     timeout_ms: int | None = None,
+    memory: str = "library",
 ) -> nn.Module:
     """Let the ranks of @group store the chosen layers once between them. In place; returns the model. Collective.
 
@@ -242,6 +247,7 @@ def shard(
                Without, the first by which layers are alike.
     device     where layers live, for a model that is on the meta device entirely.
     timeout_ms the longest wait for other ranks in one call.
+    memory     whose shards and windows are: the "library"'s own, or "torch": of torch's allocator, which counts them.
 
     A model whose own weights are on the meta device (layershard.torch.empty_weights) is filled by load, or by fill.
     It may be called again for other modules of the model, with other options; the handle is of all that is shared.
@@ -254,7 +260,7 @@ def shard(
     if stripe and placement == "auto":
         placement = "striped"
     try:
-        _refuse_numbers_and_words(prefetch, placement, transport, timeout_ms)
+        _refuse_numbers_and_words(prefetch, placement, transport, timeout_ms, memory)
         join.transport, join.timeout_ms = transport, timeout_ms
         found = _device_of(model, device)
         memory_of(found)
@@ -270,6 +276,7 @@ def shard(
     except Exception as refusal:
         join.refuse(refusal)
     with join.opened(plans, model) as ranks:
+        source = source_for(ranks, memory, found)
         spreading = Spreading.over(ranks, prefetch, placement)
         if not stripe:  # of which each rank may want its own slices, whatever they save
             plans = spreading.worth_sharing(plans)
@@ -283,6 +290,7 @@ def shard(
                 placement=spreading.placement_of(plan),
                 resident_bytes=_resident_bytes(resident, plan, plans),
                 stripes=stripe or {},
+                source=source,
             )
             for plan in plans
         ]

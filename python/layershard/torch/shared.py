@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..group import Group
+from ..memory_source import MemorySource
 from ..series import Series, Tensor
 from .grouping import Place, SeriesPlan, stripe_of
 from .layout import Layout, short
@@ -65,6 +66,7 @@ class Shared:
         placement: str,
         resident_bytes: int,
         stripes: dict[str, str],
+        source: MemorySource | None = None,
     ) -> None:
         self.group = group
         self.plan = plan
@@ -79,8 +81,11 @@ class Shared:
             prefetch=prefetch,
             placement=placement,  # type: ignore[arg-type]  # the library names what is wrong
             resident_bytes=resident_bytes,
-            poison="ready" if device.type == "cpu" else "off",  # there it takes memory only once it is on
+            # In the library's host memory it takes none before it is on.
+            poison="ready" if device.type == "cpu" and source is None else "off",
+            memory_source=source,
         )
+        self.is_lent = source is not None  # its memory is not the library's
         # Whether any layer has to be fetched; where all are read in place, a pass has nothing to call.
         self.moves = self.series.stats().windows > 0
         self.committed = False
