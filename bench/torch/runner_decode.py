@@ -27,12 +27,24 @@ SETTINGS = pathlib.Path("/sys/kernel/mm/transparent_hugepage")
 VARIANTS = [(ranks, kept) for ranks in (1, 2) for kept in ("shared", "private")]
 
 
+def chosen(setting: pathlib.Path) -> str:
+    return setting.read_text().split("[")[1].split("]")[0]
+
+
 def start(runner: pathlib.Path, options: list[str], rank: int, ranks: int) -> subprocess.Popen[str]:
     core = sorted(os.sched_getaffinity(0))[rank]
     environment = os.environ | {
-        "LAYERSHARD_RANK": str(rank), "LAYERSHARD_SIZE": str(ranks), "LAYERSHARD_JOB": f"decode-{os.getpid()}"}
-    return subprocess.Popen([str(runner), "--json", *options], env=environment, stdout=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+        "LAYERSHARD_RANK": str(rank),
+        "LAYERSHARD_SIZE": str(ranks),
+        "LAYERSHARD_JOB": f"decode-{os.getpid()}",
+    }
+    return subprocess.Popen(
+        [str(runner), "--json", *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
 
 
 def decode(runner: pathlib.Path, options: list[str], ranks: int) -> tuple[float, dict[str, Any], list[int]]:
@@ -51,15 +63,19 @@ def measure(runner: pathlib.Path, options: list[str], rounds: int) -> list[dict[
     best: dict[tuple[int, str], dict[str, Any]] = {}
     expected = None
     for turn in range(rounds):
-        for ranks, kept in VARIANTS[turn % len(VARIANTS):] + VARIANTS[:turn % len(VARIANTS)]:
+        for ranks, kept in VARIANTS[turn % len(VARIANTS) :] + VARIANTS[: turn % len(VARIANTS)]:
             private = ["--replicated"] if kept == "private" else []
             speed, own, tokens = decode(runner, [*options, *private], ranks)
             expected = expected or tokens
             if tokens != expected:
                 raise SystemExit(f"{ranks} ranks with {kept} layers said other tokens than the first run")
             if speed > best.get((ranks, kept), {"tokens_per_s": 0})["tokens_per_s"]:
-                best[ranks, kept] = {"ranks": ranks, "layers": kept, "tokens_per_s": speed,
-                                     "large_bytes": own["large_bytes"]}
+                best[ranks, kept] = {
+                    "ranks": ranks,
+                    "layers": kept,
+                    "tokens_per_s": speed,
+                    "large_bytes": own["large_bytes"],
+                }
     for (ranks, _), row in best.items():
         row["to_private"] = row["tokens_per_s"] / best[ranks, "private"]["tokens_per_s"]
     return [best[variant] for variant in VARIANTS]
@@ -76,10 +92,12 @@ def main() -> int:
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two ranks need a core each, and this process may use one")
     rows = measure(arguments.build / "layershard-llama", ["--max-tokens", str(arguments.max_tokens)], arguments.rounds)
-    settings = {name: (SETTINGS / name).read_text().split("[")[1].split("]")[0] for name in ("enabled", "shmem_enabled")}
+    settings = {name: chosen(SETTINGS / name) for name in ("enabled", "shmem_enabled")}
     for row in rows:
-        print("{ranks} ranks, {layers:7} {tokens_per_s:6.2f} tokens/s, {to_private:.3f} of private, "
-              "{large_bytes} bytes in large pages".format(**row))
+        print(
+            "{ranks} ranks, {layers:7} {tokens_per_s:6.2f} tokens/s, {to_private:.3f} of private, "
+            "{large_bytes} bytes in large pages".format(**row)
+        )
     print("settings:", settings)
     if arguments.save:
         torch_save.write(arguments.save, {"settings": settings, "rounds": arguments.rounds, "rows": rows}, [])
