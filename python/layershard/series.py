@@ -166,6 +166,7 @@ class Series:
 
     reach_fast: Callable[..., None]
     wait_fast: Callable[..., None]
+    joined_fetches = 0  # of stats' fetches those that came before the last join on a stream
 
     def __init__(
         self, group: GroupHandle, options: c.SeriesOptions, device: tuple[int, int], source: MemorySource | None = None
@@ -307,7 +308,10 @@ class Series:
 
     def join(self, stream: int = 0) -> None:
         """End every use and order what follows after everything in flight: last call of a captured region."""
-        self._check(self._handle.library.lshard_series_join(self._c, stream))
+        status = self._handle.library.lshard_series_join(self._c, stream)
+        if stream:  # also of a region that is refused: its copies lead back
+            self.joined_fetches = self.stats().fetches
+        self._check(status)
 
     def rewind(self) -> None:
         """Back to the start of a pass: the cure for OutOfStep. Collective on collective transports."""

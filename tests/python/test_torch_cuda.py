@@ -95,6 +95,39 @@ def test_replays_of_a_cuda_graph():
     ranks.run(2, graphs)
 
 
+def unjoined(rank, size):
+    model, x, want = prepared(rank, size, BLOCKS)
+    handle, stream = sharding.of(model), torch.cuda.Stream()
+
+    def capture(end):
+        graph = torch.cuda.CUDAGraph()
+        handle.prepare()
+        with torch.cuda.graph(graph, stream=stream):
+            y = model(x)
+            end()
+        handle.prepare()
+        graph.replay()
+        stream.synchronize()
+        return y
+
+    def their_own():
+        raise KeyError("theirs")
+
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        assert torch.equal(model(x), want)
+        with pytest.raises(sharding.Refused, match=r"prepare.*join"):
+            capture(lambda: None)
+        assert torch.equal(capture(handle.join), want)
+        with pytest.raises(KeyError, match="theirs"):
+            capture(their_own)
+        assert torch.equal(model(x), want)
+        assert torch.equal(capture(handle.join), want)
+
+
+def test_a_capture_without_join_is_refused_and_does_no_harm():
+    ranks.run(2, unjoined)
+
+
 def compiled(rank, size):
     model, x, want = prepared(rank, size, BLOCKS, n_layers=4)
     handle = sharding.of(model)

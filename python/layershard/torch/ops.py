@@ -37,6 +37,7 @@ import torch
 
 from ..errors import Busy
 from ..series import Series
+from . import captures
 from .callers import is_within
 from .compiled import refuse_exporting
 from .noticing import Watch
@@ -118,6 +119,8 @@ class Steps:
         self.watch = watch
         self.eager = self.calls if watch is None else [(watch.look, 0), *self.calls]
         self.device = device
+        if device.type == "cuda":
+            captures.watch(series for series, _ in (*reaches, *waits))
         self.token = token
         self.weights = list(weights)
         self.addresses = [weight.data_ptr() for weight in weights]

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captures of CUDA graphs that would end without join: copies that began in them would lead back to nobody's stream.
+CUDA refuses such a graph, and names neither layers nor a cure. They are found where torch ends a capture, whoever began
+it.
+
+Knows torch's captures and the counters of series; nothing of modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..errors import Error
+from ..series import Series
+from .refusals import Refused
+
+_UNJOINED = (
+    "a CUDA graph was captured, and layers of {names} that were fetched in it are not joined: call "
+    "layershard.torch.of(model).prepare() before the capture and before each replay, and "
+    "layershard.torch.of(model).join() as the last thing in what is captured. torch.compile(mode='reduce-overhead') "
+    "makes graphs without either. This graph is not to be replayed"
+)
+
+_watched: weakref.WeakSet[Series] = weakref.WeakSet()
+_before: weakref.WeakKeyDictionary[Any, dict[Series, int]] = weakref.WeakKeyDictionary()  # by torch.cuda.graph
+
+
+def watch(series: Iterable[Series]) -> None:
+    """In all captures that begin from now on."""
+    _watched.update(series)
+    if torch.cuda.graph.__exit__ is not _exit:
+        torch.cuda.graph.__enter__, torch.cuda.graph.__exit__ = _enter, _exit  # type: ignore[method-assign,assignment]
+
+
+def _fetches() -> dict[Series, int]:
+    return {each: each.stats().fetches for each in _watched if not each.closed}
+
+
+def _unjoined(before: dict[Series, int]) -> list[Series]:
+    """Of which something was fetched after the capture had begun, and after the last join."""
+    return [each for each, count in _fetches().items() if count > max(before.get(each, count), each.joined_fetches)]
+
+
+_torch_enter, _torch_exit = torch.cuda.graph.__enter__, torch.cuda.graph.__exit__
+
+
+def _enter(capture: Any) -> Any:
+    _before[capture] = _fetches()
+    return _torch_enter(capture)
+
+
+def _exit(capture: Any, kind: Any, *error: Any) -> None:
+    """What is not joined is joined, so that the capture ends as others do, and torch is fit for the next one."""
+    unjoined = _unjoined(_before.pop(capture, {}))
+    for each in unjoined:
+        with contextlib.suppress(Error):
+            each.join(torch.cuda.current_stream().cuda_stream)
+    _torch_exit(capture, kind, *error)
+    if unjoined and kind is None:
+        raise Refused(_UNJOINED.format(names=", ".join(f"'{each.name}'" for each in unjoined)))
