@@ -8,6 +8,8 @@
 #   link       1 min  fetches by size, beside bare copies
 #   readers    1 min  four ranks, two of them reading one source at once: whole and striped (two GPUs)
 #   in-place          two ranks on one GPU that compute from each other's memory: 1024 and 16 tokens
+#   rounding   2 min  a compiled sharded model's distance from float32, beside a compiled replicated one's: ten seeds
+#   compiled   4 min  models whose attention a compiler finds a kernel for only where nothing cuts the graph
 #   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs,
 #                     with a late rank (two GPUs); by python3, or LAYERSHARD_PYTHON, with layershard, torch and
 #                     diffusers: e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan
@@ -45,11 +47,11 @@ case $gpus in
 	;;
 1)
 	pair='--devices 0,0 --transport cuda:copy'
-	parts='link in-place'
+	parts='link in-place rounding compiled'
 	;;
 *)
 	pair='--devices 0,1'
-	parts='link readers in-place e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan'
+	parts='link readers in-place rounding compiled e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan'
 	;;
 esac
 if [ $# -eq 0 ]; then
@@ -110,6 +112,8 @@ run_part() {
 	readers) link "$1" --devices 0,0,1,1 --placement whole,striped --readers 2 ;;
 	in-place) model "$1" e2e.py --devices 0,0 --transport cuda --layers 6 --tokens 1024,16 \
 		--variants 'replicated*;layershard k=1*' ;;
+	rounding) model "$1" rounding.py ;;
+	compiled) model "$1" compiled_speed.py ;;
 	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 ;;
 	whole) model "$1" e2e.py --devices 0,1 --whole --layers 80 --tokens 4096 ;;
 	wan) model "$1" wan.py --devices 0,1 --layers 16 --passes 1 --pace 20,100 ;;

@@ -5,7 +5,7 @@ An operator that changes weights is a border to a compiler: inductor fuses nothi
 of the patterns that it has other kernels for (attention). What it computes may be rounded otherwise. This copy has
 the same borders, and has all its weights: bits that are equal to its bits were computed from right ones.
 
-Knows torch; of layershard what a hook finds in a module's results.
+Knows torch; of layershard which modules wait for which weights, and what a hook finds in a module's results.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import layershard.torch
 from layershard.torch.hooks import settled
 
 _library = torch.library.Library("layershard_bench", "DEF")  # type: ignore[no-untyped-call]
@@ -55,10 +56,22 @@ def _look(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
     """Where a graph breaks, dynamo compiles a module with hooks by other frames than one without."""
 
 
+def borders(sharded: torch.nn.Module) -> tuple[list[str], dict[str, list[str]]]:
+    """What cut needs to know of a sharded model."""
+    handle = layershard.torch.of(sharded)
+    shared = {id(place.tensor) for place in handle.all_places()}
+    waiting = {
+        name: [f"{name}.{each}" for each, weight in module.named_parameters() if id(weight) in shared]
+        for name, module in sharded.named_modules()
+        if handle.steps_of(module)[1]
+    }
+    return [name for name, module in sharded.named_modules() if module._forward_pre_hooks], waiting
+
+
 def cut(model: torch.nn.Module, hooked: Collection[str], waiting: Mapping[str, Sequence[str]]) -> torch.nn.Module:
     """@hooked: names of the modules that have hooks in the sharded model. @waiting: of those that wait for weights, and
     the names of these weights. The model itself, with hooks."""
-    token = torch.zeros(1)
+    token = torch.zeros(1, device=next(model.parameters()).device)
     torch._dynamo.mark_static_address(token)
     for name, weights in waiting.items():
         _cut_round(model.get_submodule(name), [model.get_parameter(each) for each in weights], token)

@@ -112,17 +112,8 @@ def _as_cut(case: Case, whole: torch.nn.Module, backend: str, got: Sequence[torc
     """Whether the bits are those of the unshared copy @whole compiled with operators at the same places."""
     import family_cut
 
-    import layershard.torch as sharding
-
-    handle = sharding.of(case.model)
-    shared = {id(place.tensor) for place in handle.all_places()}
-    waiting = {
-        name: [f"{name}.{each}" for each, weight in module.named_parameters() if id(weight) in shared]
-        for name, module in case.model.named_modules()
-        if handle.steps_of(module)[1]
-    }
-    hooked = [name for name, module in case.model.named_modules() if module._forward_pre_hooks]
-    return difference(got, passes(_run_of(family_cut.cut(whole, hooked, waiting), backend), case)) is None
+    beside = family_cut.cut(whole, *family_cut.borders(case.model))
+    return difference(got, passes(_run_of(beside, backend), case)) is None
 
 
 def compare(case: Case, backend: str | None, computes: bool) -> Result:
