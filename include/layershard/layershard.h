@@ -175,6 +175,18 @@ typedef enum lshard_large_pages {
 	LSHARD_LARGE_PAGES_REQUIRE = 2 /* a series that cannot have them is NO_MEMORY */
 } lshard_large_pages;
 
+/**
+ * On which NUMA nodes a series' shards lie in host memory, where the machine has several (docs/c.md, "NUMA nodes").
+ * These are wishes: where a node has no memory left another's is taken, and the log says so.
+ */
+typedef enum lshard_numa {
+	LSHARD_NUMA_AUTO = 0,       /* NONE, unless LAYERSHARD_NUMA says otherwise */
+	LSHARD_NUMA_NONE = 1,       /* as the system does it: a page is on the node that first writes to it */
+	LSHARD_NUMA_INTERLEAVE = 2, /* page by page on all nodes in turn */
+	LSHARD_NUMA_SOURCE = 3,     /* on the node of the rank whose shard it is */
+	LSHARD_NUMA_COPY = 4 /* there, and once more on each other node that ranks are on: they read the near one */
+} lshard_numa;
+
 typedef struct lshard_group_options {
 	size_t struct_size; /* set by LSHARD_GROUP_OPTIONS_INIT */
 	int32_t rank;       /* 0..size-1; both -1: discovered (LAYERSHARD_*, torchrun, Open MPI, PMIx, PMI, Slurm) */
@@ -197,13 +209,14 @@ typedef struct lshard_group_options {
 	size_t error_bytes;
 	const struct lshard_callbacks *callbacks; /* for the transport "callback"; NULL: none */
 	lshard_large_pages large_pages;           /* the same on all ranks */
+	lshard_numa numa;                         /* the same on all ranks; "shm" can do it */
 } lshard_group_options;
 
 /* What formats the rest would give each member a line. */
 /* clang-format off */
 #define LSHARD_GROUP_OPTIONS_INIT \
 	{sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, NULL, NULL, NULL, NULL, \
-		LSHARD_LOG_INFO, NULL, 0, NULL, LSHARD_LARGE_PAGES_AUTO}
+		LSHARD_LOG_INFO, NULL, 0, NULL, LSHARD_LARGE_PAGES_AUTO, LSHARD_NUMA_AUTO}
 /* clang-format on */
 
 /**
@@ -214,10 +227,10 @@ typedef struct lshard_group_options {
  * its own. Ranks that a program forks create their groups after the fork.
  * Scope: collective.  Blocks: at most timeout_ms each time the ranks agree, or as long as the bootstrap does.
  * State: on failure nothing is left behind on this rank.
- * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size, transport or large
- *         pages; TIMEOUT;
- *         NOT_SUPPORTED when the transport cannot connect these ranks, or a rank cannot have the large pages that are
- *         required, with the reason; TRANSPORT, also when the
+ * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size, transport, large
+ *         pages or numa; TIMEOUT;
+ *         NOT_SUPPORTED when the transport cannot connect these ranks, cannot do what numa says, or a rank cannot have
+ *         the large pages that are required, with the reason; TRANSPORT, also when the
  *         bootstrap fails; PEER_FAILED; NO_MEMORY; SYSTEM.
  */
 LSHARD_API lshard_status lshard_group_create(const lshard_group_options *options, lshard_group **group);
@@ -378,7 +391,7 @@ typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tens
  * Fill the series: post_process runs once per layer on its source, stripes and residents are fetched, every window gets
  * its first layer. With WHOLE post_process may be NULL: the bytes are then in lshard_series_storage already.
  * Scope: collective.  Blocks: post_process, and at most timeout_ms each time the ranks agree: choose it above the
- *        longest post_process of any rank.
+ *        longest post_process of any rank, and with LSHARD_NUMA_COPY above what copying takes.
  * State: on failure the series stays uncommitted; commit may be called again by all ranks, or the series destroyed.
  * @return OK; CALLBACK (naming the rank, on every rank); INVALID when STRIPED has no post_process; MISMATCH;
  *         OUT_OF_STEP; TIMEOUT; PEER_FAILED; TRANSPORT; ABORTED; STATE; NO_MEMORY; as the transport's reads.
@@ -494,7 +507,7 @@ LSHARD_API lshard_status lshard_series_update_begin(lshard_series *series);
  *
  * With WHOLE an update may write some layers only, or some tensors of a layer: the pointers lead to where the old bytes
  * are, and what is not written keeps them. With STRIPED post_process writes every layer whole: nothing is there before.
- * Scope: collective over the living ranks.
+ * Scope: collective over the living ranks; with LSHARD_NUMA_COPY, where ranks are on several nodes, over all.
  * @return as lshard_series_commit; on failure the series stays in update and update_end may be called again. After
  *         PEER_FAILED only destroy is left: the layers it names may be half written.
  */
@@ -526,9 +539,10 @@ typedef struct lshard_stats {
 	uint64_t fetched_bytes; /* from other ranks */
 	uint64_t blocked_ns;    /* time in wait (host memory) */
 	uint64_t max_blocked_ns;
-	uint64_t link_busy_ns; /* time the link carried bytes, where the transport knows it */
+	uint64_t link_busy_ns;    /* time the link carried bytes, where the transport knows it */
+	uint64_t numa_copy_bytes; /* what was built: copies of others' shards, kept here for the ranks of this node */
 } lshard_stats;
-#define LSHARD_STATS_INIT {sizeof(lshard_stats), 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define LSHARD_STATS_INIT {sizeof(lshard_stats), 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /** Threads: any.  @return OK; INVALID; STATE in a child by fork; both without a text. */
 LSHARD_API lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *stats);

@@ -92,6 +92,21 @@ typedef struct lshard_variable {
 /** Environment variable number @p index that the library reads.  @return OK; RANGE past the last. */
 LSHARD_API lshard_status lshard_variable_info(uint32_t index, lshard_variable *variable);
 
+typedef struct lshard_node {
+	size_t struct_size;
+	int32_t number; /* the system's */
+	int usable; /* 1: it has processors and memory, and this process may have pages there: lshard_numa counts it */
+	int here;   /* 1: this thread runs on it just now */
+	uint64_t memory_bytes;
+	uint64_t free_bytes;
+	char processors[128]; /* "0-15,64-79"; "" if none */
+} lshard_node;
+
+#define LSHARD_NODE_INIT {sizeof(lshard_node), 0, 0, 0, 0, 0, ""}
+
+/** NUMA node number @p index of this machine, by rising number.  @return OK; RANGE past the last. */
+LSHARD_API lshard_status lshard_node_info(uint32_t index, lshard_node *node);
+
 /**
  * Rank, size and the source they were found in ("torchrun"), as lshard_group_create would find them.
  *

@@ -36,7 +36,8 @@ typedef enum lshard_capability {
 	LSHARD_CAP_DIRECT = 1 << 3,
 	LSHARD_CAP_CALLER_MEMORY = 1 << 4, /* shards and windows may come from lshard_memory_source */
 	LSHARD_CAP_OUTLIVES = 1 << 5,      /* a shard stays readable after its rank died or destroyed the series */
-	LSHARD_CAP_COMPOSES = 1 << 6       /* one-sided: buffers are put together by mapping; copy() is there */
+	LSHARD_CAP_COMPOSES = 1 << 6,      /* one-sided: buffers are put together by mapping; copy() is there */
+	LSHARD_CAP_PLACES = 1 << 7         /* host memory: shards come on the NUMA nodes that the context says */
 } lshard_capability;
 
 /** A text of bounded length; where errors are told. */
@@ -78,6 +79,7 @@ typedef struct lshard_context {
 	int (*forked)(const struct lshard_context *context);
 	lshard_large_pages large_pages;
 	uint64_t large_page_bytes; /* of host memory, the same on all ranks; 0: there are none, or none are wanted */
+	lshard_numa numa;          /* the same on all ranks; AUTO is NONE; all else needs CAP_PLACES */
 } lshard_context;
 
 typedef struct lshard_transport {
@@ -121,6 +123,7 @@ typedef struct lshard_store_plan {
 	uint64_t alignment;        /* of the tensors in a layer: what memory_source is asked for */
 	const lshard_memory_source *memory_source; /* the caller's (CAP_CALLER_MEMORY); NULL: none */
 	uint32_t spares; /* the last of the windows, which poison may need later: addresses that need no memory yet */
+	int refreshed;   /* 1: refresh() follows whatever is written to shards, before any other rank reads it */
 } lshard_store_plan;
 
 typedef struct lshard_store {
@@ -273,6 +276,13 @@ typedef struct lshard_transport_ops {
 	 * earlier, and all further calls say so too. Called before close, and whenever the program wishes.
 	 */
 	lshard_status (*flush)(lshard_transport *transport);
+
+	/*
+	 * Optional, of stores that are refreshed: all ranks have filled their shards, so copies of these that this rank
+	 * keeps for others (LSHARD_NUMA_COPY) are made anew. All ranks call it, and none reads another's shard before
+	 * all have returned. *bytes: of such copies. With it, an update needs every rank. NULL: there are no copies.
+	 */
+	lshard_status (*refresh)(lshard_store *store, uint64_t *bytes);
 } lshard_transport_ops;
 
 #define LSHARD_EXCHANGE_BYTES 1024

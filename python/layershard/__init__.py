@@ -44,7 +44,7 @@ from .errors import (
 )
 from .group import Group
 from .memory_source import MemorySource
-from .planning import Discovered, Plan, Transport, Variable, discover, plan, transports, variables
+from .planning import Discovered, Node, Plan, Transport, Variable, discover, nodes, plan, transports, variables
 from .series import ALL, Series, Stats, Stripe, Tensor
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ __all__ = [
     "MemorySource",
     "Mismatch",
     "NoMemory",
+    "Node",
     "NotPeriodic",
     "NotSupported",
     "OutOfRange",
@@ -101,6 +102,7 @@ __all__ = [
     "WrongState",
     "discover",
     "get_include",
+    "nodes",
     "plan",
     "transports",
     "variables",

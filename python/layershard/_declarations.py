@@ -39,6 +39,7 @@ PLACEMENT = {"whole": 0, "striped": 1}
 POISON = {"off": 0, "ready": 1, "on": 2}
 PURPOSE = {"shard": 1, "windows": 2}
 LARGE_PAGES = {"auto": 0, "never": 1, "require": 2}
+NUMA = {"auto": 0, "none": 1, "interleave": 2, "source": 3, "copy": 4}
 STRIPE = {"bytes": 0, "rows": 1, "columns": 2}
 BELOW_K_NAMED = 16
 
@@ -129,6 +130,7 @@ class GroupOptions(Sized):
         ("error_bytes", c_size_t),
         ("callbacks", POINTER(Callbacks)),
         ("large_pages", c_int),
+        ("numa", c_int),
     ]
 
     def __init__(self, **members: Any) -> None:
@@ -203,6 +205,7 @@ class StatsResult(Sized):
         ("blocked_ns", c_uint64),
         ("max_blocked_ns", c_uint64),
         ("link_busy_ns", c_uint64),
+        ("numa_copy_bytes", c_uint64),
     ]
 
 
@@ -269,6 +272,18 @@ class VariableDescription(Sized):
     ]
 
 
+class NodeDescription(Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("number", c_int32),
+        ("usable", c_int),
+        ("here", c_int),
+        ("memory_bytes", c_uint64),
+        ("free_bytes", c_uint64),
+        ("processors", c_char * 128),
+    ]
+
+
 class DiscoveredDescription(Sized):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -297,6 +312,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "lshard_plan_result": PlanResult,
     "lshard_transport_information": TransportDescription,
     "lshard_variable": VariableDescription,
+    "lshard_node": NodeDescription,
     "lshard_discovered": DiscoveredDescription,
 }
 
@@ -340,5 +356,6 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "lshard_plan": (Status, [POINTER(SeriesOptions), POINTER(PlanInput), POINTER(PlanResult)]),
     "lshard_transport_info": (Status, [c_uint32, POINTER(TransportDescription)]),
     "lshard_variable_info": (Status, [c_uint32, POINTER(VariableDescription)]),
+    "lshard_node_info": (Status, [c_uint32, POINTER(NodeDescription)]),
     "lshard_discover": (Status, [POINTER(DiscoveredDescription), c_void_p, c_size_t]),
 }

@@ -86,6 +86,9 @@ class Group:
     callbacks    for the transport "callback": collectives of the caller's own, see Collectives
     large_pages  of 2 MiB, for what is kept in host memory: "auto" (where they are to be had, unless
                  LAYERSHARD_LARGE_PAGES says otherwise), "never", "require"; the same on all ranks
+    numa         nodes of shards in host memory by "shm": "auto" (LAYERSHARD_NUMA, else "none"), "none" (where they are
+                 first written), "interleave", "source" (of their rank), "copy" (and one copy on each other node that
+                 ranks are on); the same on all ranks
     log          a logging.Logger, or a function of a level ("error", "warn", "info", "debug") and a line; any thread
     """
 
@@ -102,6 +105,7 @@ class Group:
         allgather: Callable[[bytes], list[bytes]] | None = None,
         callbacks: Collectives | None = None,
         large_pages: Literal["auto", "never", "require"] = "auto",
+        numa: Literal["auto", "none", "interleave", "source", "copy"] = "auto",
         log: LogFunction | logging.Logger | None = None,
         log_level: Literal["error", "warn", "info", "debug"] = "info",
     ) -> None:
@@ -121,6 +125,7 @@ class Group:
             log_level=choice("log_level", log_level, c.LOG_LEVEL),
             callbacks=None if c_collectives is None else ctypes.pointer(c_collectives),
             large_pages=choice("large_pages", large_pages, c.LARGE_PAGES),
+            numa=choice("numa", numa, c.NUMA),
         )
         self.memory = memory
         self.device = device

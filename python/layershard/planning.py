@@ -60,6 +60,19 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A NUMA node of this machine. `usable`: it has processors, and memory that this process may use; `here`: this
+    thread runs on it just now."""
+
+    number: int
+    usable: bool
+    here: bool
+    memory_bytes: int
+    free_bytes: int
+    processors: str
+
+
+@dataclass(frozen=True)
 class Discovered:
     """Rank and size as a Group without them finds them, where ("torchrun"), and the name the launcher gives its job."""
 
@@ -146,6 +159,21 @@ def variables() -> list[Variable]:
     return [
         Variable(*(text.decode(errors="replace") for text in (each.name, each.value, each.default_value, each.help)))
         for each in _listed(library().lshard_variable_info, c.VariableDescription)
+    ]
+
+
+def nodes() -> list[Node]:
+    """The NUMA nodes of this machine."""
+    return [
+        Node(
+            number=each.number,
+            usable=bool(each.usable),
+            here=bool(each.here),
+            memory_bytes=each.memory_bytes,
+            free_bytes=each.free_bytes,
+            processors=each.processors.decode(errors="replace"),
+        )
+        for each in _listed(library().lshard_node_info, c.NodeDescription)
     ]
 
 

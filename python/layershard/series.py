@@ -46,7 +46,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Stats:
-    """What was built (first eight) and what happened since commit. Bytes, nanoseconds, counts."""
+    """What was built (first eight, and the last) and what happened since commit. Bytes, nanoseconds, counts."""
 
     layer_bytes: int
     shard_bytes: int
@@ -67,6 +67,7 @@ class Stats:
     blocked_ns: int
     max_blocked_ns: int
     link_busy_ns: int
+    numa_copy_bytes: int
 
 
 class Stripe(NamedTuple):

@@ -143,36 +143,53 @@ static lshard_status find_timeout(lshard_context *context, const lshard_group_op
 	return LSHARD_OK;
 }
 
-/* The option, or where it is left alone the variable. */
-static lshard_status read_large_pages(const lshard_group_options *options, unsigned *value, lshard_error *error)
-{
-	static const char *const words[] = {"auto", "never", "require"}; /* as the enum */
-	const char *text = lshard__variable("LAYERSHARD_LARGE_PAGES");
+/* A choice that a variable makes where the options leave it alone, which is the first of the enum's values. */
+struct choice {
+	const char *option;
+	const char *variable;
+	const char *known; /* "auto, never": the words, for a text */
+	const char *words[5];
+	unsigned n_words;
+};
 
-	*value = (unsigned)options->large_pages;
-	if (*value > LSHARD_LARGE_PAGES_REQUIRE)
-		return lshard_fail(error, LSHARD_ERR_INVALID, "large_pages is %u: 0..%u are known", *value,
-				   LSHARD_LARGE_PAGES_REQUIRE);
-	if (*value != LSHARD_LARGE_PAGES_AUTO || !text)
+static lshard_status choose(const struct choice *choice, unsigned given, unsigned *value, lshard_error *error)
+{
+	const char *text = lshard__variable(choice->variable);
+
+	*value = given;
+	if (given >= choice->n_words)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "%s is %u: 0..%u are known", choice->option, given,
+				   choice->n_words - 1);
+	if (given > 0 || !text)
 		return LSHARD_OK;
-	while (*value <= LSHARD_LARGE_PAGES_REQUIRE && strcmp(text, words[*value]) != 0)
+	while (*value < choice->n_words && strcmp(text, choice->words[*value]) != 0)
 		++*value;
-	if (*value > LSHARD_LARGE_PAGES_REQUIRE)
-		return lshard_fail(error, LSHARD_ERR_INVALID,
-				   "LAYERSHARD_LARGE_PAGES='%s' is none of auto, never, require", text);
+	if (*value == choice->n_words)
+		return lshard_fail(error, LSHARD_ERR_INVALID, "%s='%s' is none of %s", choice->variable, text,
+				   choice->known);
 	return LSHARD_OK;
 }
 
-static lshard_status find_large_pages(lshard_context *context, const lshard_group_options *options, lshard_error *error)
+static const struct choice large_pages_choice = {
+	"large_pages", "LAYERSHARD_LARGE_PAGES", "auto, never, require", {"auto", "never", "require"}, 3};
+static const struct choice numa_choice = {"numa",
+					  "LAYERSHARD_NUMA",
+					  "none, interleave, source, copy",
+					  {"auto", "none", "interleave", "source", "copy"},
+					  5};
+
+static lshard_status find_pages(lshard_context *context, const lshard_group_options *options, lshard_error *error)
 {
 	unsigned value;
-	const lshard_status status = read_large_pages(options, &value, error);
+	lshard_status status = choose(&large_pages_choice, (unsigned)options->large_pages, &value, error);
 
 	if (status < 0)
 		return status;
 	context->large_pages = (lshard_large_pages)value;
 	context->large_page_bytes = value == LSHARD_LARGE_PAGES_NEVER ? 0 : lshard__large_page_bytes();
-	return LSHARD_OK;
+	status = choose(&numa_choice, (unsigned)options->numa, &value, error);
+	context->numa = value == LSHARD_NUMA_AUTO ? LSHARD_NUMA_NONE : (lshard_numa)value;
+	return status;
 }
 
 /* Fills the context but for the bootstrap. */
@@ -202,7 +219,7 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 	if (status >= 0)
 		status = find_timeout(context, options, error);
 	if (status >= 0)
-		status = find_large_pages(context, options, error);
+		status = find_pages(context, options, error);
 	if (status < 0)
 		return status;
 	group->records = group_allocate(group, (size_t)context->size * sizeof *group->records);

@@ -64,7 +64,7 @@ enum series_state { SERIES_CREATED, SERIES_COMMITTED, SERIES_UPDATING };
 /* Written by the series' thread, read by any. */
 struct counters {
 	atomic_uint_least64_t generation, reaches, waits, stalls, misses, fetches, fetched_bytes, blocked_ns,
-		max_blocked_ns, link_busy_ns;
+		max_blocked_ns, link_busy_ns, numa_copy_bytes;
 };
 
 /* What the ring was before a capture began. */

@@ -249,6 +249,23 @@ static lshard_status fetch_residents(lshard_series *series)
 	return status;
 }
 
+/* Shards are filled: what transports keep copies of is copied again, before anybody reads it. */
+static lshard_status refresh(lshard_series *series)
+{
+	const lshard_transport_ops *ops = series->group->transport->ops;
+	uint64_t bytes = 0;
+	lshard_status status;
+
+	if (!ops->refresh)
+		return LSHARD_OK;
+	status = ops->refresh(series->store, &bytes);
+	atomic_store_explicit(&series->counters.numa_copy_bytes, bytes, memory_order_relaxed);
+	if (status < 0)
+		lshard_fail(&series->error, status, SERIES_FORMAT ": copying to a node: %s", SERIES_NAMES(series),
+			    series->store->error.text);
+	return agree(series, STEP_ROUND, status);
+}
+
 /* Fills shards, residents and windows; poisoned windows hold poison already. All ranks return with the same success. */
 static lshard_status load(lshard_series *series, lshard_post_process post_process, void *user)
 {
@@ -258,6 +275,8 @@ static lshard_status load(lshard_series *series, lshard_post_process post_proces
 		status = load_striped(series, post_process, user);
 	else
 		status = agree(series, STEP_ROUND, load_owned(series, post_process, user));
+	if (status >= 0)
+		status = refresh(series);
 	if (status < 0)
 		return status;
 	status = agree(series, STEP_READY, fetch_residents(series));
@@ -315,14 +334,16 @@ static lshard_status refuse_dead_sources(lshard_series *series)
 {
 	const struct layout *layout = &series->scheme.layout;
 	const uint8_t *alive = series->group->alive;
-	const bool striped = layout->placement == LSHARD_STRIPED && memchr(alive, 0, (size_t)layout->size);
+	/* Every rank has a part of each layer, or maybe copies of what others store. */
+	const bool all = layout->placement == LSHARD_STRIPED || series->group->transport->ops->refresh;
+	const bool lacking = all && memchr(alive, 0, (size_t)layout->size);
 	char layers[160] = "";
 	struct lshard__ranks gone;
 	size_t used = 0;
 	uint32_t lost = 0;
 
 	for (uint32_t position = 0; position < layout->layers; position++) {
-		if (alive[layout_source(layout, position)] && !striped)
+		if (alive[layout_source(layout, position)] && !lacking)
 			continue;
 		lost++;
 		if (used + 16 < sizeof layers)

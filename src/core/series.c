@@ -94,6 +94,7 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 		.shard_bytes_of = scheme->layout.shard_bytes_of,
 		.buffers = scheme_moving_buffers(scheme) + scheme->residents,
 		.windows = scheme_moving_buffers(scheme),
+		.refreshed = 1,
 		.spares = options->poison == LSHARD_POISON_READY ? scheme->spares : 0,
 		.direct = scheme->direct,
 		.composed = scheme->composed,
@@ -445,6 +446,7 @@ lshard_status lshard_series_stats(const lshard_series *series, lshard_stats *sta
 		.blocked_ns = now(&counters->blocked_ns),
 		.max_blocked_ns = now(&counters->max_blocked_ns),
 		.link_busy_ns = now(&counters->link_busy_ns),
+		.numa_copy_bytes = now(&counters->numa_copy_bytes),
 	};
 	memcpy(found.below_k, distances.named, sizeof found.below_k);
 	return lshard__sized_give(stats, &found, sizeof found, "lshard_stats", NULL);

@@ -124,7 +124,7 @@ static lshard_status make_own(struct agreement_opening *together)
 	if (!share->fds)
 		return lshard_fail(share->channel->error, LSHARD_ERR_NO_MEMORY,
 				   "series '%s': no memory for its descriptors", share->plan->name);
-	status = shared_make_shard(&share->sharing, share->plan->shard_bytes, &own, &share->fd);
+	status = shared_make_sealed(&share->sharing, "shard", share->plan->shard_bytes, &own, &share->fd);
 	share->shards[share->channel->context->rank] = own.address;
 	return status;
 }
@@ -141,8 +141,8 @@ static lshard_status take_others(struct agreement_opening *together, uint64_t ro
 		struct shared_memory other = {share->shards[rank], 0};
 
 		if (rank != context->rank && status == LSHARD_OK)
-			status = shared_map_shard(&share->sharing, rank, share->fds[rank],
-						  share->plan->shard_bytes_of[rank], &other);
+			status = shared_map_sealed(&share->sharing, rank, share->fds[rank],
+						   share->plan->shard_bytes_of[rank], &other);
 		share->shards[rank] = other.address;
 		if (share->fds[rank] >= 0)
 			close(share->fds[rank]);
@@ -163,7 +163,7 @@ lshard_status lshard_channel_share(lshard_channel *channel, const lshard_store_p
 {
 	const lshard_context *context = channel->context;
 	struct share share = {.together = {.what = plan->name,
-					   .deadline = shared_deadline(context, plan),
+					   .deadline = shared_deadline(context, plan, 0),
 					   .make = make_own,
 					   .take = take_others},
 			      .channel = channel,

@@ -28,6 +28,10 @@ static const struct {
 	{"LAYERSHARD_CUDA_SO_PATH", "libcuda.so.1", "NVIDIA's driver library"},
 	{"LAYERSHARD_LARGE_PAGES", "auto",
 	 "pages of 2 MiB for shards and windows in host memory: auto (where they are to be had), never, require"},
+	{"LAYERSHARD_NUMA", "none",
+	 "NUMA nodes of shards in host memory: none (where they are first written), interleave, source, copy (on each "
+	 "node "
+	 "that ranks are on)"},
 	{"LAYERSHARD_POISON", "0",
 	 "1: windows hold poison outside of views; ready: they can, when the program says so"},
 	{"LAYERSHARD_TIMEOUT_MS", "30000", "longest wait of any blocking call, in milliseconds"},

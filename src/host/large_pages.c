@@ -3,6 +3,7 @@
  * large_pages.c - see large_pages.h. How: https://docs.kernel.org/admin-guide/mm/transhuge.html and madvise(2).
  */
 #include "large_pages.h"
+#include "numa.h"
 #include "outside.h"
 
 #include <errno.h>
@@ -87,10 +88,15 @@ static uint64_t count_large(const void *memory)
 /* ---- Asking for them ------------------------------------------------------------------------------------------- */
 
 /* Where nothing is, nothing is made large; where a fault may bring a large page, it does. */
-static void touch(unsigned char *memory, uint64_t bytes, uint64_t page)
+static void touch(unsigned char *memory, uint64_t bytes, uint64_t page, uint32_t turns)
 {
-	for (uint64_t offset = 0; offset < bytes; offset += page)
-		((volatile unsigned char *)memory)[offset] = 0;
+	const uint64_t small = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	for (uint64_t number = 0; number < bytes / page; number++) {
+		const uint64_t turn = turns > 1 ? numa_turn(number, page / small, turns) : 0;
+
+		((volatile unsigned char *)memory)[number * page + turn * small] = 0;
+	}
 }
 
 /* 0, or the system's number for why not all became large. */
@@ -188,7 +194,7 @@ static void advise(void *memory, uint64_t bytes, uint64_t page, int advice)
 }
 
 /* 0, or the system's number for what kept the whole large pages of a range from becoming such. */
-static int enlarge(void *memory, uint64_t bytes, uint64_t page)
+static int enlarge(void *memory, uint64_t bytes, uint64_t page, uint32_t turns)
 {
 	uint64_t whole;
 	unsigned char *first = whole_pages(memory, bytes, page, &whole);
@@ -196,7 +202,7 @@ static int enlarge(void *memory, uint64_t bytes, uint64_t page)
 	if (whole == 0)
 		return 0;
 	(void)madvise(first, whole, MADV_HUGEPAGE);
-	touch(first, whole, page);
+	touch(first, whole, page, turns);
 	return collapse(first, whole);
 }
 
@@ -225,9 +231,9 @@ lshard_status lshard__make_large(const struct large_pages_use *use, void *memory
 		advise(memory, bytes, page, MADV_HUGEPAGE);
 		return LSHARD_OK;
 	}
-	failed = enlarge(memory, use->idle_bytes ? use->idle_begin : bytes, page);
+	failed = enlarge(memory, use->idle_bytes ? use->idle_begin : bytes, page, use->turns);
 	if (use->idle_bytes && !failed)
-		failed = enlarge((unsigned char *)memory + idle_end, bytes - idle_end, page);
+		failed = enlarge((unsigned char *)memory + idle_end, bytes - idle_end, page, use->turns);
 	return failed ? tell_small(use, failed, bytes) : LSHARD_OK;
 }
 

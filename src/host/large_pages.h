@@ -22,6 +22,7 @@ struct large_pages_use {
 	lshard_error *error;
 	bool in_process;     /* private memory: where the system gives it large pages by itself, asking is all */
 	bool reserved;       /* reserved ones would do */
+	uint32_t turns;      /* so many NUMA nodes take turns (numa.h); 0, 1: none do */
 	uint64_t idle_begin; /* within it, */
 	uint64_t idle_bytes; /* so much that may never be used, and takes no memory before it is */
 };
@@ -38,7 +39,7 @@ struct large_pages_use lshard__large_buffers(const lshard_context *context, cons
 
 /*
  * Have the whole large pages within @p bytes at @p memory be large, or none of them, as the group's options say. The
- * memory is fresh, and writable; the first byte of each page becomes 0.
+ * memory is fresh, and writable; a byte of each page becomes 0.
  * @return OK, also where there are none to be had, which the log then tells; NO_MEMORY where the group requires them.
  */
 lshard_status lshard__make_large(const struct large_pages_use *use, void *memory, uint64_t bytes);

@@ -114,6 +114,25 @@ static int fill_reserved(int fd, uint64_t bytes)
 	return failed;
 }
 
+/* The system looks at the thread for these pages, and not at the mapping. */
+static int fill_reserved_on(const struct numa_wish *wish, int fd, uint64_t bytes)
+{
+	struct numa_policy before;
+	int failed, error;
+
+	numa_policy_begin(wish, &before);
+	failed = fill_reserved(fd, bytes);
+	error = errno;
+	numa_policy_end(&before);
+	errno = error;
+	return failed;
+}
+
+static struct numa_use numa_use_of(const struct sharing *sharing, const char *what)
+{
+	return (struct numa_use){sharing->context, sharing->series, what, &sharing->wish};
+}
+
 /*
  * Mapped to be sure of all pages at once (some would be taken from others' plans before it fails), then filled: a limit
  * of the cgroup is met here, and not by a signal where the bytes are first written.
@@ -121,17 +140,22 @@ static int fill_reserved(int fd, uint64_t bytes)
 static lshard_status make_reserved(const struct sharing *sharing, const char *name, const char *what, uint64_t bytes,
 				   struct shared_memory *memory, int *fd)
 {
+	const struct numa_use placing = numa_use_of(sharing, what);
 	lshard_status status;
 
 	*fd = lshard__memfd_create_reserved(name, sharing->context->large_page_bytes);
 	if (*fd < 0 || lshard__resize(*fd, bytes))
 		return shared_refused(sharing, what, bytes);
 	status = map(sharing, what, bytes, PROT_READ | PROT_WRITE, *fd, memory);
-	if (status == LSHARD_OK && fill_reserved(*fd, bytes)) {
+	if (status == LSHARD_OK)
+		numa_bind(&placing, memory->address, memory->bytes);
+	if (status == LSHARD_OK && fill_reserved_on(&sharing->wish, *fd, bytes)) {
 		status = shared_refused(sharing, what, bytes);
 		shared_unmap(memory);
 		*memory = (struct shared_memory){NULL, 0};
 	}
+	if (status == LSHARD_OK)
+		numa_settle(&placing, memory->address, memory->bytes);
 	return status;
 }
 
@@ -143,8 +167,10 @@ static lshard_status make_plain(const struct sharing *sharing, const char *name,
 					    .what = what,
 					    .error = sharing->error,
 					    .reserved = reserved_bytes(sharing, bytes) != 0,
+					    .turns = numa_turns(&sharing->wish),
 					    .idle_begin = sharing->idle_begin,
 					    .idle_bytes = sharing->idle_bytes};
+	const struct numa_use placing = numa_use_of(sharing, what);
 	const size_t size = shared_whole_pages(bytes);
 	lshard_status status;
 
@@ -152,7 +178,13 @@ static lshard_status make_plain(const struct sharing *sharing, const char *name,
 	if (*fd < 0 || lshard__resize(*fd, size))
 		return shared_refused(sharing, what, bytes);
 	status = map(sharing, what, size, PROT_READ | PROT_WRITE, *fd, memory);
-	return status == LSHARD_OK ? lshard__make_large(&use, memory->address, memory->bytes) : status;
+	if (status != LSHARD_OK)
+		return status;
+	numa_bind(&placing, memory->address, memory->bytes);
+	status = lshard__make_large(&use, memory->address, memory->bytes);
+	if (status == LSHARD_OK)
+		numa_settle(&placing, memory->address, memory->bytes);
+	return status;
 }
 
 lshard_status shared_make(const struct sharing *sharing, const char *what, uint64_t bytes, struct shared_memory *memory,
@@ -177,22 +209,23 @@ lshard_status shared_make(const struct sharing *sharing, const char *what, uint6
 	return status;
 }
 
-lshard_status shared_make_shard(const struct sharing *sharing, uint64_t bytes, struct shared_memory *memory, int *fd)
+lshard_status shared_make_sealed(const struct sharing *sharing, const char *what, uint64_t bytes,
+				 struct shared_memory *memory, int *fd)
 {
 	lshard_status status;
 
 	*fd = -1;
 	if (bytes == 0)
 		return LSHARD_OK; /* more ranks than layers: a reader only */
-	status = shared_make(sharing, "shard", bytes, memory, fd);
+	status = shared_make(sharing, what, bytes, memory, fd);
 	if (status == LSHARD_OK && fcntl(*fd, F_ADD_SEALS, SHARE_SEALS))
-		status = shared_refused(sharing, "sealing a shard", bytes);
+		status = shared_refused(sharing, what, bytes);
 	return status;
 }
 
 /* A shard that could shrink under its readers would kill them: take only what cannot. */
-lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int fd, uint64_t bytes,
-			       struct shared_memory *memory)
+lshard_status shared_map_sealed(const struct sharing *sharing, int32_t rank, int fd, uint64_t bytes,
+				struct shared_memory *memory)
 {
 	struct stat found;
 	uint64_t reserved, size;
@@ -212,7 +245,7 @@ lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int 
 				   "series '%s': rank %d shares %lld bytes (seals %#x) instead of %llu sealed ones",
 				   sharing->series, (int)rank, (long long)found.st_size, (unsigned)seals,
 				   (unsigned long long)bytes);
-	return map(sharing, "mapping a shard", size, PROT_READ, fd, memory);
+	return map(sharing, "mapping what a rank shares", size, PROT_READ, fd, memory);
 }
 
 void shared_unmap(const struct shared_memory *memory)
@@ -221,13 +254,13 @@ void shared_unmap(const struct shared_memory *memory)
 		munmap(memory->address, memory->bytes);
 }
 
-uint64_t shared_deadline(const lshard_context *context, const lshard_store_plan *plan)
+uint64_t shared_deadline(const lshard_context *context, const lshard_store_plan *plan, uint64_t more)
 {
+	const bool touched = context->large_page_bytes || context->numa > LSHARD_NUMA_NONE;
 	uint64_t most = 0;
 
 	for (int32_t rank = 0; rank < context->size; rank++)
 		most = plan->shard_bytes_of[rank] > most ? plan->shard_bytes_of[rank] : most;
-	most += plan->buffers * plan->layer_bytes;
-	return lshard__deadline_ns(context->timeout_ms) +
-	       (context->large_page_bytes ? most / (UINT64_C(256) << 20) * 1000000000u : 0);
+	most += plan->buffers * plan->layer_bytes + more;
+	return lshard__deadline_ns(context->timeout_ms) + (touched ? most / (UINT64_C(256) << 20) * 1000000000u : 0);
 }

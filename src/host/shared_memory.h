@@ -10,6 +10,8 @@
 #ifndef LAYERSHARD_SHARED_MEMORY_H
 #define LAYERSHARD_SHARED_MEMORY_H
 
+#include "numa.h"
+
 #include <layershard/transport.h>
 
 #include <stdbool.h>
@@ -22,6 +24,7 @@ struct sharing {
 	bool reserved; /* large pages that are reserved (hugetlb) will do: what is mapped begins and ends at them */
 	uint64_t idle_begin; /* as in large_pages.h */
 	uint64_t idle_bytes;
+	struct numa_wish wish; /* none of it is idle where there is one */
 };
 
 /* Whole pages; of large ones it begins at one. */
@@ -41,18 +44,20 @@ lshard_status shared_reserve(const struct sharing *sharing, const char *what, ui
  */
 lshard_status shared_make(const struct sharing *sharing, const char *what, uint64_t bytes, struct shared_memory *memory,
 			  int *fd);
-/* The same for this rank's shard, which is sealed; none where it has no bytes. */
-lshard_status shared_make_shard(const struct sharing *sharing, uint64_t bytes, struct shared_memory *memory, int *fd);
-/* Map to be read what @p rank gave as its shard of @p bytes; nothing where that is 0. MISMATCH where it is none. */
-lshard_status shared_map_shard(const struct sharing *sharing, int32_t rank, int fd, uint64_t bytes,
-			       struct shared_memory *memory);
+/* The same for what only this rank may ever write, as its shard, which is sealed; none where it has no bytes. */
+lshard_status shared_make_sealed(const struct sharing *sharing, const char *what, uint64_t bytes,
+				 struct shared_memory *memory, int *fd);
+/* Map to be read what @p rank made so of @p bytes; nothing where that is 0. MISMATCH where it is none. */
+lshard_status shared_map_sealed(const struct sharing *sharing, int32_t rank, int fd, uint64_t bytes,
+				struct shared_memory *memory);
 void shared_unmap(const struct shared_memory *memory);
 
 /*
  * Until when the ranks of a store wait for each other: the group's time, and a second for each 256 MiB that the one
- * with most has to make, as large pages are cleared when they are made and not when they are first used.
+ * with most has to make, as large pages, and those that are placed on nodes, are cleared when they are made and not
+ * when they are first used. @p more: what else a rank makes.
  */
-uint64_t shared_deadline(const lshard_context *context, const lshard_store_plan *plan);
+uint64_t shared_deadline(const lshard_context *context, const lshard_store_plan *plan, uint64_t more);
 
 /* The failure that errno tells of @p bytes bytes for @p what. */
 lshard_status shared_refused(const struct sharing *sharing, const char *what, uint64_t bytes);

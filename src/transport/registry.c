@@ -10,6 +10,7 @@
 #include "greeting.h"
 #include "gathering.h"
 #include "host_identity.h"
+#include "numa.h"
 #include "sized.h"
 #include "stack_spec.h"
 #include "text_hash.h"
@@ -97,6 +98,7 @@ struct record {
 	int32_t size;
 	int32_t memory;
 	int32_t large_pages;
+	int32_t numa;
 	uint64_t spec_hash;
 	char custom[32];
 	char spec[96];
@@ -150,6 +152,7 @@ static void fill_record(struct record *record, const lshard__stack *stack, const
 	record->size = stack->base->size;
 	record->memory = (int32_t)stack->base->memory;
 	record->large_pages = (int32_t)stack->base->large_pages;
+	record->numa = (int32_t)stack->base->numa;
 	record->large_page_bytes = stack->base->large_page_bytes;
 	record->callbacks = stack->base->callbacks != NULL &&
 			    (record->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
@@ -186,6 +189,9 @@ static lshard_status compare(const struct record *first, const struct record *ot
 		return lshard_fail(error, LSHARD_ERR_MISMATCH,
 				   "rank 0 has %s for large_pages, rank %d %s (LAYERSHARD_LARGE_PAGES)",
 				   large_pages_word(first), rank, large_pages_word(other));
+	if (other->numa != first->numa)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 has %s for numa, rank %d %s (LAYERSHARD_NUMA)",
+				   numa_word((lshard_numa)first->numa), rank, numa_word((lshard_numa)other->numa));
 	if (other->spec_hash != first->spec_hash)
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 asks for transport '%s', rank %d for '%s'",
 				   first->spec, rank, other->spec);
@@ -317,6 +323,22 @@ static lshard_status agree_on_pages(lshard__stack *stack, const struct record *r
 			stack->large_page_bytes = 0;
 	}
 	return LSHARD_OK;
+}
+
+/* One rank's shard needs no more than that its own thread writes to it first. */
+static lshard_status check_placing(const lshard__stack *stack, lshard_error *error)
+{
+	const lshard_numa numa = stack->base->numa;
+
+	if (numa <= LSHARD_NUMA_NONE || stack->base->memory != LSHARD_MEMORY_HOST ||
+	    stack->chosen->capabilities & LSHARD_CAP_PLACES ||
+	    (stack->base->size == 1 && numa != LSHARD_NUMA_INTERLEAVE))
+		return LSHARD_OK;
+	return lshard_fail(
+		error, LSHARD_ERR_NOT_SUPPORTED,
+		"numa is '%s', and the transport %s places nothing on nodes: take shm, or leave numa at 'none' "
+		"(LAYERSHARD_NUMA)",
+		numa_word(numa), stack->chosen->name);
 }
 
 /* ---- checks before anybody is told anything ---- */
@@ -490,6 +512,8 @@ static lshard_status agree(lshard__stack *stack, const char *text, lshard_status
 		status = agree_on_pages(stack, records, error);
 	if (status == LSHARD_OK)
 		status = choose(stack, records, error);
+	if (status == LSHARD_OK)
+		status = check_placing(stack, error);
 	base->release(base, records);
 	return status;
 }
@@ -535,6 +559,8 @@ static void describe(lshard__stack *stack)
 		 spec->options[0] ? ":" : "", spec->options, stack->because, own ? "; " : "",
 		 own ? stack->bottom->ops->summary : "");
 	stack->base->log(stack->base, LSHARD_LOG_INFO, "transport: %s", text);
+	if (stack->base->memory == LSHARD_MEMORY_HOST)
+		numa_tell(stack->base);
 }
 
 static lshard_status open_all(lshard__stack *stack, lshard_error *error)

@@ -262,6 +262,11 @@ static lshard_status use_variable(void *theirs)
 	return lshard_variable_info(0, theirs);
 }
 
+static lshard_status use_node(void *theirs)
+{
+	return lshard_node_info(0, theirs);
+}
+
 static lshard_status use_discovered(void *theirs)
 {
 	char error[256];
@@ -368,11 +373,12 @@ static void structs_that_say_their_size_may_be_of_another_version(void **state)
 	static const lshard_range range = LSHARD_RANGE_INIT;
 	static const lshard_transport_information transport = LSHARD_TRANSPORT_INFORMATION_INIT;
 	static const lshard_variable variable = LSHARD_VARIABLE_INIT;
+	static const lshard_node node = LSHARD_NODE_INIT;
 	static const lshard_discovered discovered = LSHARD_DISCOVERED_INIT;
 	const lshard_group_options group = alone();
 	const lshard_series_options series = one_layer();
 	const struct sized all[] = {
-		SIZED(lshard_group_options, &group, large_pages, use_group_options, false),
+		SIZED(lshard_group_options, &group, numa, use_group_options, false),
 		SIZED(lshard_bootstrap, &bootstrap, user, use_bootstrap, false),
 		SIZED(lshard_allocator, &allocator, user, use_allocator, false),
 		SIZED(lshard_callbacks, &callbacks, roll_calls, use_callbacks, false),
@@ -381,10 +387,11 @@ static void structs_that_say_their_size_may_be_of_another_version(void **state)
 		SIZED(lshard_memory_source, &source, user, use_memory_source, false),
 		SIZED(lshard_plan_input, &input, large_page_bytes, use_plan_input, false),
 		SIZED(lshard_plan_result, &plan, transfer_ns, use_plan_result, true),
-		SIZED(lshard_stats, &stats, link_busy_ns, use_stats, true),
+		SIZED(lshard_stats, &stats, numa_copy_bytes, use_stats, true),
 		SIZED(lshard_range, &range, row_bytes, use_range, true),
 		SIZED(lshard_transport_information, &transport, memory, use_transport, true),
 		SIZED(lshard_variable, &variable, help, use_variable, true),
+		SIZED(lshard_node, &node, processors, use_node, true),
 		SIZED(lshard_discovered, &discovered, job, use_discovered, true),
 	};
 

@@ -115,6 +115,20 @@ def test_transports_and_variables():
     assert "LAYERSHARD_TRANSPORT" in names and all(each.help for each in layershard.variables())
 
 
+def test_nodes():
+    nodes = layershard.nodes()
+    assert [each.number for each in nodes] == sorted(each.number for each in nodes)
+    if nodes:
+        assert any(each.usable and each.memory_bytes >= each.free_bytes > 0 for each in nodes)
+
+
+def test_numa_is_one_of_the_words():
+    with pytest.raises(layershard.Invalid, match="numa is 'near': it must be one of 'auto', 'none', 'interleave'"):
+        layershard.Group(0, 1, numa="near")
+    with layershard.Group(0, 1, transport="shm", numa="interleave") as group:
+        assert group.size == 1
+
+
 def test_the_launchers_name_is_not_for_a_part_of_its_ranks(monkeypatch):
     """Two halves of a launch would have the same ranks and the same name, and meet."""
     launch = {"RANK": "0", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "0"}

@@ -582,9 +582,9 @@ static void ranks_wait_longer_for_large_shards(void **state)
 	uint64_t with, without;
 
 	(void)state;
-	with = shared_deadline(&context, &plan);
+	with = shared_deadline(&context, &plan, 0);
 	context.large_page_bytes = 0;
-	without = shared_deadline(&context, &plan);
+	without = shared_deadline(&context, &plan, 0);
 	assert_in_range(with - without, UINT64_C(11000000000),
 			UINT64_C(12000000000)); /* the calls are not at one time */
 }

@@ -13,9 +13,9 @@
 #include <layershard/plan.h>
 
 static const char help[] = "Usage: layershard info [-h | --help | --json]\n\n"
-			   "Shows version, build, transports (with the reason where one is missing) and\n"
-			   "every environment variable with its value, and those named LAYERSHARD_...\n"
-			   "that nothing reads.\n\n" CLI_EXIT_HELP;
+			   "Shows version, build, transports (with the reason where one is missing),\n"
+			   "NUMA nodes, and every environment variable with its value, and those\n"
+			   "named LAYERSHARD_... that nothing reads.\n\n" CLI_EXIT_HELP;
 
 /* ---- The build --------------------------------------------------------------------------------------------------- */
 
@@ -78,6 +78,26 @@ static json_t *json_of_transports(void)
 			json_pack("{s:s,s:s,s:b,s:s,s:b,s:b,s:s}", "name", found.name, "summary", found.summary,
 				  "available", found.available, "reason", found.reason, "collective", found.collective,
 				  "caller_memory", found.caller_memory, "memory", memory_word(&found));
+
+		if (json_array_append_new(array, item) != 0) {
+			json_decref(array);
+			array = NULL;
+		}
+	}
+	return array;
+}
+
+/* ---- NUMA nodes -------------------------------------------------------------------------------------------------- */
+
+static json_t *json_of_nodes(void)
+{
+	json_t *array = json_array();
+	lshard_node node = LSHARD_NODE_INIT;
+
+	for (uint32_t i = 0; array && lshard_node_info(i, &node) == LSHARD_OK; i++) {
+		json_t *item = json_pack("{s:i,s:s,s:I,s:I,s:b,s:b}", "number", (int)node.number, "processors",
+					 node.processors, "memory_bytes", (json_int_t)node.memory_bytes, "free_bytes",
+					 (json_int_t)node.free_bytes, "usable", node.usable, "here", node.here);
 
 		if (json_array_append_new(array, item) != 0) {
 			json_decref(array);
@@ -200,6 +220,44 @@ static void print_transports(const json_t *transports)
 	}
 }
 
+static double gib(const json_t *item, const char *key)
+{
+	return (double)json_integer_value(json_object_get(item, key)) / (1024.0 * 1024.0 * 1024.0);
+}
+
+/* What LAYERSHARD_NUMA chooses for groups whose options leave it alone. */
+static const char *numa_value(const json_t *variables)
+{
+	const json_t *item;
+	size_t i;
+
+	json_array_foreach(variables, i, item)
+	{
+		if (strcmp(member(item, "name"), "LAYERSHARD_NUMA") == 0)
+			return member(item, "value");
+	}
+	return "";
+}
+
+static void print_nodes(const json_t *nodes, const char *numa)
+{
+	const json_t *item;
+	size_t i;
+
+	printf("\nNUMA nodes (shards: LAYERSHARD_NUMA=%s%s)\n", numa,
+	       json_array_size(nodes) < 2 ? ", of which one node makes nothing" : "");
+	json_array_foreach(nodes, i, item)
+	{
+		const char *processors = member(item, "processors");
+
+		cli_paragraph(stdout, 12, "  %-9d processors %s; %.1f of %.1f GiB free%s%s",
+			      (int)json_integer_value(json_object_get(item, "number")),
+			      *processors ? processors : "none", gib(item, "free_bytes"), gib(item, "memory_bytes"),
+			      json_is_true(json_object_get(item, "here")) ? "; this process runs here" : "",
+			      json_is_true(json_object_get(item, "usable")) ? "" : "; not for this process's shards");
+	}
+}
+
 static void print_variables(const json_t *variables)
 {
 	const json_t *item;
@@ -241,6 +299,7 @@ static int print_text(json_t *root)
 	printf("layershard %s\n\n", member(root, "version"));
 	print_build(json_object_get(root, "build"));
 	print_transports(json_object_get(root, "transports"));
+	print_nodes(json_object_get(root, "numa_nodes"), numa_value(json_object_get(root, "variables")));
 	print_variables(json_object_get(root, "variables"));
 	print_unknown(json_object_get(root, "unknown_variables"));
 	json_decref(root);
@@ -252,9 +311,9 @@ static json_t *json_of_all(void)
 	json_t *variables = json_of_variables();
 	json_t *unknown = variables ? json_of_unknown(variables) : NULL;
 
-	return json_pack("{s:s,s:s,s:o,s:o,s:o,s:o}", "schema", "layershard-info/1", "version", lshard_version(),
-			 "build", json_of_build(), "transports", json_of_transports(), "variables", variables,
-			 "unknown_variables", unknown);
+	return json_pack("{s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "schema", "layershard-info/1", "version", lshard_version(),
+			 "build", json_of_build(), "transports", json_of_transports(), "numa_nodes", json_of_nodes(),
+			 "variables", variables, "unknown_variables", unknown);
 }
 
 enum { OPTION_JSON = 256 };

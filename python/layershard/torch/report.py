@@ -31,6 +31,12 @@ def _poisoned(series: Sequence[Shared]) -> list[str]:
     return [told] if nbytes else []
 
 
+def _copied(series: Sequence[Shared]) -> list[str]:
+    """A line on copies for this NUMA node, which are not among the columns."""
+    nbytes = sum(each.series.stats().numa_copy_bytes for each in series)
+    return [f"{_mib(nbytes)} MiB are copies, kept here for the ranks of this NUMA node"] if nbytes else []
+
+
 def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
     """A line on the first series that takes as much of this rank's memory as if it were not shared, or more, and how
     many others do: by what has to be there, without the resident layers that were asked for, and poison."""
@@ -51,7 +57,7 @@ def wasted(group: Group, series: Sequence[Shared]) -> list[str]:
 def _row(shared: Shared) -> list[str]:
     stats = shared.series.stats()
     whole = stats.layer_bytes * len(shared.plan.places)
-    held = stats.shard_bytes + stats.window_bytes + stats.resident_bytes
+    held = stats.shard_bytes + stats.window_bytes + stats.resident_bytes + stats.numa_copy_bytes
     return [
         shared.plan.name,
         shared.plan.numbers_text,
@@ -86,4 +92,6 @@ def _table(group: Group, series: Sequence[Shared]) -> str:
     title = f"rank {group.rank} of {group.size}, transport {group.transport}"
     if not any(each.moves for each in series):
         title += "; every layer is read where it lies: nothing moves, no hook is called"
-    return "\n".join([title, _align([_HEAD, *map(_row, series)]), *_poisoned(series), *wasted(group, series)])
+    return "\n".join(
+        [title, _align([_HEAD, *map(_row, series)]), *_poisoned(series), *_copied(series), *wasted(group, series)]
+    )

@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -56,6 +57,8 @@ static void shm_close(lshard_transport *transport)
 	control_close(&shm->control);
 	mesh_close(&shm->mesh);
 	agreement_free(&shm->agreement, context);
+	if (shm->nodes)
+		context->release(context, shm->nodes);
 	context->release(context, shm);
 }
 
@@ -71,6 +74,57 @@ static lshard_status take_options(struct shm *shm, const lshard_context *context
 	return LSHARD_OK;
 }
 
+/* ---- nodes ---- */
+
+static bool are_alike(const uint32_t *nodes, int32_t size)
+{
+	for (int32_t rank = 1; rank < size; rank++)
+		if (nodes[rank] != nodes[0])
+			return false;
+	return true;
+}
+
+/* Which ranks share copies with this one. */
+static void tell_neighbours(const struct shm *shm, const lshard_context *context)
+{
+	const uint32_t node = shm->nodes[context->rank];
+	char text[128] = "";
+	size_t used = 0;
+
+	for (int32_t rank = 0; rank < context->size && used + 16 < sizeof text; rank++)
+		if (shm->nodes[rank] == node)
+			used += (size_t)snprintf(text + used, sizeof text - used, " %d", (int)rank);
+	context->log(context, LSHARD_LOG_INFO,
+		     "numa copy: what ranks of other nodes store is copied to node %u, for%s%s", node, text,
+		     used + 16 < sizeof text ? "" : " ...");
+}
+
+/* All ranks learn where the others run; copies are made where that is on several nodes. */
+static lshard_status find_nodes(struct shm *shm, const lshard_context *context, uint64_t deadline)
+{
+	const uint32_t here = numa_here();
+	uint8_t *alive = shm->agreement.alive;
+	lshard_status status;
+
+	shm->wish = numa_wish_for(context->numa, here);
+	shm->ops.refresh = NULL;
+	if (context->numa != LSHARD_NUMA_COPY)
+		return LSHARD_OK;
+	status = control_exchange(&shm->control, &here, shm->nodes, sizeof here, alive, NULL, deadline);
+	if (status == LSHARD_OK && memchr(alive, 0, (size_t)context->size))
+		return lshard_fail(&shm->base.error, LSHARD_ERR_PEER_FAILED, "a rank is gone that was to say its node");
+	if (status == LSHARD_OK && are_alike(shm->nodes, context->size)) {
+		context->release(context, shm->nodes);
+		shm->nodes = NULL;
+	} else if (status == LSHARD_OK) {
+		shm->ops.refresh = shm_refresh;
+		tell_neighbours(shm, context);
+	}
+	return status;
+}
+
+/* ---- a group ---- */
+
 /* The copier comes after the page: what fails on one rank alone is seen by the others as a rank that is gone. */
 static lshard_status connect_group(struct shm *shm, const lshard_context *context)
 {
@@ -83,7 +137,9 @@ static lshard_status connect_group(struct shm *shm, const lshard_context *contex
 	status = control_open(&shm->control, &shm->mesh, error, deadline);
 	if (status != LSHARD_OK)
 		goto close_mesh;
-	status = shm_copier_make(&shm->copier, error);
+	status = find_nodes(shm, context, deadline);
+	if (status == LSHARD_OK)
+		status = shm_copier_make(&shm->copier, error);
 	if (status != LSHARD_OK)
 		goto close_control;
 	return LSHARD_OK;
@@ -109,6 +165,11 @@ static lshard_status shm_open_group(const lshard_context *context, lshard_transp
 	shm->base.context = context;
 	if (status == LSHARD_OK)
 		status = agreement_make(&shm->agreement, context, &shm->control, &shm->base.error);
+	if (status == LSHARD_OK && context->numa == LSHARD_NUMA_COPY) {
+		shm->nodes = context->allocate(context, (size_t)context->size * sizeof *shm->nodes);
+		if (!shm->nodes)
+			status = lshard_fail(&shm->base.error, LSHARD_ERR_NO_MEMORY, "no memory for the ranks' nodes");
+	}
 	if (status == LSHARD_OK)
 		status = connect_group(shm, context);
 	if (status == LSHARD_OK) {
@@ -118,6 +179,8 @@ static lshard_status shm_open_group(const lshard_context *context, lshard_transp
 	if (error)
 		*error = shm->base.error;
 	agreement_free(&shm->agreement, context);
+	if (shm->nodes)
+		context->release(context, shm->nodes);
 	context->release(context, shm);
 	return status;
 }
@@ -145,7 +208,7 @@ const lshard_transport_ops lshard__shm = {
 	.name = "shm",
 	.summary = "processes of a host share pages and copy nothing, unless stripes are not whole pages; shm:copy "
 		   "fetches layers into windows",
-	.capabilities = LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES,
+	.capabilities = LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES | LSHARD_CAP_PLACES,
 	.granule_bytes = 4096, /* of most machines; a group's own table has the machine's */
 	.available = shm_available,
 	.open = shm_open_group,
@@ -162,4 +225,5 @@ const lshard_transport_ops lshard__shm = {
 	.join = shm_join,
 	.drain = shm_drain,
 	.read = shm_read,
+	.refresh = shm_refresh, /* not in a group's own table, where there are no copies */
 };

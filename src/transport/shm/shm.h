@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm.h - what the files of the shm transport share: shm.c (table, group), shm_store.c (memory), shm_copy.c (the
- * copying thread). mesh.h, control.h and agreement.h connect the ranks.
+ * shm.h - what the files of the shm transport share: shm.c (table, group), shm_store.c (memory), shm_near.c
+ * (copies on other nodes), shm_copy.c (the copying thread). mesh.h, control.h and agreement.h connect the ranks.
  */
 #ifndef LAYERSHARD_SHM_H
 #define LAYERSHARD_SHM_H
@@ -51,12 +51,22 @@ struct shm {
 	struct control control;
 	struct shm_copier copier;
 	struct agreement agreement; /* of the ranks while a series opens */
+	struct numa_wish wish;      /* for this rank's shards */
+	uint32_t *nodes;            /* [size] of all ranks, where each of several is to have its own copy; else NULL */
+};
+
+/* Where ranks of a node read another's shard. */
+struct shm_near {
+	int32_t maker; /* in what that rank has copied, at `offset`; -1: where it is */
+	uint64_t offset;
 };
 
 struct shm_store {
 	lshard_store base;
 	struct shared_memory *shards; /* [size]; this rank's own is writable, the others' are not */
-	const void **bases;           /* [size] their addresses, as host_copy wants them */
+	struct shm_near *near;        /* [size] where this rank reads them; NULL: each where it is */
+	struct shared_memory *copies; /* [size] by those who made them; this rank's own is writable */
+	const void **bases;           /* [size] the addresses of shards or their copies, as host_copy wants them */
 	struct shared_memory buffers;
 	struct shared_memory composed; /* layers put together from several shards */
 	void **layers;                 /* direct: [layers] */
@@ -78,6 +88,13 @@ void *shm_shard(lshard_store *store);
 void *shm_buffer(lshard_store *store, uint32_t buffer, uint32_t position);
 void *shm_peer(lshard_store *store, uint32_t position);
 lshard_status shm_read(lshard_store *store, uint32_t position, void *destination);
+
+/* ---- shm_near.c ---- */
+
+/* For the ranks of @p node: near[size], and bytes_of[size], what each rank copies for them. */
+void shm_near_lay_out(const struct shm *shm, const lshard_store_plan *plan, uint32_t node, struct shm_near *near,
+		      uint64_t *bytes_of);
+lshard_status shm_refresh(lshard_store *store, uint64_t *bytes);
 
 /* ---- shm_copy.c ---- */
 

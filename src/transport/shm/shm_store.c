@@ -17,7 +17,9 @@ struct opening {
 	struct shm_store *store;
 	const lshard_store_plan *plan;
 	struct sharing sharing;
-	int *fds; /* [size] shards to be mapped, this rank's own among them */
+	int *fds;             /* [size] shards to be mapped, this rank's own among them */
+	int *copy_fds;        /* [size] the same of copies; NULL where there are none */
+	uint64_t *copy_bytes; /* [size] what each rank of this node copies */
 };
 
 /* Can it be mapped, in pages of that size? */
@@ -41,6 +43,16 @@ static bool can_be_reserved(const lshard_store_plan *plan, uint64_t page)
 
 /* ---- own memory ---- */
 
+/* The thread that fills them may run on another node. */
+static void touch_buffers(const struct opening *opening)
+{
+	const lshard_store_plan *plan = opening->plan;
+	char *buffers = opening->store->buffers.address;
+
+	numa_touch(buffers, (plan->windows - plan->spares) * plan->layer_bytes);
+	numa_touch(buffers + plan->windows * plan->layer_bytes, (plan->buffers - plan->windows) * plan->layer_bytes);
+}
+
 /* Only this rank maps its buffers, so any pages will do. */
 static lshard_status make_buffers(struct opening *opening)
 {
@@ -55,9 +67,12 @@ static lshard_status make_buffers(struct opening *opening)
 	own.idle_begin = (plan->windows - plan->spares) * plan->layer_bytes;
 	own.idle_bytes = plan->spares * plan->layer_bytes;
 	own.reserved = own.idle_bytes == 0;
+	own.wish = (struct numa_wish){.where = NUMA_ANYWHERE};
 	status = shared_make(&own, "windows", bytes, &opening->store->buffers, &fd);
 	if (fd >= 0)
 		close(fd);
+	if (status == LSHARD_OK && opening->sharing.wish.where != NUMA_ANYWHERE)
+		touch_buffers(opening);
 	return status;
 }
 
@@ -85,11 +100,14 @@ static lshard_status make_own(struct agreement_opening *together)
 	struct opening *opening = (struct opening *)together;
 	const int32_t rank = opening->shm->base.context->rank;
 	lshard_status status = opening->store && opening->fds
-				       ? shared_make_shard(&opening->sharing, opening->plan->shard_bytes,
-							   &opening->store->shards[rank], &opening->fds[rank])
+				       ? shared_make_sealed(&opening->sharing, "shard", opening->plan->shard_bytes,
+							    &opening->store->shards[rank], &opening->fds[rank])
 				       : lshard_fail(opening->sharing.error, LSHARD_ERR_NO_MEMORY,
 						     "series '%s': no memory for its tables", opening->plan->name);
 
+	if (status == LSHARD_OK && opening->copy_fds)
+		status = shared_make_sealed(&opening->sharing, "copies", opening->copy_bytes[rank],
+					    &opening->store->copies[rank], &opening->copy_fds[rank]);
 	if (status == LSHARD_OK)
 		status = make_buffers(opening);
 	if (status == LSHARD_OK)
@@ -97,20 +115,46 @@ static lshard_status make_own(struct agreement_opening *together)
 	return status;
 }
 
-/* ---- the others' shards ---- */
+/* ---- what the others share ---- */
 
 static lshard_status map_shards(struct opening *opening)
 {
 	const lshard_context *context = opening->shm->base.context;
+	struct shm_store *store = opening->store;
 	lshard_status status = LSHARD_OK;
 
-	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++) {
+	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++)
 		if (rank != context->rank)
-			status = shared_map_shard(&opening->sharing, rank, opening->fds[rank],
-						  opening->plan->shard_bytes_of[rank], &opening->store->shards[rank]);
-		opening->store->bases[rank] = opening->store->shards[rank].address;
-	}
+			status = shared_map_sealed(&opening->sharing, rank, opening->fds[rank],
+						   opening->plan->shard_bytes_of[rank], &store->shards[rank]);
+	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK && opening->copy_fds; rank++)
+		if (rank != context->rank)
+			status = shared_map_sealed(&opening->sharing, rank, opening->copy_fds[rank],
+						   opening->copy_bytes[rank], &store->copies[rank]);
 	return status;
+}
+
+/* The descriptor under which this rank reads the shard of @p rank, and where in it. */
+static int find_near(const struct opening *opening, int32_t rank, uint64_t *offset)
+{
+	const struct shm_near *near = opening->store->near;
+	const bool copied = near && near[rank].maker >= 0;
+
+	*offset = copied ? near[rank].offset : 0;
+	return copied ? opening->copy_fds[near[rank].maker] : opening->fds[rank];
+}
+
+static void find_bases(const struct opening *opening)
+{
+	struct shm_store *store = opening->store;
+
+	for (int32_t rank = 0; rank < opening->shm->base.context->size; rank++) {
+		const struct shm_near *near = store->near ? &store->near[rank] : NULL;
+
+		store->bases[rank] = store->shards[rank].address;
+		if (near && near->maker >= 0)
+			store->bases[rank] = (char *)store->copies[near->maker].address + near->offset;
+	}
 }
 
 /* ---- layers in place ---- */
@@ -129,7 +173,7 @@ static void *in_one_shard(const struct opening *opening, uint32_t position)
 		    (piece->rows > 1 && piece->shard_pitch != piece->layer_pitch))
 			return NULL;
 	}
-	return (char *)opening->store->shards[first->rank].address + start;
+	return (char *)opening->store->bases[first->rank] + start;
 }
 
 /* Put a layer together at @p to, over pages that read as zero. */
@@ -139,13 +183,15 @@ static lshard_status compose(struct opening *opening, uint32_t position, char *t
 
 	for (uint32_t i = plan->first_piece[position]; i < plan->first_piece[position + 1]; i++) {
 		const lshard_piece *piece = &plan->pieces[i];
+		uint64_t offset;
+		const int fd = find_near(opening, piece->rank, &offset);
 
 		if (!on_pages(piece, shared_whole_pages(1)))
 			return lshard_fail(opening->sharing.error, LSHARD_ERR_NOT_SUPPORTED,
 					   "series '%s': the part of rank %d of position %u is not made of whole pages",
 					   plan->name, (int)piece->rank, (unsigned)position);
-		if (mmap(to + piece->layer_offset, (size_t)piece->width, PROT_READ, MAP_SHARED | MAP_FIXED,
-			 opening->fds[piece->rank], (off_t)piece->shard_offset) == MAP_FAILED)
+		if (mmap(to + piece->layer_offset, (size_t)piece->width, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
+			 (off_t)(offset + piece->shard_offset)) == MAP_FAILED)
 			return shared_refused(&opening->sharing, "composing a layer", plan->layer_bytes);
 	}
 	return LSHARD_OK;
@@ -196,24 +242,36 @@ static lshard_status place_layers(struct opening *opening)
 
 /* ---- opening ---- */
 
+/* Give what this rank has made, get the others'. */
+static lshard_status swap(struct opening *opening, uint64_t tag, int *fds)
+{
+	const int32_t rank = opening->shm->base.context->rank;
+	const int own = fds[rank];
+	const lshard_status status = mesh_swap(&opening->shm->mesh, tag, own, fds, opening->together.deadline);
+
+	fds[rank] = own; /* the swap has none of this rank */
+	return status;
+}
+
 static lshard_status get_shards(struct agreement_opening *together, uint64_t round)
 {
 	struct opening *opening = (struct opening *)together;
-	const lshard_context *context = opening->shm->base.context;
-	int own = opening->fds[context->rank];
-	lshard_status status = mesh_swap(&opening->shm->mesh, round, own, opening->fds, together->deadline);
+	lshard_status status = swap(opening, round, opening->fds);
 
-	opening->fds[context->rank] = own; /* the swap has none of this rank */
+	if (status == LSHARD_OK && opening->copy_fds)
+		status = swap(opening, round + 1, opening->copy_fds);
 	if (status == LSHARD_OK)
 		status = map_shards(opening);
-	if (status == LSHARD_OK && opening->plan->direct)
-		status = place_layers(opening);
-	return status;
+	if (status != LSHARD_OK)
+		return status;
+	find_bases(opening);
+	return opening->plan->direct ? place_layers(opening) : LSHARD_OK;
 }
 
 static struct shm_store *allocate_store(struct shm *shm, const lshard_store_plan *plan)
 {
 	const lshard_context *context = shm->base.context;
+	const bool copies = shm->nodes && plan->refreshed;
 	size_t size = (size_t)context->size;
 	struct shm_store *store = context->allocate(context, sizeof *store);
 
@@ -223,44 +281,87 @@ static struct shm_store *allocate_store(struct shm *shm, const lshard_store_plan
 	store->base.plan = plan;
 	store->shards = context->allocate(context, size * sizeof *store->shards);
 	store->bases = context->allocate(context, size * sizeof *store->bases);
-	if (store->shards && store->bases)
+	store->near = copies ? context->allocate(context, size * sizeof *store->near) : NULL;
+	store->copies = copies ? context->allocate(context, size * sizeof *store->copies) : NULL;
+	if (store->shards && store->bases && (!copies || (store->near && store->copies)))
 		return store;
 	shm_store_close(&store->base);
 	return NULL;
 }
 
-static void close_fds(int *fds, int32_t size)
+static int *allocate_fds(const lshard_context *context)
 {
-	for (int32_t rank = 0; rank < size; rank++)
+	int *fds = context->allocate(context, (size_t)context->size * sizeof *fds);
+
+	for (int32_t rank = 0; fds && rank < context->size; rank++)
+		fds[rank] = -1;
+	return fds;
+}
+
+static void close_fds(const lshard_context *context, int *fds)
+{
+	for (int32_t rank = 0; fds && rank < context->size; rank++)
 		if (fds[rank] >= 0)
 			close(fds[rank]);
+	if (fds)
+		context->release(context, fds);
+}
+
+/* Tables; a store without any tells that there is no memory for them. */
+static void allocate_tables(struct opening *opening)
+{
+	struct shm *shm = opening->shm;
+	const lshard_context *context = shm->base.context;
+	struct shm_store *store = allocate_store(shm, opening->plan);
+
+	opening->store = store;
+	opening->fds = allocate_fds(context);
+	if (!store || !store->near)
+		return;
+	opening->copy_fds = allocate_fds(context);
+	opening->copy_bytes = context->allocate(context, (size_t)context->size * sizeof *opening->copy_bytes);
+	if (opening->copy_fds && opening->copy_bytes) {
+		shm_near_lay_out(shm, opening->plan, shm->nodes[context->rank], store->near, opening->copy_bytes);
+		return;
+	}
+	shm_store_close(&store->base);
+	opening->store = NULL;
+}
+
+/* So much that no rank copies more. */
+static uint64_t most_copied(const struct shm *shm, const lshard_store_plan *plan)
+{
+	uint64_t bytes = 0;
+
+	for (int32_t rank = 0; shm->nodes && plan->refreshed && rank < shm->base.context->size; rank++)
+		bytes += plan->shard_bytes_of[rank];
+	return bytes;
 }
 
 lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store)
 {
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
-	struct opening opening = {.together = {.what = plan->name,
-					       .deadline = shared_deadline(context, plan),
-					       .make = make_own,
-					       .take = get_shards},
-				  .shm = shm,
-				  .plan = plan,
-				  .sharing = {.context = context,
-					      .series = plan->name,
-					      .error = &transport->error,
-					      .reserved = can_be_reserved(plan, context->large_page_bytes)}};
+	struct opening opening = {
+		.together = {.what = plan->name,
+			     .deadline = shared_deadline(context, plan, most_copied(shm, plan)),
+			     .make = make_own,
+			     .take = get_shards},
+		.shm = shm,
+		.plan = plan,
+		.sharing = {.context = context,
+			    .series = plan->name,
+			    .error = &transport->error,
+			    .reserved = can_be_reserved(plan, context->large_page_bytes),
+			    .wish = plan->refreshed ? shm->wish : (struct numa_wish){.where = NUMA_ANYWHERE}}};
 	lshard_status status;
 
-	opening.store = allocate_store(shm, plan);
-	opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
-	for (int32_t rank = 0; opening.fds && rank < context->size; rank++)
-		opening.fds[rank] = -1;
+	allocate_tables(&opening);
 	status = agreement_open(&shm->agreement, &opening.together);
-	if (opening.fds) {
-		close_fds(opening.fds, context->size);
-		context->release(context, opening.fds);
-	}
+	close_fds(context, opening.fds);
+	close_fds(context, opening.copy_fds);
+	if (opening.copy_bytes)
+		context->release(context, opening.copy_bytes);
 	if (status == LSHARD_OK)
 		*store = &opening.store->base;
 	else if (opening.store)
@@ -283,6 +384,12 @@ void shm_store_close(lshard_store *base)
 	shared_unmap(&store->buffers);
 	for (int32_t rank = 0; store->shards && rank < context->size; rank++)
 		shared_unmap(&store->shards[rank]);
+	for (int32_t rank = 0; store->copies && rank < context->size; rank++)
+		shared_unmap(&store->copies[rank]);
+	if (store->copies)
+		context->release(context, store->copies);
+	if (store->near)
+		context->release(context, store->near);
 	if (store->bases)
 		context->release(context, store->bases);
 	if (store->shards)

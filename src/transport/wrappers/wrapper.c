@@ -178,6 +178,13 @@ static lshard_status copy_buffer(lshard_store *store, uint32_t to, uint32_t from
 	return pass_up(&store->error, &inner->error, inner->transport->ops->copy_buffer(inner, to, from, stream));
 }
 
+static lshard_status refresh(lshard_store *store, uint64_t *bytes)
+{
+	lshard_store *inner = inner_store(store);
+
+	return pass_up(&store->error, &inner->error, inner->transport->ops->refresh(inner, bytes));
+}
+
 uint64_t lshard__wrapper_bytes_in(const lshard_store *store, uint32_t position)
 {
 	const lshard_store_plan *plan = store->plan;
@@ -214,6 +221,7 @@ static void fill_table(lshard_transport_ops *ops, const lshard_transport_ops *in
 	ops->read = ops->read ? ops->read : lshard__wrapper_read;
 	ops->copy = inner->copy ? copy : NULL;
 	ops->copy_buffer = inner->copy_buffer ? copy_buffer : NULL;
+	ops->refresh = inner->refresh ? refresh : NULL;
 	ops->flush = ops->flush ? ops->flush : lshard__wrapper_flush;
 }
 

@@ -2,6 +2,8 @@
 """`layershard info`, --version and --help."""
 
 import json
+import os
+import pathlib
 import re
 
 import pytest
@@ -84,3 +86,33 @@ def test_short_help_and_unknown_short_options(program):
     assert program.run("info", "-h").stdout == program.run("info", "--help").stdout != ""
     done = program.run("info", "-xy")
     assert done.returncode == 2 and "'-x' is no option" in done.stderr
+
+
+def two_nodes(numa=None):
+    """The environment in which a program sees a machine of two nodes, and a third of memory only."""
+    build = pathlib.Path(os.environ.get("LAYERSHARD_TEST_BUILD", TREE / "build"))
+    feigned = build / "tests" / "support" / "libtwo_nodes.so"
+    return {"LD_PRELOAD": str(feigned), "ASAN_OPTIONS": "verify_asan_link_order=0", "LAYERSHARD_NUMA": numa}
+
+
+def test_nodes_are_those_of_the_machine(program):
+    nodes = program.json("info")["numa_nodes"]
+    folder = pathlib.Path("/sys/devices/system/node")
+    assert [node["number"] for node in nodes] == sorted(int(each.name[4:]) for each in folder.glob("node[0-9]*"))
+    assert sum(node["here"] for node in nodes) == min(1, len(nodes))
+    if len(nodes) == 1:
+        assert (
+            "NUMA nodes (shards: LAYERSHARD_NUMA=none, of which one node makes nothing)" in program.run("info").stdout
+        )
+
+
+def test_nodes_of_a_larger_machine(program):
+    nodes = program.json("info", env=two_nodes())["numa_nodes"]
+    assert [node["processors"] for node in nodes] == ["0-15,32-47", "16-31,48-63", ""]
+    assert [node["here"] for node in nodes] == [False, True, False]
+    assert [node["usable"] for node in nodes] == [True, True, False]
+    assert nodes[1]["memory_bytes"] == 2 << 30 and nodes[1]["free_bytes"] == 1 << 30
+    text = program.run("info", env=two_nodes("copy")).stdout
+    assert "\nNUMA nodes (shards: LAYERSHARD_NUMA=copy)\n" in text
+    assert "processors 16-31,48-63; 1.0 of 2.0 GiB free; this process runs here" in text
+    assert "processors none; 1.0 of 1.0 GiB free; not for this process's shards" in " ".join(text.split())

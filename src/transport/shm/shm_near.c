@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * shm_near.c - one copy a node: the ranks of a NUMA node read the shards of other nodes' ranks as copies on their own.
+ * Knows whose bytes are copied where, and copies them; maps nothing.
+ *
+ * The copies of a node are divided among its ranks, so that each shard is copied once a node. What a rank makes lies in
+ * one memfd, sealed like a shard: nobody else can write there, and it outlives its maker.
+ */
+#include "shm.h"
+#include "large_pages.h"
+
+#include <string.h>
+
+#define COPIED_AT_ONCE (UINT64_C(64) << 20) /* an abort is seen between */
+
+/* Where rank @p number, counted among those of its node, is among all. */
+static int32_t find_on_node(const struct shm *shm, uint32_t node, uint32_t number)
+{
+	int32_t rank = 0;
+
+	while (shm->nodes[rank] != node || number-- > 0)
+		rank++;
+	return rank;
+}
+
+static uint32_t count_on_node(const struct shm *shm, uint32_t node)
+{
+	uint32_t count = 0;
+
+	for (int32_t rank = 0; rank < shm->base.context->size; rank++)
+		count += shm->nodes[rank] == node;
+	return count;
+}
+
+/* Behind @p bytes, where a copy that has room for large pages begins at one. */
+static uint64_t place_behind(const struct shm *shm, uint64_t bytes, uint64_t shard_bytes)
+{
+	const uint64_t page = lshard__large_alignment(shm->base.context, shard_bytes, shared_whole_pages(1));
+
+	return (bytes + page - 1) & ~(page - 1);
+}
+
+void shm_near_lay_out(const struct shm *shm, const lshard_store_plan *plan, uint32_t node, struct shm_near *near,
+		      uint64_t *bytes_of)
+{
+	const int32_t size = shm->base.context->size;
+	const uint32_t makers = count_on_node(shm, node);
+	uint32_t copies = 0;
+
+	memset(bytes_of, 0, (size_t)size * sizeof *bytes_of);
+	for (int32_t rank = 0; rank < size; rank++) {
+		near[rank] = (struct shm_near){.maker = -1};
+		if (shm->nodes[rank] == node || plan->shard_bytes_of[rank] == 0)
+			continue;
+		near[rank].maker = find_on_node(shm, node, copies++ % makers);
+		near[rank].offset =
+			place_behind(shm, bytes_of[near[rank].maker], plan->shard_bytes_of[rank]);
+		bytes_of[near[rank].maker] = near[rank].offset + plan->shard_bytes_of[rank];
+	}
+}
+
+static lshard_status copy_shard(struct shm_store *store, int32_t rank)
+{
+	const struct shm *shm = (const struct shm *)store->base.transport;
+	const int32_t own = shm->base.context->rank;
+	const uint64_t bytes = store->base.plan->shard_bytes_of[rank];
+	const char *from = store->shards[rank].address;
+	char *to = (char *)store->copies[own].address + store->near[rank].offset;
+
+	for (uint64_t offset = 0; offset < bytes; offset += COPIED_AT_ONCE) {
+		if (atomic_load(&shm->mesh.aborted))
+			return lshard_fail(&store->base.error, LSHARD_ERR_ABORTED, "series '%s': rank %d was aborted",
+					   store->base.plan->name, (int)own);
+		memcpy(to + offset, from + offset,
+		       (size_t)(bytes - offset < COPIED_AT_ONCE ? bytes - offset : COPIED_AT_ONCE));
+	}
+	return LSHARD_OK;
+}
+
+lshard_status shm_refresh(lshard_store *base, uint64_t *bytes)
+{
+	struct shm_store *store = (struct shm_store *)base;
+	const lshard_context *context = base->transport->context;
+	lshard_status status = LSHARD_OK;
+
+	*bytes = 0;
+	for (int32_t rank = 0; store->near && rank < context->size && status == LSHARD_OK; rank++) {
+		if (store->near[rank].maker != context->rank)
+			continue;
+		status = copy_shard(store, rank);
+		*bytes += base->plan->shard_bytes_of[rank];
+	}
+	return status;
+}
