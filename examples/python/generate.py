@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--prompt", action="append", help="rank r takes the prompts whose number is r modulo the ranks")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--prefetch", type=int, default=1)
-    parser.add_argument("--resident", default="0", help="bytes, or a share of the blocks (30%%), or all")
+    parser.add_argument("--resident", default="0", help="bytes, a share of the blocks (30%%), all, or auto")
     parser.add_argument("--transport", default="auto")
     options = parser.parse_args()
     resident = int(options.resident) if options.resident.isdigit() else options.resident

@@ -89,7 +89,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--prefetch", type=int, default=1)
-    parser.add_argument("--resident", default="0", help="bytes, or a share of the layers (30%%)")
+    parser.add_argument("--resident", default="0", help="bytes, a share of the layers (30%%), all, or auto")
     parser.add_argument("--transport", default="auto")
     return parser.parse_args()
 

@@ -54,6 +54,7 @@ class LayerShardingConfig:
     layer: str | Sequence[str] = ()
     timeout_ms: int | None = None
     memory: str = "library"
+    reserve: int | None = None
 
 
 def _listed(module: nn.Module) -> list[str]:

@@ -100,3 +100,27 @@ def expandable(rank, size):
 
 def test_segments_that_other_processes_cannot_open_are_refused():
     ranks.run(2, expandable, LAYERSHARD_POISON="0")
+
+
+def auto(rank, size, memory):
+    """Two processes have equal parts of one GPU, and what is left free is as much as both have asked for."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model, x, reserve = linears(), inputs(rank), 2**32
+    with torch.inference_mode():
+        want = model(x).clone()
+        sharding.shard(model, "*", transport="cuda:copy", resident="auto", reserve=reserve, memory=memory)
+        report = sharding.of(model).report()
+        (stats,) = sharding.of(model).stats().values()
+        assert "of the GPU, a part for each of the 2 ranks" in report and "4.00 GiB are reserved" in report
+        assert stats.residents == N_LAYERS // size  # with 20 GB of memory or more all of them
+        assert torch.cuda.mem_get_info()[0] > size * reserve
+        assert torch.equal(model(x), want)
+        whole = 2 * torch.cuda.mem_get_info()[1]
+    again = linears()
+    with pytest.raises(sharding.Refused, match="shards and windows need"):
+        sharding.shard(again, "*", transport="cuda:copy", resident="auto", reserve=whole)
+
+
+@pytest.mark.parametrize("memory", ["library", "torch"])
+def test_the_dial_is_turned_by_what_the_gpu_has_free(memory):
+    ranks.run(2, auto, memory, LAYERSHARD_POISON="0")

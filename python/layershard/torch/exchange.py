@@ -18,17 +18,20 @@ from .memory import bytes_at
 _BYTES = 16384
 _HEAD = 8  # bytes, of the length
 _LONGEST_TEXT = 1000
+_NAME = "layershard.torch.records"
 
 
-def exchange(group: Group, device: torch.device, record: dict[str, Any]) -> list[dict[str, Any]]:
+def exchange(
+    group: Group, device: torch.device, record: dict[str, Any], name: str = _NAME
+) -> list[dict[str, Any]]:
     """Every rank's record, in rank order: collective. Waits for the others as long as any call of the group. What is
-    too long on any rank, of many series, is given once more, whole."""
+    too long on any rank, of many series, is given once more, whole. Ranks that make another call are told the @name."""
     text = json.dumps(_cut(record)).encode()
     mine = len(text).to_bytes(_HEAD, "little") + text
-    found = _round(group, device, mine, _BYTES)
+    found = _round(group, device, mine, _BYTES, name)
     needed = max(_HEAD + _length(each) for each in found)
     if needed > _BYTES:
-        found = _round(group, device, mine, needed)
+        found = _round(group, device, mine, needed, name)
     return [json.loads(each[_HEAD : _HEAD + _length(each)]) for each in found]
 
 
@@ -36,7 +39,7 @@ def _length(filled: bytes) -> int:
     return int.from_bytes(filled[:_HEAD], "little")
 
 
-def _round(group: Group, device: torch.device, mine: bytes, nbytes: int) -> list[bytes]:
+def _round(group: Group, device: torch.device, mine: bytes, nbytes: int, name: str) -> list[bytes]:
     """The first @nbytes of each rank's."""
 
     def write(_layer: int, addresses: list[int]) -> None:
@@ -47,7 +50,7 @@ def _round(group: Group, device: torch.device, mine: bytes, nbytes: int) -> list
 
     tensors = [Tensor("record", nbytes)]
     with group.series(
-        "layershard.torch.records", first_layer=0, layer_count=group.size, tensors=tensors, resident_bytes=ALL
+        name, first_layer=0, layer_count=group.size, tensors=tensors, resident_bytes=ALL
     ) as records:
         records.commit(write)
         found = [bytes_at(records.address(rank, 0), nbytes, device).cpu() for rank in range(group.size)]

@@ -17,10 +17,11 @@ from torch import nn
 
 from ..errors import Error
 from ..group import Group
-from ..series import Stats
+from ..series import Stats, unsigned
 from . import ops
 from .alone import Does
 from .compiled import forget_compiled, is_recording, register_first, whole
+from .dial import Rates
 from .exchange import exchange
 from .grouping import Place
 from .guards import Guards, above, refuse_keeping, refuse_loading
@@ -189,9 +190,12 @@ class Handle:
         """The counters of every series."""
         return {each.plan.name: each.series.stats() for each in self.shared}
 
-    def report(self) -> str:
-        """A table: series, layers, bytes, windows; the transport and why it was taken."""
-        return table(self.shared)
+    def report(self, *, compute_ns: int = 0, link_bytes_per_s: int = 0) -> str:
+        """A table: series, layers, bytes, windows; the transport and why it was taken. Under it, of resident="auto",
+        where the dial stands and what the next step would gain, if it is known what a layer computes, @compute_ns, and
+        what the link into this rank carries, which some transports measure."""
+        rates = Rates(unsigned("compute_ns", compute_ns, 64), unsigned("link_bytes_per_s", link_bytes_per_s, 64))
+        return table(self.shared, rates)
 
     def refuse_half_written(self) -> None:
         """What an update is writing, or has left half written, is not to be looked at."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..group import Group
 from ..series import Stats
+from .dial import Rates
 from .shared import Shared
 
 _HEAD = (*"series layers placement MiB stored windows resident saved".split(), "below k", "misses", "waited ms")
@@ -82,16 +83,25 @@ def _align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def table(series: Sequence[Shared]) -> str:
+def _dials(series: Sequence[Shared], rates: Rates) -> list[str]:
+    """Of each call that was to choose the residents."""
+    dials = {id(each.dial): each.dial for each in series if each.dial is not None}
+    return [
+        line
+        for dial in dials.values()
+        for line in dial.lines([each.series for each in series if each.dial is dial], rates)
+    ]
+
+
+def table(series: Sequence[Shared], rates: Rates) -> str:
     """One line per series; sizes in MiB on this rank. A table for each group that series are of."""
     groups = dict.fromkeys(each.group for each in series)
-    return "\n".join(_table(group, [each for each in series if each.group is group]) for group in groups)
+    return "\n".join(_table(group, [each for each in series if each.group is group], rates) for group in groups)
 
 
-def _table(group: Group, series: Sequence[Shared]) -> str:
+def _table(group: Group, series: Sequence[Shared], rates: Rates) -> str:
     title = f"rank {group.rank} of {group.size}, transport {group.transport}"
     if not any(each.moves for each in series):
         title += "; every layer is read where it lies: nothing moves, no hook is called"
-    return "\n".join(
-        [title, _align([_HEAD, *map(_row, series)]), *_poisoned(series), *_copied(series), *wasted(group, series)]
-    )
+    below = [*_dials(series, rates), *_poisoned(series), *_copied(series), *wasted(group, series)]
+    return "\n".join([title, _align([_HEAD, *map(_row, series)]), *below])

@@ -21,6 +21,7 @@ from ..group import Group
 from ..series import ALL, choice, unsigned
 from .compiled import whole
 from .coverage import left_out
+from .dial import AUTO, choose, refuse_reserve
 from .grouping import SeriesPlan, refuse_shared_already, refuse_stripes, tell_apart
 from .grouping import group as group_units
 from .handle import GIVEN_UP, NOT_LOADED, Handle, is_closed, is_sharded, of
@@ -44,6 +45,7 @@ from .refusals import (
 )
 from .report import wasted
 from .shared import Shared, describe
+from .sizes import Sizes
 from .spreading import Spreading
 from .torch_memory import MEMORY, source_for
 from .wiring import refuse_uncalled
@@ -114,7 +116,8 @@ def _resident_bytes(resident: int | float | str, plan: SeriesPlan, plans: Sequen
     if isinstance(resident, int) and resident >= 0:
         return resident * plan.nbytes // sum(each.nbytes for each in plans)
     raise Refused(
-        f"resident is {resident!r}: give bytes, a part of the layers (0.3 or '30%', at most 1.0 or 100%), or 'all'"
+        f"resident is {resident!r}: give bytes, a part of the layers (0.3 or '30%', at most 1.0 or 100%), 'all' or "
+        f"'auto'"
     )
 
 
@@ -223,6 +226,7 @@ def shard(
     device: torch.device | str | None = None,
     timeout_ms: int | None = None,
     memory: str = "library",
+    reserve: int | None = None,
 ) -> nn.Module:
     """Let the ranks of @group store the chosen layers once between them. In place; returns the model. Collective.
 
@@ -239,7 +243,7 @@ def shard(
     scope      "linear": a series and a wait for each chosen module of a block; "block": all that is chosen in a block
                is fetched together.
     resident   memory for resident layers, which other ranks store: bytes for all series together, a part of the layers
-               (0.3, "30%") or "all".
+               (0.3, "30%"), "all", or "auto": as many layers as memory allows when shard is called.
     stripe     how "striped" cuts a tensor: {"*": "rows", "*.o_proj.weight": "columns"}; by bytes without.
     buffers    fnmatch patterns of buffers of the chosen modules to share as well ("*.qweight"): those that a state_dict
                holds and no forward writes to. Without, every rank keeps all buffers.
@@ -247,6 +251,7 @@ def shard(
                Without, the first by which layers are alike.
     device     where layers live, for a model that is on the meta device entirely.
     timeout_ms the longest wait for other ranks in one call.
+    reserve    with resident="auto": bytes that this rank leaves free; a tenth of what is free for it without.
     memory     whose shards and windows are: the "library"'s own, or "torch": of torch's allocator, which counts them.
 
     A model whose own weights are on the meta device (layershard.torch.empty_weights) is filled by load, or by fill.
@@ -269,7 +274,9 @@ def shard(
             of(model).refuse_more(found)
         join.device = found
         plans = _plan(model, modules, scope, strings("buffers", buffers), layer)
-        _resident_bytes(resident, plans[0], plans)
+        refuse_reserve(resident, reserve)
+        if resident != AUTO:
+            _resident_bytes(resident, plans[0], plans)
         refuse_stripes(plans, stripe or {})
         for plan in plans:
             describe(plan, stripe or {})
@@ -281,6 +288,11 @@ def shard(
         if not stripe:  # of which each rank may want its own slices, whatever they save
             plans = spreading.worth_sharing(plans)
         spreading.place(plans)
+        dial = None
+        if resident == AUTO:
+            sizes = Sizes(spreading, plans, [describe(plan, stripe or {}) for plan in plans], found)
+            dial = choose(ranks, sizes, memory, reserve)
+        spending = dial.spending if dial else [_resident_bytes(resident, plan, plans) for plan in plans]
         shared = [
             Shared(
                 ranks,
@@ -288,11 +300,12 @@ def shard(
                 found,
                 prefetch=prefetch,
                 placement=spreading.placement_of(plan),
-                resident_bytes=_resident_bytes(resident, plan, plans),
+                resident_bytes=resident_bytes,
                 stripes=stripe or {},
                 source=source,
+                dial=dial,
             )
-            for plan in plans
+            for plan, resident_bytes in zip(plans, spending, strict=True)
         ]
         earlier = _shared_by(model)
         handle = of(model) if earlier else Handle(model, ranks, found)

@@ -13,6 +13,7 @@ import torch
 from ..group import Group
 from ..memory_source import MemorySource
 from ..series import Series, Tensor
+from .dial import Dial
 from .grouping import Place, SeriesPlan, stripe_of
 from .layout import Layout, short
 from .memory import bytes_at, bytes_of
@@ -67,6 +68,7 @@ class Shared:
         resident_bytes: int,
         stripes: dict[str, str],
         source: MemorySource | None = None,
+        dial: Dial | None = None,
     ) -> None:
         self.group = group
         self.plan = plan
@@ -86,6 +88,7 @@ class Shared:
             memory_source=source,
         )
         self.is_lent = source is not None  # its memory is not the library's
+        self.dial = dial  # what chose the residents of this call's series
         # Whether any layer has to be fetched; where all are read in place, a pass has nothing to call.
         self.moves = self.series.stats().windows > 0
         self.committed = False
