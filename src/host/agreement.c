@@ -12,7 +12,7 @@ lshard_status agreement_make(struct agreement *agreement, const lshard_context *
 {
 	const size_t size = (size_t)context->size;
 
-	*agreement = (struct agreement){.control = control, .error = error};
+	*agreement = (struct agreement){.context = context, .control = control, .error = error};
 	agreement->reports = context->allocate(context, size * sizeof *agreement->reports);
 	agreement->alive = context->allocate(context, size);
 	if (agreement->reports && agreement->alive)
@@ -32,17 +32,17 @@ void agreement_free(struct agreement *agreement, const lshard_context *context)
 
 static lshard_status fail_gone(const struct agreement *agreement, const char *what, struct lshard__verdict *verdict)
 {
-	if (verdict->ranks.count == 1)
+	if (verdict->ranks.count == 1 && !agreement->over)
 		return lshard_fail(agreement->error, LSHARD_ERR_PEER_FAILED, "%s: rank %d (process %d) is gone", what,
 				   (int)verdict->rank, (int)agreement->control->mesh->peers[verdict->rank].pid);
-	return lshard_fail(agreement->error, LSHARD_ERR_PEER_FAILED, "%s: %s are gone", what,
-			   lshard__ranks_text(&verdict->ranks));
+	return lshard_fail(agreement->error, LSHARD_ERR_PEER_FAILED, "%s: %s %s gone", what,
+			   lshard__ranks_text(&verdict->ranks), lshard__ranks_are(&verdict->ranks));
 }
 
 /* What the reports say makes all fail alike. */
 static lshard_status evaluate(const struct agreement *agreement, const char *what)
 {
-	const lshard_context *context = agreement->control->mesh->context;
+	const lshard_context *context = agreement->context;
 	const struct lshard__record_set set = {.first = agreement->reports,
 					       .bytes = sizeof *agreement->reports,
 					       .call_bytes = offsetof(struct agreement_report, body) -
@@ -68,6 +68,18 @@ static lshard_status evaluate(const struct agreement *agreement, const char *wha
 	return LSHARD_OK;
 }
 
+lshard_status agreement_gather(struct agreement *agreement, const void *send, void *receive, size_t bytes,
+			       uint8_t *alive, uint64_t *round, uint64_t deadline)
+{
+	lshard_transport *over = agreement->over;
+	lshard_status status;
+
+	if (!over)
+		return control_exchange(agreement->control, send, receive, bytes, alive, round, deadline);
+	status = over->ops->exchange(over, send, receive, bytes, alive);
+	return status == LSHARD_OK ? status : lshard_fail(agreement->error, status, "%s", over->error.text);
+}
+
 lshard_status agreement_exchange(struct agreement *agreement, const char *what, struct agreement_report *mine,
 				 lshard_status status, uint64_t *round, uint64_t deadline)
 {
@@ -80,11 +92,10 @@ lshard_status agreement_exchange(struct agreement *agreement, const char *what, 
 	mine->outcome = (struct lshard__outcome){status, mine->outcome.echo || lshard__outcome_of(status).echo};
 	if (status != LSHARD_OK)
 		snprintf(mine->text, sizeof mine->text, "%.*s", (int)sizeof mine->text - 1, cause.text);
-	agreed = control_exchange(agreement->control, mine, agreement->reports, sizeof *mine, agreement->alive, round,
-				  deadline);
+	agreed = agreement_gather(agreement, mine, agreement->reports, sizeof *mine, agreement->alive, round, deadline);
 	if (agreed == LSHARD_OK)
 		return evaluate(agreement, what);
-	if (status == LSHARD_OK)
+	if (status == LSHARD_OK || (mine->outcome.echo && agreed == LSHARD_ERR_PEER_FAILED))
 		return agreed;
 	*agreement->error = cause;
 	return status;

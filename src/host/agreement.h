@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * agreement.h - ranks that open something together: all have it, or none, and all hear why.
- * Knows the control channel; knows nothing of what is opened.
+ * Knows the control channel, or another transport that the ranks hear each other by; knows nothing of what is opened.
  */
 #ifndef LAYERSHARD_AGREEMENT_H
 #define LAYERSHARD_AGREEMENT_H
@@ -9,7 +9,7 @@
 #include "control.h"
 #include "verdict.h"
 
-#define AGREEMENT_BODY_BYTES 112
+#define AGREEMENT_BODY_BYTES 160
 
 /* What every rank says at each step of an opening. */
 struct agreement_report {
@@ -21,7 +21,9 @@ struct agreement_report {
 };
 
 struct agreement {
-	struct control *control;
+	const lshard_context *context;
+	struct control *control;          /* among processes of a host */
+	lshard_transport *over;           /* or, not NULL: the transport whose exchange is taken instead */
 	lshard_error *error;              /* of the transport */
 	struct agreement_report *reports; /* [size] of the last agreement */
 	uint8_t *alive;                   /* [size] */
@@ -31,6 +33,13 @@ struct agreement {
 lshard_status agreement_make(struct agreement *agreement, const lshard_context *context, struct control *control,
 			     lshard_error *error);
 void agreement_free(struct agreement *agreement, const lshard_context *context);
+
+/*
+ * An exchange by whichever there is; see lshard_transport_ops.exchange. @p round: as control_exchange; 0 over a
+ * transport, which has a deadline of its own, too.
+ */
+lshard_status agreement_gather(struct agreement *agreement, const void *send, void *receive, size_t bytes,
+			       uint8_t *alive, uint64_t *round, uint64_t deadline);
 
 /*
  * Exchange reports with the others; all go on or all fail alike, with the text of the first rank that failed. @p mine:
