@@ -153,8 +153,8 @@ typedef struct lshard_transport_ops {
 
 	/*
 	 * Connect the ranks. Collective; blocks at most timeout_ms. On failure the text goes to @p error.
-	 * A wrapper (see inner) opens nothing itself but gets the transport it wraps in @p inner; for others it is
-	 * NULL.
+	 * A wrapper (see inner) opens nothing itself but gets the transport it wraps in @p inner; "fabric" gets what
+	 * its ranks exchange records by, and closes it in the end as a wrapper does; for others it is NULL.
 	 */
 	lshard_status (*open)(const lshard_context *context, lshard_transport *inner, lshard_transport **transport,
 			      lshard_error *error);

@@ -26,6 +26,7 @@ static const struct {
 	 "name"},
 	{"LAYERSHARD_TRANSPORT", "auto", "transport, with wrappers in front: trace=FILE,throttle=BYTES_PER_S,shm:copy"},
 	{"LAYERSHARD_CUDA_SO_PATH", "libcuda.so.1", "NVIDIA's driver library"},
+	{"LAYERSHARD_NVML_SO_PATH", "libnvidia-ml.so.1", "NVIDIA's management library, which knows NVLink domains"},
 	{"LAYERSHARD_LARGE_PAGES", "auto",
 	 "pages of 2 MiB for shards and windows in host memory: auto (where they are to be had), never, require"},
 	{"LAYERSHARD_NUMA", "none",

@@ -102,7 +102,7 @@ struct record {
 	uint64_t spec_hash;
 	char custom[32];
 	char spec[96];
-	uint64_t callbacks;              /* 1: the caller gave some */
+	uint64_t callbacks;              /* 1: the caller gave some, 2: that carry this memory */
 	uint8_t available[N_TRANSPORTS]; /* 1: transports[i] is */
 	uint64_t large_page_bytes;
 	char text[256];
@@ -115,10 +115,13 @@ struct lshard__stack {
 	struct gathering gathering; /* of the ranks while all is opened */
 	struct stack_spec spec;
 	const lshard_transport_ops *custom;
-	lshard_context contexts[SPEC_WRAPPERS + 1]; /* the transport's first, then the wrappers', inside out */
+	/* The transport's first, then the wrappers', inside out; the last is that of what the transport stands on. */
+	lshard_context contexts[SPEC_WRAPPERS + 2];
 	lshard_transport *bottom;
 	lshard_transport *top;
 	const lshard_transport_ops *chosen;
+	enum lshard__scope scope; /* of it */
+	int or_callback; /* it may be refused when it is opened: the caller's collectives carry layers as well */
 	char because[64];
 	char description[256];
 	uint64_t large_page_bytes; /* what all ranks have, or 0 */
@@ -154,8 +157,9 @@ static void fill_record(struct record *record, const lshard__stack *stack, const
 	record->large_pages = (int32_t)stack->base->large_pages;
 	record->numa = (int32_t)stack->base->numa;
 	record->large_page_bytes = stack->base->large_page_bytes;
-	record->callbacks = stack->base->callbacks != NULL &&
-			    (record->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL);
+	if (stack->base->callbacks)
+		record->callbacks =
+			record->memory == LSHARD_MEMORY_HOST || stack->base->callbacks->device != NULL ? 2 : 1;
 	record->outcome.status = failed;
 	record->spec_hash = lshard__text_hash(spec);
 	snprintf(record->spec, sizeof record->spec, "%.*s", (int)sizeof record->spec - 1, spec);
@@ -235,10 +239,14 @@ static int connects(int i, const struct record *records, int32_t size, char *why
 			snprintf(why, bytes, "%s is not available on rank %d: %s", name, (int)rank,
 				 records[rank].why[i]);
 		else if (transports[i].scope == LSHARD__OF_CALLER) {
-			if (!records[rank].callbacks)
+			if (records[rank].callbacks < 2)
 				snprintf(why, bytes, "%s needs callbacks%s in the group options, and rank %d has none",
 					 name, records[0].memory == LSHARD_MEMORY_HOST ? "" : " for a device",
 					 (int)rank);
+		} else if (transports[i].scope == LSHARD__MET_BY_CALLER) {
+			if (!records[rank].callbacks)
+				snprintf(why, bytes, "%s needs callbacks in the group options, and rank %d has none",
+					 name, (int)rank);
 		} else if (transports[i].scope == LSHARD__SAME_PROCESS && !lshard__same_process(first, other))
 			snprintf(why, bytes, "%s connects threads of one process, and ranks 0 and %d are two processes",
 				 name, (int)rank);
@@ -264,8 +272,26 @@ static const char *auto_reason(int i, int32_t size)
 		return "auto: one rank";
 	if (transports[i].scope == LSHARD__OF_CALLER)
 		return "auto: the caller's collectives";
+	if (transports[i].scope == LSHARD__MET_BY_CALLER)
+		return "auto: an NVLink domain";
 	return transports[i].scope == LSHARD__SAME_PROCESS ? "auto: threads of one process"
 							   : "auto: all ranks on one host";
+}
+
+/* The first of this scope. */
+static int find_scope(enum lshard__scope scope)
+{
+	int found = 0;
+
+	while (transports[found].scope != scope)
+		found++;
+	return found;
+}
+
+static void take(lshard__stack *stack, int i)
+{
+	stack->chosen = transports[i].ops;
+	stack->scope = transports[i].scope;
 }
 
 static lshard_status choose_auto(lshard__stack *stack, const struct record *records, lshard_error *error)
@@ -278,8 +304,10 @@ static lshard_status choose_auto(lshard__stack *stack, const struct record *reco
 		size_t used = strlen(reasons);
 
 		if (connects(i, records, size, why, sizeof why)) {
-			stack->chosen = transports[i].ops;
+			take(stack, i);
 			snprintf(stack->because, sizeof stack->because, "%s", auto_reason(i, size));
+			stack->or_callback = transports[i].scope == LSHARD__MET_BY_CALLER &&
+					     connects(find_scope(LSHARD__OF_CALLER), records, size, why, sizeof why);
 			return LSHARD_OK;
 		}
 		snprintf(reasons + used, sizeof reasons - used, "%s%s", used ? "; " : "", why);
@@ -304,7 +332,7 @@ static lshard_status choose(lshard__stack *stack, const struct record *records, 
 	i = find_transport(stack->spec.name);
 	if (!connects(i, records, stack->base->size, why, sizeof why))
 		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED, "%s", why);
-	stack->chosen = transports[i].ops;
+	take(stack, i);
 	return LSHARD_OK;
 }
 
@@ -563,10 +591,51 @@ static void describe(lshard__stack *stack)
 		numa_tell(stack->base);
 }
 
-static lshard_status open_all(lshard__stack *stack, lshard_error *error)
+/* By the caller's collectives: for records alone, unless they can carry layers too. */
+static lshard_status open_inner(lshard__stack *stack, lshard_transport **inner, lshard_error *error)
+{
+	lshard_context *context = &stack->contexts[SPEC_WRAPPERS + 1];
+
+	context_for(stack, SPEC_WRAPPERS + 1, "");
+	if (!stack->or_callback)
+		context->memory = LSHARD_MEMORY_HOST;
+	return transports[find_scope(LSHARD__OF_CALLER)].ops->open(context, NULL, inner, error);
+}
+
+/* What "auto" took cannot be had here, as all ranks know: what it stands on carries the layers itself. */
+static lshard_status fall_back(lshard__stack *stack, lshard_transport *inner, const lshard_error *error)
+{
+	const int callback = find_scope(LSHARD__OF_CALLER);
+
+	stack->base->log(stack->base, LSHARD_LOG_INFO, "rank %d: %s is not used: %s", (int)stack->base->rank,
+			 stack->chosen->name, error->text);
+	take(stack, callback);
+	snprintf(stack->because, sizeof stack->because, "%s", auto_reason(callback, stack->base->size));
+	stack->bottom = inner;
+	return LSHARD_OK;
+}
+
+static lshard_status open_bottom(lshard__stack *stack, lshard_error *error)
 {
 	const lshard_context *context = context_for(stack, 0, stack->spec.options);
-	lshard_status status = stack->chosen->open(context, NULL, &stack->bottom, error);
+	lshard_transport *inner = NULL;
+	lshard_status status = LSHARD_OK;
+
+	if (!stack->custom && stack->scope == LSHARD__MET_BY_CALLER)
+		status = open_inner(stack, &inner, error);
+	if (status == LSHARD_OK)
+		status = stack->chosen->open(context, inner, &stack->bottom, error);
+	if (status == LSHARD_OK || !inner)
+		return status;
+	if (status == LSHARD_ERR_NOT_SUPPORTED && stack->or_callback)
+		return fall_back(stack, inner, error);
+	inner->ops->close(inner);
+	return status;
+}
+
+static lshard_status open_all(lshard__stack *stack, lshard_error *error)
+{
+	lshard_status status = open_bottom(stack, error);
 
 	if (status == LSHARD_OK) {
 		stack->top = stack->bottom;

@@ -12,14 +12,20 @@
 enum lshard__scope {
 	LSHARD__SAME_PROCESS,
 	LSHARD__SAME_HOST,
+	/* Those that the caller's collectives do, by which they exchange records and no layer; it needs them. */
+	LSHARD__MET_BY_CALLER,
 	LSHARD__OF_CALLER, /* those that the caller's collectives do, in the memory that these carry; it needs them */
 };
 
-/* X(name, scope, memory), in the order in which "auto" prefers them. Each has its table, lshard__NAME. */
+/*
+ * X(name, scope, memory), in the order in which "auto" prefers them. Each has its table, lshard__NAME, in the folder of
+ * its name; fabric's is in cuda.
+ */
 #define LSHARD__TRANSPORTS(X)                                                                                          \
 	X(local, LSHARD__SAME_PROCESS, LSHARD_MEMORY_HOST)                                                             \
 	X(shm, LSHARD__SAME_HOST, LSHARD_MEMORY_HOST)                                                                  \
 	X(cuda, LSHARD__SAME_HOST, LSHARD_MEMORY_CUDA)                                                                 \
+	X(fabric, LSHARD__MET_BY_CALLER, LSHARD_MEMORY_CUDA)                                                           \
 	X(callback, LSHARD__OF_CALLER, LSHARD_MEMORY_HOST)
 
 /*

@@ -42,9 +42,9 @@ static bool describe_subject(const char *spec)
 		subject.spec = spec;
 		subject.collective = information.collective || strstr(last, "lockstep") != NULL;
 		subject.caller_memory = information.caller_memory;
-		subject.callbacks = strcmp(last, "callback") == 0;
+		subject.callbacks = strcmp(last, "callback") == 0 || strncmp(last, "fabric", length) == 0;
 		subject.memory = information.memory;
-		subject.direct = strcmp(last, "shm") == 0 || strcmp(last, "cuda") == 0;
+		subject.direct = strcmp(last, "shm") == 0 || strcmp(last, "cuda") == 0 || strcmp(last, "fabric") == 0;
 		return true;
 	}
 	return false;

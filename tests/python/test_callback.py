@@ -191,12 +191,13 @@ def ask_for_collectives(rank, size):
         given("shm", "host"),
         given("callback", "cuda"),
         given("auto", "cuda"),
+        given("fabric:copy", "cuda"),
     ]
 
 
 def test_torch_carries_layers_where_it_is_asked_to_or_nothing_else_can(tmp_path):
     for given in run(tmp_path, 2, ask_for_collectives):
-        assert given == [False, True, True, True, False, True, False]
+        assert given == [False, True, True, True, False, True, False, True]
 
 
 # ---- Out of step ----

@@ -23,7 +23,7 @@ struct subject {
 	bool collective;
 	bool caller_memory;
 	bool direct;    /* layers are read in place, on devices by ranks on the same one: no windows, no transfers */
-	bool callbacks; /* the caller carries the layers: the transport itself cannot know who is gone */
+	bool callbacks; /* the ranks meet by the caller's collectives: the transport itself cannot know who is gone */
 	bool fake;      /* by the collectives of fake_device.h, in its memory */
 	lshard_memory memory;
 	uint32_t configurations; /* of walks */

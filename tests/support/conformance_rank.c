@@ -192,9 +192,9 @@ bool rank_equip(struct rank *rank, lshard_group_options *options)
 {
 	if (subject.memory == LSHARD_MEMORY_CUDA)
 		options->memory = subject.memory;
-	if (subject.callbacks)
-		return take_seat(rank, options);
-	if (subject.memory != LSHARD_MEMORY_CUDA)
+	if (subject.callbacks && !take_seat(rank, options))
+		return false;
+	if (subject.fake || subject.memory != LSHARD_MEMORY_CUDA)
 		return true;
 	rank->device = device_open(rank->member);
 	if (!rank->device)

@@ -156,6 +156,24 @@ static void circle_stop(void *user)
 			shutdown(circle->ends[peer], SHUT_RDWR);
 }
 
+static int gather(void *user, const void *send, void *receive, size_t bytes)
+{
+	struct socket_circle *circle = user;
+	lshard_status status = LSHARD_IN_PROGRESS;
+	char text[64];
+	void *work;
+
+	begin(circle, send, receive, bytes, -1, &work);
+	while (status == LSHARD_IN_PROGRESS)
+		status = circle_finish(circle, work, 1000, text, sizeof text);
+	return status != LSHARD_OK;
+}
+
+lshard_bootstrap socket_circle_bootstrap(struct socket_circle *circle)
+{
+	return (lshard_bootstrap){sizeof(lshard_bootstrap), gather, circle};
+}
+
 /* ---- Joining --------------------------------------------------------------------------------------------------- */
 
 /* A name that goes with its processes. */

@@ -218,9 +218,9 @@ static bool applies(enum call call, enum way way)
 	if (call == GROUP_CREATE) /* a rank that never comes; one whose options differ is another test's */
 		return way == LATE;
 	if (call == DESTROY) /* local, but for the collectives that are on their way */
-		return subject.callbacks && way == LATE;
+		return subject.callbacks && subject.collective && way == LATE;
 	if (way == SILENT)
-		return subject.callbacks;
+		return subject.callbacks && is_collective(call);
 	if (way == CROSSED) /* on one-sided transports nobody agrees in rewind */
 		return subject.collective && (call == VERIFY || call == REWIND);
 	if (way >= BUSY)
@@ -636,12 +636,13 @@ static void an_aborted_rank_says_so(void **state)
 static void describe_subject(const char *spec, const char *kind, const char *where)
 {
 	const char *last = strrchr(spec, ',') ? strrchr(spec, ',') + 1 : spec;
-	const bool device = strcmp(where, "device") == 0 || strncmp(last, "cuda", 4) == 0;
+	const bool fabric = strcmp(last, "fabric") == 0;
+	const bool device = strcmp(where, "device") == 0 || strncmp(last, "cuda", 4) == 0 || fabric;
 
 	subject = (struct subject){.spec = spec, .kind = kind};
-	subject.callbacks = strcmp(last, "callback") == 0;
-	subject.fake = subject.callbacks && device;
-	subject.collective = subject.callbacks || strcmp(last, "local:lockstep") == 0;
+	subject.callbacks = strcmp(last, "callback") == 0 || fabric;
+	subject.fake = strcmp(last, "callback") == 0 && device;
+	subject.collective = strcmp(last, "callback") == 0 || strcmp(last, "local:lockstep") == 0;
 	subject.memory = device ? LSHARD_MEMORY_CUDA : LSHARD_MEMORY_HOST;
 	subject.neighbours = strcmp(where, "neighbours") == 0 ? 2 : 0;
 }

@@ -428,6 +428,10 @@ static void transports_are_listed(void **state)
 	assert_true(information.available || information.reason[0]);
 	assert_int_equal(information.memory, LSHARD_MEMORY_CUDA);
 	assert_int_equal(lshard_transport_info(3, &information), LSHARD_OK);
+	assert_string_equal(information.name, "fabric");
+	assert_true((information.available || information.reason[0]) && !information.collective);
+	assert_int_equal(information.caller_memory, 0);
+	assert_int_equal(lshard_transport_info(4, &information), LSHARD_OK);
 	assert_string_equal(information.name, "callback");
 	assert_true(information.available && information.collective);
 	assert_int_equal(lshard_transport_info(LSHARD__N_TRANSPORTS, &information), LSHARD_ERR_RANGE);

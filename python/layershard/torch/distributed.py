@@ -212,10 +212,10 @@ def collectives_for(
     group: Any, transport: str, memory: str, device: torch.device | None = None
 ) -> ProcessGroupCollectives | None:
     """What a group of this transport needs of torch.distributed: collective. None where the library needs nothing:
-    ranks of one host connect in its own ways, which "auto" prefers.
+    ranks of one host connect in its own ways, which "auto" prefers. "fabric" carries no layer by it.
     """
     name = family(transport)
-    if name not in ("auto", "callback"):
+    if name not in ("auto", "callback", "fabric"):
         return None
     if name == "auto":
         hosts: list[Any] = [None] * dist.get_world_size(group)

@@ -41,14 +41,14 @@ static cuda_result describe(struct cuda *cuda, struct cuda_record *record)
 	if (result == CUDA_OK)
 		result = driver->device_attribute(&has_descriptors, CUDA_HAS_FILE_DESCRIPTORS, cuda->device);
 	record->ordinal = cuda->base.context->device;
-	record->virtual_memory = has_memory && has_descriptors && !cuda->options.ipc;
+	record->virtual_memory = has_memory && (cuda->inner || has_descriptors) && !cuda->options.ipc;
 	return result;
 }
 
 static cuda_result find_limits(struct cuda *cuda, const struct cuda_record *record)
 {
 	const struct cuda_memory_properties properties = {
-		.type = CUDA_PINNED, .handle_types = CUDA_HANDLE_FD, .location = {CUDA_ON_DEVICE, cuda->device}};
+		.type = CUDA_PINNED, .handle_types = cuda->handle_type, .location = {CUDA_ON_DEVICE, cuda->device}};
 	const struct cuda_scope scope = cuda_enter(cuda);
 	size_t granule = 1;
 	int least;

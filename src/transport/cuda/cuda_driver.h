@@ -34,18 +34,20 @@ enum {
 	CUDA_UNSUPPORTED = 801,
 };
 
-enum { CUDA_OLDEST_DRIVER = 11040 };
+enum { CUDA_OLDEST_DRIVER = 11040, CUDA_OLDEST_WITH_FABRIC = 12030 };
 
 #define CUDA_LIBRARY_VARIABLE "LAYERSHARD_CUDA_SO_PATH" /* of the environment: the driver's library */
 
 enum {
 	CUDA_HAS_VIRTUAL_MEMORY = 102, /* device attributes */
 	CUDA_HAS_FILE_DESCRIPTORS = 103,
+	CUDA_HAS_FABRIC_HANDLES = 128,
 	CUDA_STREAM_NON_BLOCKING = 1,
 	CUDA_EVENT_PLAIN = 0,
 	CUDA_EVENT_WITHOUT_TIME = 2,
 	CUDA_IPC_ENABLE_PEER = 1,
 	CUDA_HANDLE_FD = 1,
+	CUDA_HANDLE_FABRIC = 8,
 	CUDA_PINNED = 1,
 	CUDA_ON_DEVICE = 1,
 	CUDA_GRANULARITY_MINIMUM = 0,
@@ -84,6 +86,10 @@ struct cuda_access {
 
 struct cuda_ipc {
 	char bytes[64];
+};
+
+struct cuda_fabric_handle {
+	unsigned char bytes[64];
 };
 
 struct cuda_copy_2d {

@@ -48,7 +48,7 @@ void cuda_shard_by(struct cuda *cuda, int descriptors)
 {
 	cuda->virtual_memory = descriptors;
 	cuda->ops.granule_bytes = descriptors ? cuda->granule : 1;
-	cuda->ops.capabilities = CUDA_CAPABILITIES;
+	cuda->ops.capabilities = cuda->inner ? CUDA_CAPABILITIES & FABRIC_CAPABILITIES : CUDA_CAPABILITIES;
 	if (!descriptors)
 		cuda->ops.capabilities &= ~(uint32_t)LSHARD_CAP_COMPOSES;
 	if (!descriptors || cuda->options.copy || !has_neighbours(cuda))
@@ -58,7 +58,7 @@ void cuda_shard_by(struct cuda *cuda, int descriptors)
 /* How memory is shared, in words. */
 static const char *way_of_sharing(const struct cuda *cuda)
 {
-	return cuda->virtual_memory ? "descriptors" : "legacy handles";
+	return cuda->inner ? "fabric handles" : cuda->virtual_memory ? "descriptors" : "legacy handles";
 }
 
 /* ---- known bytes ---- */
@@ -330,7 +330,7 @@ lshard_status cuda_check_links(struct cuda *cuda)
 	double all = 0;
 	lshard_status status = check_way(cuda, &mine, &all);
 
-	if (status == LSHARD_OK && all < cuda->options.floor && cuda->virtual_memory)
+	if (status == LSHARD_OK && all < cuda->options.floor && cuda->virtual_memory && !cuda->inner)
 		status = try_legacy(cuda, &mine, &all);
 	if (status == LSHARD_OK && all < cuda->options.floor) {
 		warn(cuda, &mine);

@@ -24,7 +24,7 @@ static uint64_t whole_granules(const struct cuda *cuda, uint64_t bytes)
 cuda_result cuda_memory_make(struct cuda *cuda, uint64_t bytes, cuda_handle *handle)
 {
 	const struct cuda_memory_properties properties = {
-		.type = CUDA_PINNED, .handle_types = CUDA_HANDLE_FD, .location = {CUDA_ON_DEVICE, cuda->device}};
+		.type = CUDA_PINNED, .handle_types = cuda->handle_type, .location = {CUDA_ON_DEVICE, cuda->device}};
 
 	return cuda->driver.memory_create(handle, (size_t)whole_granules(cuda, bytes), &properties, 0);
 }

@@ -5,7 +5,7 @@
  *
  * A rank's shard is one block of physical memory, unless layers are put together from stripes (cuda_layers.c): then a
  * block per stripe, since a block can only be mapped whole. Descriptors are closed once mapped, and the memory lives as
- * long as anybody maps it, also when its owner has died.
+ * long as anybody maps it, also when its owner has died. Between hosts fabric handles go round instead, as bytes.
  */
 #include "cuda_transport.h"
 #include "sockets.h"
@@ -17,6 +17,16 @@
 /* The driver puts allocations that are not whole blocks of this size anywhere among others of the process. */
 #define LEGACY_BLOCK ((uint64_t)2 << 20)
 
+/* As many of a rank's blocks as one exchange carries. */
+struct handles {
+	uint32_t count;
+	struct cuda_fabric_handle handle[15];
+};
+
+_Static_assert(sizeof(struct handles) <= LSHARD_EXCHANGE_BYTES, "handles go round in one exchange");
+
+#define HANDLES (uint32_t)(sizeof((struct handles *)NULL)->handle / sizeof(struct cuda_fabric_handle))
+
 /* While a store is opened. */
 struct opening {
 	struct agreement_opening together;
@@ -24,7 +34,8 @@ struct opening {
 	struct cuda_store *store;
 	const lshard_store_plan *plan;
 	lshard_error *error;
-	int *fds; /* [size] of one round */
+	int *fds;                /* [size] of one round; or, over an inner transport, */
+	struct handles *handles; /* [size] */
 };
 
 static lshard_status refused(struct opening *opening, cuda_result result, const char *what, uint64_t bytes)
@@ -162,7 +173,7 @@ static lshard_status make_own(struct agreement_opening *together)
 	struct opening *opening = (struct opening *)together;
 	lshard_status status;
 
-	if (!opening->store || !opening->fds)
+	if (!opening->store || (!opening->fds && !opening->handles))
 		return lshard_fail(opening->error, LSHARD_ERR_NO_MEMORY, "series '%s': no memory for its tables",
 				   opening->plan->name);
 	if (opening->plan->memory_source) {
@@ -188,6 +199,15 @@ static lshard_status not_opened(struct opening *opening, cuda_result result, int
 
 	if (result == CUDA_OK)
 		return LSHARD_OK;
+	if (opening->cuda->inner) {
+		opening->together.report.outcome.echo = 1; /* the handle is gone with the peer, if that is */
+		(void)cuda_failed(&opening->cuda->driver, opening->error, result,
+				  "series '%s': opening the shard of rank %d, on %s (%s), by its fabric handle: does "
+				  "one nvidia-imex "
+				  "serve both hosts, and have both ranks the same channel of it? %s",
+				  opening->plan->name, (int)rank, record->name, record->bus, call);
+		return LSHARD_ERR_NOT_SUPPORTED;
+	}
 	return cuda_failed(
 		&opening->cuda->driver, opening->error, result,
 		"series '%s': opening the shard of rank %d, on %s (%s): if CUDA_VISIBLE_DEVICES hides that device from "
@@ -205,20 +225,20 @@ static lshard_status reserve_shard(struct opening *opening, int32_t rank)
 	return refused(opening, cuda_range_reserve(opening->cuda, bytes, shard), "addresses for a peer's shard", bytes);
 }
 
-static lshard_status open_block(struct opening *opening, struct cuda_block *block, int fd)
+/* @p shared: the handle as the driver takes it, unless the rank has failed and gave none. */
+static lshard_status open_block(struct opening *opening, struct cuda_block *block, int is_given, void *shared)
 {
 	struct cuda *cuda = opening->cuda;
 	lshard_status status;
 
-	opening->together.report.outcome.echo = fd < 0;
-	if (fd < 0)
+	opening->together.report.outcome.echo = !is_given;
+	if (!is_given)
 		return lshard_fail(opening->error, LSHARD_ERR_MISMATCH,
 				   "series '%s': rank %d shares nothing instead of %llu bytes", opening->plan->name,
 				   (int)block->rank, (unsigned long long)block->bytes);
 	status = reserve_shard(opening, block->rank);
 	if (status == LSHARD_OK)
-		status = not_opened(opening,
-				    cuda->driver.memory_import(&block->handle, (void *)(intptr_t)fd, CUDA_HANDLE_FD),
+		status = not_opened(opening, cuda->driver.memory_import(&block->handle, shared, cuda->handle_type),
 				    block->rank, "cuMemImportFromShareableHandle");
 	if (status == LSHARD_OK)
 		status = not_opened(opening,
@@ -228,12 +248,15 @@ static lshard_status open_block(struct opening *opening, struct cuda_block *bloc
 	return status;
 }
 
-static lshard_status export_block(struct opening *opening, const struct cuda_block *block, int *fd)
+/* @p shown: a descriptor or a struct cuda_fabric_handle. */
+static lshard_status export_block(struct opening *opening, const struct cuda_block *block, void *shown)
 {
+	struct cuda *cuda = opening->cuda;
+
 	if (!block)
 		return LSHARD_OK;
-	return refused(opening, opening->cuda->driver.memory_export(fd, block->handle, CUDA_HANDLE_FD, 0),
-		       "descriptor for a shard", block->bytes);
+	return refused(opening, cuda->driver.memory_export(shown, block->handle, cuda->handle_type, 0),
+		       cuda->inner ? "fabric handle for a shard" : "descriptor for a shard", block->bytes);
 }
 
 /* Block number @p turn of every rank. All ranks make all turns: one that fails gives nothing and says so afterwards. */
@@ -255,9 +278,83 @@ static lshard_status swap_blocks(struct opening *opening, uint64_t tag, uint32_t
 		struct cuda_block *block = rank == context->rank ? NULL : block_of(opening->store, rank, turn);
 
 		if (block && status == LSHARD_OK)
-			status = open_block(opening, block, opening->fds[rank]);
+			status = open_block(opening, block, opening->fds[rank] >= 0,
+					    (void *)(intptr_t)opening->fds[rank]);
 		if (opening->fds[rank] >= 0)
 			close(opening->fds[rank]);
+	}
+	return status;
+}
+
+static lshard_status swap_descriptors(struct opening *opening, uint64_t tag, uint32_t turns)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t turn = 0; turn < turns; turn++) {
+		status = swap_blocks(opening, tag | turn, turn, status);
+		if (status == LSHARD_ERR_ABORTED || status == LSHARD_ERR_TIMEOUT || status == LSHARD_ERR_PEER_FAILED)
+			return status; /* of the mesh: there are no further turns */
+	}
+	return status;
+}
+
+static lshard_status export_some(struct opening *opening, uint32_t turn, struct handles *mine)
+{
+	const int32_t rank = opening->cuda->base.context->rank;
+	lshard_status status = LSHARD_OK;
+
+	while (mine->count < HANDLES && status == LSHARD_OK) {
+		const struct cuda_block *block = block_of(opening->store, rank, turn + mine->count);
+
+		if (!block)
+			break;
+		status = export_block(opening, block, &mine->handle[mine->count]);
+		mine->count += status == LSHARD_OK;
+	}
+	return status;
+}
+
+static lshard_status open_some(struct opening *opening, int32_t rank, uint32_t turn, struct handles *theirs)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t i = 0; i < HANDLES && status == LSHARD_OK; i++) {
+		struct cuda_block *block = block_of(opening->store, rank, turn + i);
+
+		if (!block)
+			break;
+		status = open_block(opening, block, i < theirs->count, &theirs->handle[i]);
+	}
+	return status;
+}
+
+/* The same by fabric handles, of some blocks at once: one that fails gives none and says so afterwards. */
+static lshard_status exchange_blocks(struct opening *opening, uint32_t turn, lshard_status *status)
+{
+	struct cuda *cuda = opening->cuda;
+	const lshard_context *context = cuda->base.context;
+	struct handles mine = {.count = 0};
+	lshard_status exchanged;
+
+	if (*status == LSHARD_OK)
+		*status = export_some(opening, turn, &mine);
+	exchanged = agreement_gather(&cuda->agreement, &mine, opening->handles, sizeof mine, cuda->agreement.alive,
+				     NULL, opening->together.deadline);
+	for (int32_t rank = 0; rank < context->size && *status == LSHARD_OK && exchanged == LSHARD_OK; rank++)
+		if (rank != context->rank)
+			*status = open_some(opening, rank, turn, &opening->handles[rank]);
+	return exchanged;
+}
+
+static lshard_status swap_handles(struct opening *opening, uint32_t turns)
+{
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t turn = 0; turn < turns; turn += HANDLES) {
+		const lshard_status exchanged = exchange_blocks(opening, turn, &status);
+
+		if (exchanged != LSHARD_OK)
+			return exchanged; /* there are no further turns */
 	}
 	return status;
 }
@@ -320,11 +417,7 @@ static lshard_status open_others(struct opening *opening, uint64_t round)
 	}
 	if (!opening->cuda->virtual_memory)
 		return open_legacy(opening);
-	for (uint32_t turn = 0; turn < turns; turn++) {
-		status = swap_blocks(opening, round << 32 | turn, turn, status);
-		if (status == LSHARD_ERR_ABORTED || status == LSHARD_ERR_TIMEOUT || status == LSHARD_ERR_PEER_FAILED)
-			return status; /* of the mesh: there are no further turns */
-	}
+	status = opening->cuda->inner ? swap_handles(opening, turns) : swap_descriptors(opening, round << 32, turns);
 	return status == LSHARD_OK ? cuda_layers_map(opening->store) : status;
 }
 
@@ -382,10 +475,15 @@ lshard_status cuda_store_open(lshard_transport *transport, const lshard_store_pl
 	lshard_status status;
 
 	opening.store = allocate_store(cuda, plan);
-	opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
+	if (cuda->inner)
+		opening.handles = context->allocate(context, (size_t)context->size * sizeof *opening.handles);
+	else
+		opening.fds = context->allocate(context, (size_t)context->size * sizeof *opening.fds);
 	status = agreement_open(&cuda->agreement, &opening.together);
 	if (opening.fds)
 		context->release(context, opening.fds);
+	if (opening.handles)
+		context->release(context, opening.handles);
 	if (opening.store)
 		release_handles(cuda, opening.store);
 	if (status == LSHARD_OK)

@@ -146,7 +146,7 @@ lshard_status cuda_await(struct cuda *cuda, cuda_event event, uint64_t deadline,
 		if (result != CUDA_NOT_READY)
 			return cuda_failed(&cuda->driver, error, result, "rank %d: work on the device",
 					   (int)cuda->base.context->rank);
-		if (heed_abort && atomic_load(&cuda->mesh.aborted))
+		if (heed_abort && atomic_load(&cuda->aborted))
 			return lshard_fail(error, LSHARD_ERR_ABORTED, "rank %d was aborted",
 					   (int)cuda->base.context->rank);
 		if (lshard__now_ns() >= deadline)

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * cuda_transport.h - what the files of the cuda transport share. Each calls those before it, and none after it:
- * cuda_device.c (this rank's device), cuda_memory.c (ranges of device memory), cuda_layers.c (layers put together by
- * mapping), cuda_fetch.c (what is copied for a layer), cuda_pace.c (how fast at most), cuda_stream.c (copies in stream
- * order), cuda_caller.c (shards and windows in the caller's memory), cuda_store.c (a series' memory), cuda_link.c (how
- * memory is shared; is every peer's read right and fast?) and cuda.c (table, a group's life). mesh.h, control.h and
- * agreement.h connect the ranks.
+ * cuda_device.c (this rank's device), cuda_memory.c (ranges of device memory), cuda_fabric.c (NVLink domains of several
+ * hosts), cuda_layers.c (layers put together by mapping), cuda_fetch.c (what is copied for a layer), cuda_pace.c (how
+ * fast at most), cuda_stream.c (copies in stream order), cuda_caller.c (shards and windows in the caller's memory),
+ * cuda_store.c (a series' memory), cuda_link.c (how memory is shared; is every peer's read right and fast?) and cuda.c
+ * (tables, a group's life). mesh.h, control.h and agreement.h connect the ranks.
+ *
+ * The transport is two: "cuda", between ranks of a host, and "fabric", between ranks of an NVLink domain, whatever
+ * their hosts. Those hear each other by another transport, the inner one, and name memory by fabric handles.
  */
 #ifndef LAYERSHARD_CUDA_TRANSPORT_H
 #define LAYERSHARD_CUDA_TRANSPORT_H
@@ -15,11 +18,18 @@
 #include "agreement.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 /* Of the transport; a group may have fewer. */
 #define CUDA_CAPABILITIES                                                                                              \
 	(LSHARD_CAP_STREAMS | LSHARD_CAP_CAPTURE | LSHARD_CAP_DIRECT | LSHARD_CAP_OUTLIVES | LSHARD_CAP_COMPOSES |     \
 	 LSHARD_CAP_CALLER_MEMORY)
+
+/*
+ * What of it holds between hosts. No process of another host can be watched, so nobody knows when the caller's memory
+ * is read no more; and what becomes of a dead rank's memory is up to the domain.
+ */
+#define FABRIC_CAPABILITIES (~(uint32_t)(LSHARD_CAP_CALLER_MEMORY | LSHARD_CAP_OUTLIVES))
 
 #define CUDA_READERS 8 /* streams of the caller's per series, as the core allows */
 
@@ -29,7 +39,13 @@ struct cuda_record {
 	char bus[24];
 	char name[64];
 	int32_t ordinal;
-	int32_t virtual_memory; /* can allocate physical memory and export it as a descriptor */
+	int32_t virtual_memory; /* can allocate physical memory and export it as a descriptor, or by a fabric handle */
+
+	/* fabric only */
+	int32_t domain;            /* 1: the device belongs to the domain below, 0: to none, -1: nobody can say */
+	uint32_t clique;           /* of the domain: its devices reach each other */
+	unsigned char cluster[16]; /* UUID; zeros: a domain of one host alone */
+	uint64_t host;
 };
 
 struct cuda_options {
@@ -45,16 +61,19 @@ struct cuda {
 	struct cuda_options options;
 	struct cuda_driver driver;
 	cuda_device device;
-	cuda_context context; /* the device's primary one */
-	int priority;         /* the highest for streams */
+	cuda_context context;    /* the device's primary one */
+	int priority;            /* the highest for streams */
+	lshard_transport *inner; /* fabric: by what ranks exchange records; else NULL, and by these two */
 	struct mesh mesh;
 	struct control control;
-	struct agreement agreement;     /* of the ranks while something opens */
-	struct cuda_record *records;    /* [size] */
+	atomic_int aborted;
+	struct agreement agreement;  /* of the ranks while something opens; over the inner transport, if there is one */
+	struct cuda_record *records; /* [size] */
 	struct cuda_borrowed *borrowed; /* the caller's shards that are not given back yet */
 	pthread_mutex_t borrowed_lock;
 	struct cuda_pace *pace; /* of all this rank's fetches, or NULL */
 	int virtual_memory;     /* all ranks have it; else legacy handles */
+	int32_t handle_type;    /* of physical memory: CUDA_HANDLE_FD or CUDA_HANDLE_FABRIC */
 	char remark[48];        /* for the group's description, when its fetches are slow */
 	uint64_t granule;       /* of physical memory */
 	int retained;           /* context */
@@ -183,6 +202,13 @@ cuda_result cuda_range_map(struct cuda *cuda, const struct cuda_range *range, ui
 void cuda_range_unmap(struct cuda *cuda, const struct cuda_range *range, uint64_t offset, uint64_t bytes);
 /* What was mapped onto it is unmapped. */
 void cuda_range_free(struct cuda *cuda, struct cuda_range *range);
+
+/* ---- cuda_fabric.c ---- */
+
+/* Can memory of this rank's device be named by a fabric handle, and in which domain is it? The text says why not. */
+lshard_status cuda_fabric_ask(struct cuda *cuda, struct cuda_record *record, lshard_error *error);
+/* All ranks' records are there: are they in one domain? All ranks find the same. */
+lshard_status cuda_fabric_compare(struct cuda *cuda);
 
 /* ---- cuda_store.c ---- */
 

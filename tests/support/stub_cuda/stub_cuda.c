@@ -21,10 +21,18 @@ struct call {
 };
 
 static const int64_t defaults[STUB_SETTINGS] = {
-	[STUB_VERSION] = 13000,         [STUB_DEVICES] = 8,
-	[STUB_VIRTUAL_MEMORY] = 1,      [STUB_DESCRIPTORS] = 1,
-	[STUB_READ_ONLY] = 1,           [STUB_FETCH_NS] = 50000,
-	[STUB_LEGACY_FETCH_NS] = 50000, [STUB_MEMORY_BYTES] = 1024 << 20,
+	[STUB_VERSION] = 13000,
+	[STUB_DEVICES] = 8,
+	[STUB_VIRTUAL_MEMORY] = 1,
+	[STUB_DESCRIPTORS] = 1,
+	[STUB_FABRIC] = 1,
+	[STUB_CHANNEL] = 1,
+	[STUB_CLUSTER] = 1,
+	[STUB_CLIQUE] = 0,
+	[STUB_READ_ONLY] = 1,
+	[STUB_FETCH_NS] = 50000,
+	[STUB_LEGACY_FETCH_NS] = 50000,
+	[STUB_MEMORY_BYTES] = 1024 << 20,
 };
 
 static struct world {
@@ -163,10 +171,11 @@ cuda_result cuDriverGetVersion(int *version)
 
 cuda_result cuGetErrorName(cuda_result result, const char **name)
 {
-	*name = result == CUDA_NO_MEMORY     ? "CUDA_ERROR_OUT_OF_MEMORY"
-		: result == CUDA_UNSUPPORTED ? "CUDA_ERROR_NOT_SUPPORTED"
-		: result == 719              ? "CUDA_ERROR_LAUNCH_FAILED"
-					     : NULL;
+	*name = result == CUDA_NO_MEMORY       ? "CUDA_ERROR_OUT_OF_MEMORY"
+		: result == CUDA_UNSUPPORTED   ? "CUDA_ERROR_NOT_SUPPORTED"
+		: result == CUDA_NOT_PERMITTED ? "CUDA_ERROR_NOT_PERMITTED"
+		: result == 719                ? "CUDA_ERROR_LAUNCH_FAILED"
+					       : NULL;
 	return *name ? CUDA_OK : STUB_INVALID_VALUE;
 }
 
@@ -216,7 +225,9 @@ cuda_result cuDeviceGetAttribute(int *value, int attribute, cuda_device device)
 {
 	STUB_ENTER();
 	(void)device;
-	*value = (int)stub_setting(attribute == CUDA_HAS_VIRTUAL_MEMORY ? STUB_VIRTUAL_MEMORY : STUB_DESCRIPTORS);
+	*value = (int)stub_setting(attribute == CUDA_HAS_VIRTUAL_MEMORY   ? STUB_VIRTUAL_MEMORY
+				   : attribute == CUDA_HAS_FABRIC_HANDLES ? STUB_FABRIC
+									  : STUB_DESCRIPTORS);
 	return stub_leave(CUDA_OK);
 }
 

@@ -22,6 +22,10 @@ enum stub_setting {
 	STUB_ONE_DEVICE,     /* 1: all device numbers are one physical device */
 	STUB_VIRTUAL_MEMORY, /* attributes; 1 */
 	STUB_DESCRIPTORS,
+	STUB_FABRIC,
+	STUB_CHANNEL,         /* 1: fabric handles are granted */
+	STUB_CLUSTER,         /* the domain: the last byte of its UUID, 0: none; 1 */
+	STUB_CLIQUE,          /* in it */
 	STUB_READ_ONLY,       /* 1: read-only access is granted */
 	STUB_MEMORY_BYTES,    /* of a device, as far as this process sees; 1 GiB */
 	STUB_FETCH_NS,        /* what any two timed events are apart; 50000 */

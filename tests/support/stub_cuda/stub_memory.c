@@ -19,6 +19,7 @@
 
 struct physical {
 	int fd;
+	int32_t type; /* of the handles that it can be named by */
 	size_t bytes;
 	int handles;
 	int mappings;
@@ -73,7 +74,7 @@ static struct physical *new_physical(int fd, size_t bytes, int made_here)
 
 	if (!physical)
 		abort();
-	*physical = (struct physical){fd, bytes, 1, 0, made_here};
+	*physical = (struct physical){fd, CUDA_HANDLE_FD, bytes, 1, 0, made_here};
 	made += made_here ? bytes : 0;
 	stub_count(1);
 	return physical;
@@ -173,11 +174,14 @@ cuda_result cuMemCreate(cuda_handle *handle, size_t bytes, const struct cuda_mem
 	if (unsafe)
 		return stub_leave(unsafe);
 	if (flags || bytes == 0 || bytes % GRANULE || properties->type != CUDA_PINNED ||
-	    properties->handle_types != CUDA_HANDLE_FD)
+	    (properties->handle_types != CUDA_HANDLE_FD && properties->handle_types != CUDA_HANDLE_FABRIC))
 		return stub_leave(STUB_INVALID_VALUE);
+	if (properties->handle_types == CUDA_HANDLE_FABRIC && !stub_setting(STUB_CHANNEL))
+		return stub_leave(CUDA_NOT_PERMITTED);
 	if (!fits(bytes))
 		return stub_leave(CUDA_NO_MEMORY);
 	*handle = (uintptr_t)new_physical(new_file(bytes), bytes, 1);
+	((struct physical *)(uintptr_t)*handle)->type = properties->handle_types;
 	return stub_leave(CUDA_OK);
 }
 
@@ -191,24 +195,51 @@ cuda_result cuMemRelease(cuda_handle handle)
 	return stub_leave(injected);
 }
 
+/* What a fabric handle holds: who has the memory, and where. It is of use as long as that process lives. */
+struct shown {
+	pid_t process;
+	int fd;
+};
+
 cuda_result cuMemExportToShareableHandle(void *out, cuda_handle handle, int type, uint64_t flags)
 {
+	const struct physical *physical = (struct physical *)(uintptr_t)handle;
+	const struct shown shown = {getpid(), physical->fd};
+
 	STUB_ENTER();
-	if (flags || type != CUDA_HANDLE_FD)
+	if (flags || type != physical->type)
 		return stub_leave(STUB_INVALID_VALUE);
-	*(int *)out = fcntl(((struct physical *)(uintptr_t)handle)->fd, F_DUPFD_CLOEXEC, 0);
+	if (type == CUDA_HANDLE_FD)
+		*(int *)out = fcntl(physical->fd, F_DUPFD_CLOEXEC, 0);
+	else
+		memcpy(memset(out, 0, sizeof(struct cuda_fabric_handle)), &shown, sizeof shown);
 	return stub_leave(CUDA_OK);
+}
+
+static int open_shown(const void *in)
+{
+	struct shown shown;
+	char path[64];
+
+	memcpy(&shown, in, sizeof shown);
+	snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)shown.process, shown.fd);
+	return open(path, O_RDWR | O_CLOEXEC);
 }
 
 cuda_result cuMemImportFromShareableHandle(cuda_handle *handle, void *in, int type)
 {
-	const int fd = fcntl((int)(intptr_t)in, F_DUPFD_CLOEXEC, 0);
+	const int fd = type == CUDA_HANDLE_FD ? fcntl((int)(intptr_t)in, F_DUPFD_CLOEXEC, 0) : open_shown(in);
 	struct stat found;
 
 	STUB_ENTER();
-	if (type != CUDA_HANDLE_FD || fd < 0 || fstat(fd, &found))
+	if (type == CUDA_HANDLE_FABRIC && !stub_setting(STUB_CHANNEL)) {
+		close(fd);
+		return stub_leave(CUDA_NOT_PERMITTED);
+	}
+	if (fd < 0 || fstat(fd, &found))
 		return stub_leave(STUB_INVALID_HANDLE);
 	*handle = (uintptr_t)new_physical(fd, (size_t)found.st_size, 0);
+	((struct physical *)(uintptr_t)*handle)->type = type;
 	return stub_leave(CUDA_OK);
 }
 

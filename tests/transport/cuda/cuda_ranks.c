@@ -40,6 +40,7 @@ lshard_status cuda_open_group_by(struct rank *rank, const struct member *member,
 	rank->member = member;
 	rank->setting = setting;
 	options.custom_transport = custom;
+	options.callbacks = setting->callbacks;
 	options.memory = LSHARD_MEMORY_CUDA;
 	options.device = member->rank;
 	options.log = keep_warning;

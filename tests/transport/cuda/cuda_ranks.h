@@ -10,6 +10,7 @@
 #include "stub_cuda/stub_cuda.h"
 #include "threads.h"
 
+#include <layershard/callbacks.h>
 #include <layershard/transport.h>
 
 #define LAYERS 5u
@@ -25,6 +26,7 @@ struct setting {
 	uint32_t timeout_ms;
 	int lacks_memory; /* of this rank: no virtual memory */
 	int neighbours;   /* ranks 0 .. neighbours - 1 are on one device */
+	const lshard_callbacks *callbacks;
 };
 
 struct rank {
