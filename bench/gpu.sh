@@ -12,7 +12,8 @@
 #   compiled   4 min  models whose attention a compiler finds a kernel for only where nothing cuts the graph
 #   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs,
 #                     with a late rank (two GPUs); by python3, or LAYERSHARD_PYTHON, with layershard, torch and
-#                     diffusers: e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan
+#                     diffusers: e2e-16 e2e-512 e2e-1024 e2e-2048 e2e-4096 e2e-8192 e2e-16384 whole wan; also several
+#                     sizes in one run (e2e-16,512)
 #
 # Ends with 0, or 3 when some measurement was inconclusive, or 1 when one failed. Killed ranks and long replays: make
 # check-gpu, whose output, saved as DIRECTORY/*.log, targets.py reads too.
@@ -51,7 +52,8 @@ case $gpus in
 	;;
 *)
 	pair='--devices 0,1'
-	parts='link readers in-place rounding compiled e2e-16 e2e-1024 e2e-2048 e2e-4096 e2e-16384 whole wan'
+	parts='link readers in-place rounding compiled e2e-16 e2e-512 e2e-1024 e2e-2048 e2e-4096 e2e-8192 e2e-16384'
+	parts="$parts whole wan"
 	;;
 esac
 if [ $# -eq 0 ]; then
@@ -60,8 +62,13 @@ if [ $# -eq 0 ]; then
 fi
 
 for part in "$@"; do
+	case $part in
+	e2e-*[!0-9,]* | e2e-) listed= ;;
+	e2e-*) listed=e2e-16 ;; # any numbers of tokens
+	*) listed=$part ;;
+	esac
 	case " $parts " in
-	*" $part "*) ;;
+	*" $listed "*) ;;
 	*)
 		echo "gpu.sh: there is no part '$part'; there are: $parts" >&2
 		exit 2

@@ -25,7 +25,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-import torch._dynamo
 import torch_launch
 import torch_save
 from torch_launch import Ranks
@@ -66,6 +65,7 @@ def arguments() -> argparse.Namespace:
     tokens = "lengths of a rank's sequence, one table each (default %(default)s)"
     add("--tokens", type=positives, default="16,1024,2048,4096", help=tokens)
     add("--variants", default="*", help="patterns of their names, separated by ';' (default all); --list names them")
+    add("--without", default="", help="patterns of those that are not run ('*compiled')")
     add("--list", action="store_true", help="print the names of all variants and exit")
     add("--passes", type=positive, default=4, help="timed passes of a sample (default %(default)s)")
     add("--rounds", type=positive, default=31, help="samples of each variant (default %(default)s)")
@@ -119,38 +119,47 @@ def all_schemes(bench: Any) -> list[Any]:
         LastAlone(bench, sharded),
         TwoRegimes(bench),
         Layershard(bench, 1, third, "layershard k=1, a third resident"),
+        Layershard(bench, 1, 1 / 2, "layershard k=1, half resident"),
         Layershard(bench, 2, 0, "layershard k=2"),
         FsdpCopyEngines(bench),
         Layershard(bench, 2, third, "layershard k=2, a third resident"),
         Layershard(bench, 0, 1, "layershard all resident"),
+        Layershard(bench, 1, "auto", "layershard k=1, auto resident"),  # it takes what memory is left
     ]
 
 
 class Schemes:
     """Those that were asked for and can be had, and why the others cannot."""
 
-    def __init__(self, bench: Any, patterns: Sequence[str], most_tokens: int) -> None:
+    def __init__(self, bench: Any, patterns: Sequence[str], most_tokens: int, without: Sequence[str] = ()) -> None:
         self._bench = bench
-        self._patterns = patterns
-        self._reserve = self._activation_bytes(most_tokens)
+        self._patterns, self._without = patterns, without
+        self._activations = bench.passing_bytes = self._activation_bytes(most_tokens)
         self.opened: list[Any] = []
         self.not_run: dict[str, str] = {}
 
     def _activation_bytes(self, tokens: int) -> int:
-        """What passes of all schemes and the graphs need beside weights, on one rank, generously."""
+        """What passes of all schemes and the graphs need beside weights, on one rank, generously; communicators and
+        workspaces too."""
         shape, size = self._bench.shape, self._bench.ranks.size
         element = torch.empty(0, dtype=shape.dtype).element_size()
-        return 2 * element * tokens * (3 * shape.hidden + 8 * size * shape.width) + (1 << 30)
+        return 2 * element * tokens * (3 * shape.hidden + 8 * size * shape.width) + (3 << 30)
 
     def chosen(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self._patterns)
+        chosen, without = (
+            any(fnmatchcase(name, pattern) for pattern in patterns) for patterns in (self._patterns, self._without)
+        )
+        return chosen and not without
 
     def _no_memory(self, scheme: Any) -> str | None:
+        """What a pass has for a while is there once: passes are made one after the other."""
         free = self._bench.free_bytes()
-        needed = (scheme.needs() + self._reserve) * self._bench.ranks_here
+        passing = max(each.passing() for each in [*self.opened, scheme])
+        self._bench.passing_bytes = self._activations + passing
+        needed = (scheme.needs() + self._bench.passing_bytes) * self._bench.ranks_here
         if free is None or needed <= free:
             return None
-        return f"no memory: it would need {needed / 1e9:.1f} GB with activations, {free / 1e9:.1f} GB are free"
+        return f"no memory: with passes it would need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
 
     def _open(self, scheme: Any) -> str | None:
         trouble = scheme.refusal()
@@ -214,6 +223,18 @@ class Schemes:
         self.opened.clear()
 
 
+def run_table(rounds: Rounds, schemes: Schemes, tokens: int) -> Table:
+    """Its variants, with their graphs and inputs, end with it."""
+    not_run = dict(schemes.not_run)
+    variants = schemes.variants(tokens, not_run)
+    if not variants:
+        why = "\n".join(f"{name}: {reason}" for name, reason in not_run.items())
+        raise SystemExit(f"none of the variants can be run here:\n{why}" if why else NO_SUCH_VARIANT)
+    table = rounds.run(variants, f"{tokens} tokens, ")
+    table.not_run = not_run | table.not_run
+    return table
+
+
 def run_tables(options: argparse.Namespace, bench: Any, schemes: Schemes, tokens: Sequence[int]) -> dict[int, Table]:
     ranks = bench.ranks
     rounds = Rounds(
@@ -225,19 +246,10 @@ def run_tables(options: argparse.Namespace, bench: Any, schemes: Schemes, tokens
     )
     tables: dict[int, Table] = {}
     for count in tokens:
-        torch._dynamo.reset()
-        bench.graph_memory = None
-        not_run = dict(schemes.not_run)
-        variants = schemes.variants(count, not_run)
-        if not variants:
-            why = "\n".join(f"{name}: {reason}" for name, reason in not_run.items())
-            raise SystemExit(f"none of the variants can be run here:\n{why}" if why else NO_SUCH_VARIANT)
-        table = rounds.run(variants, f"{count} tokens, ")
-        table.not_run = not_run | table.not_run
-        tables[count] = table
+        tables[count] = table = run_table(rounds, schemes, count)
+        bench.forget()
         ranks.note("")
         ranks.say(f"\n{count} tokens a rank\n{table.as_text()}")
-        del variants
         saved = [each.as_json(tokens=tokens) for tokens, each in tables.items()]
         torch_save.save(options.save, ranks, {"bench": "e2e", "config": config_of(options, bench), "tables": saved})
     return tables
@@ -269,7 +281,7 @@ def compare(options: argparse.Namespace, bench: Any, tokens: Sequence[int]) -> i
     import e2e_targets
 
     ranks = bench.ranks
-    schemes = Schemes(bench, options.variants.split(";"), max(tokens))
+    schemes = Schemes(bench, options.variants.split(";"), max(tokens), options.without.split(";"))
     schemes.open(all_schemes(bench))
     tables = run_tables(options, bench, schemes, tokens)
     memories = schemes.memories()

@@ -25,8 +25,11 @@ class Fsdp(Scheme):
     symmetric = False
 
     def needs(self) -> int:
-        """Shards, and what is gathered: a layer in use, two under way, and the gather's own buffers."""
-        return self.shape.bytes // self.ranks.size + 5 * self.shape.layer_bytes
+        return self.shape.bytes // self.ranks.size
+
+    def passing(self) -> int:
+        """What is gathered: a layer in use, two under way, and the gather's own buffers."""
+        return 5 * self.shape.layer_bytes
 
     def refusal(self) -> str | None:
         return has_nccl(self.ranks)
@@ -35,7 +38,7 @@ class Fsdp(Scheme):
         return init_device_mesh(self.ranks.device.type, (self.ranks.size,))
 
     def open(self) -> None:
-        self.model: Any = empty_stack(self.shape)
+        self.model: Any = empty_stack(self.shape, self.bench.layer)
         mesh = self.mesh()
         for layer in self.model.layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)

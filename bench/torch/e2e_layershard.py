@@ -22,21 +22,22 @@ BY_COLUMNS = {"*": "rows", "*o_proj.weight": "columns", "*down_proj.weight": "co
 
 
 class Layershard(StackScheme):
-    """Layers stored once; k ahead; @share of the remote layers resident."""
+    """Layers stored once; k ahead; @share of the remote layers resident, or "auto": as many as there is memory for."""
 
-    def __init__(self, bench: Bench, prefetch: int, share: float, title: str) -> None:
+    def __init__(self, bench: Bench, prefetch: int, share: float | str, title: str) -> None:
         super().__init__(bench)
         self.prefetch = prefetch
         self.title = title
-        self.resident: int | str = "all"
-        if share < 1:
+        self.resident: int | str = share if isinstance(share, str) else "all"
+        if not isinstance(share, str) and share < 1:
             remote = self.shape.layers - bench.most_own
             self.resident = int(remote * share + 1e-6) * self.shape.layer_bytes
 
     def needs(self) -> int:
         if self.resident == "all":
             return self.shape.bytes
-        return (self.bench.most_own + self.prefetch + 1) * self.shape.layer_bytes + int(self.resident)
+        residents = self.resident if isinstance(self.resident, int) else 0
+        return (self.bench.most_own + self.prefetch + 1) * self.shape.layer_bytes + residents
 
     def shard(self) -> None:
         layershard.torch.shard(
@@ -48,10 +49,11 @@ class Layershard(StackScheme):
             resident=self.resident,
             transport=self.bench.transport,
             device=self.ranks.device,
+            **({"reserve": self.bench.passing_bytes} if self.resident == "auto" else {}),
         )
 
     def open(self) -> None:
-        self.model = empty_stack(self.shape)
+        self.model = empty_stack(self.shape, self.bench.layer)
         with measured_memory(self):
             self.shard()
             layershard.torch.fill(self.model, lambda name, like: values(name, like, self.ranks.device))
@@ -63,13 +65,16 @@ class Layershard(StackScheme):
             "residents": max(each.residents for each in series),
             "layers_bytes": self.shape.bytes,
             "counted_bytes": sum(each.shard_bytes + each.window_bytes + each.resident_bytes for each in series),
-            "expected_bytes": self._expected_bytes(max(each.windows for each in series)),
+            "expected_bytes": self._expected_bytes(
+                max(each.windows for each in series), sum(each.resident_bytes for each in series)
+            ),
             "driver_bytes": self.taken_bytes,
         }
 
-    def _expected_bytes(self, windows: int) -> int:
-        """(1/n + windows) of the layers, and residents."""
-        residents = self.shape.bytes if self.resident == "all" else int(self.resident)
+    def _expected_bytes(self, windows: int, residents: int) -> int:
+        """(1/n + windows) of the layers, and residents: as many as were asked for, where a number was."""
+        if self.resident != "auto":
+            residents = self.shape.bytes if self.resident == "all" else int(self.resident)
         own = self.bench.shape.layers // self.ranks.size
         own += self.ranks.rank < self.bench.shape.layers % self.ranks.size
         return min((own + windows) * self.shape.layer_bytes + residents, self.shape.bytes)
@@ -120,7 +125,7 @@ class TwoRegimes(Layershard):
         how = {"scope": "block", "prefetch": self.prefetch, "placement": "striped", "stripe": BY_COLUMNS}
         layershard.torch.shard(self.model, LINEARS, transport=self.bench.transport, device=self.ranks.device, **how)
 
-    def _expected_bytes(self, windows: int) -> int:
+    def _expected_bytes(self, windows: int, residents: int) -> int:
         return self.shape.bytes // self.ranks.size + windows * self.shape.layer_bytes
 
     def open(self) -> None:

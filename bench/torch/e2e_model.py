@@ -69,18 +69,22 @@ class Attention(nn.Module):
         q, k, v = (
             part(x).unflatten(-1, (-1, self.head)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return self.o_proj(self.mix(q, k, v).transpose(1, 2).flatten(2))
+
+    def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
 class Layer(nn.Module):
     """@combine adds up what the ranks of a tensor-parallel layer have."""
 
+    attention_kind = Attention
+
     def __init__(self, shape: Shape, head: int, combine: Callable[[torch.Tensor], torch.Tensor] = _as_it_is) -> None:
         super().__init__()
         self.combine = combine
         self.input_norm = nn.RMSNorm(shape.width, eps=1e-5)
-        self.attention = Attention(shape, head)
+        self.attention = self.attention_kind(shape, head)
         self.post_norm = nn.RMSNorm(shape.width, eps=1e-5)
         self.gate_proj = nn.Linear(shape.width, shape.hidden, bias=False)
         self.up_proj = nn.Linear(shape.width, shape.hidden, bias=False)
@@ -103,10 +107,10 @@ class Stack(nn.Module):
         return x
 
 
-def empty_stack(shape: Shape) -> Stack:
+def empty_stack(shape: Shape, kind: type[Layer] = Layer) -> Stack:
     """On the meta device: no memory yet."""
     with torch.device("meta"):
-        layers: list[nn.Module] = [Layer(shape, shape.head).to(shape.dtype) for _ in range(shape.layers)]
+        layers: list[nn.Module] = [kind(shape, shape.head).to(shape.dtype) for _ in range(shape.layers)]
     return Stack(layers).eval().requires_grad_(False)
 
 
@@ -135,6 +139,14 @@ def tokens_of(rank: int, tokens: int, shape: Shape, device: torch.device) -> tor
     """The sequence that @rank has of its own."""
     draw = torch.Generator(device).manual_seed(1000 + rank)
     return torch.empty(1, tokens, shape.width, dtype=shape.dtype, device=device).normal_(generator=draw)
+
+
+def borrow(layer: nn.Module, source: nn.Module) -> nn.Module:
+    """Let @layer, of the meta device, compute from the parameters of @source."""
+    for name, parameter in source.named_parameters():
+        owner, _, key = name.rpartition(".")
+        layer.get_submodule(owner)._parameters[key] = parameter
+    return layer
 
 
 # ---- A layer's tensors in one piece of memory ---------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from e2e_model import Shape, Stack, empty_stack, tokens_of, use_memory, values
+from e2e_model import Layer, Shape, Stack, empty_stack, tokens_of, use_memory, values
 from torch_launch import Ranks
 from torch_table import Variant
 
@@ -34,6 +34,8 @@ class Bench:
     late_percent: float = 50  # of a pass, by which the last rank is late where one is
     # Memory of all captured graphs: one replays at a time, and nothing lives from one to another.
     graph_memory: Any = None
+    layer: type[Layer] = Layer
+    passing_bytes: int = 0  # what passes need on this rank beside weights and windows
 
     @property
     def most_own(self) -> int:
@@ -52,6 +54,15 @@ class Bench:
         gc.collect()
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.ranks.device)[0]
+
+    def forget(self) -> None:
+        """What only finished passes needed: the memory of graphs that are gone, compiled programs, workspaces."""
+        self.graph_memory = None
+        torch._dynamo.reset()
+        gc.collect()
+        if self.ranks.on_gpus:
+            torch._C._cuda_clearCublasWorkspaces()  # one for each stream that something was captured on
+            torch.cuda.empty_cache()
 
     def free_for_all(self) -> int | None:
         """Read when every rank on the device has given back what its allocator keeps, and before one takes more.
@@ -82,8 +93,12 @@ class Scheme:
         return [self.title + suffix for suffix in self.suffixes]
 
     def needs(self) -> int:
-        """Bytes on this rank, roughly."""
+        """Bytes on this rank, roughly, that it has while it is open."""
         raise NotImplementedError
+
+    def passing(self) -> int:
+        """Those that only a pass has, beside activations."""
+        return 0
 
     def refusal(self) -> str | None:
         """Why it cannot be run here, apart from memory."""
@@ -227,7 +242,7 @@ class Replicated(StackScheme):
         return self.shape.bytes
 
     def open(self) -> None:
-        self.model = empty_stack(self.shape)
+        self.model = empty_stack(self.shape, self.bench.layer)
         self.layers: list[torch.Tensor] = []
         for number, layer in enumerate(self.model.layers):
             memory = torch.empty(self.shape.layer_bytes, dtype=torch.uint8, device=self.ranks.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from e2e_model import Layer, Stack, empty_stack, part_of, values
+from e2e_model import Layer, Stack, borrow, empty_stack, part_of, values
 from e2e_schemes import UNDIVIDED, Bench, Captured, Scheme, all_tokens, has_nccl, no_graphs, tolerance_of
 from torch import nn
 from torch_table import Variant
@@ -40,13 +40,16 @@ class TensorParallel(Scheme):
         dist.all_reduce(x)
         return x
 
+    def layer(self) -> nn.Module:
+        """An empty one."""
+        return Layer(self.shape.part(self.ranks.size), self.shape.head, self.combine)
+
     def open(self) -> None:
-        whole, part = self.shape, self.shape.part(self.ranks.size)
         with torch.device("meta"):
-            layers = [Layer(part, whole.head, self.combine).to(whole.dtype) for _ in range(whole.layers)]
-        self.model = Stack(list(layers)).eval().requires_grad_(False)
+            layers = [self.layer().to(self.shape.dtype) for _ in range(self.shape.layers)]
+        self.model = Stack(layers).eval().requires_grad_(False)
         self.model.to_empty(device=self.ranks.device)
-        shapes = dict(empty_stack(whole).named_parameters())
+        shapes = dict(empty_stack(self.shape).named_parameters())
         for name, parameter in self.model.named_parameters():
             full = values(name, shapes[name], self.ranks.device)
             parameter.copy_(part_of(name, full, self.ranks.rank, self.ranks.size))
@@ -93,10 +96,6 @@ class _Borrowed(TensorParallel):
             return "there is no symmetric memory of a processor"
         return super().refusal()
 
-    def layer(self) -> nn.Module:
-        """An empty one."""
-        raise NotImplementedError
-
     def open(self) -> None:
         if not self.plain.built:
             raise RuntimeError(f"it takes its weights from {self.plain.title}, which was not built")
@@ -104,10 +103,7 @@ class _Borrowed(TensorParallel):
         for source in self.plain.model.layers:
             with torch.device("meta"):
                 layer = self.layer().to(self.shape.dtype)
-            for name, parameter in source.named_parameters():
-                owner, _, key = name.rpartition(".")
-                layer.get_submodule(owner)._parameters[key] = parameter
-            layers.append(layer)
+            layers.append(borrow(layer, source))
         self.model = Stack(layers).eval()
         self.group_name = dist.group.WORLD.group_name
 
@@ -122,9 +118,6 @@ class TensorParallelSymmetric(_Borrowed):
 
     addition = " symmetric"
     ONE_STEP_BYTES = 1 << 20
-
-    def layer(self) -> nn.Module:
-        return Layer(self.shape.part(self.ranks.size), self.shape.head, self.combine)
 
     def variants(self, tokens: int) -> list[Variant]:
         import torch.distributed._symmetric_memory as symmetric
@@ -147,6 +140,10 @@ class OverlappedLayer(Layer):
 
     group_name = ""
 
+    def sequences(self) -> int:
+        """How many the tokens of all ranks are."""
+        return dist.get_world_size()
+
     def _gathered(self, x: torch.Tensor, *linears: nn.Linear) -> list[torch.Tensor]:
         weights = [linear.weight.t() for linear in linears]
         return torch.ops.symm_mem.fused_all_gather_matmul(x, weights, 0, self.group_name)[1]
@@ -155,10 +152,10 @@ class OverlappedLayer(Layer):
         return torch.ops.symm_mem.fused_matmul_reduce_scatter(x, linear.weight.t(), "sum", 0, self.group_name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        attention, tokens = self.attention, x.shape[1]
+        attention, sequences = self.attention, self.sequences()
         x = x.flatten(0, 1)
         everyones = self._gathered(self.input_norm(x), attention.q_proj, attention.k_proj, attention.v_proj)
-        q, k, v = (part.view(-1, tokens, part.shape[-1] // attention.head, attention.head) for part in everyones)
+        q, k, v = (part.view(sequences, -1, part.shape[-1] // attention.head, attention.head) for part in everyones)
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
         )

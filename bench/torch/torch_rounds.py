@@ -42,6 +42,7 @@ class Rounds:
 
     METER_S = 1.0
     HOST_PASSES = 5
+    TRIED_PASSES = 2
     MOST_WARM = 1000
 
     def __init__(
@@ -99,10 +100,10 @@ class Rounds:
     # ---- Before the rounds ----
 
     def _try(self, variant: Variant) -> str | None:
-        """Two warm passes and two timed: how long they take, what comes out. The reason if they cannot be run."""
+        """Some warm passes, as many timed: how long they take, what comes out. The reason if they cannot be run."""
         trouble, seconds, output = None, 0.0, None
         try:
-            seconds, output = self._sample(variant, 2, 2)
+            seconds, output = self._sample(variant, self.TRIED_PASSES, self.TRIED_PASSES)
             if output is not None:
                 self._outputs[variant.name] = output.clone()
         except Exception as error:  # of whatever library the variant uses
@@ -229,6 +230,12 @@ class Rounds:
             dataclasses.replace(variant, run=nothing, begin=nothing, rest=nothing) for variant in table.variants
         ]
         return table
+
+
+class LongRounds(Rounds):
+    """Of passes that take seconds."""
+
+    HOST_PASSES = TRIED_PASSES = 1
 
 
 def _tells_apart(output: torch.Tensor) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/torch/e2e.py on NVIDIA GPUs, small: passes from graphs, a late rank, a rank alone. Needs a GPU and its driver;
+"""bench/torch/e2e.py on NVIDIA GPUs, small: passes from graphs, a late rank, a rank alone, several sizes. Needs a GPU;
 with one alone the ranks share it, and uneven passes are named with the reason."""
 
 import json
@@ -16,7 +16,7 @@ GPUS = len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
 if not GPUS or torch.version.cuda is None:
     pytest.skip("there is no NVIDIA GPU, or torch is built without CUDA", allow_module_level=True)
 
-SMALL = "--shape 256,704,8,2 --layers 6 --tokens 64 --rounds 2 --passes 2 --warm-ms 5 --margin 1000".split()
+SMALL = "--shape 256,704,8,2 --layers 6 --tokens 64,128 --rounds 2 --passes 2 --warm-ms 5 --margin 1000".split()
 UNEVEN = ["layershard k=1, last rank late", "broadcast, last rank late", "layershard k=1, last rank alone"]
 
 
@@ -27,7 +27,7 @@ def test_passes_from_graphs_and_of_uneven_ranks(tmp_path):
     command += ["--variants", variants, "--save", str(path)]
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=LONG_S)
     assert done.returncode == 0, done.stdout + done.stderr
-    (table,) = json.loads(path.read_text(encoding="utf-8"))["result"]["tables"]
+    _, table = json.loads(path.read_text(encoding="utf-8"))["result"]["tables"]
     rows = {row["variant"]: row for row in table["rows"] if not row["again"]}
     assert rows["layershard k=1, graph"]["bits_equal"]
     # One launch and what prepares it, against those of each operator and each call.
