@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the schemes of e2e.py have in common: a scheme is one way to store the model, with a variant for each mode of
-running it (eager, from a CUDA graph, compiled). And the replicated model.
+running it (eager, from a CUDA graph, compiled, compiled to graphs). And the replicated model.
 
 A scheme says what memory it needs before it takes any, and why it cannot be run where it cannot. Knows the model;
 nothing of rounds or of what a good result would be.
@@ -188,14 +188,26 @@ def compiled(model: Stack) -> Pass:
     return run
 
 
+def compiled_to_graphs(model: Stack) -> Pass:
+    """The whole model, by the graphs that torch.compile makes of it: one, or what lies between the library's calls."""
+    fast = torch.compile(model, dynamic=False, fullgraph=True, mode="reduce-overhead")
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        output: torch.Tensor = fast(x)
+        return output
+
+    return run
+
+
 class StackScheme(Scheme):
     """A scheme whose model is a Stack that does all by itself."""
 
-    suffixes = ("", ", graph", ", compiled")
+    suffixes = ("", ", graph", ", compiled", ", compiled graphs")
     model: Stack
 
     def refusal_of(self, suffix: str) -> str | None:
-        return no_graphs(self.ranks) if suffix.endswith("graph") else None
+        return no_graphs(self.ranks) if suffix.endswith(("graph", "graphs")) else None
 
     def details(self) -> dict[str, Any]:
         return {}
@@ -210,11 +222,12 @@ class StackScheme(Scheme):
         x = self.input(tokens)
         details = self.details()
         captured = Captured(self.bench, self.model, x, self.prepare, self.join)
-        fast = compiled(self.model)
+        fast, fast_graphs = compiled(self.model), compiled_to_graphs(self.model)
         runs: list[tuple[str, Callable[[], torch.Tensor], str]] = [
             ("", lambda: self.model(x), "bits"),
             (", graph", captured, "bits"),
             (", compiled", lambda: fast(x), "close"),  # what is fused is rounded less often
+            (", compiled graphs", lambda: fast_graphs(x), "close"),
         ]
         return [
             Variant(

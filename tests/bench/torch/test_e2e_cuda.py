@@ -22,7 +22,7 @@ UNEVEN = ["layershard k=1, last rank late", "broadcast, last rank late", "layers
 
 def test_passes_from_graphs_and_of_uneven_ranks(tmp_path):
     path = tmp_path / "e2e.json"
-    variants = "replicated*;layershard k=1;layershard k=1, graph;broadcast;*last rank*"
+    variants = "replicated*;layershard k=1;layershard k=1, graph;layershard k=1, compiled graphs;broadcast;*last rank*"
     command = [sys.executable, "bench/torch/e2e.py", "--devices", "0,1" if GPUS > 1 else "0,0", *SMALL]
     command += ["--variants", variants, "--save", str(path)]
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=LONG_S)
@@ -30,6 +30,7 @@ def test_passes_from_graphs_and_of_uneven_ranks(tmp_path):
     _, table = json.loads(path.read_text(encoding="utf-8"))["result"]["tables"]
     rows = {row["variant"]: row for row in table["rows"] if not row["again"]}
     assert rows["layershard k=1, graph"]["bits_equal"]
+    assert rows["layershard k=1, compiled graphs"]["mode"] == "compiled graphs"  # and close enough, by the status
     # One launch and what prepares it, against those of each operator and each call.
     assert rows["layershard k=1, graph"]["host_ns"] < rows["layershard k=1"]["host_ns"]
     if GPUS > 1:
