@@ -25,6 +25,7 @@ torch = ranks.torch
 
 RANKS = 3
 MODES = ("whole", "dynamic", "blocks")  # dynamic: whole, and passes have different numbers of rows
+GRAPHS = "graphs"  # on a GPU: whole, and CUDA graphs of what lies between the library's calls
 WARM = 10  # models a process compiles before a fresh one takes over: it is given minutes, also on a busy machine
 
 
@@ -32,6 +33,8 @@ def compile_by(mode, model):
     torch.compiler.reset()
     # Block by block, dynamo takes a number on a submodule of the block for a constant unless told otherwise.
     torch._dynamo.config.allow_unspec_int_on_nn_module = mode == "blocks"
+    if mode == GRAPHS:
+        return torch.compile(model, fullgraph=True, mode="reduce-overhead")
     if mode != "blocks":
         return torch.compile(model, fullgraph=True, dynamic=mode == "dynamic")
     for layer in model.layers:

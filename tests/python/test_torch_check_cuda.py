@@ -6,6 +6,7 @@ Needs a GPU and its driver, and Triton for what is compiled.
 """
 
 import ctypes
+import os
 import pathlib
 
 import pytest
@@ -25,7 +26,7 @@ DEVICE, TRANSPORT = "cuda", "cuda:copy"
 READY = {"LAYERSHARD_POISON": "ready"}
 LINEARS = {"modules": ["*.up", "*.down"]}
 BLOCKS = {"modules": "layers.*", "scope": "block"}
-SEEDS = range(20)
+SEEDS = range(int(os.environ.get("LAYERSHARD_TEST_SEEDS", 20)))
 
 
 def sharded(model, **options):
@@ -211,7 +212,7 @@ def all_wrong(rank, size, mode, seeds):
     return found
 
 
-@pytest.mark.parametrize("mode", random_runs.MODES)
+@pytest.mark.parametrize("mode", [*random_runs.MODES, random_runs.GRAPHS])
 def test_random_models(mode):
     torch.backends.cuda.matmul.allow_tf32 = False
     assert ranks.run(2, all_wrong, mode, SEEDS) == [{}, {}]

@@ -109,3 +109,16 @@ def cut_up(rank, size, how, folder):
 def test_the_library_is_called_between_graphs(how, least, made):
     for count, runs in ranks.run(2, cut_up, how, made):
         assert count >= least and runs == 3 * count
+
+
+def random_models(rank, size, mode, seeds, folder):
+    with partitioning() as found:
+        wrong = random_runs.all_wrong(rank, size, mode, seeds, folder)
+    assert found.runs or rank
+    return wrong
+
+
+# In model 1 what is stacked is computed in several partitions.
+@pytest.mark.parametrize("mode, seeds", [("whole", (1, 2)), ("dynamic", (3,)), ("blocks", (4,))])
+def test_random_models(mode, seeds, made):
+    assert ranks.run(random_runs.RANKS, random_models, mode, seeds, made) == [[]] * random_runs.RANKS

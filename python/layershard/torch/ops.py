@@ -37,7 +37,7 @@ import torch
 
 from ..errors import Busy
 from ..series import Series
-from . import captures
+from . import captures, partition
 from .callers import is_within
 from .compiled import refuse_exporting
 from .noticing import Watch
@@ -198,6 +198,7 @@ def _finish(token: torch.Tensor, outputs: list[torch.Tensor], number: int) -> No
 
 
 def _fake(*_args: object) -> None:
+    partition.mend()
     refuse_freezing()
     refuse_exporting()
 
