@@ -416,7 +416,8 @@ LSHARD_API lshard_status lshard_series_commit(lshard_series *series, lshard_post
  * @return OK; RANGE; STATE before commit and during an update; ABORTED; NOT_SUPPORTED for more than 8 streams;
  *         TRANSPORT when poison could not be put over a layer of which the view ended: the program has arrived all the
  *         same, and the next call tries again. A transfer that cannot be started is reported by the wait for its layer.
- * Cost:    O(k), no allocation; a sequential step starts at most two transfers.
+ * Cost:    O(k), no allocation; a sequential step starts at most two transfers, the first of a pass up to one for each
+ *          window in a capture and after lshard_series_prepare.
  */
 LSHARD_API lshard_status lshard_reach(lshard_series *series, uint32_t layer, void *stream);
 
@@ -439,10 +440,14 @@ LSHARD_API lshard_status lshard_wait(lshard_series *series, uint32_t layer, void
 LSHARD_API lshard_status lshard_release(lshard_series *series, uint32_t layer, void *stream);
 
 /**
- * Put the ring into start-of-pass state, as if a pass had just ended, and order @p stream after everything in flight.
- * Call it before a capture and before each replay, on the stream of the replay, and once more on another stream if the
- * program goes on there; further streams of a replay follow that one by the program's own events. Nothing to do in
- * steady use. Ends every view.
+ * Put the ring into start-of-pass state, as if a captured pass had just ended, and order @p stream after everything in
+ * flight. Call it before a capture and before each replay, on the stream of the replay, and once more on another stream
+ * if the program goes on there; further streams of a replay follow that one by the program's own events. Nothing to do
+ * in steady use. Ends every view.
+ *
+ * In that state windows hold their first layers, but for those of which the last layer comes so late in a pass that
+ * the next pass has more time for the refill: these hold nothing, and a captured pass begins with fetches into them.
+ * Between this call and the replay no other call on the series is made.
  * Blocks:  host memory: at most timeout_ms.  Capture: not allowed (STATE).
  * @return OK; STATE; TIMEOUT and, on collective transports, PEER_FAILED, OUT_OF_STEP as wait; NOT_SUPPORTED as reach;
  *         the status of a window that cannot be filled; ABORTED.
@@ -451,7 +456,8 @@ LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stre
 
 /**
  * End every view, that of the present layer too, and order what follows on @p stream after everything in flight. Last
- * call of a captured region, whose windows must then hold what they held at its beginning.
+ * call of a captured region, whose windows must then hold what they held at its beginning, but for those that
+ * lshard_series_prepare leaves empty: they are not filled here either.
  * Blocks: host memory: at most timeout_ms.
  * @return OK, also where a transfer could not be started, which the wait for its layer tells; NOT_PERIODIC naming the
  *         layer; STATE; ABORTED; as wait otherwise.

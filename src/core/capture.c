@@ -16,8 +16,7 @@ void capture_leave(lshard_series *series)
 	memcpy(series->window_status, series->capture.status,
 	       series->scheme.map.n_slots * sizeof *series->window_status);
 	memcpy(series->window_error, series->capture.error, series->scheme.map.n_slots * sizeof *series->window_error);
-	series->ring.position = series->capture.position;
-	series->ring.passed = series->capture.passed;
+	series->ring = series->capture.ring;
 	poison_leave_capture(series);
 	series->capture.number = 0;
 }
@@ -35,8 +34,8 @@ static void enter(lshard_series *series, uint64_t number)
 	memcpy(series->capture.status, series->window_status,
 	       series->scheme.map.n_slots * sizeof *series->window_status);
 	memcpy(series->capture.error, series->window_error, series->scheme.map.n_slots * sizeof *series->window_error);
-	series->capture.position = series->ring.position;
-	series->capture.passed = series->ring.passed;
+	series->capture.ring = series->ring;
+	ring_enter_capture(&series->ring);
 	poison_enter_capture(series);
 	series->capture.number = number;
 }

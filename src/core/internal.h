@@ -71,8 +71,7 @@ struct counters {
 struct capture {
 	uint64_t number; /* 0: no capture */
 	uint64_t spoilt; /* of the last one into which something came that cannot be captured */
-	uint32_t position;
-	bool passed;
+	struct ring ring;
 	struct ring_window *windows; /* [n_slots] */
 	lshard_status *status;       /* [n_slots] */
 	lshard_error *error;         /* [n_slots] */

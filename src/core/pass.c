@@ -56,11 +56,11 @@ static void start_all_fetches(lshard_series *series, void *stream)
 	series->ring.horizon = series->scheme.horizon;
 }
 
-/* The first fetch that could not be started, with its cause; or OK. */
+/* The first fetch that could not be started, with its cause; or OK. What a window does not hold any more counts not. */
 static lshard_status failed_fetch(const lshard_series *series, const char **cause)
 {
 	for (uint32_t window = 0; window < series->scheme.map.n_slots; window++) {
-		if (series->window_status[window] < 0) {
+		if (series->windows[window].holds != POSITION_NONE && series->window_status[window] < 0) {
 			*cause = series->window_error[window].text;
 			return series->window_status[window];
 		}
@@ -354,7 +354,8 @@ static long long held_layer(const lshard_series *series, uint32_t position)
 
 /*
  * A captured region must begin in start-of-pass state, which prepare makes before each replay, and end with the windows
- * as it found them, which is what the ring believes after each replay.
+ * as it found them, which is what the ring believes after each replay. Windows of the tail hold nothing at its
+ * beginning, and count as such at its end, whatever is in them.
  */
 static lshard_status end_capture(lshard_series *series)
 {
@@ -372,7 +373,7 @@ static lshard_status end_capture(lshard_series *series)
 	for (window = 0; window < map->n_slots; window++) {
 		first = series->capture.windows[window].holds;
 		last = series->windows[window].holds;
-		if (first != last || first != slotmap_next(map, window, 0))
+		if (!series->windows[window].tail && (first != last || first != slotmap_next(map, window, 0)))
 			break;
 	}
 	if (window < map->n_slots)
@@ -507,7 +508,7 @@ lshard_status pass_rewind(lshard_series *series, enum step step, const char *cal
 		return status;
 	if (!group_collective(group)) {
 		capture_spoil(series);
-		ring_prepare(&series->ring);
+		ring_restart(&series->ring);
 		status = poison_hide(series, poison_stream(series));
 		start_fetches(series, NULL);
 		return status;

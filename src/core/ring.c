@@ -14,7 +14,8 @@ void ring_init(struct ring *ring, const struct slotmap *map, struct ring_window 
 {
 	*ring = (struct ring){.map = map, .windows = windows, .horizon = horizon};
 	for (uint32_t window = 0; window < map->n_slots; window++)
-		windows[window] = (struct ring_window){.holds = POSITION_NONE};
+		windows[window] =
+			(struct ring_window){.holds = POSITION_NONE, .tail = slotmap_is_tail(map, window, horizon)};
 }
 
 static void end_views(struct ring *ring, uint32_t except)
@@ -29,6 +30,7 @@ void ring_reach(struct ring *ring, uint32_t position)
 	end_views(ring, position);
 	ring->position = position;
 	ring->passed = false;
+	ring->ended = false;
 }
 
 void ring_release(struct ring *ring, uint32_t position)
@@ -47,17 +49,45 @@ void ring_join(struct ring *ring)
 	ring->passed = true;
 }
 
-void ring_prepare(struct ring *ring)
+void ring_restart(struct ring *ring)
 {
 	end_views(ring, POSITION_NONE);
 	ring->position = 0;
 	ring->passed = false;
+	ring->ended = false;
+}
+
+static void empty_tail(struct ring *ring)
+{
+	for (uint32_t window = 0; window < ring->map->n_slots; window++)
+		if (ring->windows[window].tail)
+			ring_fail(ring, window);
+}
+
+void ring_prepare(struct ring *ring)
+{
+	ring->position = ring->map->n_positions - 1;
+	ring->ended = true;
+	ring_join(ring);
+	empty_tail(ring);
+}
+
+void ring_enter_capture(struct ring *ring)
+{
+	ring->captured = true;
+	empty_tail(ring);
 }
 
 /* The position from which wants are counted. */
 static uint32_t origin(const struct ring *ring)
 {
 	return ring->passed ? (ring->position + 1) % ring->map->n_positions : ring->position;
+}
+
+/* A window of the tail, in a captured pass or at its end, that wants its first layer of the next one. */
+static bool is_left(const struct ring *ring, uint32_t window, uint32_t wanted)
+{
+	return ring->windows[window].tail && (ring->captured || ring->ended) && wanted < ring->position + ring->passed;
 }
 
 bool ring_next_fetch(struct ring *ring, struct ring_fetch *fetch)
@@ -69,7 +99,8 @@ bool ring_next_fetch(struct ring *ring, struct ring_fetch *fetch)
 		const uint32_t window = slotmap_slot_in_need(map, from, ring->asked++);
 		const uint32_t wanted = slotmap_next(map, window, from);
 
-		if (ring->windows[window].viewed || ring->windows[window].holds == wanted)
+		if (ring->windows[window].viewed || ring->windows[window].holds == wanted ||
+		    is_left(ring, window, wanted))
 			continue;
 		if ((wanted + map->n_positions - from) % map->n_positions > ring->horizon)
 			break; /* and so are all that come later */
@@ -111,8 +142,7 @@ void ring_reset(struct ring *ring)
 {
 	for (uint32_t window = 0; window < ring->map->n_slots; window++)
 		ring_fail(ring, window);
-	ring->position = 0;
-	ring->passed = false;
+	ring_restart(ring);
 }
 
 void ring_note_stream(struct ring *ring, unsigned stream)

@@ -22,6 +22,7 @@ struct ring_window {
 	uint32_t holds;  /* position whose bytes are there or on their way; POSITION_NONE: nothing, or it failed */
 	bool viewed;     /* between wait and the next reach of another layer, or release */
 	uint8_t streams; /* bit s: stream s of the series may have read it since it was last overwritten */
+	bool tail;       /* replays begin with nothing in it: see slotmap_is_tail */
 };
 
 struct ring {
@@ -30,6 +31,8 @@ struct ring {
 	uint32_t position;           /* where the program is */
 	uint32_t asked;              /* windows that ring_next_fetch has looked at in this round */
 	bool passed;                 /* the layer at `position` was released: windows want what comes after it */
+	bool captured;               /* passes end as captured ones do: the tail waits for the next one's first reach */
+	bool ended;                  /* so does it since prepare, until a reach */
 	uint32_t horizon;
 };
 
@@ -48,14 +51,23 @@ void ring_reach(struct ring *ring, uint32_t position);
 /* The view of @p position ends, if there is one; if the program is there, it counts as passed. */
 void ring_release(struct ring *ring, uint32_t position);
 
-/* Every view ends and the present position counts as passed (join), or the program goes to position 0 (prepare). */
+/* Every view ends and the present position counts as passed (join), or the program goes to position 0 (restart). */
 void ring_join(struct ring *ring);
+void ring_restart(struct ring *ring);
+
+/*
+ * A captured pass has just ended, or is said to have: every view ends, the program has passed the last position, and
+ * windows of the tail hold nothing before the next reach. The state in which each replay begins, and which it leaves.
+ */
 void ring_prepare(struct ring *ring);
+
+/* What follows is captured: windows of the tail hold nothing, as when it is replayed. Left by restoring the ring. */
+void ring_enter_capture(struct ring *ring);
 
 /*
  * Next transfer to start by the rule, earliest need first: a window without a view that does not hold what it wants,
- * within the horizon. The window then counts as holding it. Returns false when there is none. Call until false:
- * O(windows) in all.
+ * within the horizon. Not in a captured pass, a window of the tail that is past its last layer. The window then counts
+ * as holding it. Returns false when there is none. Call until false: O(windows) in all.
  */
 bool ring_next_fetch(struct ring *ring, struct ring_fetch *fetch);
 

@@ -115,6 +115,14 @@ uint32_t slotmap_distance(const struct slotmap *map, uint32_t position, uint32_t
 	return distance < horizon ? distance : horizon;
 }
 
+int slotmap_is_tail(const struct slotmap *map, uint32_t slot, uint32_t horizon)
+{
+	const uint32_t first = slotmap_next(map, slot, 0);
+	const uint32_t distance = slotmap_distance(map, first, horizon);
+
+	return distance < map->n_positions && 2 * (uint64_t)first > distance;
+}
+
 /* How bad a rotation is; compared field by field. */
 struct badness {
 	uint32_t exposed; /* distance 0 */

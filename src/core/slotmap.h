@@ -50,4 +50,13 @@ uint32_t slotmap_next(const struct slotmap *map, uint32_t slot, uint32_t positio
  */
 uint32_t slotmap_distance(const struct slotmap *map, uint32_t position, uint32_t horizon);
 
+/*
+ * The tail rule. A captured pass ends with nothing on its way, so the refill of each slot with its first layer, which
+ * goes on across the end of eager passes, has to be made on one side of the end: on the one that has more of its
+ * prefetch distance, before the end where they are equal. True: in the next pass, from its first reach on. Those layers
+ * of the distance that come before the slot's first one are after the end, the others before it. Never true for a slot
+ * that has one layer, which it keeps.
+ */
+int slotmap_is_tail(const struct slotmap *map, uint32_t slot, uint32_t horizon);
+
 #endif

@@ -49,7 +49,12 @@ static void call(struct ring_check *check, uint8_t number, uint8_t argument)
 		ring_check_join(check);
 		break;
 	case 6:
-		ring_check_prepare(check);
+		if (argument < 128)
+			ring_check_prepare(check);
+		else if (argument < 192)
+			ring_check_capture(check);
+		else
+			ring_check_restart(check);
 		break;
 	default:
 		if (check->map.n_slots && argument < 128)

@@ -44,6 +44,34 @@ static uint32_t ahead(const struct ring_check *check, uint32_t position)
 	return (position + check->map.n_positions - origin(check)) % check->map.n_positions;
 }
 
+static uint32_t last_layer(const struct ring_check *check, uint32_t window)
+{
+	uint32_t last = check->map.n_positions;
+
+	while (check->slot_of[--last] != window)
+		;
+	return last;
+}
+
+bool ring_check_is_tail(const struct ring_check *check, uint32_t window)
+{
+	const uint32_t n = check->map.n_positions, first = ring_check_next(check, window, 0);
+	const uint32_t last = last_layer(check, window);
+	uint32_t before = 0; /* layers of a pass after the reach that starts the refill for the next one */
+
+	for (uint32_t p = last + 1; p < n; p++)
+		before += n + first - p <= check->ring.horizon;
+	return first != last && first > before;
+}
+
+bool ring_check_is_left(const struct ring_check *check, uint32_t window)
+{
+	const uint32_t next = check->ring.position + (check->ring.passed ? 1 : 0);
+
+	return (check->ended || check->outside.map) && ring_check_is_tail(check, window) &&
+	       next > last_layer(check, window);
+}
+
 static void check_holdings(const struct ring_check *check)
 {
 	for (uint32_t window = 0; window < check->map.n_slots; window++) {
@@ -64,7 +92,7 @@ static void check_settled(const struct ring_check *check)
 
 		HOLDS(check,
 		      check->windows[window].viewed || check->windows[window].holds == wanted ||
-			      ahead(check, wanted) > check->ring.horizon,
+			      ahead(check, wanted) > check->ring.horizon || ring_check_is_left(check, window),
 		      "I2: a window does not hold what it wants");
 	}
 }
@@ -83,6 +111,7 @@ static uint32_t start_fetches(struct ring_check *check)
 		HOLDS(check, !before[fetch.window].viewed, "I1: a fetch into a window with a live view");
 		HOLDS(check, before[fetch.window].holds != fetch.position, "I7: a fetch of what is there");
 		HOLDS(check, ahead(check, fetch.position) <= check->ring.horizon, "I7: a fetch beyond the horizon");
+		HOLDS(check, !ring_check_is_left(check, fetch.window), "I18: a fetch that is left to the next pass");
 		HOLDS(check, ahead(check, fetch.position) >= last, "I6: a later need before an earlier one");
 		HOLDS(check, check->windows[fetch.window].holds == fetch.position,
 		      "I2: a fetch that is not kept in mind");
@@ -132,6 +161,7 @@ uint32_t ring_check_reach(struct ring_check *check, uint32_t position)
 
 	memcpy(before, check->windows, sizeof before);
 	ring_reach(&check->ring, position);
+	check->ended = false;
 	check_views(check, before, POSITION_NONE, position);
 	count = start_fetches(check);
 	check_idempotent(check, position);
@@ -161,11 +191,49 @@ uint32_t ring_check_join(struct ring_check *check)
 	return start_fetches(check);
 }
 
+static void check_tail_is_empty(const struct ring_check *check)
+{
+	for (uint32_t window = 0; window < check->map.n_slots; window++)
+		HOLDS(check, check->windows[window].holds == POSITION_NONE || !ring_check_is_tail(check, window),
+		      "I18: a window of the tail holds something");
+}
+
 uint32_t ring_check_prepare(struct ring_check *check)
 {
+	uint32_t count;
+
 	ring_prepare(&check->ring);
+	check->ended = true;
 	check_no_views(check);
 	HOLDS(check, origin(check) == 0, "prepare does not go to the first layer");
+	check_tail_is_empty(check);
+	count = start_fetches(check);
+	check_tail_is_empty(check);
+	return count;
+}
+
+void ring_check_capture(struct ring_check *check)
+{
+	if (check->outside.map) {
+		check->ring = check->outside;
+		memcpy(check->windows, check->windows_outside, sizeof check->windows);
+		check->outside.map = NULL;
+		check->ended = check->ended_outside;
+		return;
+	}
+	check->outside = check->ring;
+	memcpy(check->windows_outside, check->windows, sizeof check->windows);
+	check->ended_outside = check->ended;
+	ring_enter_capture(&check->ring);
+	check_tail_is_empty(check);
+}
+
+uint32_t ring_check_restart(struct ring_check *check)
+{
+	ring_restart(&check->ring);
+	check->ended = false;
+	check_no_views(check);
+	HOLDS(check, origin(check) == 0, "restart does not go to the first layer");
 	return start_fetches(check);
 }
 
@@ -213,6 +281,7 @@ void ring_check_fail(struct ring_check *check, uint32_t window)
 uint32_t ring_check_reset(struct ring_check *check)
 {
 	ring_reset(&check->ring);
+	check->ended = false;
 	check_no_views(check);
 	for (uint32_t window = 0; window < check->map.n_slots; window++)
 		HOLDS(check, check->windows[window].holds == POSITION_NONE, "reset leaves something in a window");

@@ -22,6 +22,11 @@
  *   I8  wait says BUSY exactly if the layer is not there and its window has a live view, and changes nothing then
  *
  *   I9  views end by reach of another layer, release, join, prepare, failure and reset, and by nothing else
+ *
+ *   I18 the tail rule: where a capture begins and after prepare the windows of the tail hold nothing; in a captured
+ *       pass, and from prepare to the next reach, those past their last layer are not fetched into, in spite of I2. The
+ *       tail are the windows of several layers that come in a pass before a refill with the first of them would have
+ *       had as many layers of compute in the pass before
  */
 #ifndef LAYERSHARD_TEST_RING_CHECK_H
 #define LAYERSHARD_TEST_RING_CHECK_H
@@ -37,6 +42,10 @@ struct ring_check {
 	uint32_t remote[RING_CHECK_LAYERS];
 	uint32_t slot_of[RING_CHECK_LAYERS];
 	uint32_t at_or_after[RING_CHECK_LAYERS];
+	bool ended;          /* prepared, and nothing reached since */
+	struct ring outside; /* what a capture began with; map: NULL: not captured */
+	struct ring_window windows_outside[RING_CHECK_LAYERS];
+	bool ended_outside;
 	void (*broken)(const struct ring_check *check, const char *what); /* does not return */
 };
 
@@ -53,8 +62,16 @@ uint32_t ring_check_reach(struct ring_check *check, uint32_t position);
 uint32_t ring_check_release(struct ring_check *check, uint32_t position);
 uint32_t ring_check_join(struct ring_check *check);
 uint32_t ring_check_prepare(struct ring_check *check);
+uint32_t ring_check_restart(struct ring_check *check);
 enum ring_access ring_check_wait(struct ring_check *check, uint32_t position, unsigned stream);
 void ring_check_fail(struct ring_check *check, uint32_t window);
 uint32_t ring_check_reset(struct ring_check *check);
+
+/* Begins a capture, or ends it if there is one. */
+void ring_check_capture(struct ring_check *check);
+
+/* The window is one of the tail, found the slow way; and nothing is fetched into it where the program is. */
+bool ring_check_is_tail(const struct ring_check *check, uint32_t window);
+bool ring_check_is_left(const struct ring_check *check, uint32_t window);
 
 #endif

@@ -194,6 +194,104 @@ static void prepare_does_not_belong_into_a_capture(void **state)
 	run_close(run);
 }
 
+static struct sim_graph *capture(struct run *run, uint32_t layers)
+{
+	struct run_member *member = &run->members[0];
+
+	sim_capture_begin(member->stream);
+	for (uint32_t layer = 0; layer < layers; layer++)
+		run_layer(run, 0, layer);
+	member->status = lshard_series_join(member->series, member->stream);
+	if (member->status == LSHARD_OK)
+		return sim_capture_end(member->stream);
+	sim_capture_abort(member->stream);
+	return NULL;
+}
+
+static uint64_t fetches_since(const struct run *run, uint64_t *before)
+{
+	const uint64_t now = run_stats(run, 0).fetches, since = now - *before;
+
+	*before = now;
+	return since;
+}
+
+/*
+ * Layers 1, 3, ... 11 come through two windows: 1, 5, 9 and 3, 7, 11. The refill with layer 3, whose window is free
+ * when the last layer is done with, is the next pass's; the one with layer 1 is there at the end.
+ */
+static void the_end_of_a_pass_leaves_a_refill_to_the_next(void **state)
+{
+	struct run *run = run_open(&sim_one_sided, 2, 0, 12, 1);
+	struct run_member *member = &run->members[0];
+	struct sim_graph *graph;
+	uint64_t before = 0;
+
+	(void)state;
+	run_pass(run, 0);
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	fetches_since(run, &before);
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	run_call_ok(member, "join", 0, lshard_series_join(member->series, member->stream));
+	run_call_ok(member, "release", 11, lshard_release(member->series, 11, member->stream));
+	assert_int_equal(fetches_since(run, &before), 0);
+	run_call_ok(member, "reach", 0, lshard_reach(member->series, 0, member->stream));
+	assert_int_equal(fetches_since(run, &before), 1);
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	graph = capture(run, 12);
+	assert_non_null(graph);
+	assert_int_equal(fetches_since(run, &before), 6);
+	for (int replay = 0; replay < 3; replay++) {
+		run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+		sim_graph_launch(member->stream, graph);
+	}
+	assert_int_equal(fetches_since(run, &before), 0);
+	run_pass(run, 0); /* knows that the replays left layer 11 where it needs layer 3 */
+	assert_int_equal(fetches_since(run, &before), 6);
+	assert_int_equal(run_stats(run, 0).misses, 0);
+	run_close(run);
+}
+
+static void a_captured_region_ends_as_it_began(void **state)
+{
+	struct run *run = run_open(&sim_one_sided, 2, 0, 12, 1);
+	struct run_member *member = &run->members[0];
+
+	(void)state;
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	assert_null(capture(run, 7));
+	assert_int_equal(member->status, LSHARD_ERR_NOT_PERIODIC);
+	assert_non_null(strstr(lshard_series_error(member->series), "begins the captured region with layer 1"));
+	for (uint32_t layer = 0; layer < 6; layer++)
+		run_layer(run, 0, layer);
+	assert_null(capture(run, 12)); /* begun in the middle of a pass */
+	assert_int_equal(member->status, LSHARD_ERR_NOT_PERIODIC);
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	assert_non_null(capture(run, 12));
+	run_pass(run, 0);
+	run_close(run);
+}
+
+/* After join every window is full: a graph captured then is as good as one captured after prepare. */
+static void a_capture_may_follow_a_join(void **state)
+{
+	struct run *run = run_open(&sim_one_sided, 2, 0, 12, 1);
+	struct run_member *member = &run->members[0];
+	struct sim_graph *graph;
+
+	(void)state;
+	run_pass(run, 0);
+	run_call_ok(member, "join", 0, lshard_series_join(member->series, member->stream));
+	graph = capture(run, 12);
+	assert_non_null(graph);
+	run_pass(run, 0);
+	for (int replay = 0; replay < 3; replay++) {
+		run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+		sim_graph_launch(member->stream, graph);
+	}
+	run_close(run);
+}
+
 /* One window: a view of layer 1 would be in the way of layer 3. */
 static int timeout_body(const struct member *member)
 {
@@ -262,6 +360,9 @@ int main(void)
 		cmocka_unit_test(the_longest_time_blocked_is_kept),
 		cmocka_unit_test(each_fetch_that_could_not_start_keeps_its_cause),
 		cmocka_unit_test(prepare_does_not_belong_into_a_capture),
+		cmocka_unit_test(the_end_of_a_pass_leaves_a_refill_to_the_next),
+		cmocka_unit_test(a_captured_region_ends_as_it_began),
+		cmocka_unit_test(a_capture_may_follow_a_join),
 		cmocka_unit_test(a_wait_that_timed_out_leaves_no_view),
 		cmocka_unit_test(only_bytes_from_other_ranks_are_counted),
 	};

@@ -6,7 +6,7 @@
  *   I10  passes flow: sequential passes never miss, and each starts exactly the fetches of the layers that share a
  *        window
  *
- *   I11  a sequential step starts at most two fetches
+ *   I11  a sequential step starts at most two fetches; in a capture the first of a pass one for each window of the tail
  *
  *   I12  what windows hold after a reach depends on where the program is, not on how it came there
  */
@@ -215,12 +215,61 @@ static void join_and_prepare_end_a_pass(void **state)
 	assert_int_equal(held_at(&check, 1), 5);
 	assert_int_equal(ring_check_join(&check), 1);
 	assert_int_equal(held_at(&check, 1), 1);
+	assert_int_equal(ring_check_prepare(&check), 0);
+	assert_int_equal(held_at(&check, 0), 0);
+	assert_int_equal(held_at(&check, 1), POSITION_NONE);
 	assert_int_equal(ring_check_prepare(&check), 0); /* nothing to do in steady use */
-	assert_int_equal(ring_check_reach(&check, 0), 0);
+	assert_int_equal(ring_check_join(&check), 0);
+	assert_int_equal(ring_check_release(&check, 5), 0);
+	assert_int_equal(ring_check_reach(&check, 0), 1);
 	ring_check_reach(&check, 3); /* a pass that is broken off */
-	assert_int_equal(ring_check_prepare(&check), 2);
+	assert_int_equal(ring_check_prepare(&check), 1);
+	assert_int_equal(held_at(&check, 0), 0);
+	assert_int_equal(held_at(&check, 1), POSITION_NONE);
+	ring_check_reach(&check, 3);
+	assert_int_equal(ring_check_restart(&check), 2);
 	assert_int_equal(held_at(&check, 0), 0);
 	assert_int_equal(held_at(&check, 1), 1);
+}
+
+/* What a replay does to the windows is what the ring says of them before and after it. */
+static void a_captured_pass_ends_as_it_began(void **state)
+{
+	struct ring_check check;
+
+	(void)state;
+	open_six(&check);
+	ring_check_prepare(&check);
+	ring_check_capture(&check);
+	assert_int_equal(ring_check_reach(&check, 0), 1);
+	assert_int_equal(held_at(&check, 1), 1);
+	for (uint32_t p = 0; p < 6; p++) {
+		assert_int_equal(ring_check_reach(&check, p), p == 0 ? 0 : 1);
+		assert_int_equal(ring_check_wait(&check, p, 0), RING_HELD);
+	}
+	assert_int_equal(ring_check_release(&check, 5), 0);
+	assert_int_equal(ring_check_join(&check), 0);
+	assert_int_equal(held_at(&check, 0), 0);
+	assert_int_equal(held_at(&check, 1), 5); /* until the next pass, also in the same capture */
+	assert_int_equal(ring_check_reach(&check, 0), 1);
+	ring_check_capture(&check);
+	assert_int_equal(held_at(&check, 1), POSITION_NONE);
+	assert_int_equal(ring_check_reach(&check, 0), 1);
+}
+
+/* Whatever was there: a replay will not find it. */
+static void a_capture_begins_without_what_the_tail_holds(void **state)
+{
+	struct ring_check check;
+
+	(void)state;
+	open_six(&check);
+	ring_check_reach(&check, 1);
+	ring_check_wait(&check, 1, 0);
+	ring_check_capture(&check);
+	assert_int_equal(ring_check_wait(&check, 1, 0), RING_MISS);
+	ring_check_capture(&check);
+	assert_int_equal(ring_check_wait(&check, 1, 0), RING_HELD);
 }
 
 static void a_failed_fetch_is_tried_again(void **state)
@@ -305,7 +354,7 @@ static void run_passes(struct ring_check *check)
 			uint32_t started = ring_check_reach(check, p);
 			enum ring_access access = ring_check_wait(check, p, 0);
 
-			if (pass && started > 2)
+			if (pass && started > 2 && (p || !check->outside.map))
 				broken(check, "I11: more than two fetches in a sequential step");
 			if (access != RING_STORED && access != RING_HELD)
 				broken(check, "I10: a miss in a sequential pass");
@@ -350,7 +399,7 @@ static void random_call(struct ring_check *check, uint64_t *random)
 {
 	uint32_t n = check->map.n_positions, position = (uint32_t)(next_random(random) % n);
 
-	switch (next_random(random) % 10) {
+	switch (next_random(random) % 11) {
 	case 0:
 		ring_check_reach(check, position);
 		break;
@@ -377,9 +426,21 @@ static void random_call(struct ring_check *check, uint64_t *random)
 		else
 			ring_check_prepare(check);
 		break;
+	case 8:
+		if (next_random(random) % 4 == 0)
+			ring_check_capture(check);
+		else if (next_random(random) % 4 == 0)
+			ring_check_restart(check);
+		break;
 	default:
 		ring_check_reach(check, (check->ring.position + 1) % n);
 	}
+}
+
+static void end_capture(struct ring_check *check)
+{
+	if (check->outside.map)
+		ring_check_capture(check);
 }
 
 static void any_sequence_keeps_the_invariants(void **state)
@@ -392,7 +453,7 @@ static void any_sequence_keeps_the_invariants(void **state)
 		open_random(&check, &random);
 		for (int call = 0; call < 200; call++)
 			random_call(&check, &random);
-		run_passes(&check);
+		run_passes(&check); /* captured or not */
 	}
 }
 
@@ -411,6 +472,7 @@ static void history_does_not_matter(void **state)
 		open_ring(&fresh, n, remote, k, NO_HORIZON);
 		for (int call = 0; call < 50; call++)
 			random_call(&check, &random);
+		end_capture(&check);
 		ring_check_join(&check); /* no views */
 		ring_check_reach(&check, position);
 		ring_check_reach(&fresh, position);
@@ -434,6 +496,8 @@ int main(void)
 		cmocka_unit_test(one_layer_never_leaves_its_window),
 		cmocka_unit_test(a_jump_costs_only_transfers),
 		cmocka_unit_test(join_and_prepare_end_a_pass),
+		cmocka_unit_test(a_captured_pass_ends_as_it_began),
+		cmocka_unit_test(a_capture_begins_without_what_the_tail_holds),
 		cmocka_unit_test(a_failed_fetch_is_tried_again),
 		cmocka_unit_test(reset_forgets_everything),
 		cmocka_unit_test(noted_streams_stay_until_the_caller_clears_them),
