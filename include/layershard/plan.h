@@ -44,12 +44,13 @@ typedef struct lshard_plan_result {
 	uint32_t shortest_distance; /* layers between the start of a fetch and its use; 0: fully exposed */
 	uint32_t below_k_count;     /* layers whose prefetch distance is below k */
 	uint32_t below_k[LSHARD_BELOW_K_NAMED];
-	uint64_t pass_ns;     /* a steady pass: compute plus what could not be hidden */
-	uint64_t exposed_ns;  /* pass_ns - layers * compute_ns */
-	uint64_t transfer_ns; /* the link's own time per pass */
+	uint64_t pass_ns;          /* a steady pass: compute plus what could not be hidden */
+	uint64_t exposed_ns;       /* pass_ns - layers * compute_ns */
+	uint64_t transfer_ns;      /* the link's own time per pass */
+	uint64_t captured_pass_ns; /* pass_ns of a captured one in steady replays: nothing is on its way between them */
 } lshard_plan_result;
 
-#define LSHARD_PLAN_RESULT_INIT {sizeof(lshard_plan_result), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0}
+#define LSHARD_PLAN_RESULT_INIT {sizeof(lshard_plan_result), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0, 0, 0}
 
 /**
  * What a series would cost and gain on one rank, by the same slot map and rule as at run time. exposed_ns is found by

@@ -243,6 +243,7 @@ class PlanResult(Sized):
         ("pass_ns", c_uint64),
         ("exposed_ns", c_uint64),
         ("transfer_ns", c_uint64),
+        ("captured_pass_ns", c_uint64),
     ]
 
 

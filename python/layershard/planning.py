@@ -34,6 +34,7 @@ class Plan:
     pass_ns: int
     exposed_ns: int
     transfer_ns: int
+    captured_pass_ns: int
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,26 @@ static void run_layer(struct virtual_run *run, uint32_t position)
 	}
 }
 
+/* A replay ends when all that it has asked for is there. */
+static void end_captured_pass(struct virtual_run *run)
+{
+	ring_join(&run->ring);
+	run->ring.horizon = UINT32_MAX;
+	start_fetches(run);
+	run->ring.horizon = run->scheme->horizon;
+	for (int32_t index = 0; index < run->n_ranks; index++)
+		if (run->now[index] < run->link_free[index])
+			run->now[index] = run->link_free[index];
+}
+
 static void run_passes(struct virtual_run *run, unsigned passes)
 {
-	for (unsigned pass = 0; pass < passes; pass++)
+	for (unsigned pass = 0; pass < passes; pass++) {
 		for (uint32_t position = 0; position < run->scheme->layout.layers; position++)
 			run_layer(run, position);
+		if (run->ring.captured)
+			end_captured_pass(run);
+	}
 }
 
 static lshard_status allocate_run(struct virtual_run *run)
@@ -126,9 +141,15 @@ static uint64_t nanoseconds(double time)
 	return time > 0 ? (uint64_t)(time + 0.5) : 0;
 }
 
-static lshard_status predict(const struct scheme *scheme, const lshard_plan_input *input, lshard_plan_result *result)
+static double transfer_ns(const struct scheme *scheme, const lshard_plan_input *input)
 {
-	const double ideal = (double)input->compute_ns * scheme->layout.layers;
+	return (double)scheme->incoming_bytes * 1e9 / (double)input->link_bytes_per_s;
+}
+
+/* @p pass_ns: of a steady pass, eager or captured. */
+static lshard_status run_steadily(const struct scheme *scheme, const lshard_plan_input *input, bool captured,
+				  double *pass_ns)
+{
 	const bool together = scheme->link.collective;
 	struct virtual_run run = {.scheme = scheme,
 				  .first_rank = together ? 0 : scheme->link.rank,
@@ -140,19 +161,36 @@ static lshard_status predict(const struct scheme *scheme, const lshard_plan_inpu
 
 	if (status < 0)
 		goto out;
-	run.transfer_ns = (double)scheme->incoming_bytes * 1e9 / (double)input->link_bytes_per_s;
+	run.transfer_ns = transfer_ns(scheme, input);
 	now = &run.now[together ? scheme->link.rank : 0];
 	ring_init(&run.ring, &scheme->map, run.windows, scheme->horizon);
+	if (captured)
+		ring_enter_capture(&run.ring);
 	start_fetches(&run);
 	run_passes(&run, WARM_PASSES);
 	begin = *now;
 	run_passes(&run, TIMED_PASSES);
-	result->pass_ns = nanoseconds((*now - begin) / TIMED_PASSES);
-	result->exposed_ns = nanoseconds((*now - begin) / TIMED_PASSES - ideal);
-	result->transfer_ns = nanoseconds(run.transfer_ns * result->fetched_layers);
+	*pass_ns = (*now - begin) / TIMED_PASSES;
 out:
 	release_run(&run);
 	return status;
+}
+
+static lshard_status predict(const struct scheme *scheme, const lshard_plan_input *input, lshard_plan_result *result)
+{
+	const double ideal = (double)input->compute_ns * scheme->layout.layers;
+	double eager = 0, captured = 0;
+	lshard_status status = run_steadily(scheme, input, false, &eager);
+
+	if (status >= 0)
+		status = run_steadily(scheme, input, true, &captured);
+	if (status < 0)
+		return status;
+	result->pass_ns = nanoseconds(eager);
+	result->exposed_ns = nanoseconds(eager - ideal);
+	result->transfer_ns = nanoseconds(transfer_ns(scheme, input) * result->fetched_layers);
+	result->captured_pass_ns = nanoseconds(captured);
+	return LSHARD_OK;
 }
 
 static void describe(const struct scheme *scheme, lshard_plan_result *result)

@@ -386,7 +386,7 @@ static void structs_that_say_their_size_may_be_of_another_version(void **state)
 		SIZED(lshard_series_options, &series, poison_pattern_struct_size, use_series_options, false),
 		SIZED(lshard_memory_source, &source, user, use_memory_source, false),
 		SIZED(lshard_plan_input, &input, large_page_bytes, use_plan_input, false),
-		SIZED(lshard_plan_result, &plan, transfer_ns, use_plan_result, true),
+		SIZED(lshard_plan_result, &plan, captured_pass_ns, use_plan_result, true),
 		SIZED(lshard_stats, &stats, numa_copy_bytes, use_stats, true),
 		SIZED(lshard_range, &range, row_bytes, use_range, true),
 		SIZED(lshard_transport_information, &transport, memory, use_transport, true),

@@ -71,6 +71,63 @@ static void one_rank_alone_hides_what_its_own_layers_give(void **state)
 }
 
 /*
+ * Two ranks: of the refills across the end of a pass one comes before it, and one after it with as many layers ahead as
+ * in an eager pass. So a replay takes as long as a pass, whether transfers are hidden or not.
+ */
+static void a_replay_takes_as_long_as_a_pass(void **state)
+{
+	(void)state;
+	for (uint32_t prefetch = 0; prefetch < 2; prefetch++)
+		for (int32_t rank = 0; rank < 2; rank++)
+			for (uint64_t compute = COMPUTE / 4; compute <= 4 * COMPUTE; compute *= 2) {
+				const lshard_series_options options = series_of(&whole_layer, prefetch);
+				lshard_plan_input input = input_of(rank, 2, 0);
+				lshard_plan_result result;
+
+				input.compute_ns = compute;
+				result = plan(&options, &input);
+				assert_int_equal(result.captured_pass_ns, result.pass_ns);
+			}
+}
+
+/*
+ * Four ranks: on rank 0 the refill of the window of layers 1, 3, ... has one layer before the end of a pass and one
+ * after it. A replay waits for it at its end, and so has one layer's compute less to hide it.
+ */
+static void a_replay_waits_at_its_end(void **state)
+{
+	const lshard_series_options options = series_of(&whole_layer, 1);
+	lshard_plan_input input = input_of(0, 4, 0);
+	lshard_plan_result result;
+
+	(void)state;
+	input.compute_ns = 2 * TRANSFER;
+	result = plan(&options, &input);
+	assert_int_equal(result.captured_pass_ns, LAYERS * input.compute_ns); /* all hidden */
+	input.compute_ns = TRANSFER - TRANSFER / 8;
+	result = plan(&options, &input);
+	assert_true(result.captured_pass_ns > result.pass_ns);
+	assert_true(result.captured_pass_ns <= result.pass_ns + input.compute_ns);
+	input.compute_ns = 0;
+	assert_int_equal(plan(&options, &input).captured_pass_ns, 0); /* nothing is predicted */
+}
+
+/* In step, too, a replay is later than a pass by a layer's compute at most, and no earlier. */
+static void replays_in_step_end_alike(void **state)
+{
+	const lshard_series_options options = series_of(&whole_layer, 1);
+
+	(void)state;
+	for (int32_t rank = 0; rank < 2; rank++) {
+		const lshard_plan_input input = input_of(rank, 2, 1);
+		const lshard_plan_result result = plan(&options, &input);
+
+		assert_true(result.captured_pass_ns >= result.pass_ns - 1);
+		assert_true(result.captured_pass_ns <= result.pass_ns + COMPUTE);
+	}
+}
+
+/*
  * In step, k = 0: a transfer begins when the last rank arrives at the layer, which is the one that received the layer
  * before. So every layer is exposed in full, although a rank receives only some of them.
  */
@@ -286,6 +343,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(one_rank_alone_hides_what_its_own_layers_give),
+		cmocka_unit_test(a_replay_takes_as_long_as_a_pass),
+		cmocka_unit_test(a_replay_waits_at_its_end),
+		cmocka_unit_test(replays_in_step_end_alike),
 		cmocka_unit_test(ranks_in_step_wait_for_each_other),
 		cmocka_unit_test(residents_lie_evenly_on_the_circle),
 		cmocka_unit_test(room_for_what_others_store_empties_the_ring),
