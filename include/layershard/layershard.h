@@ -33,7 +33,8 @@
  *              passed waits for no other; its transfers go on, and it may be made again. Local calls wait for no peer.
  *              Nothing waits for ever.
  *   Names      what fails because of other ranks names them: TIMEOUT those that did not come, PEER_FAILED those that
- *              are gone, MISMATCH and OUT_OF_STEP those in another call; "callback" as far as callbacks.h says.
+ *              are gone, MISMATCH and OUT_OF_STEP those in another call; "callback" and "fabric" as far as
+ *              callbacks.h says.
  *   Arguments  NULL is allowed only where a comment says so. Arguments that are wrong on one rank only are an error
  *              there; the others may wait for it until their deadline.
  *   Memory     nothing is allocated between lshard_series_commit and lshard_series_destroy, but by updates and verify.
@@ -207,7 +208,7 @@ typedef struct lshard_group_options {
 	lshard_log_level log_level; /* lines above it are not made; default INFO */
 	char *error;                /* where a failing lshard_group_create writes its text; may be NULL */
 	size_t error_bytes;
-	const struct lshard_callbacks *callbacks; /* for the transport "callback"; NULL: none */
+	const struct lshard_callbacks *callbacks; /* for the transports "callback" and "fabric"; NULL: none */
 	lshard_large_pages large_pages;           /* the same on all ranks */
 	lshard_numa numa;                         /* the same on all ranks; "shm" can do it */
 } lshard_group_options;

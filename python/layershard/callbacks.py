@@ -18,7 +18,8 @@ from .errors import Error
 
 
 class Collectives(Protocol):
-    """What the transport "callback" needs of a communicator that nothing else uses. Memory is given by address.
+    """What the transport "callback" needs of a communicator that nothing else uses. Memory is given by address. The
+    transport "fabric" exchanges records by it, in host memory, and carries no layer.
 
     They are also called while the program is in no call, about once a second: ranks tell each other that they are
     there.

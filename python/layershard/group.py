@@ -83,7 +83,7 @@ class Group:
     timeout_ms   the longest wait of any call; None: LAYERSHARD_TIMEOUT_MS, else 30000
     memory       where layers live: "host" or "cuda", there on `device`
     allgather    instead of `job`: gives this rank's bytes to the others and returns those of all, in rank order
-    callbacks    for the transport "callback": collectives of the caller's own, see Collectives
+    callbacks    for the transports "callback" and "fabric": collectives of the caller's own, see Collectives
     large_pages  of 2 MiB, for what is kept in host memory: "auto" (where they are to be had, unless
                  LAYERSHARD_LARGE_PAGES says otherwise), "never", "require"; the same on all ranks
     numa         nodes of shards in host memory by "shm": "auto" (LAYERSHARD_NUMA, else "none"), "none" (where they are
