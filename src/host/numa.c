@@ -56,6 +56,11 @@ void numa_tell(const lshard_context *context)
 			     numa_word(context->numa), (int)context->rank);
 }
 
+static bool wishes(const struct numa_wish *wish)
+{
+	return wish && wish->where != NUMA_ANYWHERE;
+}
+
 /* The system's mode and nodes for a wish that is not NUMA_ANYWHERE. */
 static int policy_of(const struct numa_wish *wish, struct numa_nodes *nodes)
 {
@@ -70,7 +75,7 @@ static int policy_of(const struct numa_wish *wish, struct numa_nodes *nodes)
 
 uint32_t numa_turns(const struct numa_wish *wish)
 {
-	return wish->where == NUMA_INTERLEAVED ? numa_count(&wish->nodes) : 1;
+	return wishes(wish) && wish->where == NUMA_INTERLEAVED ? numa_count(&wish->nodes) : 1;
 }
 
 /* Page `number * ratio + turn` is the turn of node `number` of them, each modulo @p turns. */
@@ -88,9 +93,11 @@ static void tell_refused(const struct numa_use *use, int failed)
 			  : failed == ENOSYS ? " (this kernel knows no NUMA nodes)"
 					     : "";
 
-	use->context->log(use->context, LSHARD_LOG_WARN,
-			  "series '%s': numa %s: mbind of the %s: %s%s; its pages come where they are first touched",
-			  use->series, numa_word(use->context->numa), use->what, strerror(failed), why);
+	use->context->log(
+		use->context, LSHARD_LOG_WARN,
+		"series '%s': numa %s: mbind of the %s: %s%s; its pages come where they are first touched, as do "
+		"all that follow",
+		use->series, numa_word(use->context->numa), use->what, strerror(failed), why);
 }
 
 void numa_bind(const struct numa_use *use, void *memory, uint64_t bytes)
@@ -98,11 +105,13 @@ void numa_bind(const struct numa_use *use, void *memory, uint64_t bytes)
 	struct numa_nodes nodes;
 	int mode;
 
-	if (use->wish->where == NUMA_ANYWHERE)
+	if (!wishes(use->wish) || use->wish->refused)
 		return;
 	mode = policy_of(use->wish, &nodes);
-	if (syscall(SYS_mbind, memory, (unsigned long)bytes, mode, nodes.words, NODE_BITS, 0))
-		tell_refused(use, errno);
+	if (syscall(SYS_mbind, memory, (unsigned long)bytes, mode, nodes.words, NODE_BITS, 0) == 0)
+		return;
+	tell_refused(use, errno);
+	use->wish->refused = true;
 }
 
 void numa_policy_begin(const struct numa_wish *wish, struct numa_policy *before)
@@ -111,7 +120,7 @@ void numa_policy_begin(const struct numa_wish *wish, struct numa_policy *before)
 	int mode;
 
 	before->kept = 0;
-	if (wish->where == NUMA_ANYWHERE ||
+	if (!wishes(wish) || wish->refused ||
 	    syscall(SYS_get_mempolicy, &before->mode, before->nodes.words, NODE_BITS, NULL, 0))
 		return;
 	mode = policy_of(wish, &nodes);
@@ -141,8 +150,8 @@ static int count_placed(const struct numa_wish *wish, unsigned long count, void 
 		return -1;
 	for (unsigned long i = 0; i < count; i++) {
 		const uint32_t node = nodes[i] >= 0 && nodes[i] < NUMA_MOST ? (uint32_t)nodes[i] : NUMA_MOST;
-		const bool right = wish->where == NUMA_ON_NODE ? node == wish->node
-							       : node < NUMA_MOST && on[node]++ < fair;
+		const bool right =
+			wish->where == NUMA_ON_NODE ? node == wish->node : node < NUMA_MOST && on[node]++ < fair;
 
 		placed += right || node == NUMA_MOST; /* that one, the system does not know */
 		*elsewhere = right ? *elsewhere : node;
@@ -171,7 +180,7 @@ void numa_settle(const struct numa_use *use, void *memory, uint64_t bytes)
 	uint32_t elsewhere = 0;
 	int placed;
 
-	if (use->wish->where == NUMA_ANYWHERE || pages == 0)
+	if (!wishes(use->wish) || pages == 0)
 		return;
 	numa_touch(memory, bytes);
 	for (unsigned long i = 0; i < count; i++) {
@@ -180,9 +189,10 @@ void numa_settle(const struct numa_use *use, void *memory, uint64_t bytes)
 	}
 	placed = count_placed(use->wish, count, looked_at, &elsewhere);
 	if (placed >= 0 && (unsigned long)placed * 100 < count * 90)
-		use->context->log(use->context, LSHARD_LOG_WARN,
-				  "series '%s': numa %s: of the %s of %llu MiB about %lu %% lie where they should, others "
-				  "on node %u: a node is full (layershard info), or this process may not use it",
-				  use->series, numa_word(use->context->numa), use->what,
-				  (unsigned long long)(bytes >> 20), (unsigned long)placed * 100 / count, elsewhere);
+		use->context->log(
+			use->context, LSHARD_LOG_WARN,
+			"series '%s': numa %s: of the %s of %llu MiB about %lu %% lie where they should, others "
+			"on node %u: a node is full (layershard info), or this process may not use it",
+			use->series, numa_word(use->context->numa), use->what, (unsigned long long)(bytes >> 20),
+			(unsigned long)placed * 100 / count, elsewhere);
 }

@@ -17,14 +17,15 @@ struct numa_wish {
 	enum { NUMA_ANYWHERE = 0, NUMA_ON_NODE, NUMA_INTERLEAVED } where;
 	uint32_t node;           /* NUMA_ON_NODE */
 	struct numa_nodes nodes; /* NUMA_INTERLEAVED */
+	bool refused;            /* the system forbids it, which has been told */
 };
 
-/* Memory of a series, for texts. */
+/* Memory of a series, for texts. No wish: NULL. */
 struct numa_use {
 	const lshard_context *context;
 	const char *series;
 	const char *what; /* "shard" */
-	const struct numa_wish *wish;
+	struct numa_wish *wish;
 };
 
 /* What the group's options wish for the shard of a rank that runs on @p node. Nothing where there is but one node. */
@@ -34,7 +35,10 @@ const char *numa_word(lshard_numa numa);
 /* Write to the log what the options choose, where there is a choice, or they ask for one. */
 void numa_tell(const lshard_context *context);
 
-/* Mapped memory of which no page is there yet: whole pages. Shared memory's wish is that of all who map it. */
+/*
+ * Mapped memory of which no page is there yet: whole pages. Shared memory's wish is that of all who map it. Where the
+ * system forbids it, the log is told once for the wish.
+ */
 void numa_bind(const struct numa_use *use, void *memory, uint64_t bytes);
 /*
  * How many nodes take turns, page by page as the system counts them in the mapping; 1: none do. Large pages that are

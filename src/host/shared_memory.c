@@ -130,7 +130,7 @@ static int fill_reserved_on(const struct numa_wish *wish, int fd, uint64_t bytes
 
 static struct numa_use numa_use_of(const struct sharing *sharing, const char *what)
 {
-	return (struct numa_use){sharing->context, sharing->series, what, &sharing->wish};
+	return (struct numa_use){sharing->context, sharing->series, what, sharing->wish};
 }
 
 /*
@@ -149,7 +149,7 @@ static lshard_status make_reserved(const struct sharing *sharing, const char *na
 	status = map(sharing, what, bytes, PROT_READ | PROT_WRITE, *fd, memory);
 	if (status == LSHARD_OK)
 		numa_bind(&placing, memory->address, memory->bytes);
-	if (status == LSHARD_OK && fill_reserved_on(&sharing->wish, *fd, bytes)) {
+	if (status == LSHARD_OK && fill_reserved_on(sharing->wish, *fd, bytes)) {
 		status = shared_refused(sharing, what, bytes);
 		shared_unmap(memory);
 		*memory = (struct shared_memory){NULL, 0};
@@ -167,7 +167,7 @@ static lshard_status make_plain(const struct sharing *sharing, const char *name,
 					    .what = what,
 					    .error = sharing->error,
 					    .reserved = reserved_bytes(sharing, bytes) != 0,
-					    .turns = numa_turns(&sharing->wish),
+					    .turns = numa_turns(sharing->wish),
 					    .idle_begin = sharing->idle_begin,
 					    .idle_bytes = sharing->idle_bytes};
 	const struct numa_use placing = numa_use_of(sharing, what);

@@ -24,7 +24,7 @@ struct sharing {
 	bool reserved; /* large pages that are reserved (hugetlb) will do: what is mapped begins and ends at them */
 	uint64_t idle_begin; /* as in large_pages.h */
 	uint64_t idle_bytes;
-	struct numa_wish wish; /* none of it is idle where there is one */
+	struct numa_wish *wish; /* none of it is idle where there is one; NULL: none */
 };
 
 /* Whole pages; of large ones it begins at one. */

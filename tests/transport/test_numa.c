@@ -64,8 +64,7 @@ static uint64_t count_pages(void *memory, uint64_t bytes)
 static long place(void *memory, uint64_t bytes, int mode, const unsigned long *nodes)
 {
 	if (machine.n_placed < sizeof machine.placed / sizeof *machine.placed)
-		machine.placed[machine.n_placed++] =
-			(struct placed){bytes, mode, nodes[0], count_pages(memory, bytes)};
+		machine.placed[machine.n_placed++] = (struct placed){bytes, mode, nodes[0], count_pages(memory, bytes)};
 	return 0;
 }
 
@@ -75,9 +74,7 @@ static long tell_nodes(unsigned long count, int *nodes)
 	const struct placed *last = &machine.placed[machine.n_placed - 1];
 
 	for (unsigned long i = 0; i < count; i++)
-		nodes[i] = machine.full_of                ? 0
-			   : last->mode == MPOL_INTERLEAVE ? (int)(i % 2)
-							   : last->nodes == 2;
+		nodes[i] = machine.full_of ? 0 : last->mode == MPOL_INTERLEAVE ? (int)(i % 2) : last->nodes == 2;
 	return 0;
 }
 
@@ -349,7 +346,7 @@ static void note(struct rank *rank)
 
 static bool reads_near(const struct noted *noted, uint32_t layer)
 {
-	const uint64_t(*inode)[LAYERS] = noted->inode;
+	const uint64_t (*inode)[LAYERS] = noted->inode;
 
 	return inode[0][layer] && inode[0][layer] == inode[1][layer] && inode[2][layer] == inode[3][layer] &&
 	       inode[0][layer] != inode[2][layer];
@@ -456,6 +453,47 @@ static void copies_hold_the_bytes_also_after_updates(void **state)
 		wish.poison = LSHARD_POISON_OFF;
 		wish.resident_bytes = 0;
 	}
+}
+
+/* ---- Whose memory it is ---------------------------------------------------------------------------------------- */
+
+/* Rank 3, which makes the copy of layer 1, writes to it; rank 2 sees that and may not do so itself. */
+static int sees_what_is_wrong_with_a_copy(const struct member *member)
+{
+	struct rank rank = {.member = member, .wish = member->user};
+	lshard_status status;
+	unsigned char *bytes;
+	int failed = 1;
+
+	run_on((uint32_t)member->rank / 2);
+	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
+	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	bytes = look_at(&rank, 1);
+	if (member->rank == 3)
+		bytes[13 * 8] ^= 1; /* where passes look */
+	else
+		EXPECT(member, mprotect(bytes, 4096, PROT_READ | PROT_WRITE) != 0 || member->rank == 1, "writable");
+	EXPECT(member, team_barrier(member), "a rank is gone");
+	EXPECT(member, pass_is_right(&rank) == (member->rank < 2), "a byte");
+	status = lshard_series_verify(rank.series, NULL);
+	EXPECT(member, status == (member->rank < 2 ? LSHARD_OK : LSHARD_ERR_CORRUPT), "%s", lshard_status_name(status));
+	if (member->rank >= 2)
+		SAYS(member, lshard_series_error(rank.series), "layer 1 is not what rank 1 stores");
+	EXPECT(member, update(&rank) == LSHARD_OK, "%s", lshard_series_error(rank.series));
+	EXPECT(member, pass_is_right(&rank), "a byte after the update");
+	EXPECT(member, team_barrier(member), "a rank is gone");
+	failed = 0;
+failed:
+	leave(&rank);
+	return failed;
+}
+
+static void verify_looks_at_copies_and_only_their_makers_write_them(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	assert_int_equal(team_of_processes(RANKS, sees_what_is_wrong_with_a_copy, &wish), 0);
 }
 
 /* Fewer layers than ranks, and a node whose ranks store none. */
@@ -621,6 +659,7 @@ static int may_not_place(const struct member *member)
 	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
 	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
 	SAYS(member, rank.log, "mbind of the shard: Operation not permitted (a container may forbid it");
+	EXPECT(member, !strstr(strstr(rank.log, "mbind of") + 1, "mbind of"), "told twice: %s", rank.log);
 	EXPECT(member, pass_is_right(&rank), "a byte");
 	EXPECT(member, team_barrier(member), "a rank is gone");
 	failed = 0;
@@ -790,6 +829,61 @@ static void nodes_are_told_as_the_system_has_them(void **state)
 	machine.nodes = 0;
 }
 
+/* ---- The machine as it is -------------------------------------------------------------------------------------- */
+
+static void count_lines(const lshard_context *context, lshard_log_level level, const char *format, ...)
+{
+	(void)level;
+	++*(int *)context->group;
+	printf("told: %s\n", format);
+}
+
+static bool may_place(void)
+{
+	unsigned long first = 1;
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const bool may =
+		page != MAP_FAILED && !__real_syscall(SYS_mbind, page, 4096ul, MPOL_PREFERRED, &first, 64ul, 0);
+
+	munmap(page, 4096);
+	return may;
+}
+
+/* The real calls on its first node: their arguments are as it takes them, and the thread's own policy comes back. */
+static void the_system_takes_what_it_is_asked(void **state)
+{
+	const uint64_t bytes = UINT64_C(4) << 20;
+	struct numa_wish wishes[2] = {{.where = NUMA_ON_NODE}, {.where = NUMA_INTERLEAVED}};
+	int lines = 0, before = -1, within = -1, after = -1;
+	lshard_context context = {.log = count_lines, .group = &lines, .numa = LSHARD_NUMA_SOURCE};
+	struct numa_policy kept;
+
+	(void)state;
+	if (!may_place()) {
+		printf("skipped: this process may not call mbind\n");
+		return;
+	}
+	numa_add(&wishes[1].nodes, 0);
+	for (int i = 0; i < 2; i++) {
+		const struct numa_use use = {&context, "near", "shard", &wishes[i]};
+		void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+		numa_bind(&use, memory, bytes);
+		assert_int_equal(count_pages(memory, bytes), 0);
+		numa_settle(&use, memory, bytes);
+		assert_int_equal(count_pages(memory, bytes), bytes / 4096);
+		assert_int_equal(lines, 0);
+		munmap(memory, bytes);
+		syscall(SYS_get_mempolicy, &before, NULL, 0ul, NULL, 0);
+		numa_policy_begin(&wishes[i], &kept);
+		syscall(SYS_get_mempolicy, &within, NULL, 0ul, NULL, 0);
+		numa_policy_end(&kept);
+		syscall(SYS_get_mempolicy, &after, NULL, 0ul, NULL, 0);
+		assert_int_equal(within, i == 0 ? MPOL_PREFERRED : MPOL_INTERLEAVE);
+		assert_int_equal(after, before);
+	}
+}
+
 /* A large page made of one small one is where that is: nodes take turns by small pages. */
 static void large_pages_take_turns(void **state)
 {
@@ -809,6 +903,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(ranks_of_a_node_share_one_copy),
 		cmocka_unit_test(copies_hold_the_bytes_also_after_updates),
+		cmocka_unit_test(verify_looks_at_copies_and_only_their_makers_write_them),
 		cmocka_unit_test(ranks_that_store_nothing_keep_copies),
 		cmocka_unit_test(copies_are_in_large_pages_too),
 		cmocka_unit_test(readers_outlive_sources_and_makers_of_copies),
@@ -822,6 +917,7 @@ int main(void)
 		cmocka_unit_test(threads_are_refused_what_only_shm_does),
 		cmocka_unit_test(the_environment_is_read_where_the_options_leave_it),
 		cmocka_unit_test(nodes_are_told_as_the_system_has_them),
+		cmocka_unit_test(the_system_takes_what_it_is_asked),
 		cmocka_unit_test(large_pages_take_turns),
 	};
 

@@ -107,7 +107,6 @@ static lshard_status find_nodes(struct shm *shm, const lshard_context *context, 
 	lshard_status status;
 
 	shm->wish = numa_wish_for(context->numa, here);
-	shm->ops.refresh = NULL;
 	if (context->numa != LSHARD_NUMA_COPY)
 		return LSHARD_OK;
 	status = control_exchange(&shm->control, &here, shm->nodes, sizeof here, alive, NULL, deadline);
@@ -225,5 +224,4 @@ const lshard_transport_ops lshard__shm = {
 	.join = shm_join,
 	.drain = shm_drain,
 	.read = shm_read,
-	.refresh = shm_refresh, /* not in a group's own table, where there are no copies */
 };

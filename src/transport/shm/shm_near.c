@@ -53,8 +53,7 @@ void shm_near_lay_out(const struct shm *shm, const lshard_store_plan *plan, uint
 		if (shm->nodes[rank] == node || plan->shard_bytes_of[rank] == 0)
 			continue;
 		near[rank].maker = find_on_node(shm, node, copies++ % makers);
-		near[rank].offset =
-			place_behind(shm, bytes_of[near[rank].maker], plan->shard_bytes_of[rank]);
+		near[rank].offset = place_behind(shm, bytes_of[near[rank].maker], plan->shard_bytes_of[rank]);
 		bytes_of[near[rank].maker] = near[rank].offset + plan->shard_bytes_of[rank];
 	}
 }

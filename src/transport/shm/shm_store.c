@@ -67,11 +67,11 @@ static lshard_status make_buffers(struct opening *opening)
 	own.idle_begin = (plan->windows - plan->spares) * plan->layer_bytes;
 	own.idle_bytes = plan->spares * plan->layer_bytes;
 	own.reserved = own.idle_bytes == 0;
-	own.wish = (struct numa_wish){.where = NUMA_ANYWHERE};
+	own.wish = NULL;
 	status = shared_make(&own, "windows", bytes, &opening->store->buffers, &fd);
 	if (fd >= 0)
 		close(fd);
-	if (status == LSHARD_OK && opening->sharing.wish.where != NUMA_ANYWHERE)
+	if (status == LSHARD_OK && opening->sharing.wish && opening->sharing.wish->where != NUMA_ANYWHERE)
 		touch_buffers(opening);
 	return status;
 }
@@ -342,18 +342,17 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 {
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
-	struct opening opening = {
-		.together = {.what = plan->name,
-			     .deadline = shared_deadline(context, plan, most_copied(shm, plan)),
-			     .make = make_own,
-			     .take = get_shards},
-		.shm = shm,
-		.plan = plan,
-		.sharing = {.context = context,
-			    .series = plan->name,
-			    .error = &transport->error,
-			    .reserved = can_be_reserved(plan, context->large_page_bytes),
-			    .wish = plan->refreshed ? shm->wish : (struct numa_wish){.where = NUMA_ANYWHERE}}};
+	struct opening opening = {.together = {.what = plan->name,
+					       .deadline = shared_deadline(context, plan, most_copied(shm, plan)),
+					       .make = make_own,
+					       .take = get_shards},
+				  .shm = shm,
+				  .plan = plan,
+				  .sharing = {.context = context,
+					      .series = plan->name,
+					      .error = &transport->error,
+					      .reserved = can_be_reserved(plan, context->large_page_bytes),
+					      .wish = plan->refreshed ? &shm->wish : NULL}};
 	lshard_status status;
 
 	allocate_tables(&opening);
