@@ -55,6 +55,7 @@ struct rank_report {
 	uint64_t shard_bytes;
 	uint64_t window_bytes;
 	uint64_t resident_bytes;
+	uint64_t numa_copy_bytes;
 	uint32_t residents;
 	uint32_t has_memory; /* 0: the next four are not known */
 	uint64_t private_bytes;

@@ -309,6 +309,7 @@ static void report_series(const struct rank *rank, const engine_stats *loaded, s
 	report->shard_bytes = stats.shard_bytes;
 	report->window_bytes = stats.window_bytes;
 	report->resident_bytes = stats.resident_bytes;
+	report->numa_copy_bytes = stats.numa_copy_bytes;
 	report->residents = stats.residents;
 	report->wait_ns = stats.blocked_ns;
 }

@@ -20,14 +20,14 @@ static json_t *json_of_rank(const struct own_rank *own)
 	const double tokens = (double)report->generated_tokens;
 
 	if (own->phase != RANK_REPORTED)
-		return json_pack("{s:i,s:I,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "rank", (int)own->task.rank,
-				 "pid", (json_int_t)own->worker->pid, "share_bytes", "window_bytes", "private_bytes",
-				 "pss_bytes", "shared_hugetlb_bytes", "large_bytes", "read_bytes", "wait_ns",
-				 "total_ns", "tokens_per_s");
-	return json_pack("{s:i,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:I,s:f}", "rank", (int)own->task.rank, "pid",
+		return json_pack("{s:i,s:I,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "rank", (int)own->task.rank,
+				 "pid", (json_int_t)own->worker->pid, "share_bytes", "window_bytes", "numa_copy_bytes",
+				 "private_bytes", "pss_bytes", "shared_hugetlb_bytes", "large_bytes", "read_bytes",
+				 "wait_ns", "total_ns", "tokens_per_s");
+	return json_pack("{s:i,s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:I,s:f}", "rank", (int)own->task.rank, "pid",
 			 (json_int_t)own->worker->pid, "share_bytes", (json_int_t)report->shard_bytes, "window_bytes",
-			 (json_int_t)report->window_bytes, "private_bytes",
-			 json_of_memory(report, report->private_bytes), "pss_bytes",
+			 (json_int_t)report->window_bytes, "numa_copy_bytes", (json_int_t)report->numa_copy_bytes,
+			 "private_bytes", json_of_memory(report, report->private_bytes), "pss_bytes",
 			 json_of_memory(report, report->pss_bytes), "shared_hugetlb_bytes",
 			 json_of_memory(report, report->shared_hugetlb_bytes), "large_bytes",
 			 json_of_memory(report, report->large_bytes), "read_bytes", (json_int_t)report->read_bytes,

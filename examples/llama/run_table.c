@@ -36,6 +36,7 @@ static void add(struct sum *sum, const struct rank_report *report)
 	all->shard_bytes += report->shard_bytes;
 	all->window_bytes += report->window_bytes;
 	all->resident_bytes += report->resident_bytes;
+	all->numa_copy_bytes += report->numa_copy_bytes;
 	all->private_bytes += report->private_bytes;
 	all->pss_bytes += report->pss_bytes;
 	all->shared_hugetlb_bytes += report->shared_hugetlb_bytes;
@@ -95,12 +96,17 @@ static uint64_t series_bytes(const struct launcher *launcher)
 	return launcher->options->shape.layers * launcher->options->shape.layer_bytes;
 }
 
+static uint64_t held_bytes(const struct rank_report *report)
+{
+	return report->shard_bytes + report->window_bytes + report->resident_bytes + report->numa_copy_bytes;
+}
+
 /* The same ranks with every layer in each: what is not sharded stays as measured. */
 static void add_replicated(struct cli_table *table, const struct launcher *launcher, const struct sum *sum)
 {
 	const engine_model *shape = &launcher->options->shape;
 	const uint64_t stored = sum->ranks * series_bytes(launcher);
-	const uint64_t sharded = sum->report.shard_bytes + sum->report.window_bytes + sum->report.resident_bytes;
+	const uint64_t sharded = held_bytes(&sum->report);
 
 	cli_table_cell(table, "replicated");
 	add_bytes(table, stored);
@@ -144,7 +150,7 @@ static void print_words(const struct launcher *launcher, const struct sum *sum)
 	const struct rank_report *all = &sum->report;
 	const uint32_t ranks = launcher->options->ranks;
 	const double whole = mib(series_bytes(launcher));
-	const double held = mib(all->shard_bytes + all->window_bytes + all->resident_bytes);
+	const double held = mib(held_bytes(all));
 
 	if (sum->ranks != ranks) {
 		if (!launcher->options->one_of_job)
@@ -162,6 +168,14 @@ static void print_words(const struct launcher *launcher, const struct sum *sum)
 			      " times: %.1f MiB. Sharded they would be held "
 			      "once: %.1f MiB.",
 			      ranks, ranks, held, whole);
+	} else if (all->numa_copy_bytes > 0) {
+		cli_paragraph(stdout, 0,
+			      "%" PRIu32
+			      " ranks hold the sharded layers once (%.1f MiB), with %.1f MiB of windows, %.1f "
+			      "MiB of resident copies and %.1f MiB of copies for other NUMA nodes: %.1f MiB instead of "
+			      "%.1f MiB (replicated, computed).",
+			      ranks, mib(all->shard_bytes), mib(all->window_bytes), mib(all->resident_bytes),
+			      mib(all->numa_copy_bytes), held, ranks * whole);
 	} else if (all->window_bytes + all->resident_bytes == 0) {
 		cli_paragraph(stdout, 0,
 			      "%" PRIu32

@@ -75,6 +75,16 @@ class Program:
         return json.loads(done.stdout)
 
 
+def two_nodes(turns=None):
+    """The environment in which programs see a machine of two NUMA nodes, and a third that is memory only. They are on
+    the second one; or, with a file `turns`, by turns on the first and the second."""
+    build = pathlib.Path(os.environ.get("LAYERSHARD_TEST_BUILD", TREE / "build"))
+    feigned = {"LD_PRELOAD": str(build / "tests" / "support" / "libtwo_nodes.so")}
+    if turns:
+        feigned["TWO_NODES_TURNS"] = str(turns)
+    return {**feigned, "ASAN_OPTIONS": "verify_asan_link_order=0"}
+
+
 def program_named(name):
     path = os.path.join(os.environ.get("LAYERSHARD_TEST_BUILD", str(TREE / "build")), name)
     if not os.access(path, os.X_OK):

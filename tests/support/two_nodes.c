@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * two_nodes.c - LD_PRELOAD: a machine of two NUMA nodes, the second of which this process runs on, and a third that is
- * memory only. What is no question about nodes goes to libc.
+ * two_nodes.c - LD_PRELOAD: a machine of two NUMA nodes, and a third that is memory only. A process runs on the second,
+ * or where TWO_NODES_TURNS names a file each on another than the last that has asked. What is no question about nodes
+ * goes to libc; so memory is not really placed.
  */
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -37,6 +40,20 @@ FILE *fopen(const char *path, const char *mode)
 	return next(path, mode);
 }
 
+static unsigned node_here(void)
+{
+	static int turn;
+	const char *turns = getenv("TWO_NODES_TURNS");
+	const int file = turns && turn == 0 ? open(turns, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
+
+	if (file >= 0) {
+		if (write(file, "+", 1) == 1)
+			turn = (int)lseek(file, 0, SEEK_CUR);
+		close(file);
+	}
+	return turn ? (unsigned)turn & 1 : 1;
+}
+
 long syscall(long number, ...)
 {
 	long (*next)(long, ...);
@@ -48,7 +65,7 @@ long syscall(long number, ...)
 		a[i] = va_arg(arguments, long);
 	va_end(arguments);
 	if (number == SYS_getcpu) {
-		*(unsigned *)a[1] = 1;
+		*(unsigned *)a[1] = node_here();
 		return 0;
 	}
 	*(void **)&next = dlsym(RTLD_NEXT, "syscall");

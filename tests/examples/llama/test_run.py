@@ -18,6 +18,7 @@ from programs import (
     make_model,
     shard_mappings,
     tokens_of,
+    two_nodes,
     wait_until,
     wait_until_generating,
 )  # fmt: skip
@@ -36,7 +37,7 @@ MODES = {
 RESIDENTS = ["0", "20%", "300K", "66.6%", "100%"]
 LAYER_KEYS = {"layers", "layer_bytes"}
 RANK_KEYS = {"rank", "pid", "share_bytes", "window_bytes", "private_bytes", "pss_bytes", "read_bytes"}
-RANK_KEYS |= {"wait_ns", "total_ns", "shared_hugetlb_bytes", "large_bytes"}
+RANK_KEYS |= {"wait_ns", "total_ns", "shared_hugetlb_bytes", "large_bytes", "numa_copy_bytes"}
 PROMPT_KEYS = {"index", "rank", "prompt_tokens", "tokens", "text", "error"}
 
 # Every number of ranks, every prefetch step, placement and mode together; the residents go round, so that each of them
@@ -320,6 +321,19 @@ def test_large_pages_are_told(program, tmp_path):
     done = program.run("--model", model, "--ranks", 2, "--max-tokens", 2, "--transport", "shm")
     (least,) = re.findall(r"^In large pages: ([\d.]+)(?: to [\d.]+)? MiB of what each process maps", done.stdout, re.M)
     assert told["auto"] or float(least) * 2**20 > 0.8 * series
+
+
+def test_copies_for_another_node_are_told(program, tmp_path):
+    """Two ranks on a machine of two nodes that is feigned: each has copied what the other stores."""
+    options = ["--model", make_model(tmp_path), "--ranks", 2, "--max-tokens", 4, "--transport", "shm"]
+    env = {**two_nodes(tmp_path / "turns"), "LAYERSHARD_NUMA": "copy"}
+    result = program.json(*options, env=env)
+    series = result["model"]["layers"] * result["model"]["layer_bytes"]
+    assert sum(rank["numa_copy_bytes"] for rank in result["ranks"]) == series
+    plain = program.json(*options)
+    assert all(rank["numa_copy_bytes"] == 0 for rank in plain["ranks"])
+    assert [each["tokens"] for each in result["prompts"]] == [each["tokens"] for each in plain["prompts"]]
+    assert "MiB of copies for other NUMA nodes" in " ".join(program.run(*options, env=env).stdout.split())
 
 
 def whole_pages(count):

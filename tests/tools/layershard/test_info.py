@@ -2,12 +2,11 @@
 """`layershard info`, --version and --help."""
 
 import json
-import os
 import pathlib
 import re
 
 import pytest
-from programs import TREE
+from programs import TREE, two_nodes
 
 
 def test_version_is_the_header_s(program):
@@ -88,13 +87,6 @@ def test_short_help_and_unknown_short_options(program):
     assert done.returncode == 2 and "'-x' is no option" in done.stderr
 
 
-def two_nodes(numa=None):
-    """The environment in which a program sees a machine of two nodes, and a third of memory only."""
-    build = pathlib.Path(os.environ.get("LAYERSHARD_TEST_BUILD", TREE / "build"))
-    feigned = build / "tests" / "support" / "libtwo_nodes.so"
-    return {"LD_PRELOAD": str(feigned), "ASAN_OPTIONS": "verify_asan_link_order=0", "LAYERSHARD_NUMA": numa}
-
-
 def test_nodes_are_those_of_the_machine(program):
     nodes = program.json("info")["numa_nodes"]
     folder = pathlib.Path("/sys/devices/system/node")
@@ -112,7 +104,7 @@ def test_nodes_of_a_larger_machine(program):
     assert [node["here"] for node in nodes] == [False, True, False]
     assert [node["usable"] for node in nodes] == [True, True, False]
     assert nodes[1]["memory_bytes"] == 2 << 30 and nodes[1]["free_bytes"] == 1 << 30
-    text = program.run("info", env=two_nodes("copy")).stdout
+    text = program.run("info", env={**two_nodes(), "LAYERSHARD_NUMA": "copy"}).stdout
     assert "\nNUMA nodes (shards: LAYERSHARD_NUMA=copy)\n" in text
     assert "processors 16-31,48-63; 1.0 of 2.0 GiB free; this process runs here" in text
     assert "processors none; 1.0 of 1.0 GiB free; not for this process's shards" in " ".join(text.split())
