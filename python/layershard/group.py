@@ -199,7 +199,7 @@ class Group:
         for series in self._series:
             series.close()
         self._series = []
-        handle, self._handle = self._handle, None
+        handle, self._handle, self.callbacks = self._handle, None, None
         if handle is None:
             return
         try:

@@ -3,9 +3,11 @@
 
 import ctypes
 import gc
+import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -139,6 +141,51 @@ def test_shm_shares_files_of_its_own():
         with pytest.raises(layershard.NotSupported, match="no caller's memory"):
             group.series(**OPTIONS, memory_source=Purse())
 
+
+# ---- On a device: the stand-in for its driver ----
+
+
+class DevicePurse(Purse):
+    """What the driver gives, of one allocation, as frameworks have it; found by the process that uses it."""
+
+    def allocate(self, purpose, count, alignment):
+        driver = ctypes.CDLL(os.environ["LAYERSHARD_CUDA_SO_PATH"])
+        context, segment = ctypes.c_void_p(), ctypes.c_uint64()
+        assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+        assert driver.cuCtxPushCurrent_v2(context) == 0
+        assert driver.cuMemAlloc_v2(ctypes.byref(segment), ctypes.c_size_t(count + 2 * alignment)) == 0
+        assert driver.cuCtxPopCurrent_v2(ctypes.byref(context)) == 0
+        address = -(-(segment.value + 1) // alignment) * alignment
+        self.out[address] = purpose, count, None
+        return address
+
+
+def meet_when_closed(group):
+    """A rank that has closed its series meets the other, which is late: then it has its shard back."""
+    purse = DevicePurse()
+    series = group.series(**OPTIONS, memory_source=purse)
+    series.commit(filler(SIZES))
+    check_pass(series, SIZES)
+    assert {each[0] for each in purse.out.values()} == {"shard", "windows"}
+    time.sleep(0.3 * group.rank)
+    series.close()
+    early = bool(purse.out)
+    with group.series("met", first_layer=0, layer_count=2, tensors=[layershard.Tensor("w", 8)]):
+        pass
+    return early, purse.out
+
+
+def test_a_shard_on_a_device_is_given_back_when_all_have_met(monkeypatch):
+    build = os.environ.get("LAYERSHARD_TEST_BUILD")
+    if build is None:
+        pytest.skip("LAYERSHARD_TEST_BUILD does not say where the stand-in for the driver has been built")
+    monkeypatch.setenv("LAYERSHARD_CUDA_SO_PATH", f"{build}/tests/support/libstub_cuda.so")
+    found = run(2, meet_when_closed, transport="cuda:copy", memory="cuda")
+    assert any(early for early, _ in found)  # whoever is first
+    assert [out for _, out in found] == [{}, {}]
+
+
+# ---- The end of a program ----
 
 ENDS = """
 import layershard, sys

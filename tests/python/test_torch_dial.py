@@ -93,6 +93,18 @@ def test_what_a_gpu_has_free_counts_what_torch_has_cached(monkeypatch):
     assert [share.budget for share in shares] == [100, 100, 90, -10]
 
 
+def test_ranks_divide_what_they_share():
+    """By the least that one of them saw; but its own addresses are its own, less the others' shards."""
+    one, other = {"host's memory:h": 1000, "address space:h:1": 900}, {"host's memory:h": 800, "cgroup's limit:c": 250}
+    told = [(free_memory.Free(one), 10), (free_memory.Free(other), None), (free_memory.Free({"GPU:u": 50}, 30), 60)]
+    first, second, third = dial._shares(told, [600, 0, 0])
+    assert (first.free, first.pool, first.ranks, first.budget) == (300, "address space", 1, 290)
+    assert (second.free, second.pool, second.reserve) == (250, "cgroup's limit", 25)
+    assert (third.free, third.budget) == (50, 20)
+    first, second, _ = dial._shares(told, [400, 0, 0])
+    assert (first.free, first.pool, first.ranks) == (400, "host's memory", 2)
+
+
 # ---- What is kept ----
 
 
@@ -141,7 +153,7 @@ def test_ranks_that_share_memory_do_not_each_take_all_of_it():
     found = ranks.run(2, kept, pools, options, report, LAYERSHARD_POISON="0")
     assert [each[0] for each in found] == [[1], [1]]
     for _, _, _, told in found:
-        assert "2 ranks that share it" in told
+        assert "2 ranks that share it" in told and "left above reserve" in told
         then, now = re.search(r"would take (\S+) ms instead of (\S+), by plan at 1.00 GB/s", told).groups()
         assert 0 < float(then) < float(now)
 

@@ -100,8 +100,9 @@ class Dial:
     def _next(self, is_more: bool, stats: Sequence[Stats], rates: Rates) -> str:
         if not is_more:
             return "nothing is fetched: there is no next step"
-        more = self.sizes.needed(self.rank, self.turned + 1) - self.sizes.needed(self.rank, self.turned)
-        step = f"the next step needs {gib(more)} more on this rank"
+        taken, then_taken = (self.sizes.needed(self.rank, turned) for turned in (self.turned, self.turned + 1))
+        left = gib(self.share.budget - taken)
+        step = f"the next step needs {gib(then_taken - taken)} more on this rank, and {left} are left above reserve"
         link = rates.link_bytes_per_s or _measured(stats)
         if not rates.compute_ns or not link:
             missing = "what a layer computes (compute_ns)" if link else "compute_ns and link_bytes_per_s"
@@ -142,10 +143,10 @@ def _shares(told: Sequence[tuple[Free, int | None]], mapped: Sequence[int]) -> l
     return shares
 
 
-def choose(group: Group, sizes: Sizes, memory: str, reserve: int | None) -> Dial:
+def choose(group: Group, sizes: Sizes, reserve: int | None) -> Dial:
     """Collective. On transports in step all ranks keep the same layers, as many as the rank can that has the least; on
     others each rank as many as it can."""
-    told = _told(group, sizes.device, free_memory(sizes.device, memory), reserve)
+    told = _told(group, sizes.device, free_memory(sizes.device, sizes.memory), reserve)
     ranks = range(group.size)
     mapped = [sizes.stored_elsewhere(rank) if kind_of(group) == "shm" else 0 for rank in ranks]
     shares = _shares(told, mapped)

@@ -416,9 +416,11 @@ class Handle:
         forget(self._model)
         for each in self.shared:
             each.series.close()
-        before()
-        for group in self._groups:
-            group.close()
+        try:
+            before()
+        finally:
+            for group in self._groups:
+                group.close()
 
     def _unhook(self) -> None:
         if self._wiring is not None:

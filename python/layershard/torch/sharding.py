@@ -290,8 +290,8 @@ def shard(
         spreading.place(plans)
         dial = None
         if resident == AUTO:
-            sizes = Sizes(spreading, plans, [describe(plan, stripe or {}) for plan in plans], found)
-            dial = choose(ranks, sizes, memory, reserve)
+            sizes = Sizes(spreading, plans, [describe(plan, stripe or {}) for plan in plans], found, memory)
+            dial = choose(ranks, sizes, reserve)
         spending = dial.spending if dial else [_resident_bytes(resident, plan, plans) for plan in plans]
         shared = [
             Shared(

@@ -30,14 +30,17 @@ class Sizes:
     plans: Sequence[SeriesPlan]
     tensors: Sequence[Sequence[Tensor]]
     device: torch.device
+    memory: str  # whose: "library", "torch"
 
     @property
     def layers(self) -> int:
         return max(len(plan.places) for plan in self.plans)
 
     def _poison(self) -> str:
+        """Ready, it takes memory but where that is the library's in host memory."""
         asked = os.environ.get("LAYERSHARD_POISON", "")
-        return "on" if asked == "1" or (asked == "ready" and self.device.type == "cuda") else "off"
+        is_taken = self.device.type == "cuda" or self.memory == "torch"
+        return "on" if asked == "1" or (asked == "ready" and is_taken) else "off"
 
     def cost(self, index: int, rank: int, resident_bytes: int = 0) -> Plan:
         plan, spreading = self.plans[index], self.spreading

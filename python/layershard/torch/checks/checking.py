@@ -59,8 +59,8 @@ _STILL = (
 )
 _UNUSED = "nothing was compared: the call waited for none of the layers that are fetched into windows"
 _NO_MEMORY = (
-    "its windows cannot be poisoned, since in device memory that takes room for one window more than there are: start "
-    "all ranks with LAYERSHARD_POISON=ready, for this check"
+    "its windows cannot be poisoned, since in device memory and in torch's that takes room for one window more than "
+    "there are: start all ranks with LAYERSHARD_POISON=ready, for this check"
 )
 
 
