@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The caller's own collectives, and its device: what the transport "callback" carries layers with, and by which ranks of
- * the transport "fabric" exchange records (all-gathers in host memory, no layer). A program gives them in
+ * The caller's own collectives, and its device: what the transport "callback" carries layers with, and by which ranks
+ * of the transport "fabric" exchange records (all-gathers in host memory, no layer). A program gives them in
  * lshard_group_options.
  */
 #ifndef LAYERSHARD_CALLBACKS_H
