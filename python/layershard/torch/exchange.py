@@ -21,9 +21,7 @@ _LONGEST_TEXT = 1000
 _NAME = "layershard.torch.records"
 
 
-def exchange(
-    group: Group, device: torch.device, record: dict[str, Any], name: str = _NAME
-) -> list[dict[str, Any]]:
+def exchange(group: Group, device: torch.device, record: dict[str, Any], name: str = _NAME) -> list[dict[str, Any]]:
     """Every rank's record, in rank order: collective. Waits for the others as long as any call of the group. What is
     too long on any rank, of many series, is given once more, whole. Ranks that make another call are told the @name."""
     text = json.dumps(_cut(record)).encode()
@@ -49,9 +47,7 @@ def _round(group: Group, device: torch.device, mine: bytes, nbytes: int, name: s
             torch.cuda.synchronize(device)
 
     tensors = [Tensor("record", nbytes)]
-    with group.series(
-        name, first_layer=0, layer_count=group.size, tensors=tensors, resident_bytes=ALL
-    ) as records:
+    with group.series(name, first_layer=0, layer_count=group.size, tensors=tensors, resident_bytes=ALL) as records:
         records.commit(write)
         found = [bytes_at(records.address(rank, 0), nbytes, device).cpu() for rank in range(group.size)]
         return [bytes(each.tolist()) for each in found]
