@@ -2,12 +2,15 @@
 """Groups and series from Python: the right bytes on every rank, by processes and by threads."""
 
 import ctypes
+import os
+import pathlib
 
 import pytest
 
 import layershard
 from python_ranks import BY_PROCESSES, BY_THREADS, check_pass, filler, run, write
 
+TREE = pathlib.Path(__file__).resolve().parents[2]
 SIZES = [4096, 1000]
 TENSORS = [layershard.Tensor("weight", 4096), layershard.Tensor("scale", 1000)]
 
@@ -34,6 +37,17 @@ def test_every_rank_sees_every_layer(transport, placement):
     assert all(each.below_k_count >= len(each.below_k) for each in stats)
     if transport != "shm":
         assert all(each.fetches > 0 and each.windows > 0 for each in stats)
+
+
+def test_ranks_on_two_nodes_read_copies(monkeypatch, tmp_path):
+    """A machine of two NUMA nodes is feigned, and each rank is on another: it has copied what the other stores."""
+    build = pathlib.Path(os.environ.get("LAYERSHARD_TEST_BUILD", TREE / "build"))
+    monkeypatch.setenv("LD_PRELOAD", str(build / "tests" / "support" / "libtwo_nodes.so"))
+    monkeypatch.setenv("TWO_NODES_TURNS", str(tmp_path / "turns"))
+    for placement in ("whole", "striped"):
+        stats = [each[2] for each in run(2, passes, placement, transport="shm", numa="copy")]
+        assert [each.numa_copy_bytes for each in stats] == [each.shard_bytes for each in reversed(stats)]
+        assert all(each.numa_copy_bytes > 0 for each in stats)
 
 
 def filled_before_commit(group):
