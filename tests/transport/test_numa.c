@@ -20,13 +20,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #define RANKS       4 /* 0 and 1 on the first node, 2 and 3 on the second */
 #define LAYERS      6u
 #define LAYER_BYTES UINT64_C(65536)
+#define TIMEOUT_MS  30000
 
 /* ---- A machine of two nodes ------------------------------------------------------------------------------------ */
 
@@ -233,7 +236,7 @@ static int fill_layer(void *user, uint32_t layer, void *const *tensors)
 
 static lshard_status join(struct rank *rank, lshard_numa numa)
 {
-	lshard_group_options options = member_options(rank->member, rank->wish->transport, 0);
+	lshard_group_options options = member_options(rank->member, rank->wish->transport, TIMEOUT_MS);
 
 	options.numa = numa;
 	options.large_pages = rank->wish->large_pages;
@@ -301,19 +304,27 @@ static void leave(struct rank *rank)
 
 /* ---- The kernel's word ----------------------------------------------------------------------------------------- */
 
-static uint64_t inode_at(const void *address)
+/* Where the memory at @p address is mapped from, and how ("r--s"). */
+static uint64_t inode_at(const void *address, char *rights)
 {
 	FILE *file = __real_fopen("/proc/self/maps", "re");
 	unsigned long long begin, end, inode, found = 0;
 	char line[512];
 
 	while (file && !found && fgets(line, sizeof line, file))
-		if (sscanf(line, "%llx-%llx %*s %*s %*s %llu", &begin, &end, &inode) == 3 &&
+		if (sscanf(line, "%llx-%llx %4s %*s %*s %llu", &begin, &end, rights, &inode) == 4 &&
 		    begin <= (uintptr_t)address && (uintptr_t)address < end)
 			found = inode;
 	if (file)
 		(void)fclose(file);
 	return found;
+}
+
+static bool is_writable(const void *address)
+{
+	char rights[5];
+
+	return inode_at(address, rights) != 0 && rights[1] == 'w';
 }
 
 /* This process's part of what is mapped by that name, and how many mappings there are. */
@@ -345,9 +356,10 @@ static void note(struct rank *rank)
 	lshard_stats stats = LSHARD_STATS_INIT;
 	const int32_t own = rank->member->rank;
 	unsigned mappings;
+	char rights[5];
 
 	for (uint32_t layer = 0; layer < rank->wish->layers; layer++)
-		noted->inode[own][layer] = inode_at(look_at(rank, layer));
+		noted->inode[own][layer] = inode_at(look_at(rank, layer), rights);
 	(void)lshard_series_stats(rank->series, &stats);
 	noted->copied[own] = stats.numa_copy_bytes;
 	noted->kib[own] = part_of("layershard:near", &mappings);
@@ -466,7 +478,7 @@ static void copies_hold_the_bytes_also_after_updates(void **state)
 
 /* ---- Whose memory it is ---------------------------------------------------------------------------------------- */
 
-/* Rank 3, which makes the copy of layer 1, writes to it; rank 2 sees that and may not do so itself. */
+/* Rank 3, which makes the copy of layer 1, has it made writable and writes to it; rank 2 sees that, and may not. */
 static int sees_what_is_wrong_with_a_copy(const struct member *member)
 {
 	struct rank rank = {.member = member, .wish = member->user};
@@ -478,10 +490,13 @@ static int sees_what_is_wrong_with_a_copy(const struct member *member)
 	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
 	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
 	bytes = look_at(&rank, 1);
-	if (member->rank == 3)
+	EXPECT(member, is_writable(bytes) == (member->rank == 1), "another rank's layer is");
+	if (member->rank == 3) {
+		EXPECT(member, mprotect(bytes, 4096, PROT_READ | PROT_WRITE) == 0, "mprotect");
 		bytes[13 * 8] ^= 1; /* where passes look */
-	else
+	} else {
 		EXPECT(member, mprotect(bytes, 4096, PROT_READ | PROT_WRITE) != 0 || member->rank == 1, "writable");
+	}
 	EXPECT(member, team_barrier(member), "a rank is gone");
 	EXPECT(member, pass_is_right(&rank) == (member->rank < 2), "a byte");
 	status = lshard_series_verify(rank.series, NULL);
@@ -490,6 +505,7 @@ static int sees_what_is_wrong_with_a_copy(const struct member *member)
 		SAYS(member, lshard_series_error(rank.series), "layer 1 is not what rank 1 stores");
 	EXPECT(member, update(&rank) == LSHARD_OK, "%s", lshard_series_error(rank.series));
 	EXPECT(member, pass_is_right(&rank), "a byte after the update");
+	EXPECT(member, is_writable(bytes) == (member->rank == 1), "after the update another rank's layer is");
 	EXPECT(member, team_barrier(member), "a rank is gone");
 	failed = 0;
 failed:
@@ -497,12 +513,53 @@ failed:
 	return failed;
 }
 
-static void verify_looks_at_copies_and_only_their_makers_write_them(void **state)
+static void verify_looks_at_copies_and_no_program_writes_them(void **state)
 {
 	struct wish wish = plain;
 
 	(void)state;
 	assert_int_equal(team_of_processes(RANKS, sees_what_is_wrong_with_a_copy, &wish), 0);
+}
+
+/* Rank 0 has room for what it makes itself and for one descriptor more; nobody waits until the time is up. */
+static int has_no_room(const struct member *member)
+{
+	struct rank rank = {.member = member, .wish = member->user};
+	int room[3] = {-1, -1, -1}, failed = 1;
+	struct rlimit before, small;
+	struct timespec begin, end;
+
+	run_on((uint32_t)member->rank / 2);
+	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
+	EXPECT(member, getrlimit(RLIMIT_NOFILE, &before) == 0, "getrlimit");
+	for (int i = 0; i < 3; i++)
+		room[i] = dup(STDERR_FILENO);
+	small = before;
+	small.rlim_cur = (rlim_t)room[2] + 1;
+	for (int i = 0; i < 3; i++)
+		EXPECT(member, room[i] >= 0 && close(room[i]) == 0, "dup");
+	EXPECT(member, setrlimit(RLIMIT_NOFILE, member->rank == 0 ? &small : &before) == 0, "setrlimit");
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	EXPECT(member, open_series(&rank) == LSHARD_ERR_SYSTEM, "%s", lshard_group_error(rank.group));
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	EXPECT(member, setrlimit(RLIMIT_NOFILE, &before) == 0, "setrlimit");
+	SAYS(member, lshard_group_error(rank.group), "no room for the descriptor that rank ");
+	EXPECT(member, end.tv_sec - begin.tv_sec < TIMEOUT_MS / 2000, "%d s", (int)(end.tv_sec - begin.tv_sec));
+	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	EXPECT(member, pass_is_right(&rank), "a byte");
+	EXPECT(member, team_barrier(member), "a rank is gone");
+	failed = 0;
+failed:
+	leave(&rank);
+	return failed;
+}
+
+static void a_rank_without_room_for_descriptors_keeps_nobody_waiting(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	assert_int_equal(team_of_processes(RANKS, has_no_room, &wish), 0);
 }
 
 /* Fewer layers than ranks, and a node whose ranks store none. */
@@ -912,7 +969,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(ranks_of_a_node_share_one_copy),
 		cmocka_unit_test(copies_hold_the_bytes_also_after_updates),
-		cmocka_unit_test(verify_looks_at_copies_and_only_their_makers_write_them),
+		cmocka_unit_test(verify_looks_at_copies_and_no_program_writes_them),
+		cmocka_unit_test(a_rank_without_room_for_descriptors_keeps_nobody_waiting),
 		cmocka_unit_test(ranks_that_store_nothing_keep_copies),
 		cmocka_unit_test(copies_are_in_large_pages_too),
 		cmocka_unit_test(readers_outlive_sources_and_makers_of_copies),

@@ -65,7 +65,7 @@ struct shm_store {
 	lshard_store base;
 	struct shared_memory *shards; /* [size]; this rank's own is writable, the others' are not */
 	struct shm_near *near;        /* [size] where this rank reads them; NULL: each where it is */
-	struct shared_memory *copies; /* [size] by those who made them; this rank's own is writable */
+	struct shared_memory *copies; /* [size] by those who made them; this rank's own can be made writable */
 	const void **bases;           /* [size] the addresses of shards or their copies, as host_copy wants them */
 	struct shared_memory buffers;
 	struct shared_memory composed; /* layers put together from several shards */
@@ -94,6 +94,8 @@ lshard_status shm_read(lshard_store *store, uint32_t position, void *destination
 /* For the ranks of @p node: near[size], and bytes_of[size], what each rank copies for them. */
 void shm_near_lay_out(const struct shm *shm, const lshard_store_plan *plan, uint32_t node, struct shm_near *near,
 		      uint64_t *bytes_of);
+/* What this rank copies, of which others' layers are read: not to be written but by a refresh. */
+lshard_status shm_near_protect(const struct shm_store *store, int protection, lshard_error *error);
 lshard_status shm_refresh(lshard_store *store, uint64_t *bytes);
 
 /* ---- shm_copy.c ---- */

@@ -4,12 +4,15 @@
  * Knows whose bytes are copied where, and copies them; maps nothing.
  *
  * The copies of a node are divided among its ranks, so that each shard is copied once a node. What a rank makes lies in
- * one memfd, sealed like a shard: nobody else can write there, and it outlives its maker.
+ * one memfd, sealed like a shard: nobody else can write there, and it outlives its maker. The program of its maker
+ * cannot either, but for a refresh: to that they are layers of other ranks.
  */
 #include "shm.h"
 #include "large_pages.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define COPIED_AT_ONCE (UINT64_C(64) << 20) /* an abort is seen between */
 
@@ -76,18 +79,42 @@ static lshard_status copy_shard(struct shm_store *store, int32_t rank)
 	return LSHARD_OK;
 }
 
-lshard_status shm_refresh(lshard_store *base, uint64_t *bytes)
+lshard_status shm_near_protect(const struct shm_store *store, int protection, lshard_error *error)
 {
-	struct shm_store *store = (struct shm_store *)base;
-	const lshard_context *context = base->transport->context;
+	const struct shared_memory *made = &store->copies[store->base.transport->context->rank];
+
+	if (!made->address || mprotect(made->address, made->bytes, protection) == 0)
+		return LSHARD_OK;
+	return lshard_fail(error, LSHARD_ERR_SYSTEM, "series '%s': mprotect of its copies: %s", store->base.plan->name,
+			   strerror(errno));
+}
+
+static lshard_status copy_shards(struct shm_store *store, uint64_t *bytes)
+{
+	const lshard_context *context = store->base.transport->context;
 	lshard_status status = LSHARD_OK;
 
-	*bytes = 0;
-	for (int32_t rank = 0; store->near && rank < context->size && status == LSHARD_OK; rank++) {
+	for (int32_t rank = 0; rank < context->size && status == LSHARD_OK; rank++) {
 		if (store->near[rank].maker != context->rank)
 			continue;
 		status = copy_shard(store, rank);
-		*bytes += base->plan->shard_bytes_of[rank];
+		*bytes += store->base.plan->shard_bytes_of[rank];
 	}
 	return status;
+}
+
+lshard_status shm_refresh(lshard_store *base, uint64_t *bytes)
+{
+	struct shm_store *store = (struct shm_store *)base;
+	lshard_status status, locked;
+
+	*bytes = 0;
+	if (!store->near)
+		return LSHARD_OK;
+	status = shm_near_protect(store, PROT_READ | PROT_WRITE, &base->error);
+	if (status != LSHARD_OK)
+		return status;
+	status = copy_shards(store, bytes);
+	locked = shm_near_protect(store, PROT_READ, status == LSHARD_OK ? &base->error : NULL);
+	return status == LSHARD_OK ? locked : status;
 }

@@ -108,6 +108,8 @@ static lshard_status make_own(struct agreement_opening *together)
 	if (status == LSHARD_OK && opening->copy_fds)
 		status = shared_make_sealed(&opening->sharing, "copies", opening->copy_bytes[rank],
 					    &opening->store->copies[rank], &opening->copy_fds[rank]);
+	if (status == LSHARD_OK && opening->copy_fds)
+		status = shm_near_protect(opening->store, PROT_READ, opening->sharing.error);
 	if (status == LSHARD_OK)
 		status = make_buffers(opening);
 	if (status == LSHARD_OK)
@@ -253,13 +255,28 @@ static lshard_status swap(struct opening *opening, uint64_t tag, int *fds)
 	return status;
 }
 
+/* Where no room is left for what others give, they still wait for what this rank has for them. */
+static lshard_status swap_all(struct opening *opening, uint64_t tag)
+{
+	lshard_error *error = opening->sharing.error;
+	const lshard_status status = swap(opening, tag, opening->fds);
+	const lshard_error first = *error;
+	lshard_status next;
+
+	if (!opening->copy_fds)
+		return status;
+	next = swap(opening, tag + 1, opening->copy_fds);
+	if (status == LSHARD_OK)
+		return next;
+	*error = first;
+	return status;
+}
+
 static lshard_status get_shards(struct agreement_opening *together, uint64_t round)
 {
 	struct opening *opening = (struct opening *)together;
-	lshard_status status = swap(opening, round, opening->fds);
+	lshard_status status = swap_all(opening, round);
 
-	if (status == LSHARD_OK && opening->copy_fds)
-		status = swap(opening, round + 1, opening->copy_fds);
 	if (status == LSHARD_OK)
 		status = map_shards(opening);
 	if (status != LSHARD_OK)
