@@ -10,6 +10,10 @@
 #   in-place          two ranks on one GPU that compute from each other's memory: 1024 and 16 tokens
 #   rounding   2 min  a compiled sharded model's distance from float32, beside a compiled replicated one's: ten seeds
 #   compiled   4 min  models whose attention a compiler finds a kernel for only where nothing cuts the graph
+#   pipeline   6 min  backlogs of requests and one at a time: pipeline parallel beside replicas, layershard, TP
+#                     (two GPUs)
+#   prompt-*          one prompt of 32768, 65536, 131072 tokens, context parallel, TP with sequence parallel, pipeline
+#                     parallel in chunks: 2, 4 and 7 min (two GPUs)
 #   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs,
 #                     with a late rank (two GPUs); by python3, or LAYERSHARD_PYTHON, with layershard, torch and
 #                     diffusers: e2e-16 e2e-512 e2e-1024 e2e-2048 e2e-4096 e2e-8192 e2e-16384 whole wan; also several
@@ -53,7 +57,7 @@ case $gpus in
 *)
 	pair='--devices 0,1'
 	parts='link readers in-place rounding compiled e2e-16 e2e-512 e2e-1024 e2e-2048 e2e-4096 e2e-8192 e2e-16384'
-	parts="$parts whole wan"
+	parts="$parts whole wan pipeline prompt-32768 prompt-65536 prompt-131072"
 	;;
 esac
 if [ $# -eq 0 ]; then
@@ -122,6 +126,8 @@ run_part() {
 	rounding) model "$1" rounding.py ;;
 	compiled) model "$1" compiled_speed.py ;;
 	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 ;;
+	pipeline) model "$1" pipeline.py --devices 0,1 ;;
+	prompt-*) model "$1" long_prompt.py --devices 0,1 --tokens "${1#prompt-}" ;;
 	whole) model "$1" e2e.py --devices 0,1 --whole --layers 80 --tokens 4096 ;;
 	wan) model "$1" wan.py --devices 0,1 --layers 16 --passes 1 --pace 20,100 ;;
 	esac

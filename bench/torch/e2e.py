@@ -131,10 +131,17 @@ def all_schemes(bench: Any) -> list[Any]:
 class Schemes:
     """Those that were asked for and can be had, and why the others cannot."""
 
-    def __init__(self, bench: Any, patterns: Sequence[str], most_tokens: int, without: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        bench: Any,
+        patterns: Sequence[str],
+        most_tokens: int,
+        without: Sequence[str] = (),
+        activation_bytes: int | None = None,
+    ) -> None:
         self._bench = bench
         self._patterns, self._without = patterns, without
-        self._activations = bench.passing_bytes = self._activation_bytes(most_tokens)
+        self._activations = bench.passing_bytes = activation_bytes or self._activation_bytes(most_tokens)
         self.opened: list[Any] = []
         self.not_run: dict[str, str] = {}
 

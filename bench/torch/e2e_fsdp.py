@@ -53,7 +53,7 @@ class Fsdp(Scheme):
             if self.ranks.rank < len(parts):
                 parameter.to_local().copy_(parts[self.ranks.rank])
 
-    def _set(self, ahead: int, across: bool) -> None:
+    def prefetch(self, ahead: int, across: bool) -> None:
         layers = list(self.model.layers)
         circle = layers + (layers if across else [])
         for number, layer in enumerate(layers):
@@ -75,7 +75,7 @@ class Fsdp(Scheme):
                 Variant(
                     self.title + suffix,
                     lambda: self.model(x),
-                    begin=lambda ahead=ahead, across=across: self._set(ahead, across),
+                    begin=lambda ahead=ahead, across=across: self.prefetch(ahead, across),
                     rest=self._rest if across else lambda: None,
                     check="close",  # what is gathered is elsewhere in each pass: cuBLAS may choose by alignment
                     details={"mode": "eager", "prefetch": ahead},

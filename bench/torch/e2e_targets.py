@@ -63,10 +63,12 @@ def _said(good: bool, conclusive: bool, own_gpus: bool) -> str:
     return NO_GPUS if not own_gpus else INCONCLUSIVE if not conclusive else "met" if good else "MISSED"
 
 
-def evaluate_tables(tables: dict[int, Table], own_gpus: bool) -> list[dict[str, Any]]:
+def evaluate_tables(
+    tables: dict[int, Table], own_gpus: bool, targets: Sequence[Target] = TARGETS
+) -> list[dict[str, Any]]:
     """@tables by tokens. A target whose tokens or variants were not run says so."""
     rows = []
-    for target in TARGETS:
+    for target in targets:
         said = " or ".join(target.others)
         tokens = [count for count in tables if target.least <= count <= target.most]
         span = str(target.least) if target.most == target.least else f"from {target.least}"
