@@ -4,7 +4,9 @@
  * the system says of nodes, on which a rank runs, and the calls that place memory. Which node a page is on nobody sees
  * here; which memory ranks read, how much there is of it and whose bytes it holds is the kernel's word.
  */
+#include "memfd.h"
 #include "numa.h"
+#include "outside.h"
 #include "threads.h"
 
 #include <layershard/plan.h>
@@ -48,7 +50,10 @@ static struct machine {
 	uint32_t full_of; /* 1: the second node has no memory left */
 	struct placed placed[32];
 	unsigned n_placed;
-	unsigned policies; /* of the thread */
+	unsigned policies; /* calls about the thread's own */
+	int policy;        /* which was set last */
+	bool reserves;     /* large pages are reserved: as far as can be seen here, small ones are */
+	int filled_by;     /* the thread's policy while reserved pages were made; -1: none were */
 	bool dies_copying;
 } machine;
 
@@ -116,8 +121,12 @@ long __wrap_syscall(long number, ...)
 	case SYS_move_pages:
 		return tell_nodes((unsigned long)a[1], (int *)a[4]);
 	case SYS_get_mempolicy:
+		machine.policies++;
+		*(int *)a[0] = MPOL_LOCAL;
+		return 0;
 	case SYS_set_mempolicy:
 		machine.policies++;
+		machine.policy = (int)a[0];
 		return 0;
 	default:
 		return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
@@ -156,6 +165,22 @@ FILE *__wrap_fopen(const char *path, const char *mode)
 	return NULL;
 }
 
+int __wrap_lshard__memfd_create_reserved(const char *name, uint64_t page_bytes);
+int __wrap_lshard__memfd_create_reserved(const char *name, uint64_t page_bytes)
+{
+	(void)page_bytes;
+	errno = ENOMEM;
+	return machine.reserves ? lshard__memfd_create(name) : -1;
+}
+
+int __real_fallocate(int fd, int mode, off_t offset, off_t length);
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t length);
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+	machine.filled_by = machine.policy;
+	return __real_fallocate(fd, mode, offset, length);
+}
+
 lshard_status __real_shm_refresh(lshard_store *store, uint64_t *bytes);
 lshard_status __wrap_shm_refresh(lshard_store *store, uint64_t *bytes);
 lshard_status __wrap_shm_refresh(lshard_store *store, uint64_t *bytes)
@@ -167,7 +192,7 @@ lshard_status __wrap_shm_refresh(lshard_store *store, uint64_t *bytes)
 
 static void run_on(uint32_t node)
 {
-	machine = (struct machine){.nodes = 2, .here = node};
+	machine = (struct machine){.nodes = 2, .here = node, .policy = MPOL_LOCAL, .filled_by = -1};
 }
 
 /* ---- A rank ---------------------------------------------------------------------------------------------------- */
@@ -687,6 +712,45 @@ static void nodes_are_asked_for_before_any_page_is_there(void **state)
 	}
 }
 
+/* The system makes reserved pages by the policy of the thread that asks for them, which then has its own again. */
+static int asks_for_reserved_pages(const struct member *member)
+{
+	const struct wish *wish = member->user;
+	struct rank rank = {.member = member, .wish = wish};
+	int failed = 1;
+
+	run_on((uint32_t)member->rank);
+	machine.reserves = true;
+	EXPECT(member, join(&rank, wish->numa) == LSHARD_OK, "%s", rank.error);
+	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	EXPECT(member, machine.filled_by == (wish->numa == LSHARD_NUMA_INTERLEAVE ? MPOL_INTERLEAVE : MPOL_PREFERRED),
+	       "%d", machine.filled_by);
+	EXPECT(member, machine.policy == MPOL_LOCAL, "%d", machine.policy);
+	EXPECT(member, pass_is_right(&rank), "a byte");
+	EXPECT(member, team_barrier(member), "a rank is gone");
+	failed = 0;
+failed:
+	leave(&rank);
+	return failed;
+}
+
+static void reserved_pages_are_asked_for_by_node(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	if (lshard__large_page_bytes() != UINT64_C(2) << 20) {
+		printf("skipped: this system has no pages of 2 MiB\n");
+		return;
+	}
+	wish.large_pages = LSHARD_LARGE_PAGES_AUTO;
+	wish.layer_bytes = UINT64_C(2) << 20;
+	wish.numa = LSHARD_NUMA_COPY;
+	assert_int_equal(team_of_processes(2, asks_for_reserved_pages, &wish), 0);
+	wish.numa = LSHARD_NUMA_INTERLEAVE;
+	assert_int_equal(team_of_processes(2, asks_for_reserved_pages, &wish), 0);
+}
+
 static int asks_for_nothing(const struct member *member)
 {
 	struct rank rank = {.member = member, .wish = member->user};
@@ -976,6 +1040,7 @@ int main(void)
 		cmocka_unit_test(readers_outlive_sources_and_makers_of_copies),
 		cmocka_unit_test(a_rank_that_dies_while_it_copies_is_named),
 		cmocka_unit_test(nodes_are_asked_for_before_any_page_is_there),
+		cmocka_unit_test(reserved_pages_are_asked_for_by_node),
 		cmocka_unit_test(nothing_is_placed_unasked),
 		cmocka_unit_test(a_container_that_forbids_it_is_told_and_survived),
 		cmocka_unit_test(a_node_without_memory_is_told),

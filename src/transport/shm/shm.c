@@ -110,8 +110,14 @@ static lshard_status find_nodes(struct shm *shm, const lshard_context *context, 
 	if (context->numa != LSHARD_NUMA_COPY)
 		return LSHARD_OK;
 	status = control_exchange(&shm->control, &here, shm->nodes, sizeof here, alive, NULL, deadline);
-	if (status == LSHARD_OK && memchr(alive, 0, (size_t)context->size))
-		return lshard_fail(&shm->base.error, LSHARD_ERR_PEER_FAILED, "a rank is gone that was to say its node");
+	if (status == LSHARD_OK && memchr(alive, 0, (size_t)context->size)) {
+		struct lshard__ranks gone = lshard__ranks_absent(alive, context->size);
+
+		return lshard_fail(&shm->base.error, LSHARD_ERR_PEER_FAILED,
+				   "%s %s gone, before it was known on which "
+				   "NUMA node",
+				   lshard__ranks_text(&gone), lshard__ranks_are(&gone));
+	}
 	if (status == LSHARD_OK && are_alike(shm->nodes, context->size)) {
 		context->release(context, shm->nodes);
 		shm->nodes = NULL;
