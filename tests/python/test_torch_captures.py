@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Captures that end without join, by a capture and a series that only count. What CUDA does: test_torch_cuda.py."""
 
+import threading
 import types
 
 import pytest
@@ -12,6 +13,7 @@ sharding = pytest.importorskip("layershard.torch")
 layershard = pytest.importorskip("layershard")
 
 from layershard.torch import captures  # noqa: E402
+from layershard.torch.one_thread import Turn  # noqa: E402
 
 
 class Counting:
@@ -30,14 +32,15 @@ class Counting:
 @pytest.fixture
 def series(monkeypatch):
     """One that is watched, where a capture does nothing."""
-    ended = Counting()
+    ended, ended.turn = Counting(), Turn([])
+    ended.turn.take()
     monkeypatch.setattr(torch.cuda.graph, "__enter__", torch.cuda.graph.__enter__)  # as they are now after the test
     monkeypatch.setattr(torch.cuda.graph, "__exit__", torch.cuda.graph.__exit__)
-    monkeypatch.setattr(captures, "_watched", set())
+    monkeypatch.setattr(captures, "_watched", {})
     monkeypatch.setattr(captures, "_torch_enter", lambda _capture: None)
     monkeypatch.setattr(captures, "_torch_exit", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=7))
-    captures.watch([ended])
+    captures.watch([ended], ended.turn)
     return ended
 
 
@@ -62,6 +65,15 @@ def test_what_is_joined_last_is_right(series):
         series.fetches += 1
         series.joined_fetches = 9
         series.fetches += 1
+
+
+def test_a_pass_in_another_thread_is_not_captured(series):
+    thread = threading.Thread(target=series.turn.take)
+    with capture():
+        thread.start()
+        thread.join()
+        series.fetches += 1
+    assert series.joined_fetches == 0
 
 
 def test_what_is_raised_in_the_region_stays_what_is_raised(series):

@@ -3,12 +3,13 @@
 CUDA refuses such a graph, and names neither layers nor a cure. They are found where torch ends a capture, whoever began
 it.
 
-Knows torch's captures and the counters of series; nothing of modules.
+Knows torch's captures, the counters of series and turns; nothing of modules.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from ..errors import Error
 from ..series import Series
+from .one_thread import Turn
 from .refusals import Refused
 
 _UNJOINED = (
@@ -26,13 +28,14 @@ _UNJOINED = (
     "makes graphs without either. This graph is not to be replayed"
 )
 
-_watched: weakref.WeakSet[Series] = weakref.WeakSet()
+_watched: weakref.WeakKeyDictionary[Series, weakref.WeakSet[Turn]] = weakref.WeakKeyDictionary()
 _before: weakref.WeakKeyDictionary[Any, dict[Series, int]] = weakref.WeakKeyDictionary()  # by torch.cuda.graph
 
 
-def watch(series: Iterable[Series]) -> None:
-    """In all captures that begin from now on."""
-    _watched.update(series)
+def watch(series: Iterable[Series], turn: Turn) -> None:
+    """In all captures that begin from now on: what modules of that turn fetch."""
+    for each in series:
+        _watched.setdefault(each, weakref.WeakSet()).add(turn)
     if torch.cuda.graph.__exit__ is not _exit:
         torch.cuda.graph.__enter__, torch.cuda.graph.__exit__ = _enter, _exit  # type: ignore[method-assign,assignment]
 
@@ -41,9 +44,16 @@ def _fetches() -> dict[Series, int]:
     return {each: each.stats().fetches for each in _watched if not each.closed}
 
 
+def _is_used_here(series: Series) -> bool:
+    """And not by a pass in another thread, which is not captured."""
+    here = threading.get_ident()
+    return any(turn.came_last(here) for turn in _watched[series])
+
+
 def _unjoined(before: dict[Series, int]) -> list[Series]:
     """Of which something was fetched after the capture had begun, and after the last join."""
-    return [each for each, count in _fetches().items() if count > max(before.get(each, count), each.joined_fetches)]
+    late = [each for each, count in _fetches().items() if count > max(before.get(each, count), each.joined_fetches)]
+    return [each for each in late if _is_used_here(each)]
 
 
 _torch_enter, _torch_exit = torch.cuda.graph.__enter__, torch.cuda.graph.__exit__

@@ -119,8 +119,8 @@ class Steps:
         self.watch = watch
         self.eager = self.calls if watch is None else [(watch.look, 0), *self.calls]
         self.device = device
-        if device.type == "cuda":
-            captures.watch(series for series, _ in (*reaches, *waits))
+        if device.type == "cuda" and turn is not None:
+            captures.watch((series for series, _ in (*reaches, *waits)), turn)
         self.token = token
         self.weights = list(weights)
         self.addresses = [weight.data_ptr() for weight in weights]
