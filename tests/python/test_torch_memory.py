@@ -4,6 +4,7 @@ nobody shows it, without a garbage collection. On a GPU torch counts it itself: 
 
 import contextlib
 import gc
+import types
 import weakref
 
 import pytest
@@ -128,6 +129,18 @@ def refused(rank, size):
 
 def test_what_shares_files_of_the_librarys_is_refused():
     ranks.run(2, refused)
+
+
+@pytest.mark.parametrize("transport, is_refused", [("callback (as asked)", False), ("trace=x,fabric (auto)", True)])
+def test_ranks_that_only_meet_by_torchs_collectives_are_refused(transport, is_refused):
+    """Their group has them as one has whose layers they carry, and whose memory is torch's in any case."""
+    from layershard.torch import device, torch_memory
+
+    collectives = types.SimpleNamespace(device=device.TorchDevice(torch.device("cpu")))
+    group = types.SimpleNamespace(transport=transport, callbacks=collectives, rank=0)
+    refusal = pytest.raises(layershard.NotSupported, match="fabric") if is_refused else contextlib.nullcontext()
+    with refusal:
+        assert torch_memory.source_for(group, "torch", torch.device("cpu")) is None
 
 
 def one_alone(rank, size, path):

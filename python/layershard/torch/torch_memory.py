@@ -48,10 +48,11 @@ def kind_of(group: Group) -> str:
 
 def source_for(group: Group, memory: str, device: torch.device) -> MemorySource | None:
     """What the series of this group get their memory from; None where that is the library, or torch already."""
-    if memory == "library" or isinstance(getattr(group.callbacks, "device", None), TorchDevice):
+    kind = kind_of(group)
+    is_torchs = kind == "callback" and isinstance(getattr(group.callbacks, "device", None), TorchDevice)
+    if memory == "library" or is_torchs:
         return None
     carried = {each.name: each for each in transports()}
-    kind = kind_of(group)
     if kind in carried and not carried[kind].caller_memory:
         others = ", ".join(name for name, each in carried.items() if each.caller_memory)
         raise NotSupported(
