@@ -8,7 +8,7 @@
  *   - a layer's address never changes; layers with the same address share a window;
  *   - wait is BUSY exactly when another layer with the same address has a live view, and OK otherwise;
  *   - every kernel sees, when it runs, the bytes of its layer;
- *   - sequential passes miss nothing, and bring each layer that is brought once per pass;
+ *   - sequential passes, captured ones too, miss nothing, and bring each layer that is brought once per pass;
  *   - with LAYERSHARD_POISON=1, every kernel that reads a window outside of views sees poison.
  *
  * LAYERSHARD_WALK_STEPS: calls in all (1500000). LAYERSHARD_WALK_SEED: run this one configuration only.

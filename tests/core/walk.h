@@ -28,7 +28,7 @@ struct program {
 	bool reached;    /* its reach is done, its wait comes next */
 	uint32_t begin;  /* layer at which a captured pass begins */
 	uint32_t left;   /* layers until the end of a capture, or until it is thrown away */
-	unsigned passes; /* whole ones since PASSES began */
+	unsigned passes; /* whole ones since PASSES began; to be captured */
 	unsigned wanted;
 	bool releases;
 	bool prepared;

@@ -86,17 +86,20 @@ static void begin_capture(struct walk *walk, struct walker *walker, unsigned str
 {
 	uint32_t layers = walk->options.layer_count;
 	struct program program = {.mode = CAPTURE, .stream = stream, .other = stream};
+	lshard_stats stats;
 
 	program.prepared = walk_draw(&walker->random, 4) != 0;
 	program.begin =
 		program.prepared || walk_draw(&walker->random, 2) ? 0 : (uint32_t)walk_draw(&walker->random, layers);
 	program.joins = walk_draw(&walker->random, 3) != 0;
-	program.left = program.joins ? layers * (1 + (uint32_t)walk_draw(&walker->random, 2))
-				     : (uint32_t)walk_draw(&walker->random, layers + 1);
+	program.passes = 1 + (unsigned)walk_draw(&walker->random, 2);
+	program.left = program.joins ? layers * program.passes : (uint32_t)walk_draw(&walker->random, layers + 1);
 	if (walk->n_streams > 1 && walk_draw(&walker->random, 3) == 0)
 		program.other = (stream + 1) % walk->n_streams;
 	if (program.prepared)
 		walk_prepare(walk, walker, stream);
+	walk_get_stats(walk, walker, &stats);
+	program.fetches = stats.fetches;
 	walker->before_capture = walker->views;
 	walker->program = program;
 	walk_note(walk, "rank %d: capture begins on stream %u%s", walk_rank_of(walk, walker), stream,
@@ -127,6 +130,20 @@ static void keep_graph(struct walk *walk, struct walker *walker)
 	program->mode = FREE;
 }
 
+/* What replays begin without they bring, and what they end without they do not. */
+static void check_captured_fetches(struct walk *walk, struct walker *walker)
+{
+	const struct program *program = &walker->program;
+	lshard_stats stats;
+
+	walk_get_stats(walk, walker, &stats);
+	if (program->prepared && !walker->may_fail &&
+	    stats.fetches - program->fetches != (uint64_t)program->passes * stats.fetched_layers)
+		walk_give_up(walk, "rank %d: %u captured passes fetched %" PRIu64 " layers, planned were %u each",
+			     walk_rank_of(walk, walker), program->passes, stats.fetches - program->fetches,
+			     stats.fetched_layers);
+}
+
 static void end_capture(struct walk *walk, struct walker *walker)
 {
 	struct program *program = &walker->program;
@@ -140,6 +157,7 @@ static void end_capture(struct walk *walk, struct walker *walker)
 		sim_follow(walker->streams[program->stream], walker->streams[program->other]);
 	status = walk_join(walk, walker, program->stream);
 	if (status == LSHARD_OK) {
+		check_captured_fetches(walk, walker);
 		keep_graph(walk, walker);
 	} else if ((status == LSHARD_ERR_NOT_PERIODIC && !program->prepared) ||
 		   (status == LSHARD_ERR_PEER_FAILED && walker->may_fail)) {
