@@ -272,6 +272,31 @@ static void a_captured_region_ends_as_it_began(void **state)
 	run_close(run);
 }
 
+/* Each begins as a replay does, also right behind another. */
+static void a_capture_may_hold_several_regions(void **state)
+{
+	struct run *run = run_open(&sim_one_sided, 2, 0, 12, 1);
+	struct run_member *member = &run->members[0];
+	struct sim_graph *graph;
+
+	(void)state;
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	sim_capture_begin(member->stream);
+	for (int region = 0; region < 2; region++) {
+		run_pass(run, 0);
+		run_call_ok(member, "join", 0, lshard_series_join(member->series, member->stream));
+	}
+	graph = sim_capture_end(member->stream);
+	assert_non_null(graph);
+	for (int replay = 0; replay < 3; replay++) {
+		run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+		sim_graph_launch(member->stream, graph);
+		if (replay == 1)
+			run_pass(run, 0);
+	}
+	run_close(run);
+}
+
 /* After join every window is full: a graph captured then is as good as one captured after prepare. */
 static void a_capture_may_follow_a_join(void **state)
 {
@@ -362,6 +387,7 @@ int main(void)
 		cmocka_unit_test(prepare_does_not_belong_into_a_capture),
 		cmocka_unit_test(the_end_of_a_pass_leaves_a_refill_to_the_next),
 		cmocka_unit_test(a_captured_region_ends_as_it_began),
+		cmocka_unit_test(a_capture_may_hold_several_regions),
 		cmocka_unit_test(a_capture_may_follow_a_join),
 		cmocka_unit_test(a_wait_that_timed_out_leaves_no_view),
 		cmocka_unit_test(only_bytes_from_other_ranks_are_counted),
