@@ -210,12 +210,12 @@ def test_a_reserve_that_counts_for_nothing():
         sharding.shard(ranks.stack(), "layers.*", group={"rank": 0, "size": 1}, resident=0.5, reserve=5)
 
 
-def too_much(rank, size):
+def too_much(rank, size, reserve):
     """Each rank says so, of the rank that has too little; and the model is as it was."""
     model, x = ranks.stack(), ranks.inputs(rank)
     want = model(x)
     with finds({f"host's memory:{rank}": 10**9}), pytest.raises(sharding.Refused) as failed:
-        sharding.shard(model, **BLOCKS, reserve=[0, 10**9 - LAYER][rank])
+        sharding.shard(model, **BLOCKS, reserve=[0, reserve][rank])
     with finds({}), pytest.raises(sharding.Refused, match="rank 0 cannot see"):
         sharding.shard(model, **BLOCKS)
     with pytest.raises(layershard.Mismatch, match=r"shard\(resident='auto'\)"):
@@ -224,6 +224,7 @@ def too_much(rank, size):
     return str(failed.value)
 
 
-def test_a_reserve_that_leaves_no_windows():
-    first, second = ranks.run(2, too_much)
+@pytest.mark.parametrize("reserve", [10**9 - LAYER, 10**12], ids=["no windows", "nothing"])
+def test_a_reserve_that_leaves_too_little(reserve):
+    first, second = ranks.run(2, too_much, reserve)
     assert first == second and "on rank 1: its shards and windows need" in first and "smaller reserve" in first
