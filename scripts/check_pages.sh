@@ -103,6 +103,7 @@ run() { # run SUPPLY CTEST-OPTION...
 	require)
 		[ "$(chosen $transparent/shmem_enabled)" != deny ] || fail "$transparent/shmem_enabled is deny"
 		wanted=require
+		echo 1 2>/dev/null >/proc/sys/vm/compact_memory || : # what has been in use for long lies scattered
 		;;
 	none) take 0 ;;
 	short)
