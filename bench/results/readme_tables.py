@@ -15,12 +15,13 @@ A table stands between two comments; the first one says what it is made of:
     ...
     <!-- end of table -->
 
-The file's path is from the top of the tree. rows: where the list is in the file; result.tables.rows are the rows of all
-tables, each with the plain values of its table. where (optional): only the rows whose values are these (NAME=VALUE, or
-NAME=VALUE|VALUE), and NAME!=VALUE: are not these; columns: TITLE=PATH, then *NUMBER or /NUMBER, then :FORMAT and a unit
-behind it. FORMAT is Python's, or "bytes" (64 KiB). A value that a row lacks, or that is below 0 for want of a meter, is
-"-". "variant", "mode" and "fetch" are also read where an older file calls them "arm", "way" and "pull", and the
-placement "whole" where it says "owner".
+The file's path is from the top of the tree; several files, with a blank between, make one table. rows: where the list
+is in the file; result.tables.rows are the rows of all tables, each with the plain values of its table. where
+(optional): only the rows whose values are these (NAME=VALUE, or NAME=VALUE|VALUE), and NAME!=VALUE: are not these; *, ?
+and [] in a value are a pattern's; columns: TITLE=PATH, then *NUMBER or /NUMBER, then :FORMAT and a unit behind it.
+FORMAT is Python's, or "bytes" (64 KiB). A value that a row lacks, or that is below 0 for want of a meter, is "-".
+"variant", "mode" and "fetch" are also read where an older file calls them "arm", "way" and "pull", and the placement
+"whole" where it says "owner".
 
 Without --check the files are rewritten; with it nothing is, and the status is 1 when a table differs from what its file
 gives. 2: a comment or a file is wrong.
@@ -35,6 +36,7 @@ import json
 import pathlib
 import re
 import sys
+from fnmatch import fnmatchcase
 from typing import Any
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
@@ -45,7 +47,7 @@ RENAMED = {"variant": "arm", "mode": "way", "fetch": "pull"}
 # The same of values: by their key, what older files say and what they are called now.
 RENAMED_VALUES = {"placement": {"owner": "whole"}}
 
-BEGIN = re.compile(r"<!-- table (?P<file>\S+)\n(?P<what>.*?)\n?-->\n", re.DOTALL)
+BEGIN = re.compile(r"<!-- table (?P<files>\S+(?: \S+)*)\n(?P<what>.*?)\n?-->\n", re.DOTALL)
 END = "<!-- end of table -->"
 COLUMN = re.compile(
     r"(?P<title>[^=|]+)=(?P<path>[\w.]+)(?:(?P<operator>[*/])(?P<number>[0-9.e]+))?(?::(?P<format>\S*)(?P<unit>.*))?"
@@ -151,7 +153,7 @@ def matches(row: dict, where: str) -> bool:
         name, differs, value = parts.groups()
         found = value_at(row, name)
         text = json.dumps(found) if not isinstance(found, str) else found
-        if (text in value.split("|")) == bool(differs):
+        if any(fnmatchcase(text, each) for each in value.split("|")) == bool(differs):
             return False
     return True
 
@@ -169,8 +171,8 @@ def origin(saved: dict) -> str:
     return f"`{command}`, {where}, {saved['date'][:10]}, version {saved['version']}:"
 
 
-def make_table(file: str, what: str) -> list[str]:
-    settings = read_settings(what)
+def read_rows(file: str, settings: dict[str, str]) -> tuple[str, list[dict]]:
+    """Where the file's figures come from, and the rows that are chosen."""
     try:
         saved = json.loads((TREE / file).read_text())
     except (OSError, ValueError) as error:
@@ -184,14 +186,21 @@ def make_table(file: str, what: str) -> list[str]:
     rows = rows_at(saved, settings["rows"].split("."), {})
     if rows is None:
         raise Mistake(f"{file} has no list '{settings['rows']}'")
-    columns = [read_column(text) for text in settings["columns"].split("|")]
     chosen = [row for row in rows if matches(row, settings.get("where", ""))]
     if not chosen:
         raise Mistake(f"no row of {file} is as 'where: {settings.get('where', '')}' says")
-    lines = [origin(saved), ""]
+    return origin(saved), chosen
+
+
+def make_table(files: str, what: str) -> list[str]:
+    settings = read_settings(what)
+    found = [read_rows(file, settings) for file in files.split()]
+    columns = [read_column(text) for text in settings["columns"].split("|")]
+    lines = [" ".join(said.removesuffix(":") + ";" for said, _ in found).removesuffix(";") + ":", ""]
     lines.append("| " + " | ".join(column.title for column in columns) + " |")
     lines.append("|" + " --- |" * len(columns))
-    lines += ["| " + " | ".join(column.text(row) for column in columns) + " |" for row in chosen]
+    rows = [row for _, chosen in found for row in chosen]
+    lines += ["| " + " | ".join(column.text(row) for column in columns) + " |" for row in rows]
     return lines
 
 
@@ -205,10 +214,29 @@ columns: of bare=share*100:.1f %"""
 READ_COLUMNS = """\
 columns: work=work | cores=cores | memory=memory | pages=page_bytes:bytes | GB/s=gigabytes_per_s:.1f
 columns: best=best_gigabytes_per_s:.1f | to private=to_private:.2f x | to small=to_small:.2f x"""
+PROMPT_COLUMNS = """\
+columns: tokens=tokens | variant=variant | first token ms=pass_ns.median/1e6:.1f
+columns: to replicated weights=ratio.median:.3f | from=ratio.low:.3f | to=ratio.high:.3f
+columns: weights GB=weight_bytes/1e9:.1f | peak GB=peak_bytes/1e9:.1f | bits equal=bits_equal | distance=distance:.2g
+columns: SM MHz=sm_mhz:.0f | watts=watts:.0f"""
+REQUEST_COLUMNS = """\
+columns: load=load | variant=variant | tokens/s=tokens_per_second:.0f | steady=steady_tokens_per_second:.0f
+columns: time to replicated=ratio.median:.3f | first token ms=first_token_ms.median:.1f | p90=first_token_ms.p90:.1f
+columns: most=first_token_ms.most:.1f | weights GB=weight_bytes/1e9:.1f | bits equal=bits_equal"""
+ROUNDING_COLUMNS = """\
+columns: layer=layer | not compiled=eager:.5f | replicated=replicated:.5f | sharded=sharded:.5f
+columns: sharded to replicated=ratio:.3f | least=least:.3f | most=most:.3f"""
+COMPILED_COLUMNS = """\
+columns: model=model | variant=variant | ms per pass=pass_ns.median/1e6:.3f | to replicated, compiled=ratio.median:.3f
+columns: from=ratio.low:.3f | to=ratio.high:.3f | kernels for attention=attention"""
 NEW = {
     "e2e": f"rows: result.tables.rows\nwhere: again=false\n{E2E_COLUMNS}",
     "link": f"rows: result.rows\nwhere: placement!=inside\n{LINK_COLUMNS}",
     "read": f"rows: result.rows\n{READ_COLUMNS}",
+    "long_prompt": f"rows: result.tables.rows\nwhere: again=false\n{PROMPT_COLUMNS}",
+    "pipeline": f"rows: result.tables.rows\nwhere: again=false\n{REQUEST_COLUMNS}",
+    "rounding": f"rows: result.rows\n{ROUNDING_COLUMNS}",
+    "compiled_speed": f"rows: result.tables.rows\nwhere: again=false\n{COMPILED_COLUMNS}",
 }
 
 
@@ -234,8 +262,8 @@ def renewed(text: str) -> tuple[str, int]:
             return done + text[at:], count
         end = text.find(END, begin.end())
         if end < 0:
-            raise Mistake(f"the table of {begin['file']} has no '{END}'")
-        done += text[at : begin.end()] + "\n".join(make_table(begin["file"], begin["what"])) + "\n"
+            raise Mistake(f"the table of {begin['files']} has no '{END}'")
+        done += text[at : begin.end()] + "\n".join(make_table(begin["files"], begin["what"])) + "\n"
         at, count = end, count + 1
 
 

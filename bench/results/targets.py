@@ -5,10 +5,10 @@
     targets.py [--markdown] [FILE OR DIRECTORY]...      (default: bench/results)
 
 One line for every target and place it was measured in: the figure, its limit, "met" or "missed", and the file. Of
-`layershard-bench link --save` the fetches are evaluated here; e2e.py and wan.py have evaluated their tables themselves,
-also that one is "inconclusive" or "not evaluated"; of the log of a check on GPUs it is counted which ranks went on when
-another was killed. "not measured": no file has it, and "where" names the command that measures it. Processes that share
-one GPU say nothing of targets about a link between GPUs.
+`layershard-bench link --save` the fetches are evaluated here; the benches in PyTorch have evaluated their tables
+themselves, also that one is "inconclusive" or "not evaluated"; of the log of a check on GPUs it is counted which ranks
+went on when another was killed. "not measured": no file has it, and "where" names the command that measures it.
+Processes that share one GPU say nothing of targets about a link between GPUs.
 
 Status 0: no target that was measured is missed; 1: one is; 2: a file cannot be used.
 """
@@ -29,8 +29,10 @@ SCHEMAS = ("layershard-bench/1", "layershard-bench/2")  # files of before there 
 FETCH_BYTES, FETCH_PERCENT = 256 * MIB, 97  # a layer that large is fetched at so many per cent of a bare copy's speed
 FETCHES, READERS = "one fetch, to a bare copy's speed", "two readers of one source, four ranks"
 MODELS, KILLED = "whole models by PyTorch", "a rank is killed"
-PARTS = {FETCHES: "bench/gpu.sh link", READERS: "bench/gpu.sh readers", MODELS: "bench/gpu.sh e2e-4096 whole wan",
-         KILLED: "make check-gpu"}  # fmt: skip
+PROMPTS, REQUESTS, ROUNDING = "one long prompt", "requests, beside pipeline parallel", "a compiled model's rounding"
+PARTS = {FETCHES: "bench/gpu.sh link", READERS: "bench/gpu.sh readers", ROUNDING: "bench/gpu.sh rounding",
+         MODELS: "bench/gpu.sh e2e-1024 e2e-4096 whole wan", PROMPTS: "bench/gpu.sh prompt-65536",
+         REQUESTS: "bench/gpu.sh pipeline", KILLED: "make check-gpu"}  # fmt: skip
 
 Row = tuple[str, ...]
 Saved = dict[str, Any]
@@ -77,16 +79,30 @@ def readers(result: Saved) -> Iterator[Row]:
 
 
 def models(result: Saved) -> Iterator[Row]:
-    """What e2e.py and wan.py have said."""
+    """What e2e.py, wan.py, long_prompt.py and rounding.py have said."""
     told = result.get("targets", [])
+    about = {"long_prompt": PROMPTS, "rounding": ROUNDING}.get(result.get("bench", ""), MODELS)
     for row in told["rows"] if isinstance(told, dict) else told:
         text = (said(row, "result") or "not evaluated").partition(":")[0].lower()
         found = SAID_BEFORE.get(text, text)
         if "limit" in row:
-            yield (MODELS, row["what"], row["found"], row["limit"], found)
+            yield (about, row["what"], row["found"], row["limit"], found)
         else:
             where = f"{said(row, 'variant')}: {row['what']}"
             yield (MODELS, where, f"{row['value']:.4g}", f"at most {row['target']}", found)
+
+
+def requests(result: Saved) -> Iterator[Row]:
+    """Of pipeline.py, which has no targets: by how much a variant's tokens a second are more than replicas', and when
+    requests have their first tokens."""
+    if result.get("bench") != "pipeline" or len(set(result["config"]["devices"])) < len(result["config"]["devices"]):
+        return
+    for table in result["tables"]:
+        for row in table["rows"]:
+            if not row["again"]:
+                first = row["first_token_ms"]["median"]
+                text = f"{1 / row['ratio']['median']:.3f} of replicas' tokens/s, first token {first:.4g} ms"
+                yield (REQUESTS, f"{table['load']}: {row['variant']}", text, "-", "shown")
 
 
 def kills(log: str) -> Iterator[Row]:
@@ -136,7 +152,7 @@ def rows_of(path: pathlib.Path) -> Iterator[Row]:
         return
     result = read(path)
     try:
-        for find in (fetches, readers, models):
+        for find in (fetches, readers, models, requests):
             yield from find(result)
     except (KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"it lacks what a result of this version has: {error}") from error

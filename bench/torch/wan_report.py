@@ -10,7 +10,7 @@ import torch_launch
 import torch_table
 from wan_schemes import CONTROL, Scheme
 
-TARGET = 1.03
+TARGET, PACED_TARGET = 1.01, 1.005
 MEMORY_TARGET = 0.02
 
 
@@ -58,7 +58,8 @@ def evaluate(ranks: torch_launch.Ranks, table: torch_table.Table, schemes: Seque
     for scheme in (scheme for scheme in schemes if scheme.kind == "layershard"):
         ratio = table.ratio(scheme.name, CONTROL)
         if ratio is not None:
-            row = _row(scheme, "to replicated", TARGET, ratio.median)
+            target = PACED_TARGET if "pace=" in scheme.details.get("transport", "") else TARGET
+            row = _row(scheme, "to replicated", target, ratio.median)
             found.append(row if of_a_gpu_each and table.conclusive else row | {"result": None})
         off = scheme.memory.get("off_wanted")
         if off is not None:

@@ -90,6 +90,7 @@ def test_a_figure_changed_by_hand_is_found(tmp_path, saved):
         ("kind!=a", ["256 MiB"]),
         ("kind=a|b, bytes=100|65536", ["64 KiB", "100"]),
         ("kind!=a|c", ["256 MiB"]),
+        ("kind=[bc]", ["256 MiB"]),
     ],
 )
 def test_rows_are_chosen(tmp_path, saved, where, sizes):
@@ -158,6 +159,16 @@ def test_results_before_and_after_schemas_are_read_and_others_refused(tmp_path, 
     done = tables("--check", page)
     assert done.returncode == 2 and "'layershard-bench/3'" in done.stderr
     assert "layershard-bench/1 and layershard-bench/2" in done.stderr
+
+
+def test_several_files_make_one_table(tmp_path, saved):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(SAVED | {"date": "2026-12-24T00:00:00Z"}))
+    page = document(tmp_path, f"{saved} {other}\nrows: result.rows\nwhere: kind=a\n{COLUMNS}")
+    assert tables(page).returncode == 0
+    text = page.read_text()
+    assert "2026-11-23, version 0.1.0; `layershard-bench" in text and "2026-12-24, version 0.1.0:" in text
+    assert text.count("| 64 KiB |") == text.count("| 100 |") == 2 and "256 MiB" not in text
 
 
 def test_a_table_without_an_end(tmp_path, saved):

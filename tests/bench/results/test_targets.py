@@ -11,7 +11,9 @@ from programs import TREE
 FETCHES = "one fetch, to a bare copy's speed"
 READERS = "two readers of one source, four ranks"
 MODELS = "whole models by PyTorch"
+PROMPTS, REQUESTS, ROUNDING = "one long prompt", "requests, beside pipeline parallel", "a compiled model's rounding"
 KILLED = "a rank is killed"
+UNMEASURED = dict.fromkeys((PROMPTS, REQUESTS, ROUNDING), ["not measured"])
 LOG = """cuda:copy, WHOLE, 3 ranks, k = 1, 1 replays, rank 1 is killed
   rank 0: 100 passes and 100 replays after rank 1 was killed: bit-exact
   rank 2: 100 passes and 100 replays after rank 1 was killed: bit-exact
@@ -60,7 +62,12 @@ def targets(*arguments):
 
 def test_what_is_met(evaluate):
     found, status = evaluate(link=link(), e2e=e2e("met"), wan=wan("met"), killed=LOG + "passed\n")
-    assert found == {FETCHES: ["met"], READERS: ["not measured"], MODELS: ["met", "met"], KILLED: ["met"]}
+    assert found == UNMEASURED | {
+        FETCHES: ["met"],
+        READERS: ["not measured"],
+        MODELS: ["met", "met"],
+        KILLED: ["met"],
+    }
     assert status == 0
 
 
@@ -128,6 +135,24 @@ def test_survivors_of_plans_that_passed_are_counted(evaluate):
     found, status = evaluate(one=log)
     assert found[KILLED] == ["met"]
     assert status == 0
+
+
+@pytest.mark.parametrize("bench, about", [("long_prompt", PROMPTS), ("rounding", ROUNDING)])
+def test_each_bench_has_targets_of_its_own(evaluate, bench, about):
+    found, status = evaluate(one=e2e("MISSED") | {"bench": bench})
+    assert (found[about], found[MODELS], status) == (["missed"], ["not measured"], 1)
+
+
+def pipeline(devices):
+    rows = [{"variant": name, "again": False, "ratio": {"median": 2.0}, "first_token_ms": {"median": 5.0}}
+            for name in ("replicated", "PP2")]  # fmt: skip
+    tables = [{"load": "equal", "rows": [*rows, {"variant": "replicated", "again": True}]}]
+    return {"bench": "pipeline", "config": {"devices": devices}, "tables": tables}
+
+
+def test_requests_are_shown_where_each_rank_has_its_gpu(evaluate):
+    assert evaluate(one=pipeline(["cuda:0", "cuda:1"]))[0][REQUESTS] == ["shown", "shown"]
+    assert evaluate(one=pipeline(["cuda:0", "cuda:0"]))[0][REQUESTS] == ["not measured"]
 
 
 def test_readers_are_shown(evaluate):

@@ -218,21 +218,23 @@ class Place:
 
 
 @pytest.mark.parametrize(
-    "sharded, again, place, result",
+    "sharded, again, place, result, options",
     [
-        (1.02, 1.0, Place(True, False), "met"),
-        (1.04, 1.0, Place(True, False), "MISSED"),
-        (1.02, 1.01, Place(True, False), None),
-        (1.02, 1.0, Place(True, True), None),
-        (1.02, 1.0, Place(False, False), None),
+        (1.009, 1.0, Place(True, False), "met", {}),
+        (1.011, 1.0, Place(True, False), "MISSED", {}),
+        (1.004, 1.0, Place(True, False), "met", {"transport": "cuda:pace=100"}),
+        (1.006, 1.0, Place(True, False), "MISSED", {"transport": "cuda:pace=100"}),
+        (1.009, 1.01, Place(True, False), None, {}),
+        (1.009, 1.0, Place(True, True), None, {}),
+        (1.009, 1.0, Place(False, False), None, {}),
     ],
 )
-def test_what_is_said_of_targets(sharded, again, place, result):
+def test_what_is_said_of_targets(sharded, again, place, result, options):
     compared, report = load("torch_table"), load("wan_report")
     table = compared.Table([compared.Variant("replicated", None), compared.Variant("layershard", None)], 0.5)
     table.times = {"replicated": [1.0] * 3, "layershard": [sharded] * 3}
     table.again = [again] * 3
-    scheme = load("wan_schemes").Scheme("layershard", "layershard", memory={"off_wanted": 0.03})
+    scheme = load("wan_schemes").Scheme("layershard", "layershard", options, memory={"off_wanted": 0.03})
     speed, memory = report.evaluate(place, table, [scheme])
     assert speed["result"] == result
     assert memory["result"] == "MISSED"
