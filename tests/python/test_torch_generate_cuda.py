@@ -20,7 +20,7 @@ import static_decoder as decoders  # noqa: E402
 if not list(pathlib.Path("/dev").glob("nvidia[0-9]*")) or torch.version.cuda is None:
     pytest.skip("there is no NVIDIA GPU, or torch is built without CUDA", allow_module_level=True)
 
-N_LAYERS = 8  # four are the other rank's, and there are two windows: all are fetched anew in each pass
+N_LAYERS = 6  # three are the other rank's, and there are two windows: layers are fetched anew in each pass
 WORDS = 9
 BLOCKS = {"modules": "layers.*", "scope": "block", "transport": "cuda:copy"}
 LINEARS = {"modules": ["*.qkv", "*.out", "*.up", "*.down"], "transport": "cuda:copy"}
@@ -46,7 +46,7 @@ def graphs_are_used(least):
 
 
 def prompts(rank):
-    return [decoders.prompt(10 * rank + number, 3 + number + 2 * rank) for number in range(4)]
+    return [decoders.prompt(10 * rank + number, 3 + number + 2 * rank) for number in range(3)]
 
 
 def words(rank, size, how, mode, makes_graphs):
