@@ -333,7 +333,8 @@ typedef struct lshard_series_options {
  * Create a series: lay it out, allocate this rank's shard and windows, map what can be mapped of the others' shards.
  * Addresses (lshard_series_address) are final from here on; bytes are there after commit.
  * Scope: collective; descriptions are compared field by field.  Blocks: at most timeout_ms each time the ranks agree,
- *        and a second for each 256 MiB of the largest shard while memory is made in large pages.
+ *        and a second for each 256 MiB of the largest shard while memory is made in large pages or on
+ *        NUMA nodes.
  * State: on failure nothing is left behind on this rank.
  * @return OK; INVALID; MISMATCH, also naming the first difference of the descriptions; NO_MEMORY; NOT_SUPPORTED;
  *         TIMEOUT; PEER_FAILED; OUT_OF_STEP; TRANSPORT; ABORTED; SYSTEM. The text is lshard_group_error(group).
@@ -392,7 +393,7 @@ typedef int (*lshard_post_process)(void *user, uint32_t layer, void *const *tens
  * Fill the series: post_process runs once per layer on its source, stripes and residents are fetched, every window gets
  * its first layer. With WHOLE post_process may be NULL: the bytes are then in lshard_series_storage already.
  * Scope: collective.  Blocks: post_process, and at most timeout_ms each time the ranks agree: choose it above the
- *        longest post_process of any rank, and with LSHARD_NUMA_COPY above what copying takes.
+ *        longest post_process of any rank. With LSHARD_NUMA_COPY a second for each 256 MiB of all shards longer.
  * State: on failure the series stays uncommitted; commit may be called again by all ranks, or the series destroyed.
  * @return OK; CALLBACK (naming the rank, on every rank); INVALID when STRIPED has no post_process; MISMATCH;
  *         OUT_OF_STEP; TIMEOUT; PEER_FAILED; TRANSPORT; ABORTED; STATE; NO_MEMORY; as the transport's reads.

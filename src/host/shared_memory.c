@@ -262,5 +262,5 @@ uint64_t shared_deadline(const lshard_context *context, const lshard_store_plan 
 	for (int32_t rank = 0; rank < context->size; rank++)
 		most = plan->shard_bytes_of[rank] > most ? plan->shard_bytes_of[rank] : most;
 	most += plan->buffers * plan->layer_bytes + more;
-	return lshard__deadline_ns(context->timeout_ms) + (touched ? most / (UINT64_C(256) << 20) * 1000000000u : 0);
+	return lshard__deadline_ns(context->timeout_ms) + (touched ? (most >> 20) * (1000000000u / 256) : 0);
 }

@@ -5,6 +5,8 @@
  * here; which memory ranks read, how much there is of it and whose bytes it holds is the kernel's word.
  */
 #include "memfd.h"
+#include "clock.h"
+#include "control.h"
 #include "numa.h"
 #include "outside.h"
 #include "threads.h"
@@ -55,6 +57,8 @@ static struct machine {
 	bool reserves;     /* large pages are reserved: as far as can be seen here, small ones are */
 	int filled_by;     /* the thread's policy while reserved pages were made; -1: none were */
 	bool dies_copying;
+	bool copying;
+	uint64_t waits_ns; /* at most, for who copies */
 } machine;
 
 static uint64_t count_pages(void *memory, uint64_t bytes)
@@ -185,9 +189,26 @@ lshard_status __real_shm_refresh(lshard_store *store, uint64_t *bytes);
 lshard_status __wrap_shm_refresh(lshard_store *store, uint64_t *bytes);
 lshard_status __wrap_shm_refresh(lshard_store *store, uint64_t *bytes)
 {
+	lshard_status status;
+
 	if (machine.dies_copying)
 		raise(SIGKILL);
-	return __real_shm_refresh(store, bytes);
+	machine.copying = true;
+	status = __real_shm_refresh(store, bytes);
+	machine.copying = false;
+	return status;
+}
+
+lshard_status __real_control_exchange(struct control *control, const void *send, void *receive, size_t bytes,
+				      uint8_t *alive, uint64_t *round, uint64_t deadline);
+lshard_status __wrap_control_exchange(struct control *control, const void *send, void *receive, size_t bytes,
+				      uint8_t *alive, uint64_t *round, uint64_t deadline);
+lshard_status __wrap_control_exchange(struct control *control, const void *send, void *receive, size_t bytes,
+				      uint8_t *alive, uint64_t *round, uint64_t deadline)
+{
+	if (machine.copying)
+		machine.waits_ns = deadline - lshard__now_ns();
+	return __real_control_exchange(control, send, receive, bytes, alive, round, deadline);
 }
 
 static void run_on(uint32_t node)
@@ -606,6 +627,34 @@ static void copies_are_in_large_pages_too(void **state)
 	wish.layer_bytes = UINT64_C(3) << 20;
 	wish.layers = 5;
 	assert_int_equal(team_of_processes(RANKS, reads_what_was_loaded, &wish), 0);
+}
+
+/* 128 MiB of series, and a shard of 32: more than half a second. */
+static int waits_for_copies(const struct member *member)
+{
+	struct rank rank = {.member = member, .wish = member->user};
+	int failed = 1;
+
+	run_on((uint32_t)member->rank / 2);
+	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
+	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	EXPECT(member, machine.waits_ns > (TIMEOUT_MS + 300) * UINT64_C(1000000), "%llu ns",
+	       (unsigned long long)machine.waits_ns);
+	EXPECT(member, team_barrier(member), "a rank is gone");
+	failed = 0;
+failed:
+	leave(&rank);
+	return failed;
+}
+
+static void ranks_wait_longer_for_large_copies(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.layer_bytes = UINT64_C(16) << 20;
+	wish.layers = 8;
+	assert_int_equal(team_of_processes(RANKS, waits_for_copies, &wish), 0);
 }
 
 /* ---- Ranks that die -------------------------------------------------------------------------------------------- */
@@ -1037,6 +1086,7 @@ int main(void)
 		cmocka_unit_test(a_rank_without_room_for_descriptors_keeps_nobody_waiting),
 		cmocka_unit_test(ranks_that_store_nothing_keep_copies),
 		cmocka_unit_test(copies_are_in_large_pages_too),
+		cmocka_unit_test(ranks_wait_longer_for_large_copies),
 		cmocka_unit_test(readers_outlive_sources_and_makers_of_copies),
 		cmocka_unit_test(a_rank_that_dies_while_it_copies_is_named),
 		cmocka_unit_test(nodes_are_asked_for_before_any_page_is_there),

@@ -94,6 +94,8 @@ lshard_status shm_read(lshard_store *store, uint32_t position, void *destination
 /* For the ranks of @p node: near[size], and bytes_of[size], what each rank copies for them. */
 void shm_near_lay_out(const struct shm *shm, const lshard_store_plan *plan, uint32_t node, struct shm_near *near,
 		      uint64_t *bytes_of);
+/* So much that no rank copies more. */
+uint64_t shm_near_most(const struct shm *shm, const lshard_store_plan *plan);
 /* What this rank copies, of which others' layers are read: not to be written but by a refresh. */
 lshard_status shm_near_protect(const struct shm_store *store, int protection, lshard_error *error);
 lshard_status shm_refresh(lshard_store *store, uint64_t *bytes);

@@ -79,6 +79,15 @@ static lshard_status copy_shard(struct shm_store *store, int32_t rank)
 	return LSHARD_OK;
 }
 
+uint64_t shm_near_most(const struct shm *shm, const lshard_store_plan *plan)
+{
+	uint64_t bytes = 0;
+
+	for (int32_t rank = 0; shm->nodes && plan->refreshed && rank < shm->base.context->size; rank++)
+		bytes += plan->shard_bytes_of[rank];
+	return bytes;
+}
+
 lshard_status shm_near_protect(const struct shm_store *store, int protection, lshard_error *error)
 {
 	const struct shared_memory *made = &store->copies[store->base.transport->context->rank];
@@ -103,18 +112,44 @@ static lshard_status copy_shards(struct shm_store *store, uint64_t *bytes)
 	return status;
 }
 
+/*
+ * Copying many GiB may take longer than ranks wait for each other elsewhere. Who failed or is gone, the caller finds
+ * out; so who failed comes here, too.
+ */
+static lshard_status wait_for_others(struct shm_store *store)
+{
+	struct shm *shm = (struct shm *)store->base.transport;
+	const lshard_store_plan *plan = store->base.plan;
+	const uint64_t deadline = shared_deadline(shm->base.context, plan, shm_near_most(shm, plan));
+	const unsigned char done = 1;
+
+	return control_exchange(&shm->control, &done, shm->agreement.reports, sizeof done, shm->agreement.alive, NULL,
+				deadline);
+}
+
+static lshard_status copy_writable(struct shm_store *store, uint64_t *bytes)
+{
+	lshard_status status = shm_near_protect(store, PROT_READ | PROT_WRITE, &store->base.error);
+	lshard_status after;
+
+	if (status != LSHARD_OK)
+		return status;
+	status = copy_shards(store, bytes);
+	after = shm_near_protect(store, PROT_READ, status == LSHARD_OK ? &store->base.error : NULL);
+	return status == LSHARD_OK ? after : status;
+}
+
 lshard_status shm_refresh(lshard_store *base, uint64_t *bytes)
 {
 	struct shm_store *store = (struct shm_store *)base;
-	lshard_status status, locked;
+	lshard_status status, together;
 
 	*bytes = 0;
 	if (!store->near)
 		return LSHARD_OK;
-	status = shm_near_protect(store, PROT_READ | PROT_WRITE, &base->error);
-	if (status != LSHARD_OK)
+	status = copy_writable(store, bytes);
+	together = wait_for_others(store);
+	if (status != LSHARD_OK || together == LSHARD_OK)
 		return status;
-	status = copy_shards(store, bytes);
-	locked = shm_near_protect(store, PROT_READ, status == LSHARD_OK ? &base->error : NULL);
-	return status == LSHARD_OK ? locked : status;
+	return lshard_fail(&base->error, together, "%s", base->transport->error.text);
 }

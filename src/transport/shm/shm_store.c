@@ -345,22 +345,12 @@ static void allocate_tables(struct opening *opening)
 	opening->store = NULL;
 }
 
-/* So much that no rank copies more. */
-static uint64_t most_copied(const struct shm *shm, const lshard_store_plan *plan)
-{
-	uint64_t bytes = 0;
-
-	for (int32_t rank = 0; shm->nodes && plan->refreshed && rank < shm->base.context->size; rank++)
-		bytes += plan->shard_bytes_of[rank];
-	return bytes;
-}
-
 lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store)
 {
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
 	struct opening opening = {.together = {.what = plan->name,
-					       .deadline = shared_deadline(context, plan, most_copied(shm, plan)),
+					       .deadline = shared_deadline(context, plan, shm_near_most(shm, plan)),
 					       .make = make_own,
 					       .take = get_shards},
 				  .shm = shm,
