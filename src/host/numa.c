@@ -52,7 +52,7 @@ void numa_tell(const lshard_context *context)
 		context->log(context, LSHARD_LOG_INFO, "numa %s: rank %d runs on node %u; it may use %u nodes",
 			     numa_word(context->numa), (int)context->rank, numa_here(), count);
 	else if (context->numa > LSHARD_NUMA_NONE)
-		context->log(context, LSHARD_LOG_INFO, "numa %s: rank %d may use one node: nothing to place",
+		context->log(context, LSHARD_LOG_INFO, "numa %s: rank %d may use one node, where all its memory comes",
 			     numa_word(context->numa), (int)context->rank);
 }
 
@@ -183,6 +183,8 @@ void numa_settle(const struct numa_use *use, void *memory, uint64_t bytes)
 	if (!wishes(use->wish) || pages == 0)
 		return;
 	numa_touch(memory, bytes);
+	if (use->wish->refused)
+		return; /* told, and no wonder where they are */
 	for (unsigned long i = 0; i < count; i++) {
 		chance = chance * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407); /* Knuth's */
 		looked_at[i] = (unsigned char *)memory + (pages == count ? i : (chance >> 33) % pages) * page;

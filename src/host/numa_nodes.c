@@ -115,6 +115,40 @@ uint32_t numa_here(void)
 	return syscall(SYS_getcpu, &processor, &node, NULL) == 0 && node < NUMA_MOST ? node : 0;
 }
 
+/* Of all nodes that are there by rising number: how far each is from @p node, "10 21"; "" where it is not told. */
+static void read_distances(uint32_t node, char *text, size_t room)
+{
+	char path[96];
+
+	text[0] = 0;
+	snprintf(path, sizeof path, NODES "node%u/distance", node);
+	read_line(path, "", text, room);
+}
+
+uint32_t numa_home(void)
+{
+	const uint32_t here = numa_here();
+	unsigned long least = ULONG_MAX;
+	struct numa_nodes online, usable;
+	uint32_t nearest = here;
+	char text[512], *next = text;
+
+	numa_usable(&usable);
+	if (numa_has(&usable, here))
+		return here;
+	read_online(&online);
+	read_distances(here, text, sizeof text);
+	for (uint32_t node = 0; node < NUMA_MOST; node++) {
+		const unsigned long distance = numa_has(&online, node) ? strtoul(next, &next, 10) : 0;
+
+		if (!numa_has(&usable, node) || (nearest != here && distance >= least))
+			continue;
+		nearest = node;
+		least = distance;
+	}
+	return nearest;
+}
+
 /* ---- For programs ---------------------------------------------------------------------------------------------- */
 
 static uint64_t read_meminfo(uint32_t node, const char *what)

@@ -28,5 +28,7 @@ void numa_usable(struct numa_nodes *nodes);
 
 /* Where the processor is that runs this thread; 0 where the system does not say. */
 uint32_t numa_here(void);
+/* The same, or where that is not usable the nearest node that is: memory for this thread comes there. */
+uint32_t numa_home(void);
 
 #endif

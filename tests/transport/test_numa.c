@@ -83,7 +83,7 @@ static long place(void *memory, uint64_t bytes, int mode, const unsigned long *n
 /* Each page where the last call wished it, or on the first node. */
 static long tell_nodes(unsigned long count, int *nodes)
 {
-	const struct placed *last = &machine.placed[machine.n_placed - 1];
+	const struct placed *last = &machine.placed[machine.n_placed ? machine.n_placed - 1 : 0];
 
 	for (unsigned long i = 0; i < count; i++)
 		nodes[i] = machine.full_of ? 0 : last->mode == MPOL_INTERLEAVE ? (int)(i % 2) : last->nodes == 2;
@@ -112,7 +112,8 @@ long __wrap_syscall(long number, ...)
 	va_end(arguments);
 	if (!machine.nodes)
 		return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
-	if (machine.forbidden && (number == SYS_mbind || number == SYS_move_pages || number == SYS_get_mempolicy)) {
+	if (machine.forbidden && (number == SYS_mbind || number == SYS_get_mempolicy ||
+				  (number == SYS_move_pages && !machine.full_of))) {
 		errno = EPERM;
 		return -1;
 	}
@@ -162,6 +163,8 @@ FILE *__wrap_fopen(const char *path, const char *mode)
 		return open_text("0-1\n");
 	if (!strcmp(name, "has_memory"))
 		return open_text("0-1,5\n");
+	if (!strcmp(name, "node5/distance"))
+		return open_text("32 17 10\n");
 	if (!strcmp(name, "node1/cpulist"))
 		return open_text("2-3\n");
 	if (!strcmp(name, "node1/meminfo"))
@@ -828,6 +831,7 @@ static void nothing_is_placed_unasked(void **state)
 
 /* ---- What cannot be had ---------------------------------------------------------------------------------------- */
 
+/* Ranks of the second node may still look where pages are. */
 static int may_not_place(const struct member *member)
 {
 	struct rank rank = {.member = member, .wish = member->user};
@@ -835,10 +839,12 @@ static int may_not_place(const struct member *member)
 
 	run_on((uint32_t)member->rank / 2);
 	machine.forbidden = true;
+	machine.full_of = (uint32_t)member->rank / 2;
 	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
 	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
 	SAYS(member, rank.log, "mbind of the shard: Operation not permitted (a container may forbid it");
 	EXPECT(member, !strstr(strstr(rank.log, "mbind of") + 1, "mbind of"), "told twice: %s", rank.log);
+	EXPECT(member, !strstr(rank.log, "lie where"), "told in other words: %s", rank.log);
 	EXPECT(member, pass_is_right(&rank), "a byte");
 	EXPECT(member, team_barrier(member), "a rank is gone");
 	failed = 0;
@@ -897,7 +903,7 @@ static int is_on_one_node(const struct member *member)
 	EXPECT(member, join(&rank, LSHARD_NUMA_COPY) == LSHARD_OK, "%s", rank.error);
 	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
 	SAYS(member, rank.log, "numa copy: rank");
-	SAYS(member, rank.log, "may use one node: nothing to place");
+	SAYS(member, rank.log, "may use one node, where all its memory comes");
 	EXPECT(member, machine.n_placed == 0, "%u calls", machine.n_placed);
 	EXPECT(member, pass_is_right(&rank), "a byte");
 	EXPECT(member, team_barrier(member), "a rank is gone");
@@ -1005,6 +1011,9 @@ static void nodes_are_told_as_the_system_has_them(void **state)
 	assert_int_equal(node.number, 5);
 	assert_false(node.usable || node.here);
 	assert_int_equal(lshard_node_info(3, &node), LSHARD_ERR_RANGE);
+	assert_int_equal(numa_home(), 1);
+	run_on(5);
+	assert_int_equal(numa_home(), 1); /* 17 away, and the first 32 */
 	machine.nodes = 0;
 }
 

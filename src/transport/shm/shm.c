@@ -102,7 +102,7 @@ static void tell_neighbours(const struct shm *shm, const lshard_context *context
 /* All ranks learn where the others run; copies are made where that is on several nodes. */
 static lshard_status find_nodes(struct shm *shm, const lshard_context *context, uint64_t deadline)
 {
-	const uint32_t here = numa_here();
+	const uint32_t here = numa_home();
 	uint8_t *alive = shm->agreement.alive;
 	lshard_status status;
 
