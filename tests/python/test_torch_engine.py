@@ -233,11 +233,3 @@ def misuse(rank, size):
 
 def test_misuse_is_told():
     ranks.run(2, misuse)
-
-
-def test_operators_are_left_out_of_cuda_graphs():
-    """What inductor asks where it decides that: see test_torch_partition."""
-    from layershard.torch import ops
-
-    for operator in (ops.arrive, ops.arrive_parts, ops.settle, ops.leave, ops.finish):
-        assert torch.Tag.cudagraph_unsafe in operator.tags

@@ -248,3 +248,11 @@ def test_a_model_round_a_sharded_one():
             assert torch.equal(pair(x), ranks.stack()(x) + ranks.stack(seed=2)(x))
 
     ranks.run(2, work)
+
+
+def test_operators_are_left_out_of_cuda_graphs():
+    """What inductor asks where it decides that: see test_torch_partition."""
+    from layershard.torch import ops
+
+    for operator in (ops.arrive, ops.arrive_parts, ops.settle, ops.leave, ops.finish):
+        assert torch.Tag.cudagraph_unsafe in operator.tags
