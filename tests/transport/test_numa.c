@@ -7,6 +7,7 @@
 #include "memfd.h"
 #include "clock.h"
 #include "control.h"
+#include "large_pages.h"
 #include "numa.h"
 #include "outside.h"
 #include "threads.h"
@@ -237,6 +238,7 @@ struct wish {
 	lshard_large_pages large_pages;
 	uint64_t layer_bytes;
 	uint32_t layers;
+	bool alone;        /* rank 0 on its node; else two ranks are on each */
 	int32_t dies;      /* this rank, after commit; -1: none */
 	int32_t dies_late; /* this one, while it copies in an update */
 	struct noted *noted;
@@ -296,11 +298,10 @@ static lshard_status join(struct rank *rank, lshard_numa numa)
 	return lshard_group_create(&options, &rank->group);
 }
 
-static lshard_status open_series(struct rank *rank)
+static lshard_status create_series(struct rank *rank)
 {
 	const lshard_tensor tensor = {"w", rank->wish->layer_bytes, 0, LSHARD_STRIPE_BYTES, 0, 0};
 	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
-	lshard_status status;
 
 	options.name = "near";
 	options.layer_count = rank->wish->layers;
@@ -309,7 +310,13 @@ static lshard_status open_series(struct rank *rank)
 	options.placement = rank->wish->placement;
 	options.poison = rank->wish->poison;
 	options.resident_bytes = rank->wish->resident_bytes;
-	status = lshard_series_create(rank->group, &options, &rank->series);
+	return lshard_series_create(rank->group, &options, &rank->series);
+}
+
+static lshard_status open_series(struct rank *rank)
+{
+	const lshard_status status = create_series(rank);
+
 	return status < 0 ? status : lshard_series_commit(rank->series, fill_layer, rank);
 }
 
@@ -478,6 +485,19 @@ static void ranks_of_a_node_share_one_copy(void **state)
 
 /* ---- Right bytes, whatever happens ----------------------------------------------------------------------------- */
 
+/* In place layers begin at a page where their shard does, at a large one where it is as large; copies do too. */
+static bool layers_are_aligned(struct rank *rank)
+{
+	const struct wish *wish = rank->wish;
+	const uint64_t large = wish->large_pages == LSHARD_LARGE_PAGES_NEVER ? 0 : lshard__large_page_bytes();
+	const uint64_t page = large && wish->layer_bytes >= large ? large : 4096;
+
+	for (uint32_t layer = 0; layer < RANKS && layer < wish->layers && wish->placement == LSHARD_WHOLE; layer++)
+		if ((uintptr_t)look_at(rank, layer) % page != 0)
+			return false;
+	return true;
+}
+
 static int reads_what_was_loaded(const struct member *member)
 {
 	const struct wish *wish = member->user;
@@ -486,9 +506,10 @@ static int reads_what_was_loaded(const struct member *member)
 	unsigned mappings;
 	int failed = 1;
 
-	run_on((uint32_t)member->rank / 2);
+	run_on(wish->alone ? member->rank > 0 : (uint32_t)member->rank / 2);
 	EXPECT(member, join(&rank, wish->numa) == LSHARD_OK, "%s", rank.error);
 	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	EXPECT(member, layers_are_aligned(&rank), "a layer");
 	for (int turn = 0; turn < 3; turn++) {
 		EXPECT(member, pass_is_right(&rank) && pass_is_right(&rank), "a byte, in turn %d", turn);
 		EXPECT(member, lshard_series_verify(rank.series, NULL) == LSHARD_OK, "%s",
@@ -619,6 +640,23 @@ static void ranks_that_store_nothing_keep_copies(void **state)
 	(void)state;
 	wish.layers = 2;
 	assert_int_equal(team_of_processes(RANKS, reads_what_was_loaded, &wish), 0);
+}
+
+/* What three ranks store lies one behind the other in what the fourth copies, and is of no whole pages. */
+static void a_rank_that_is_alone_copies_all_shards_of_others(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.alone = true;
+	for (int large = 0; large < 2; large++) {
+		wish.large_pages = large ? LSHARD_LARGE_PAGES_AUTO : LSHARD_LARGE_PAGES_NEVER;
+		wish.layer_bytes = (large ? UINT64_C(2) << 20 : LAYER_BYTES) + 100;
+		wish.placement = LSHARD_WHOLE;
+		assert_int_equal(team_of_processes(RANKS, reads_what_was_loaded, &wish), 0);
+		wish.placement = LSHARD_STRIPED;
+		assert_int_equal(team_of_processes(RANKS, reads_what_was_loaded, &wish), 0);
+	}
 }
 
 static void copies_are_in_large_pages_too(void **state)
@@ -801,6 +839,69 @@ static void reserved_pages_are_asked_for_by_node(void **state)
 	assert_int_equal(team_of_processes(2, asks_for_reserved_pages, &wish), 0);
 	wish.numa = LSHARD_NUMA_INTERLEAVE;
 	assert_int_equal(team_of_processes(2, asks_for_reserved_pages, &wish), 0);
+}
+
+/* The thread that fills windows may run on another node than the one that creates the series. */
+static int touches_its_windows(const struct member *member)
+{
+	struct rank rank = {.member = member, .wish = member->user};
+	lshard_stats stats = LSHARD_STATS_INIT;
+	unsigned mappings;
+	uint64_t kib;
+	int failed = 1;
+
+	run_on((uint32_t)member->rank / 2);
+	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
+	EXPECT(member, create_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	kib = part_of("layershard:near:windows", &mappings);
+	(void)lshard_series_stats(rank.series, &stats);
+	EXPECT(member, mappings > 0 && kib * 1024 == stats.window_bytes + stats.resident_bytes, "%llu KiB",
+	       (unsigned long long)kib);
+	EXPECT(member, team_barrier(member), "a rank is gone");
+	failed = 0;
+failed:
+	leave(&rank);
+	return failed;
+}
+
+static void windows_come_on_the_node_of_who_creates_them(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	wish.transport = "shm:copy";
+	wish.numa = LSHARD_NUMA_SOURCE;
+	wish.resident_bytes = 2 * LAYER_BYTES;
+	assert_int_equal(team_of_processes(RANKS, touches_its_windows, &wish), 0);
+}
+
+/* All memory of a node without any comes on the one where the others are. */
+static int has_no_memory_near(const struct member *member)
+{
+	struct rank rank = {.member = member, .wish = member->user};
+	lshard_stats stats = LSHARD_STATS_INIT;
+	int failed = 1;
+
+	run_on(member->rank < 2 ? 1 : 5);
+	EXPECT(member, join(&rank, rank.wish->numa) == LSHARD_OK, "%s", rank.error);
+	EXPECT(member, open_series(&rank) == LSHARD_OK, "%s", lshard_group_error(rank.group));
+	(void)lshard_series_stats(rank.series, &stats);
+	EXPECT(member, stats.numa_copy_bytes == 0, "%llu bytes", (unsigned long long)stats.numa_copy_bytes);
+	EXPECT(member, machine.n_placed == 1 && machine.placed[0].nodes == 2, "%lu", machine.placed[0].nodes);
+	EXPECT(member, pass_is_right(&rank), "a byte");
+	EXPECT(member, team_barrier(member), "a rank is gone");
+	failed = 0;
+failed:
+	leave(&rank);
+	return failed;
+}
+
+static void nothing_is_copied_to_a_node_without_memory(void **state)
+{
+	struct wish wish = plain;
+
+	(void)state;
+	assert_int_equal(team_of_processes(RANKS, has_no_memory_near, &wish), 0);
 }
 
 static int asks_for_nothing(const struct member *member)
@@ -1094,12 +1195,15 @@ int main(void)
 		cmocka_unit_test(verify_looks_at_copies_and_no_program_writes_them),
 		cmocka_unit_test(a_rank_without_room_for_descriptors_keeps_nobody_waiting),
 		cmocka_unit_test(ranks_that_store_nothing_keep_copies),
+		cmocka_unit_test(a_rank_that_is_alone_copies_all_shards_of_others),
 		cmocka_unit_test(copies_are_in_large_pages_too),
 		cmocka_unit_test(ranks_wait_longer_for_large_copies),
 		cmocka_unit_test(readers_outlive_sources_and_makers_of_copies),
 		cmocka_unit_test(a_rank_that_dies_while_it_copies_is_named),
 		cmocka_unit_test(nodes_are_asked_for_before_any_page_is_there),
 		cmocka_unit_test(reserved_pages_are_asked_for_by_node),
+		cmocka_unit_test(windows_come_on_the_node_of_who_creates_them),
+		cmocka_unit_test(nothing_is_copied_to_a_node_without_memory),
 		cmocka_unit_test(nothing_is_placed_unasked),
 		cmocka_unit_test(a_container_that_forbids_it_is_told_and_survived),
 		cmocka_unit_test(a_node_without_memory_is_told),
