@@ -113,8 +113,8 @@ long __wrap_syscall(long number, ...)
 	va_end(arguments);
 	if (!machine.nodes)
 		return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
-	if (machine.forbidden && (number == SYS_mbind || number == SYS_get_mempolicy ||
-				  (number == SYS_move_pages && !machine.full_of))) {
+	if (machine.forbidden &&
+	    (number == SYS_mbind || number == SYS_get_mempolicy || (number == SYS_move_pages && !machine.full_of))) {
 		errno = EPERM;
 		return -1;
 	}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * gpu_tail.c - a pass replayed from a graph beside the same pass run as it is, on a device: `gpu_tail [BYTES OF A WEIGHT
- * [SEED]]`, where SEED is for the stub, whose times mean nothing. Two processes on one device share a series by copies,
- * and one after the other they make passes while the other rests. Kernels that compare each word take as long as is
- * wanted of them, so that the copies fill half of a pass, most of it, and more than it. On a device the ratio of the two
- * must be what lshard_plan says of this rank, or less.
+ * gpu_tail.c - a pass replayed from a graph beside the same pass run as it is, on a device: `gpu_tail [BYTES OF A
+ * WEIGHT [SEED]]`, where SEED is for the stub, whose times mean nothing. Two processes on one device share a series by
+ * copies, and one after the other they make passes while the other rests. Kernels that compare each word take as long
+ * as is wanted of them, so that the copies fill half of a pass, most of it, and more than it. On a device the ratio of
+ * the two must be what lshard_plan says of this rank, or less.
  */
 #include "gpu_rank.h"
 #include "transports.h"
@@ -37,9 +37,8 @@ static int compute(struct tail *tail, uint32_t layer)
 	void *address = NULL;
 
 	OK(rank, lshard_series_address(rank->series, layer, 0, &address));
-	return !tail->compared ||
-	       gpu_compare_bytes(rank, (uintptr_t)address, rank->reference[layer - FIRST][0], tail->compared,
-				 rank->device.streams[0]);
+	return !tail->compared || gpu_compare_bytes(rank, (uintptr_t)address, rank->reference[layer - FIRST][0],
+						    tail->compared, rank->device.streams[0]);
 failed:
 	return 0;
 }
@@ -170,10 +169,10 @@ static int measure(struct tail *tail, double share, unsigned fetched)
 		qsort(times[replayed], ROUNDS, sizeof times[0][0], by_size);
 	ratio = times[1][ROUNDS / 2] / times[0][ROUNDS / 2];
 	planned = (double)result.captured_pass_ns / (double)result.pass_ns;
-	printf("  rank %d, k = %u: a transfer %.1f us, a layer's compute %.1f us: a pass %.1f us, planned %.1f; a replay "
-	       "%.1f us: %.3f of it, planned %.3f; a transfer is %.3f\n",
-	       (int)rank->member->rank, rank->plan->prefetch, tail->transfer_us, tail->compute_us,
-	       times[0][ROUNDS / 2], (double)result.pass_ns / 1e3, times[1][ROUNDS / 2], ratio, planned,
+	printf("  rank %d, k = %u: a transfer %.1f us, a layer's compute %.1f us: a pass %.1f us, planned %.1f; a "
+	       "replay %.1f us: %.3f of it, planned %.3f; a transfer is %.3f\n",
+	       (int)rank->member->rank, rank->plan->prefetch, tail->transfer_us, tail->compute_us, times[0][ROUNDS / 2],
+	       (double)result.pass_ns / 1e3, times[1][ROUNDS / 2], ratio, planned,
 	       tail->transfer_us / times[0][ROUNDS / 2]);
 	EXPECT(rank->member, rank->plan->late || ratio < planned + MARGIN, "a replay takes longer than planned");
 	return 1;
