@@ -222,14 +222,14 @@ static lshard_status name_shard(struct cuda_store *store, struct cuda_place *pla
 	size_t bytes = 0;
 	cuda_result result = cuda->driver.address_range(&base, &bytes, shard->address);
 
-	if (result == CUDA_OK && shard->address - base + shard->bytes > bytes)
+	place->offset = shard->address - base;
+	if (result == CUDA_OK) /* first: of an expandable segment the range is one chunk of it */
+		result = cuda->driver.ipc_export(&place->handle, base);
+	if (result == CUDA_OK && place->offset + shard->bytes > bytes)
 		return lshard_fail(&cuda->base.error, LSHARD_ERR_INVALID,
 				   "series '%s': the caller's memory for a shard of %llu bytes ends after %llu",
 				   store->base.plan->name, (unsigned long long)shard->bytes,
-				   (unsigned long long)(base + bytes - shard->address));
-	if (result == CUDA_OK)
-		result = cuda->driver.ipc_export(&place->handle, base);
-	place->offset = shard->address - base;
+				   (unsigned long long)(bytes - place->offset));
 	if (result == CUDA_OK)
 		return LSHARD_OK;
 	(void)cuda_failed(&cuda->driver, &cuda->base.error, result,

@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #define SEGMENT ((size_t)2 << 20)
+#define CHUNKS  2 /* segments of which a mapped one is made, as torch makes its expandable ones */
 
 /* What the caller's allocator gives. */
 enum gives { CUT_OUT, HOST, OTHER_DEVICE, MAPPED, CROOKED, NOTHING, FAR_END, NO_PIPE };
@@ -38,7 +39,7 @@ struct purse {
 	size_t used;
 	int given[3];
 	int returned[3];
-	cuda_handle handle; /* MAPPED */
+	cuda_handle handles[CHUNKS]; /* MAPPED */
 	char host[65536];
 };
 
@@ -49,10 +50,25 @@ static cuda_address map_segment(struct purse *purse)
 	const struct cuda_access access = {{CUDA_ON_DEVICE, 0}, CUDA_CAN_WRITE};
 	cuda_address address = 0;
 
-	if (cuMemAddressReserve(&address, SEGMENT, 0, 0, 0) || cuMemCreate(&purse->handle, SEGMENT, &properties, 0) ||
-	    cuMemMap(address, SEGMENT, 0, purse->handle, 0) || cuMemSetAccess(address, SEGMENT, &access, 1))
+	if (cuMemAddressReserve(&address, CHUNKS * SEGMENT, 0, 0, 0))
 		return 0;
+	for (size_t i = 0; i < CHUNKS; i++) {
+		const cuda_address chunk = address + i * SEGMENT;
+
+		if (cuMemCreate(&purse->handles[i], SEGMENT, &properties, 0) ||
+		    cuMemMap(chunk, SEGMENT, 0, purse->handles[i], 0) || cuMemSetAccess(chunk, SEGMENT, &access, 1))
+			return 0;
+	}
 	return address;
+}
+
+static void unmap_segment(struct purse *purse)
+{
+	for (size_t i = 0; i < CHUNKS; i++) {
+		cuMemUnmap(purse->segment + i * SEGMENT, SEGMENT);
+		cuMemRelease(purse->handles[i]);
+	}
+	cuMemAddressFree(purse->segment, CHUNKS * SEGMENT);
 }
 
 static int open_purse(struct purse *purse, const struct variant *variant, const struct member *member)
@@ -76,13 +92,10 @@ static int open_purse(struct purse *purse, const struct variant *variant, const 
 
 static void close_purse(struct purse *purse, const struct member *member)
 {
-	if (purse->gives == MAPPED) {
-		cuMemUnmap(purse->segment, SEGMENT);
-		cuMemRelease(purse->handle);
-		cuMemAddressFree(purse->segment, SEGMENT);
-	} else {
+	if (purse->gives == MAPPED)
+		unmap_segment(purse);
+	else
 		cuMemFree_v2(purse->segment);
-	}
 	cuDevicePrimaryCtxRelease_v2(member->rank + (purse->gives == OTHER_DEVICE));
 }
 
@@ -95,7 +108,7 @@ static void *give(void *user, lshard_purpose purpose, size_t bytes, size_t align
 	purse->given[purpose]++;
 	if (purse->gives == HOST)
 		return purse->host;
-	if (purse->gives == FAR_END)
+	if (purse->gives == FAR_END || purse->gives == MAPPED) /* where it is mapped, into the next chunk */
 		return (void *)(uintptr_t)(purse->segment + SEGMENT - 4096);
 	purse->used = (purse->used + 512 + alignment - 1) / alignment * alignment;
 	purse->used += bytes;
