@@ -63,14 +63,14 @@ int gpu_open(struct rank *rank)
 	struct device *device = &rank->device;
 	lshard_error error = {{0}};
 	cuda_module module;
-	int devices = 0;
 
 	EXPECT(rank->member, cuda_driver_open(&device->driver, getenv(CUDA_LIBRARY_VARIABLE), &error) == LSHARD_OK,
 	       "%s", error.text);
-	EXPECT(rank->member, cuda_driver_start(&device->driver, &devices, &error) == LSHARD_OK, "%s", error.text);
+	EXPECT(rank->member, cuda_driver_start(&device->driver, &device->devices, &error) == LSHARD_OK, "%s",
+	       error.text);
 	EXPECT(rank->member, find_calls(device), "the driver lacks a function");
 	steer_stub(rank);
-	CALL(rank, device->driver.device_get(&device->device, rank->member->rank % devices));
+	CALL(rank, device->driver.device_get(&device->device, rank->member->rank % device->devices));
 	CALL(rank, device->driver.context_retain(&device->context, device->device));
 	CALL(rank, device->context_set(device->context));
 	CALL(rank, device->module_load(&module, kernel_text));

@@ -19,6 +19,7 @@ struct device {
 #define CUDA_MEMBER(member, symbol, parameters) cuda_result(*member) parameters;
 	CUDA_TEST_FUNCTIONS(CUDA_MEMBER)
 #undef CUDA_MEMBER
+	int devices; /* how many there are */
 	cuda_device device;
 	cuda_context context;
 	cuda_function kernel;

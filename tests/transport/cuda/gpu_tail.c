@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * gpu_tail.c - a pass replayed from a graph beside the same pass run as it is, on a device: `gpu_tail [BYTES OF A
- * WEIGHT [SEED]]`, where SEED is for the stub, whose times mean nothing. Two processes on one device share a series by
- * copies, and one after the other they make passes while the other rests. Kernels that compare each word take as long
- * as is wanted of them, so that the copies fill half of a pass, most of it, and more than it. On a device the ratio of
- * the two must be what lshard_plan says of this rank, or less.
+ * WEIGHT [SEED]]`, where SEED is for the stub, whose times mean nothing. Two processes share a series by copies, and
+ * one after the other they make passes while the other rests. Kernels that compare each word take as long as is
+ * wanted of them, so that the copies fill half of a pass, most of it, and more than it. Both must read the right
+ * words, and on two devices the ratio of the two must be what lshard_plan says of this rank, or less. Ranks that
+ * share a device share its memory's bandwidth too: copies then slow kernels down, of which a plan knows nothing (on
+ * one H200 a pass of copies that should fill half of it takes as long as both one after the other, and a replay 1.02
+ * to 1.06 of it).
  */
 #include "gpu_rank.h"
 #include "transports.h"
@@ -174,7 +177,8 @@ static int measure(struct tail *tail, double share, unsigned fetched)
 	       (int)rank->member->rank, rank->plan->prefetch, tail->transfer_us, tail->compute_us, times[0][ROUNDS / 2],
 	       (double)result.pass_ns / 1e3, times[1][ROUNDS / 2], ratio, planned,
 	       tail->transfer_us / times[0][ROUNDS / 2]);
-	EXPECT(rank->member, rank->plan->late || ratio < planned + MARGIN, "a replay takes longer than planned");
+	EXPECT(rank->member, rank->plan->late || rank->device.devices == 1 || ratio < planned + MARGIN,
+	       "a replay takes longer than planned");
 	return 1;
 failed:
 	return 0;
