@@ -18,7 +18,7 @@ tools="gcc make cmake pkg-config python3"
 for group in "$@"; do
 	case $group in
 	--gpu) packages="$build g++ libcmocka-dev" tools="$tools g++" ;;
-	--check) packages="$packages g++ libcmocka-dev python3-pytest python3-venv" tools="$tools g++" ;;
+	--check) packages="$packages g++ libcmocka-dev openmpi-bin python3-pytest python3-venv" tools="$tools g++" ;;
 	--ci) packages="$packages clang libclang-rt-dev valgrind" tools="$tools clang valgrind" ;;
 	*) echo "usage: install_packages.sh [--check] [--ci] | --gpu" >&2; exit 2 ;;
 	esac
@@ -28,6 +28,7 @@ is_installed() {
 	dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed && return
 	case $1 in
 	gcc | g++ | make | cmake | pkg-config | python3 | clang | valgrind) command -v "$1" >/dev/null ;;
+	openmpi-bin) command -v mpirun >/dev/null ;;
 	binutils) command -v ld >/dev/null ;;
 	libc6-dev) echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1 ;;
 	libjansson-dev) pkg-config --exists jansson 2>/dev/null ;;
