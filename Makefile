@@ -57,7 +57,7 @@ check: check-deps
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
 		tests/run_tests.sh $(BUILD) -LE 'gpu|long' $(IN_FOLDER) $(TEST_FLAGS)
 
-# After make check, with its build: the tests of PyTorch that take minutes.
+# After make check, with its build: what takes minutes, most of it with PyTorch.
 .PHONY: check-long
 check-long:
 	tests/run_tests.sh $(BUILD) -L plain -L long $(TEST_FLAGS)
