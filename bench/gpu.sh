@@ -7,6 +7,7 @@
 #
 #   link       1 min  fetches by size, beside bare copies
 #   readers    1 min  four ranks, two of them reading one source at once: whole and striped (two GPUs)
+#   columns    1 min  by which copies stripes of columns come fastest (two GPUs)
 #   in-place          two ranks on one GPU that compute from each other's memory: 1024 and 16 tokens
 #   rounding   2 min  a compiled sharded model's distance from float32, beside a compiled replicated one's: ten seeds
 #   compiled   4 min  models whose attention a compiler finds a kernel for only where nothing cuts the graph
@@ -56,8 +57,8 @@ case $gpus in
 	;;
 *)
 	pair='--devices 0,1'
-	parts='link readers in-place rounding compiled e2e-16 e2e-512 e2e-1024 e2e-2048 e2e-4096 e2e-8192 e2e-16384'
-	parts="$parts whole wan pipeline prompt-32768 prompt-65536 prompt-131072"
+	parts='link readers columns in-place rounding compiled whole wan pipeline e2e-16 e2e-512 e2e-1024 e2e-2048'
+	parts="$parts e2e-4096 e2e-8192 e2e-16384 prompt-32768 prompt-65536 prompt-131072"
 	;;
 esac
 if [ $# -eq 0 ]; then
@@ -125,6 +126,7 @@ run_part() {
 		--variants 'replicated*;layershard k=1*' ;;
 	rounding) model "$1" rounding.py ;;
 	compiled) model "$1" compiled_speed.py ;;
+	columns) model "$1" columns.py --devices 0,1 ;;
 	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 ;;
 	pipeline) model "$1" pipeline.py --devices 0,1 ;;
 	prompt-*) model "$1" long_prompt.py --devices 0,1 --tokens "${1#prompt-}" ;;
