@@ -92,7 +92,10 @@ class Driver:
     """The calls, each of which ends the program where it fails."""
 
     def __init__(self) -> None:
-        self.library = ctypes.CDLL(os.environ.get("LAYERSHARD_CUDA_SO_PATH") or "libcuda.so.1")
+        try:
+            self.library = ctypes.CDLL(os.environ.get("LAYERSHARD_CUDA_SO_PATH") or "libcuda.so.1")
+        except OSError as error:
+            sys.exit(f"there is no NVIDIA driver: {error}")
         self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -400,14 +403,18 @@ def beside_products(stripe: Stripe, ordinal: int, rounds: int, speeds: dict[str,
     }
 
 
+def ordinals_of(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", default="0", help="the GPU that reads, and the source if it is another")
+    parser.add_argument("--devices", type=ordinals_of, default="0", help="the GPU that reads, and its source")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, help="of the matrices; 8192")
     parser.add_argument("--save", metavar="FILE")
     options = parser.parse_args()
-    ordinals = [int(part) for part in options.devices.split(",")]
+    ordinals = options.devices
     driver = Driver()
     gpu = Gpu(driver, ordinals[0])
     source = Gpu(driver, ordinals[-1]) if ordinals[-1] != ordinals[0] else gpu
