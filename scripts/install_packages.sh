@@ -4,7 +4,7 @@
 # install_packages.sh [--check] [--ci] | --gpu - install the Debian or Ubuntu packages that are missing, and no more.
 #   (always)  what building, the model's download and the demo need
 #   --check   also what the tests need
-#   --ci      also what the longer checks need: clang with its sanitizers, valgrind
+#   --ci      also what the longer checks need: clang with its sanitizers, spin, valgrind
 #   --gpu     what building and the tests on a GPU need, alone
 # What is there without a package counts as well: a program in PATH, a library that pkg-config finds. Without network,
 # scripts/gpu_packages.sh makes a folder of the libraries. Needs root only if something is missing; without root and
@@ -19,7 +19,7 @@ for group in "$@"; do
 	case $group in
 	--gpu) packages="$build g++ libcmocka-dev" tools="$tools g++" ;;
 	--check) packages="$packages g++ libcmocka-dev openmpi-bin python3-pytest python3-venv" tools="$tools g++" ;;
-	--ci) packages="$packages clang libclang-rt-dev valgrind" tools="$tools clang valgrind" ;;
+	--ci) packages="$packages clang libclang-rt-dev spin valgrind" tools="$tools clang spin valgrind" ;;
 	*) echo "usage: install_packages.sh [--check] [--ci] | --gpu" >&2; exit 2 ;;
 	esac
 done
@@ -27,7 +27,7 @@ done
 is_installed() {
 	dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed && return
 	case $1 in
-	gcc | g++ | make | cmake | pkg-config | python3 | clang | valgrind) command -v "$1" >/dev/null ;;
+	gcc | g++ | make | cmake | pkg-config | python3 | clang | spin | valgrind) command -v "$1" >/dev/null ;;
 	openmpi-bin) command -v mpirun >/dev/null ;;
 	binutils) command -v ld >/dev/null ;;
 	libc6-dev) echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1 ;;
