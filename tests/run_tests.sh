@@ -9,16 +9,21 @@ set -eu
 build=$1
 shift
 log=$build/Testing/Temporary/LastTest.log
+seen=$build/Testing/run_tests.log
+mkdir -p "$build/Testing"
 rm -f "$log"
 
 status=0
-ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" "$@" || status=$?
+ctest --test-dir "$build" --output-log "$seen" --output-on-failure --no-tests=error -j "$(nproc)" "$@" || status=$?
 [ -f "$log" ] || exit "$status" # nothing was run
 
 # A program prints "skipped: reason" (and exits 77 where that is all it did), pytest "SKIPPED [count] place: reason".
+# Whoever exits 77 without is named, too.
 skips=$(awk '/^[0-9]+\/[0-9]+ Test: / { test = $3 }
-	/^skipped: / { sub(/^skipped: /, ""); print test ": " $0 }
-	/^SKIPPED \[/ { sub(/^SKIPPED /, ""); print test ": " $0 }' "$log")
+	/^skipped: / { sub(/^skipped: /, ""); print test ": " $0; told[test] = 1 }
+	/^SKIPPED \[/ { sub(/^SKIPPED /, ""); print test ": " $0; told[test] = 1 }
+	/^ *[0-9]+\/[0-9]+ Test +#[0-9]+: .*\*\*\*Skipped / && !told[$4] { print $4 ": it does not say why" }' \
+	"$log" "$seen")
 # The suites that run over every transport print "does not apply: case: reason".
 apart=$(sed -n 's/^does not apply: \([^:]*\): .*/\1/p' "$log" | sort | uniq -c)
 if [ -n "$apart" ]; then
