@@ -12,14 +12,13 @@ peer itself. Each way is checked once. All ways are timed in shuffled rounds, by
 
 Then the same while matrices are multiplied on the reading GPU (needs torch): how fast, and by how much the products
 take longer. Inside one GPU copies are made by kernels of the driver's, not by engines: that says what unpacking costs,
-and nothing of the link. Knows the driver's interface alone. Takes less than a minute.
+and nothing of the link. Knows the driver's interface alone; --save needs layershard and torch. Less than a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import random
 import statistics
@@ -419,7 +418,7 @@ def main() -> int:
     gpu = Gpu(driver, ordinals[0])
     source = Gpu(driver, ordinals[-1]) if ordinals[-1] != ordinals[0] else gpu
     print(f"{gpu.name} reads " + ("inside itself" if source is gpu else f"from {source.name}"))
-    result: dict[str, Any] = {"devices": ordinals, "gpu": gpu.name}
+    result: dict[str, Any] = {"bench": "columns", "config": {"devices": ordinals, "rounds": options.rounds}}
     with gpu:
         if source is not gpu:
             driver.call("cuCtxEnablePeerAccess", source.context, 0)
@@ -437,8 +436,10 @@ def main() -> int:
                     print(f"  {way:50} {both['GB/s']:8.1f} {both['products']:6.3f} {both['lost ms per GB']:6.3f}")
             stripe.free()
     if options.save:
-        with open(options.save, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+        import torch_save
+
+        gpus = [{"ordinal": ordinal, "name": each.name} for ordinal, each in zip(ordinals, (gpu, source), strict=False)]
+        torch_save.write(options.save, result, gpus)
     return 0
 
 

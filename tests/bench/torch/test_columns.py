@@ -24,9 +24,14 @@ def program(change=""):
 def test_every_way_is_timed(tmp_path):
     done = run(program(), "--save", tmp_path / "found.json")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
+    saved = json.loads((tmp_path / "found.json").read_text())
+    assert saved["schema"] == "layershard-bench/2" and saved["gpus"] == [{"ordinal": 0, "name": "Stub 0"}]
+    found = saved["result"]
     assert len(found["o_proj"]) == len(found["down_proj"]) == 11 and all(found["down_proj"].values())
     assert done.stdout.splitlines()[0] == "Stub 0 reads inside itself"
+    evaluate = [sys.executable, str(TREE / "bench" / "results" / "targets.py"), str(tmp_path)]
+    done = subprocess.run(evaluate, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr  # it lies among other results
 
 
 def test_a_way_that_leaves_rows_out_is_told():
