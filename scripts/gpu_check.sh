@@ -6,12 +6,6 @@
 # it under.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-BUILD=${BUILD:-build-gpu}
-mkdir -p "$BUILD"
 . scripts/gpu_sources.sh
-# shellcheck disable=SC2086 # several words each
-"${CC:-cc}" -std=c11 -O2 -g -D_GNU_SOURCE $library_includes -Itests -Itests/support \
-	-o "$BUILD/gpu_check" tests/transport/cuda/gpu_check.c tests/transport/cuda/gpu_rank.c \
-	tests/transport/cuda/gpu_times.c tests/support/threads.c \
-	$library_sources -lpthread -ldl
+build_gpu_test gpu_check
 ${RUN:-} "$BUILD/gpu_check" "$@"
