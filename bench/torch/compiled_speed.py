@@ -211,14 +211,7 @@ def run_rank(options: argparse.Namespace, ranks: Ranks) -> int:
 
 def main() -> int:
     options = arguments()
-    status = torch_launch.launch(len(options.devices))
-    if status is not None:
-        return status
-    ranks = torch_launch.join(options.devices)
-    with torch.no_grad():
-        status = run_rank(options, ranks)
-    torch_launch.leave(ranks)
-    return status
+    return torch_launch.run(options.devices, lambda ranks: run_rank(options, ranks))
 
 
 if __name__ == "__main__":

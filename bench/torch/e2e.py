@@ -330,15 +330,7 @@ def main() -> int:
     # Multicast is left alone: not every shared host allows it.
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
-    devices = options.devices
-    status = torch_launch.launch(len(devices))
-    if status is not None:
-        return status
-    ranks = torch_launch.join(devices)
-    with torch.no_grad():
-        status = run_rank(options, ranks)
-    torch_launch.leave(ranks)
-    return status
+    return torch_launch.run(options.devices, lambda ranks: run_rank(options, ranks))
 
 
 if __name__ == "__main__":

@@ -399,14 +399,7 @@ def main() -> int:
     options = arguments()
     for name, value in e2e.SWITCHES.items():
         os.environ.setdefault(name, value)
-    status = torch_launch.launch(len(options.devices))
-    if status is not None:
-        return status
-    ranks = torch_launch.join(options.devices)
-    with torch.no_grad():
-        status = run_rank(options, ranks)
-    torch_launch.leave(ranks)
-    return status
+    return torch_launch.run(options.devices, lambda ranks: run_rank(options, ranks))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -146,3 +146,15 @@ def leave(ranks: Ranks) -> None:
     ranks.synchronize()
     ranks.barrier()
     dist.destroy_process_group()
+
+
+def run(devices: Sequence[torch.device], work: Callable[[Ranks], int]) -> int:
+    """Start this script again as a rank for each device, where @work says the exit status; then that of all."""
+    status = launch(len(devices))
+    if status is not None:
+        return status
+    ranks = join(devices)
+    with torch.no_grad():
+        status = work(ranks)
+    leave(ranks)
+    return status
