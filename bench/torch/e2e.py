@@ -72,6 +72,8 @@ def arguments() -> argparse.Namespace:
     add("--warm-ms", type=float, default=200, help="time of untimed passes before each sample (default %(default)s)")
     margin = "a table is inconclusive where the control variant's first and last differ by more per cent"
     add("--margin", type=float, default=0.5, help=margin)
+    minutes = "rounds end early, at least 3 are made, so that the last table is there in time"
+    add("--minutes", type=float, help=minutes)
     add("--transport", help="of layershard (default auto; copies where ranks would compute in place)")
     add("--scope", choices=("block", "linear"), default="block", help="of shard (default %(default)s)")
     late = "how late the last rank begins in variants with a late rank, of a pass (default %(default)s)"
@@ -244,15 +246,16 @@ def run_table(rounds: Rounds, schemes: Schemes, tokens: int) -> Table:
 
 def run_tables(options: argparse.Namespace, bench: Any, schemes: Schemes, tokens: Sequence[int]) -> dict[int, Table]:
     ranks = bench.ranks
-    rounds = Rounds(
-        ranks,
-        passes=options.passes,
-        rounds=options.rounds,
-        warm_ms=options.warm_ms,
-        margin_percent=options.margin,
-    )
     tables: dict[int, Table] = {}
     for count in tokens:
+        rounds = Rounds(
+            ranks,
+            passes=options.passes,
+            rounds=options.rounds,
+            warm_ms=options.warm_ms,
+            margin_percent=options.margin,
+            minutes=ranks.minutes_each(options.minutes, len(tokens) - len(tables)),
+        )
         tables[count] = table = run_table(rounds, schemes, count)
         bench.forget()
         ranks.note("")
@@ -277,6 +280,7 @@ def config_of(options: argparse.Namespace, bench: Any) -> dict[str, Any]:
         "rounds": options.rounds,
         "warm_ms": options.warm_ms,
         "margin_percent": options.margin,
+        "minutes": options.minutes,
         "transport": bench.transport,
         "scope": bench.scope,
         "late_percent": bench.late_percent,

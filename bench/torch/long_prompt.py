@@ -67,6 +67,8 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=e2e.positive, default=5, help="samples of each variant (default %(default)s)")
     margin = "a table is inconclusive where the control variant's first and last differ by more per cent"
     add("--margin", type=float, default=0.5, help=margin)
+    minutes = "rounds end early, at least 3 are made, so that the last table is there in time"
+    add("--minutes", type=float, help=minutes)
     add("--transport", help="of layershard (default auto; copies where ranks would compute in place)")
     add("--save", metavar="FILE", help="write the result as JSON after each length")
     options = parser.parse_args()
@@ -233,7 +235,7 @@ class Prompt:
             way.details["activation_bytes"] = max(activations for _, activations, _ in everyones)
             way.details["peak_bytes"] = max(weights + activations for weights, activations, _ in everyones)
 
-    def table(self, tokens: int) -> Table:
+    def table(self, tokens: int, minutes: float | None) -> Table:
         x = tokens_of(0, tokens, self.bench.shape, self.ranks.device)
         ways = self.ways(x)
         right = self.plain(x)
@@ -243,7 +245,7 @@ class Prompt:
         self.bench.forget()
         token = torch.ones(1, device=self.ranks.device)
         rounds = LongRounds(self.ranks, passes=1, rounds=self.options.rounds, warm_ms=0,
-                            margin_percent=self.options.margin)  # fmt: skip
+                            margin_percent=self.options.margin, minutes=minutes)  # fmt: skip
         table = rounds.run([way.variant(token) for way in ways], f"{tokens} tokens, ")
         table.not_run.update(self.schemes.not_run)
         return table
@@ -276,7 +278,8 @@ def run_rank(options: argparse.Namespace, ranks: Ranks) -> int:
     config |= {"devices": [str(each) for each in ranks.devices], "dtype": dtype, "layer_bytes": shape.layer_bytes}
     tables: dict[int, Table] = {}
     for tokens in options.tokens:
-        tables[tokens] = table = prompt.table(tokens)
+        minutes = ranks.minutes_each(options.minutes, len(options.tokens) - len(tables))
+        tables[tokens] = table = prompt.table(tokens, minutes)
         bench.forget()
         ranks.note("")
         ranks.say(f"\n{tokens} tokens\n{text_of(table)}")

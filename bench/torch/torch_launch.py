@@ -73,6 +73,7 @@ class Ranks:
     size: int
     devices: list[torch.device]
     group: Any
+    began_s: float = dataclasses.field(default_factory=time.monotonic)
     _noted_s: float = -math.inf
     _NOTE_EVERY_S = 10.0
 
@@ -119,6 +120,10 @@ class Ranks:
         elif text and time.monotonic() - self._noted_s > self._NOTE_EVERY_S:
             self._noted_s = time.monotonic()
             print(text, file=sys.stderr, flush=True)
+
+    def minutes_each(self, minutes: float | None, tables: int) -> float | None:
+        """What each of so many tables may take of what is left of the @minutes since the ranks met."""
+        return None if minutes is None else (minutes - (time.monotonic() - self.began_s) / 60) / tables
 
     def synchronize(self) -> None:
         if self.on_gpus:

@@ -7,7 +7,8 @@ without sharding, and how far they are apart over all rounds says whether the ru
 passes in a row, so that what is fetched ahead for the next pass is neither free nor paid twice, and it follows warm
 passes of the same variant: a GPU at its power cap needs a while to find its clock. All ranks go through the same
 variants in the same order, with a barrier before each sample; the slowest rank counts, of those whose times a variant
-counts. Outputs of the first and the last round are compared with the baseline's. Apart from the rounds: clocks and
+counts. Outputs of the first and the last round are compared with the baseline's. Rounds may end early, so that the
+table is there in time. Apart from the rounds: clocks and
 power, and how long the host takes to enqueue a pass.
 
     ranks = torch_launch.join(devices)                       # ranks of torchrun, or of torch_launch.launch
@@ -44,6 +45,7 @@ class Rounds:
     HOST_PASSES = 5
     TRIED_PASSES = 2
     MOST_WARM = 1000
+    LEAST_ROUNDS = 3
 
     def __init__(
         self,
@@ -55,7 +57,9 @@ class Rounds:
         margin_percent: float = 0.5,
         meter: bool = True,
         seed: int = 1,
+        minutes: float | None = None,
     ) -> None:
+        """@minutes from now on: when the next table is to be there."""
         self._ranks = ranks
         self._passes = passes
         self._rounds = rounds
@@ -63,6 +67,7 @@ class Rounds:
         self._margin_percent = margin_percent
         self._meter = Meter(ranks.device) if meter else None
         self._seed = seed
+        self._end_s = None if minutes is None else time.monotonic() + 60 * minutes
         self._outputs: dict[str, torch.Tensor] = {}
         self._pass_s: dict[str, float] = {}
 
@@ -159,23 +164,41 @@ class Rounds:
 
     # ---- The rounds ----
 
-    def _timed(self, table: Table, variant: Variant, number: int) -> float:
+    def _is_last(self, number: int, took_s: float, apart_s: float) -> bool:
+        """Whether no further round would end in time, by what the one before took. The same on all ranks."""
+        if number + 1 >= self._rounds or self._end_s is None:
+            return number + 1 >= self._rounds
+        is_late = time.monotonic() + 2 * took_s + apart_s > self._end_s
+        return number + 1 >= self.LEAST_ROUNDS and bool(self._ranks.first(is_late))
+
+    def _apart_s(self, variants: Sequence[Variant]) -> float:
+        """About what is read apart from the rounds takes."""
+        metered_s = self._warm_s + self.METER_S if self._meter is not None and self._ranks.on_gpus else 0.0
+        passes = self.HOST_PASSES + 2
+        return sum(passes * self._pass_s[variant.name] + metered_s for variant in variants)
+
+    def _timed(self, table: Table, variant: Variant, compares: bool) -> float:
         seconds, output = self._sample(variant, self._passes_in(variant, self._warm_s), self._passes)
-        if number in (0, self._rounds - 1):
+        if compares:
             self._compare(table, variant, output)
         return seconds
 
     def _run_rounds(self, table: Table, control: Variant, others: list[Variant], what: str) -> None:
         draw = random.Random(self._seed)
+        apart_s, took_s = self._apart_s([control, *others]), 0.0
         for number in range(self._rounds):
+            is_last, began_s = self._is_last(number, took_s, apart_s), time.monotonic()
             self._ranks.note(f"{what}round {number + 1} of {self._rounds}")
             draw.shuffle(others)
-            order = [control, *others, control]
-            everyones = list(zip(*self._ranks.gather([self._timed(table, variant, number) for variant in order])))
+            order, compares = [control, *others, control], is_last or number == 0
+            everyones = list(zip(*self._ranks.gather([self._timed(table, variant, compares) for variant in order])))
             table.again.append(max(everyones.pop()))
             for variant, times in zip(order, everyones):
                 table.times[variant.name].append(max(times[variant.counted]))
                 self._note_others(table, variant, times)
+            took_s = time.monotonic() - began_s
+            if is_last:
+                break
 
     def _note_others(self, table: Table, variant: Variant, times: Sequence[float]) -> None:
         counted = range(len(times))[variant.counted]

@@ -123,7 +123,13 @@ def measure(options: argparse.Namespace, ranks: torch_launch.Ranks) -> int:
     )
     denoiser = wan_model.Denoiser(builder.shape, options.video, steps, ranks.device, options.text_tokens)
     schemes, variants, not_built = build_all(options, ranks, builder, denoiser)
-    rounds = torch_rounds.Rounds(ranks, passes=options.passes, rounds=options.rounds, warm_ms=options.warm_ms)
+    rounds = torch_rounds.Rounds(
+        ranks,
+        passes=options.passes,
+        rounds=options.rounds,
+        warm_ms=options.warm_ms,
+        minutes=ranks.minutes_each(options.minutes, 1),
+    )
     table = rounds.run(variants)
     table.not_run.update(not_built)
     ranks.say(f"{table.as_text()}\n\n{wan_report.memory_text(schemes)}\n")
@@ -189,6 +195,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--passes", type=int, default=2, help="timed passes of a sample (default: %(default)s)")
     add("--rounds", type=int, default=31, help="samples of each variant (default: %(default)s)")
     add("--warm-ms", type=float, default=200, help="time of untimed passes before each sample (default: %(default)s)")
+    add(
+        "--minutes",
+        type=float,
+        help="rounds end early, at least 3 are made, so that their table is there in time",
+    )
     add(
         "--alltoall-rounds",
         type=int,

@@ -203,6 +203,28 @@ def test_a_result_that_goes_wrong_later_is_seen():
         rounds(rounds=5).run([Variant("right", lambda: torch.ones(3)), late])
 
 
+def test_rounds_end_in_time_and_the_last_one_is_compared():
+    def slow():
+        time.sleep(0.02)
+        return next(outputs)
+
+    outputs = iter([torch.ones(3)] * 9 + [torch.zeros(3)] * 100)
+    right = Variant("right", lambda: torch.ones(3))
+    table = rounds(rounds=1000, minutes=0.5 / 60).run([right, Variant("slow", slow, check="none")])
+    assert 3 < len(table.times["slow"]) == len(table.times["right"]) == len(table.again) < 30
+    assert len(rounds(rounds=2, minutes=0).run([right]).again) == 2
+    assert len(rounds(rounds=9, minutes=0).run([right]).again) == Rounds.LEAST_ROUNDS
+    outputs = iter([torch.ones(3)] * 9 + [torch.zeros(3)] * 100)
+    with pytest.raises(torch_rounds.WrongBits, match="slow differs from right"):
+        rounds(rounds=1000, minutes=0).run([right, Variant("slow", slow)])
+
+
+def test_tables_share_the_minutes_that_are_left():
+    ranks = Alone()
+    ranks.began_s -= 120
+    assert ranks.minutes_each(8, 3) == pytest.approx(2, abs=0.1) and ranks.minutes_each(None, 3) is None
+
+
 def test_results_that_could_not_differ_are_refused():
     with pytest.raises(torch_rounds.WrongBits, match="mostly zero"):
         rounds(rounds=2).run([Variant("zeros", lambda: torch.zeros(3))])
@@ -341,7 +363,7 @@ def test_what_a_finished_number_of_tokens_had_is_gone(monkeypatch):
     bench = e2e_schemes.Bench(Alone(), Shape(2, 32, 88, 4, 2, dtype=torch.float32))
     schemes = e2e.Schemes(bench, ["*"], 16)
     schemes.open([Watched(bench)])
-    options = types.SimpleNamespace(passes=1, rounds=2, warm_ms=0, margin=1000, save=None)
+    options = types.SimpleNamespace(passes=1, rounds=2, warm_ms=0, margin=1000, minutes=None, save=None)
     with torch.no_grad():
         tables = e2e.run_tables(options, bench, schemes, [8, 16, 8])
     assert [len(each) for each in left] == [0, 3, 6] and not any(each is not None for size in left for each in size)
