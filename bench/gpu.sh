@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# gpu.sh [-p PROGRAM] [-o DIRECTORY] [-n GPUS] [PART]... - every measurement of docs/performance.md that needs a GPU,
-# each saved as DIRECTORY/DATE-PART.json (default bench/results), and what bench/results/targets.py says of them.
-# Without parts all are run. On one GPU two processes share it and copies are forced.
+# gpu.sh [-p PROGRAM] [-o DIRECTORY] [-n GPUS] [-m MINUTES] [PART]... - every measurement of docs/performance.md that
+# needs a GPU, each saved as DIRECTORY/DATE-PART.json (default bench/results), and what bench/results/targets.py says
+# of them. Without parts all are run. On one GPU two processes share it and copies are forced.
 #
 #   link       1 min  fetches by size, beside bare copies
 #   readers    1 min  four ranks, two of them reading one source at once: whole and striped (two GPUs)
@@ -18,7 +18,10 @@
 #   models            whole models in PyTorch, at e2e.py's and wan.py's own sizes, beside TP and FSDP2, from graphs,
 #                     with a late rank (two GPUs); by python3, or LAYERSHARD_PYTHON, with layershard, torch and
 #                     diffusers: e2e-16 e2e-512 e2e-1024 e2e-2048 e2e-4096 e2e-8192 e2e-16384 whole wan; also several
-#                     sizes in one run (e2e-16,512)
+#                     sizes in one run (e2e-16,512); compiled models apart: e2e-compiled-1024 e2e-compiled-4096
+#
+# in-place, prompt-*, e2e-* and wan end their rounds early, after three at least, so that each is done about MINUTES
+# (default 8) after it began: where a machine is lent for a while, what is not saved by then is lost.
 #
 # Ends with 0, or 3 when some measurement was inconclusive, or 1 when one failed. Killed ranks and long replays: make
 # check-gpu, whose output, saved as DIRECTORY/*.log, targets.py reads too.
@@ -27,17 +30,19 @@ set -eu
 program=build/layershard-bench
 directory=bench/results
 gpus=
+minutes=8
 case ${1-} in
 -h | --help)
 	sed -n '4,/^set /s/^# \{0,1\}//p' "$0"
 	exit 0
 	;;
 esac
-while getopts p:o:n: option; do
+while getopts p:o:n:m: option; do
 	case $option in
 	p) program=$OPTARG ;;
 	o) directory=$OPTARG ;;
 	n) gpus=$OPTARG ;;
+	m) minutes=$OPTARG ;;
 	*) exit 2 ;;
 	esac
 done
@@ -58,7 +63,8 @@ case $gpus in
 *)
 	pair='--devices 0,1'
 	parts='link readers columns in-place rounding compiled whole wan pipeline e2e-16 e2e-512 e2e-1024 e2e-2048'
-	parts="$parts e2e-4096 e2e-8192 e2e-16384 prompt-32768 prompt-65536 prompt-131072"
+	parts="$parts e2e-4096 e2e-8192 e2e-16384 e2e-compiled-1024 e2e-compiled-4096"
+	parts="$parts prompt-32768 prompt-65536 prompt-131072"
 	;;
 esac
 if [ $# -eq 0 ]; then
@@ -67,9 +73,14 @@ if [ $# -eq 0 ]; then
 fi
 
 for part in "$@"; do
+	tokens=${part#e2e-}
 	case $part in
-	e2e-*[!0-9,]* | e2e-) listed= ;;
-	e2e-*) listed=e2e-16 ;; # any numbers of tokens
+	e2e-*)
+		case ${tokens#compiled-} in
+		*[!0-9,]* | '') listed= ;;
+		*) listed=e2e-16 ;; # any numbers of tokens
+		esac
+		;;
 	*) listed=$part ;;
 	esac
 	case " $parts " in
@@ -122,16 +133,19 @@ run_part() {
 	case $1 in
 	link) link "$1" $pair --placement whole,striped --rounds 31 ;;
 	readers) link "$1" --devices 0,0,1,1 --placement whole,striped --readers 2 ;;
-	in-place) model "$1" e2e.py --devices 0,0 --transport cuda --layers 6 --tokens 1024,16 \
+	in-place) model "$1" e2e.py --devices 0,0 --transport cuda --layers 6 --tokens 1024,16 --minutes "$minutes" \
 		--variants 'replicated*;layershard k=1*' ;;
 	rounding) model "$1" rounding.py ;;
 	compiled) model "$1" compiled_speed.py ;;
 	columns) model "$1" columns.py --devices 0,1 ;;
-	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 ;;
+	e2e-compiled-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-compiled-}" --passes 2 --minutes "$minutes" \
+		--variants 'replicated*;*, compiled*' ;;
+	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 --minutes "$minutes" \
+		--without '*, compiled*' ;;
 	pipeline) model "$1" pipeline.py --devices 0,1 ;;
-	prompt-*) model "$1" long_prompt.py --devices 0,1 --tokens "${1#prompt-}" ;;
+	prompt-*) model "$1" long_prompt.py --devices 0,1 --tokens "${1#prompt-}" --minutes "$minutes" ;;
 	whole) model "$1" e2e.py --devices 0,1 --whole --layers 80 --tokens 4096 ;;
-	wan) model "$1" wan.py --devices 0,1 --layers 16 --passes 1 --pace 20,100 ;;
+	wan) model "$1" wan.py --devices 0,1 --layers 16 --passes 1 --pace 20,100 --minutes "$minutes" ;;
 	esac
 }
 
