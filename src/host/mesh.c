@@ -443,18 +443,33 @@ void mesh_nudge(struct mesh *mesh)
 
 /*
  * Put a packet into the peer's inbox. A peer that has all packets of a round may be in the next one before this rank
- * has looked; what lies in the packet's own place belongs to a round its sender has given up.
+ * has looked; what lies in the packet's own place belongs to a round its sender has given up. One of a round that is
+ * over here is closed at once, as whatever its descriptor holds would live as long.
  */
-static void deliver(struct mesh_peer *peer, const struct packet *packet, const struct lshard__attached *attached)
+static void deliver(const struct mesh *mesh, struct mesh_peer *peer, const struct packet *packet,
+		    const struct lshard__attached *attached)
 {
 	struct mesh_packet *place = &peer->inbox[packet->tag & 1];
+	struct mesh_packet came = {1, attached->descriptor, attached->lost, packet->tag};
 
+	if (packet->tag < mesh->awaited) {
+		drop_packet(&came);
+		return;
+	}
 	drop_packet(place);
-	*place = (struct mesh_packet){1, attached->descriptor, attached->lost, packet->tag};
+	*place = came;
+}
+
+static void drop_rounds_over(struct mesh *mesh)
+{
+	for (int32_t rank = 0; rank < mesh->context->size; rank++)
+		for (int parity = 0; parity < 2; parity++)
+			if (mesh->peers[rank].inbox[parity].tag < mesh->awaited)
+				drop_packet(&mesh->peers[rank].inbox[parity]);
 }
 
 /* Take one packet. Returns 0 when there is none for now. A descriptor that its packet does not speak of is closed. */
-static int take_packet(struct mesh_peer *peer)
+static int take_packet(const struct mesh *mesh, struct mesh_peer *peer)
 {
 	struct packet packet = {0, 0};
 	struct lshard__attached attached;
@@ -471,7 +486,7 @@ static int take_packet(struct mesh_peer *peer)
 		attached.descriptor = -1;
 	}
 	if (got == (ssize_t)sizeof packet)
-		deliver(peer, &packet, &attached);
+		deliver(mesh, peer, &packet, &attached);
 	return 1;
 }
 
@@ -511,9 +526,9 @@ static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
 }
 
 /* What a process sent before it ended is there: only then is it gone. */
-static void hear_peer(struct mesh_peer *peer, int spoke, int ended)
+static void hear_peer(const struct mesh *mesh, struct mesh_peer *peer, int spoke, int ended)
 {
-	while ((spoke || ended) && take_packet(peer))
+	while ((spoke || ended) && take_packet(mesh, peer))
 		;
 	peer->gone |= ended;
 }
@@ -537,7 +552,7 @@ lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns)
 		if (!is_heard(peer))
 			continue;
 		spoke = next++->revents != 0;
-		hear_peer(peer, spoke, peer->process >= 0 && next++->revents != 0);
+		hear_peer(mesh, peer, spoke, peer->process >= 0 && next++->revents != 0);
 	}
 	return status;
 }
@@ -642,8 +657,6 @@ static lshard_status collect(struct mesh *mesh, uint64_t tag, int *fds)
 			status = no_descriptor(mesh, rank, inbox[tag & 1].lost);
 		fds[rank] = inbox[tag & 1].fd;
 		inbox[tag & 1] = (struct mesh_packet){.fd = -1};
-		if (inbox[~tag & 1].tag < tag)
-			drop_packet(&inbox[~tag & 1]); /* of a round that was given up */
 	}
 	for (int32_t rank = 0; rank < size && status != LSHARD_OK; rank++) {
 		if (fds[rank] >= 0)
@@ -662,5 +675,9 @@ lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint6
 	status = settle(mesh, tag, fd, deadline_ns);
 	for (int32_t rank = 0; rank < mesh->context->size; rank++)
 		mesh->peers[rank].owed = 0;
-	return status == LSHARD_OK ? collect(mesh, tag, fds) : status;
+	if (status == LSHARD_OK)
+		status = collect(mesh, tag, fds);
+	mesh->awaited = tag + 1;
+	drop_rounds_over(mesh);
+	return status;
 }

@@ -38,6 +38,7 @@ struct mesh {
 	struct pollfd *polled;   /* [2 * size - 1] in use: wake, sockets, processes */
 	int wake;                /* eventfd: written to by mesh_abort */
 	atomic_int aborted;
+	uint64_t awaited; /* the lowest tag of a swap that is not over */
 };
 
 /*

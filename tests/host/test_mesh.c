@@ -415,6 +415,40 @@ failed:
 	return 1;
 }
 
+/* Rank 0 has given the round up before rank 1 comes to it: what that sends is not kept, as a shard lives as long. */
+static int comes_too_late(const struct member *member)
+{
+	struct rank rank;
+	int fds[2] = {-1, -1};
+	int before;
+
+	EXPECT(member, rank_open(&rank, member, LONG_MS, NULL) == LSHARD_OK, "%s", rank.error.text);
+	before = count_fds();
+	for (int32_t turn = 0; turn < 2; turn++) {
+		if (turn == member->rank)
+			EXPECT(member,
+			       mesh_swap(&rank.mesh, 1, turn ? STDERR_FILENO : -1, fds, lshard__deadline_ns(20)) ==
+				       (turn ? LSHARD_OK : LSHARD_ERR_TIMEOUT),
+			       "%s", rank.error.text);
+		EXPECT(member, team_barrier(member), "another rank failed");
+	}
+	if (member->rank == 0)
+		EXPECT(member, mesh_wait(&rank.mesh, lshard__deadline_ns(LONG_MS)) == LSHARD_OK, "%s", rank.error.text);
+	EXPECT(member, count_fds() == before, "%d descriptors left", count_fds() - before);
+	EXPECT(member, team_barrier(member), "another rank failed");
+	rank_close(&rank);
+	return 0;
+failed:
+	rank_close(&rank);
+	return 1;
+}
+
+static void what_comes_after_a_round_is_not_kept(void **state)
+{
+	(void)state;
+	assert_int_equal(team_of_processes(2, comes_too_late, NULL), 0);
+}
+
 static void descriptors_that_nobody_asked_for_are_closed(void **state)
 {
 	(void)state;
@@ -545,6 +579,7 @@ int main(void)
 		cmocka_unit_test(the_same_user_is_no_rank_without_the_secret),
 		cmocka_unit_test(a_child_does_not_keep_its_parent_in_the_group),
 		cmocka_unit_test(a_round_that_was_given_up_leaves_no_descriptor),
+		cmocka_unit_test(what_comes_after_a_round_is_not_kept),
 		cmocka_unit_test(descriptors_that_nobody_asked_for_are_closed),
 		cmocka_unit_test(why_no_descriptor_came_is_known),
 		cmocka_unit_test(no_limit_is_blamed_that_is_not_reached),
