@@ -30,7 +30,7 @@ for test in test_status test_verdict test_slotmap test_layout test_ring test_poi
 	test_user test_registry test_local test_agree test_group test_load test_pass test_series test_verify test_late \
 	test_callback test_callback_calls test_callback_device test_callback_device_failures test_callback_rounds \
 	test_callback_worker test_defects test_shm test_shm_copy test_control test_control_deaths test_control_page \
-	test_faults test_throttle test_trace test_wrapper test_gguf test_engine; do
+	test_rejoin test_faults test_throttle test_trace test_wrapper test_gguf test_engine; do
 	check "$test" "$build/tests/$test"
 done
 for placement in whole striped; do

@@ -188,6 +188,16 @@ typedef enum lshard_numa {
 	LSHARD_NUMA_COPY = 4 /* there, and once more on each other node that ranks are on: they read the near one */
 } lshard_numa;
 
+/**
+ * May a rank that has ended come back under its number while the others go on? They find it by the job's name, so there
+ * has to be one, and no bootstrap. Each rank keeps a thread and, for each series, a descriptor of each rank's shard.
+ */
+typedef enum lshard_rejoin {
+	LSHARD_REJOIN_AUTO = 0, /* NEVER, unless LAYERSHARD_REJOIN says otherwise */
+	LSHARD_REJOIN_NEVER = 1,
+	LSHARD_REJOIN_ALLOW = 2
+} lshard_rejoin;
+
 typedef struct lshard_group_options {
 	size_t struct_size; /* set by LSHARD_GROUP_OPTIONS_INIT */
 	int32_t rank;       /* 0..size-1; both -1: discovered (LAYERSHARD_*, torchrun, Open MPI, PMIx, PMI, Slurm) */
@@ -211,13 +221,14 @@ typedef struct lshard_group_options {
 	const struct lshard_callbacks *callbacks; /* for the transports "callback" and "fabric"; NULL: none */
 	lshard_large_pages large_pages;           /* the same on all ranks */
 	lshard_numa numa;                         /* the same on all ranks; "shm" can do it */
+	lshard_rejoin rejoin;                     /* the same on all ranks; "shm" can do it, but not with numa COPY */
 } lshard_group_options;
 
 /* What formats the rest would give each member a line. */
 /* clang-format off */
 #define LSHARD_GROUP_OPTIONS_INIT \
 	{sizeof(lshard_group_options), -1, -1, NULL, NULL, NULL, 0, LSHARD_MEMORY_HOST, 0, NULL, NULL, NULL, NULL, \
-		LSHARD_LOG_INFO, NULL, 0, NULL, LSHARD_LARGE_PAGES_AUTO, LSHARD_NUMA_AUTO}
+		LSHARD_LOG_INFO, NULL, 0, NULL, LSHARD_LARGE_PAGES_AUTO, LSHARD_NUMA_AUTO, LSHARD_REJOIN_AUTO}
 /* clang-format on */
 
 /**
@@ -228,6 +239,11 @@ typedef struct lshard_group_options {
  * its own. Ranks that a program forks create their groups after the fork.
  * Scope: collective.  Blocks: at most timeout_ms each time the ranks agree, or as long as the bootstrap does.
  * State: on failure nothing is left behind on this rank.
+ *
+ * With options->rejoin, where other ranks of the job live and this one has ended or left: come back to them. Then it is
+ * a local call, no pass of the others waits for it, and their next collective call counts this rank. It waits, at most
+ * timeout_ms, while one of them is in a collective call or has a series that is created and not committed, or being
+ * updated, and while another process has this rank's number (TIMEOUT names who).
  * @return OK; INVALID for options that make no sense; MISMATCH when ranks disagree on size, transport, large
  *         pages or numa; TIMEOUT;
  *         NOT_SUPPORTED when the transport cannot connect these ranks, cannot do what numa says, or a rank cannot have
@@ -260,6 +276,8 @@ LSHARD_API int32_t lshard_group_rank(const lshard_group *group);
 LSHARD_API int32_t lshard_group_size(const lshard_group *group);
 /** The transport in use and why it was chosen: "shm (auto: all ranks on one host)". Lives as long as the group. */
 LSHARD_API const char *lshard_group_transport(const lshard_group *group);
+/** 1 where lshard_group_create came back to ranks that live. Threads: any. */
+LSHARD_API int lshard_group_returned(const lshard_group *group);
 /** Text of the last failed call on the group itself; "" if none. Lives until the next failing call. */
 LSHARD_API const char *lshard_group_error(const lshard_group *group);
 
@@ -336,6 +354,10 @@ typedef struct lshard_series_options {
  *        and a second for each 256 MiB of the largest shard while memory is made in large pages or on
  *        NUMA nodes.
  * State: on failure nothing is left behind on this rank.
+ *
+ * In a rank that came back (lshard_group_returned), a series of that name which the others have and this rank has not
+ * opened yet is opened as they have it. Then it is a local call, and so is lshard_series_commit, which calls no
+ * post_process: lshard_series_is_filled says so.
  * @return OK; INVALID; MISMATCH, also naming the first difference of the descriptions; NO_MEMORY; NOT_SUPPORTED;
  *         TIMEOUT; PEER_FAILED; OUT_OF_STEP; TRANSPORT; ABORTED; SYSTEM. The text is lshard_group_error(group).
  */
@@ -350,6 +372,9 @@ LSHARD_API lshard_status lshard_series_create(lshard_group *group, const lshard_
  */
 LSHARD_API lshard_status lshard_series_destroy(lshard_series *series);
 
+/** 1 where the weights are there already, as this rank came back: it needs to read none. */
+LSHARD_API int lshard_series_is_filled(const lshard_series *series);
+
 /** 1 if this rank is the source of @p layer, 0 if not or if there is no such layer. */
 LSHARD_API int lshard_series_is_source(const lshard_series *series, uint32_t layer);
 
@@ -362,7 +387,8 @@ LSHARD_API lshard_status lshard_series_address(lshard_series *series, uint32_t l
 
 /**
  * Where the source may put processed bytes before commit, or between update_begin and update_end (WHOLE only).
- * @return OK; RANGE; STATE after commit; NOT_SUPPORTED for STRIPED or when this rank is not the source.
+ * @return OK; RANGE; STATE after commit, and where the series is filled; NOT_SUPPORTED for STRIPED or when this rank is
+ *         not the source.
  */
 LSHARD_API lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint32_t tensor, void **address);
 

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define LSHARD_TRANSPORT_ABI 5
+#define LSHARD_TRANSPORT_ABI 6
 
 typedef enum lshard_capability {
 	LSHARD_CAP_COLLECTIVE = 1 << 0, /* every rank must fetch the same layers in the same order; else one-sided */
@@ -80,6 +80,10 @@ typedef struct lshard_context {
 	lshard_large_pages large_pages;
 	uint64_t large_page_bytes; /* of host memory, the same on all ranks; 0: there are none, or none are wanted */
 	lshard_numa numa;          /* the same on all ranks; AUTO is NONE; all else needs CAP_PLACES */
+	const char *job;           /* the name by which the ranks found each other; NULL: otherwise */
+	int rejoin;                /* 1: ranks may come back, by that name: ops->rejoin is there */
+	/* During open(): this rank comes back, to those found here; there is no bootstrap. NULL: all begin. */
+	const struct lshard__living *living;
 } lshard_context;
 
 typedef struct lshard_transport {
@@ -124,6 +128,10 @@ typedef struct lshard_store_plan {
 	const lshard_memory_source *memory_source; /* the caller's (CAP_CALLER_MEMORY); NULL: none */
 	uint32_t spares; /* the last of the windows, which poison may need later: addresses that need no memory yet */
 	int refreshed;   /* 1: refresh() follows whatever is written to shards, before any other rank reads it */
+	int recalled;    /* 1: this rank came back: store_open is local, and opens what rejoin->recall has found */
+	uint64_t number; /* of the series in the group; two of one name have two */
+	const void *description; /* of the series, for ranks that come back; NULL: this store is not for them */
+	size_t description_bytes;
 } lshard_store_plan;
 
 typedef struct lshard_store {
@@ -139,6 +147,42 @@ typedef struct lshard_arrival {
 	uint64_t finished_ns; /* when the last one was there */
 	uint64_t busy_ns;     /* how long the link worked for it */
 } lshard_arrival;
+
+/** What a rank that came back is told of a series. */
+typedef struct lshard_recalled {
+	const void *description; /* as the plan of the ranks that live has it; until the next recall or store_open */
+	size_t description_bytes;
+	uint64_t number;
+	uint64_t generation;
+} lshard_recalled;
+
+/**
+ * What one-sided transports need so that ranks can come back (context->rejoin). Called on the transport itself, with
+ * the plan of a store, also where wrappers stand in front.
+ */
+typedef struct lshard_rejoin_ops {
+	size_t struct_size;
+	/*
+	 * A call of several exchanges begins (1) or ends (-1) on this rank: nobody comes back between them. Local.
+	 * @p note: what all ranks have alike, for those who come back.
+	 */
+	void (*busy)(lshard_transport *transport, int change, uint64_t note);
+	/* In a rank that came back: what it was told. */
+	uint64_t (*note)(const lshard_transport *transport);
+	/* The store's shards are whole: those who come back may have them. */
+	void (*filled)(lshard_transport *transport, const lshard_store_plan *plan, uint64_t generation);
+	/*
+	 * In a rank that came back: ask the others for a filled series of that name which this rank has not opened.
+	 * RANGE: they have none. Blocks at most timeout_ms.
+	 */
+	lshard_status (*recall)(lshard_transport *transport, const char *name, lshard_recalled *recalled);
+	/*
+	 * Shards of ranks that came back are read-only there: give each memory that its rank may write, with the same
+	 * bytes at the same addresses. Collective over the ranks of the last exchange, while no rank reads. On failure
+	 * bytes and addresses are as they were.
+	 */
+	lshard_status (*renew)(lshard_transport *transport, const lshard_store_plan *plan);
+} lshard_rejoin_ops;
 
 typedef struct lshard_transport_ops {
 	size_t struct_size;
@@ -283,6 +327,8 @@ typedef struct lshard_transport_ops {
 	 * all have returned. *bytes: of such copies. With it, an update needs every rank. NULL: there are no copies.
 	 */
 	lshard_status (*refresh)(lshard_store *store, uint64_t *bytes);
+
+	const lshard_rejoin_ops *rejoin; /* NULL: a rank that is gone stays so */
 } lshard_transport_ops;
 
 #define LSHARD_EXCHANGE_BYTES 1024

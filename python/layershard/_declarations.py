@@ -39,6 +39,7 @@ PLACEMENT = {"whole": 0, "striped": 1}
 POISON = {"off": 0, "ready": 1, "on": 2}
 PURPOSE = {"shard": 1, "windows": 2}
 LARGE_PAGES = {"auto": 0, "never": 1, "require": 2}
+REJOIN = {"auto": 0, "never": 1, "allow": 2}
 NUMA = {"auto": 0, "none": 1, "interleave": 2, "source": 3, "copy": 4}
 STRIPE = {"bytes": 0, "rows": 1, "columns": 2}
 BELOW_K_NAMED = 16
@@ -131,6 +132,7 @@ class GroupOptions(Sized):
         ("callbacks", POINTER(Callbacks)),
         ("large_pages", c_int),
         ("numa", c_int),
+        ("rejoin", c_int),
     ]
 
     def __init__(self, **members: Any) -> None:
@@ -334,9 +336,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "lshard_group_rank": (c_int32, [GROUP]),
     "lshard_group_size": (c_int32, [GROUP]),
     "lshard_group_transport": (c_char_p, [GROUP]),
+    "lshard_group_returned": (c_int, [GROUP]),
     "lshard_group_error": (c_char_p, [GROUP]),
     "lshard_series_create": (Status, [GROUP, POINTER(SeriesOptions), POINTER(SERIES)]),
     "lshard_series_destroy": (Status, [SERIES]),
+    "lshard_series_is_filled": (c_int, [SERIES]),
     "lshard_series_is_source": (c_int, [SERIES, c_uint32]),
     "lshard_series_address": (Status, [SERIES, c_uint32, c_uint32, ADDRESS]),
     "lshard_series_storage": (Status, [SERIES, c_uint32, c_uint32, ADDRESS]),

@@ -89,6 +89,8 @@ class Group:
     numa         nodes of shards in host memory by "shm": "auto" (LAYERSHARD_NUMA, else "none"), "none" (where they are
                  first written), "interleave", "source" (of their rank), "copy" (and one copy on each other node that
                  ranks are on); the same on all ranks
+    rejoin       may a rank that has ended come back under its number while the others go on: "auto"
+                 (LAYERSHARD_REJOIN, else "never"), "never", "allow"; by "shm" and a job's name; the same on all ranks
     log          a logging.Logger, or a function of a level ("error", "warn", "info", "debug") and a line; any thread
     """
 
@@ -106,6 +108,7 @@ class Group:
         callbacks: Collectives | None = None,
         large_pages: Literal["auto", "never", "require"] = "auto",
         numa: Literal["auto", "none", "interleave", "source", "copy"] = "auto",
+        rejoin: Literal["auto", "never", "allow"] = "auto",
         log: LogFunction | logging.Logger | None = None,
         log_level: Literal["error", "warn", "info", "debug"] = "info",
     ) -> None:
@@ -126,6 +129,7 @@ class Group:
             callbacks=None if c_collectives is None else ctypes.pointer(c_collectives),
             large_pages=choice("large_pages", large_pages, c.LARGE_PAGES),
             numa=choice("numa", numa, c.NUMA),
+            rejoin=choice("rejoin", rejoin, c.REJOIN),
         )
         self.memory = memory
         self.device = device
@@ -154,6 +158,12 @@ class Group:
     def transport(self) -> str:
         """The transport in use and why: "shm (auto: all ranks on one host)"."""
         return self._open_handle().transport
+
+    @property
+    def returned(self) -> bool:
+        """Whether this rank came back to ranks that live."""
+        handle = self._open_handle()
+        return bool(handle.library.lshard_group_returned(handle.pointer))
 
     def series(
         self,

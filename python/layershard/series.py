@@ -228,6 +228,11 @@ class Series:
 
     # ---- Where bytes are ----
 
+    @property
+    def filled(self) -> bool:
+        """Whether the weights are there already, as this rank came back: commit calls no `post_process`."""
+        return bool(self._handle.library.lshard_series_is_filled(self._c))
+
     def is_source(self, layer: int) -> bool:
         """Whether this rank loads and processes the layer."""
         return bool(self._handle.library.lshard_series_is_source(self._c, layer))

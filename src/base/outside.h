@@ -55,6 +55,16 @@ lshard_status lshard__rendezvous_failure(const lshard__rendezvous *rendezvous);
 const lshard_error *lshard__rendezvous_error(const lshard__rendezvous *rendezvous);
 void lshard__rendezvous_close(lshard__rendezvous *rendezvous); /* NULL is allowed */
 
+/* ---- src/host/living.c ---- */
+
+/*
+ * The group of context->job in which this rank has ended and others live. Blocks at most timeout_ms. OK: *living, or
+ * NULL where nobody lives. TIMEOUT: somebody does not answer; MISMATCH: it is of another kind. Closed after the
+ * transport is open.
+ */
+lshard_status lshard__living_find(const lshard_context *context, struct lshard__living **living, lshard_error *error);
+void lshard__living_close(struct lshard__living *living); /* NULL is allowed */
+
 /* ---- src/transport/registry.c ---- */
 
 /* A transport with the wrappers in front of it. */
@@ -68,6 +78,8 @@ typedef struct lshard__stack lshard__stack;
 lshard_status lshard__stack_open(const lshard_context *base, const char *spec, const lshard_transport_ops *custom,
 				 lshard__stack **stack, lshard_error *error);
 lshard_transport *lshard__stack_top(lshard__stack *stack);
+/* The transport itself, behind all wrappers: whose ops->rejoin is meant. */
+lshard_transport *lshard__stack_bottom(lshard__stack *stack);
 /* "shm (auto: all ranks on one host)" */
 const char *lshard__stack_description(const lshard__stack *stack);
 void lshard__stack_close(lshard__stack *stack); /* NULL is allowed */

@@ -178,6 +178,9 @@ static const struct choice numa_choice = {"numa",
 					  {"auto", "none", "interleave", "source", "copy"},
 					  5};
 
+static const struct choice rejoin_choice = {
+	"rejoin", "LAYERSHARD_REJOIN", "never, allow", {"auto", "never", "allow"}, 3};
+
 static lshard_status find_pages(lshard_context *context, const lshard_group_options *options, lshard_error *error)
 {
 	unsigned value;
@@ -190,6 +193,24 @@ static lshard_status find_pages(lshard_context *context, const lshard_group_opti
 	status = choose(&numa_choice, (unsigned)options->numa, &value, error);
 	context->numa = value == LSHARD_NUMA_AUTO ? LSHARD_NUMA_NONE : (lshard_numa)value;
 	return status;
+}
+
+/* Of a rank alone nobody could keep anything. */
+static lshard_status find_rejoin(lshard_context *context, const lshard_group_options *options, lshard_error *error)
+{
+	unsigned value;
+	const lshard_status status = choose(&rejoin_choice, (unsigned)options->rejoin, &value, error);
+
+	if (status < 0)
+		return status;
+	context->rejoin = value == LSHARD_REJOIN_ALLOW && context->size > 1;
+	if (context->rejoin && options->bootstrap)
+		return lshard_fail(
+			error, LSHARD_ERR_INVALID,
+			"rank %d: rejoin is asked for, and ranks that come back find the others by the job's "
+			"name, not by a bootstrap: leave out one of them",
+			context->rank);
+	return LSHARD_OK;
 }
 
 /* Fills the context but for the bootstrap. */
@@ -220,6 +241,8 @@ static lshard_status fill_context(lshard_group *group, const lshard_group_option
 		status = find_timeout(context, options, error);
 	if (status >= 0)
 		status = find_pages(context, options, error);
+	if (status >= 0)
+		status = find_rejoin(context, options, error);
 	if (status < 0)
 		return status;
 	group->records = group_allocate(group, (size_t)context->size * sizeof *group->records);
@@ -262,45 +285,98 @@ static const char *find_spec(const lshard_group_options *options, const char **v
 	return spec;
 }
 
-/* Opens the transport over whichever bootstrap there is; a rendezvous of ours is closed again. */
-static lshard_status connect_ranks(lshard_group *group, const lshard_group_options *options, lshard_error *error)
+/* How the ranks come together, while they do. */
+struct meeting {
+	lshard__rendezvous *rendezvous;
+	lshard_bootstrap by_job;
+	struct lshard__living *living;
+};
+
+static lshard_status keep_job(lshard_group *group, const char *job, lshard_error *error)
+{
+	if (!job)
+		return LSHARD_OK;
+	group->job = group_allocate(group, strlen(job) + 1);
+	if (!group->job)
+		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for a group");
+	strcpy(group->job, job);
+	group->context.job = group->job;
+	return LSHARD_OK;
+}
+
+/* By the caller's bootstrap, or the ranks that live and to whom this one comes back, or by the job's name. */
+static lshard_status meet(lshard_group *group, const lshard_group_options *options, struct meeting *meeting,
+			  lshard_error *error)
 {
 	static const lshard_bootstrap alone = {sizeof alone, alone_allgather, NULL};
 	lshard_context *context = &group->context;
-	lshard_bootstrap by_job;
 	lshard_discovered found = LSHARD_DISCOVERED_INIT;
-	const char *job = find_job(context, options, &found);
-	const char *variable;
-	const char *spec = find_spec(options, &variable);
-	lshard__rendezvous *rendezvous = NULL;
-	lshard_status status;
+	lshard_status status = keep_job(group, find_job(context, options, &found), error);
 
+	if (status < 0)
+		return status;
 	context->bootstrap = options->bootstrap ? options->bootstrap : context->size == 1 ? &alone : NULL;
 	if (context->bootstrap && !context->bootstrap->allgather)
 		return lshard_fail(error, LSHARD_ERR_INVALID, "rank %d: a bootstrap needs an allgather", context->rank);
-	if (!context->bootstrap && !job)
+	if (!context->bootstrap && !context->job)
 		return lshard_fail(error, LSHARD_ERR_INVALID,
 				   "rank %d of %d has no way to find the others: give a bootstrap, a job name, or set "
 				   "LAYERSHARD_JOB",
 				   context->rank, context->size);
-	if (!context->bootstrap) {
-		status = lshard__rendezvous_open(context, job, &rendezvous, &by_job, error);
-		if (status < 0)
-			return status;
-		context->bootstrap = &by_job;
-	}
-	status = lshard__stack_open(context, spec, options->custom_transport, &group->stack, error);
-	if (status == LSHARD_ERR_TRANSPORT && rendezvous && lshard__rendezvous_failure(rendezvous) < 0) {
+	if (context->bootstrap)
+		return LSHARD_OK;
+	if (context->rejoin)
+		status = lshard__living_find(context, &meeting->living, error);
+	context->living = meeting->living;
+	if (status < 0 || meeting->living)
+		return status;
+	status = lshard__rendezvous_open(context, context->job, &meeting->rendezvous, &meeting->by_job, error);
+	context->bootstrap = &meeting->by_job;
+	return status;
+}
+
+static void part(lshard_group *group, struct meeting *meeting)
+{
+	lshard__rendezvous_close(meeting->rendezvous);
+	lshard__living_close(meeting->living);
+	group->context.bootstrap = NULL;
+	group->context.living = NULL;
+}
+
+static void take_transport(lshard_group *group, bool returned)
+{
+	group->transport = lshard__stack_top(group->stack);
+	group->bottom = lshard__stack_bottom(group->stack);
+	group->returned = returned;
+	if (group->context.rejoin)
+		group->rejoin = group->bottom->ops->rejoin;
+	if (returned)
+		group->n_created = group->rejoin->note(group->bottom);
+}
+
+/* Opens the transport over whichever bootstrap there is; a rendezvous of ours is closed again. */
+static lshard_status connect_ranks(lshard_group *group, const lshard_group_options *options, lshard_error *error)
+{
+	const char *variable;
+	const char *spec = find_spec(options, &variable);
+	struct meeting meeting = {.rendezvous = NULL};
+	lshard_status status = meet(group, options, &meeting, error);
+
+	if (status < 0)
+		goto part;
+	status = lshard__stack_open(&group->context, spec, options->custom_transport, &group->stack, error);
+	if (status == LSHARD_ERR_TRANSPORT && meeting.rendezvous &&
+	    lshard__rendezvous_failure(meeting.rendezvous) < 0) {
 		/* The transport knows only that an all-gather failed. */
-		status = lshard__rendezvous_failure(rendezvous);
-		*error = *lshard__rendezvous_error(rendezvous);
+		status = lshard__rendezvous_failure(meeting.rendezvous);
+		*error = *lshard__rendezvous_error(meeting.rendezvous);
 	}
 	if (variable && (status == LSHARD_ERR_INVALID || status == LSHARD_ERR_NOT_SUPPORTED))
 		lshard_fail(error, status, "%s='%s': %s", variable, spec, error->text);
-	lshard__rendezvous_close(rendezvous);
-	context->bootstrap = NULL;
 	if (status >= 0)
-		group->transport = lshard__stack_top(group->stack);
+		take_transport(group, meeting.living != NULL);
+part:
+	part(group, &meeting);
 	return status;
 }
 
@@ -309,6 +385,7 @@ static void group_free(lshard_group *group)
 	const lshard_allocator allocator = group->allocator;
 
 	lshard__stack_close(group->stack);
+	group_release(group, group->job);
 	group_release(group, group->alive);
 	group_release(group, group->records);
 	lshard__process_close(&group->process);
@@ -435,6 +512,11 @@ int32_t lshard_group_size(const lshard_group *group)
 const char *lshard_group_transport(const lshard_group *group)
 {
 	return lshard__stack_description(group->stack);
+}
+
+int lshard_group_returned(const lshard_group *group)
+{
+	return group->returned;
 }
 
 const char *lshard_group_error(const lshard_group *group)

@@ -50,6 +50,10 @@ struct lshard_group {
 	lshard_log_level log_level;
 	lshard__stack *stack;
 	lshard_transport *transport;
+	const lshard_rejoin_ops *rejoin; /* NULL: nobody can come back */
+	lshard_transport *bottom;        /* whose they are */
+	bool returned;                   /* this rank came back */
+	char *job;                       /* the context's; NULL: none */
 	atomic_uint n_series;
 	uint64_t n_created;          /* series so far; the same on all ranks */
 	uint64_t sequence;           /* next fetch on a collective transport, group-wide */
@@ -91,6 +95,10 @@ struct lshard_series {
 	uint64_t number; /* in the group */
 	char name[64];
 	enum series_state state;
+	bool recalled;     /* this rank came back: the shards were filled before */
+	bool busy;         /* the group is told that it is being loaded or updated */
+	void *description; /* of it, where ranks can come back */
+	size_t description_bytes;
 	struct scheme scheme;
 	lshard_store_plan store_plan;
 	lshard_memory_source memory_source; /* the caller's, if there is one */
@@ -144,6 +152,13 @@ static inline bool group_aborted(const lshard_group *group)
 	return atomic_load_explicit(&group->aborted, memory_order_relaxed);
 }
 
+/* A call of several agreements begins (1) or ends (-1): nobody comes back between them. */
+static inline void group_busy(lshard_group *group, int change)
+{
+	if (group->rejoin)
+		group->rejoin->busy(group->bottom, change, group->n_created);
+}
+
 static inline bool group_collective(const lshard_group *group)
 {
 	return group->transport->ops->capabilities & LSHARD_CAP_COLLECTIVE;
@@ -183,6 +198,25 @@ static inline void count(atomic_uint_least64_t *counter, uint64_t amount)
 /* Compare the description of a series field by field with the other ranks'. @p mine: how this rank fared before. */
 lshard_status agree_on_series(lshard_group *group, const lshard_series_options *options, lshard_status mine,
 			      lshard_error *error);
+
+/* What ranks that come back compare with: @p description [agree_description_bytes]. Local. */
+size_t agree_description_bytes(const lshard_series_options *options);
+void agree_describe(const lshard_series_options *options, void *description);
+/* Compare with what the ranks that live have. MISMATCH names the first difference. */
+lshard_status agree_with_living(const lshard_group *group, const lshard_series_options *options, const void *mine,
+				const lshard_recalled *theirs, lshard_error *error);
+
+/* ---- rejoin.c: ranks that come back ---- */
+
+/* The series, of which the description is made, as other ranks have it. RANGE: they have none. */
+lshard_status rejoin_recall(lshard_series *series, const lshard_series_options *options);
+/* It is loading or being updated, or no more. */
+void rejoin_begin(lshard_series *series);
+void rejoin_end(lshard_series *series);
+/* Shards are whole: others may come to them. */
+void rejoin_offer(lshard_series *series);
+/* In an update, while nobody reads: what only others could read this rank can write. */
+lshard_status rejoin_renew(lshard_series *series);
 
 /* ---- readers.c: where there are streams ---- */
 

@@ -312,18 +312,33 @@ static void log_commit(const lshard_series *series)
 		     distances.below_k, scheme->prefetch, series->group->transport->ops->name);
 }
 
+/* This rank came back: all shards are whole, and what it reads through windows is fetched now. */
+static lshard_status take_over(lshard_series *series)
+{
+	const lshard_status status = fetch_residents(series);
+
+	if (status >= 0)
+		pass_restart(series);
+	return status;
+}
+
 lshard_status lshard_series_commit(lshard_series *series, lshard_post_process post_process, void *user)
 {
 	lshard_status status = series_require(series, SERIES_CREATED, "lshard_series_commit");
 
 	if (status < 0)
 		return status;
-	status = agree(series, STEP_COMMIT, check_callback(series, post_process));
-	if (status >= 0)
+	if (series->recalled)
+		status = take_over(series);
+	else
+		status = agree(series, STEP_COMMIT, check_callback(series, post_process));
+	if (status >= 0 && !series->recalled)
 		status = load(series, post_process, user);
 	if (status < 0)
 		return status;
 	series->state = SERIES_COMMITTED;
+	rejoin_offer(series);
+	rejoin_end(series);
 	log_commit(series);
 	return LSHARD_OK;
 }
@@ -364,13 +379,11 @@ static lshard_status refuse_dead_sources(lshard_series *series)
  * Two agreements: before the first nothing has changed, so a rank that waits in vain goes on as it was; the second
  * follows the last read of every rank.
  */
-lshard_status lshard_series_update_begin(lshard_series *series)
+static lshard_status begin_update(lshard_series *series)
 {
-	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_update_begin");
+	lshard_status status =
+		group_agree(series->group, series_record(series, STEP_UPDATE_BEGIN, LSHARD_OK), &series->error);
 
-	if (status < 0)
-		return status;
-	status = group_agree(series->group, series_record(series, STEP_UPDATE_BEGIN, LSHARD_OK), &series->error);
 	if (status >= 0)
 		status = refuse_dead_sources(series);
 	if (status < 0)
@@ -382,11 +395,26 @@ lshard_status lshard_series_update_begin(lshard_series *series)
 	if (status >= 0)
 		status = refuse_dead_sources(series);
 	if (status >= 0)
-		series->state = SERIES_UPDATING;
-	else if (group_collective(series->group))
+		status = rejoin_renew(series);
+	if (status < 0 && group_collective(series->group))
 		pass_fail(series, "lshard_series_update_begin");
-	else
+	else if (status < 0)
 		pass_restart(series); /* drained windows are filled again with the old bytes */
+	return status;
+}
+
+lshard_status lshard_series_update_begin(lshard_series *series)
+{
+	lshard_status status = series_require(series, SERIES_COMMITTED, "lshard_series_update_begin");
+
+	if (status < 0)
+		return status;
+	rejoin_begin(series);
+	status = begin_update(series);
+	if (status < 0)
+		rejoin_end(series);
+	else
+		series->state = SERIES_UPDATING;
 	return status;
 }
 
@@ -403,5 +431,7 @@ lshard_status lshard_series_update_end(lshard_series *series, lshard_post_proces
 		return status;
 	series->state = SERIES_COMMITTED;
 	count(&series->counters.generation, 1);
+	rejoin_offer(series);
+	rejoin_end(series);
 	return LSHARD_OK;
 }

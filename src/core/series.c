@@ -103,6 +103,9 @@ static void fill_store_plan(lshard_series *series, const lshard_series_options *
 		.buffer_of = scheme->buffer_of,
 		.alignment = scheme->layout.alignment,
 		.memory_source = options->memory_source ? &series->memory_source : NULL,
+		.number = series->number,
+		.description = series->description,
+		.description_bytes = series->description_bytes,
 	};
 }
 
@@ -138,6 +141,22 @@ static bool is_direct(const void *user, int32_t rank)
 	return !transport->ops->direct || transport->ops->direct(transport, rank);
 }
 
+/* For ranks that come back. */
+static lshard_status describe(lshard_series *series, const lshard_series_options *options)
+{
+	lshard_group *group = series->group;
+
+	if (!group->rejoin)
+		return LSHARD_OK;
+	series->description_bytes = agree_description_bytes(options);
+	series->description = group_allocate(group, series->description_bytes);
+	if (!series->description)
+		return lshard_fail(&group->error, LSHARD_ERR_NO_MEMORY, SERIES_FORMAT ": no memory for its description",
+				   SERIES_NAMES(series));
+	agree_describe(options, series->description);
+	return LSHARD_OK;
+}
+
 /* Everything of a series that needs no other rank. */
 static lshard_status build_series(lshard_series *series, const lshard_series_options *options)
 {
@@ -168,8 +187,10 @@ static lshard_status build_series(lshard_series *series, const lshard_series_opt
 	status = scheme_open(&series->scheme, options, &link, &memory, &group->error);
 	if (status < 0)
 		return status;
+	status = describe(series, options);
 	fill_store_plan(series, options);
-	status = allocate_tables(series);
+	if (status >= 0)
+		status = allocate_tables(series);
 	if (status >= 0)
 		ring_init(&series->ring, &series->scheme.map, series->windows, series->scheme.horizon);
 	return status;
@@ -216,8 +237,10 @@ static void series_free(lshard_series *series)
 	lshard_group *group = series->group;
 	const struct layout_memory memory = group_memory(group);
 
+	rejoin_end(series);
 	if (series->store)
 		group->transport->ops->store_close(series->store);
+	group_release(group, series->description);
 	group_release(group, series->tensors);
 	group_release(group, series->poison.shown_outside);
 	group_release(group, series->poison.shown);
@@ -231,6 +254,36 @@ static void series_free(lshard_series *series)
 	group_release(group, series->address);
 	scheme_close(&series->scheme, &memory);
 	group_release(group, series);
+}
+
+/* With all others, and for all or none. @p status: how this rank fared before. */
+static lshard_status open_together(lshard_series *series, const lshard_series_options *options, lshard_status status)
+{
+	lshard_group *group = series->group;
+
+	rejoin_begin(series); /* until it is committed */
+	status = agree_on_series(group, options, status, &group->error);
+	if (status < 0)
+		return status;
+	status = open_store(series, options);
+	status = group_agree_all(group, series_record(series, STEP_OPENED, status), &group->error);
+	if (status >= 0)
+		group->n_created++;
+	return status;
+}
+
+/* A rank that came back opens what the others have; what they do not have is new to all. */
+static lshard_status open_series(lshard_series *series, const lshard_series_options *options, lshard_status status)
+{
+	if (status >= 0 && series->group->returned) {
+		status = rejoin_recall(series, options);
+		if (status >= 0)
+			return open_store(series, options);
+		if (status != LSHARD_ERR_RANGE)
+			return status;
+		status = LSHARD_OK;
+	}
+	return open_together(series, options, status);
 }
 
 /* @p options: with the poison that the environment asks for. @p status: what is wrong with them already. */
@@ -249,15 +302,10 @@ static lshard_status create(lshard_group *group, const lshard_series_options *op
 	strcpy(series->name, options->name);
 	if (status >= 0)
 		status = build_series(series, options);
-	status = agree_on_series(group, options, status, &group->error);
-	if (status < 0)
-		goto free_series;
-	status = open_store(series, options);
-	status = group_agree_all(group, series_record(series, STEP_OPENED, status), &group->error);
+	status = open_series(series, options, status);
 	if (status < 0)
 		goto free_series;
 	find_addresses(series);
-	group->n_created++;
 	atomic_fetch_add(&group->n_series, 1);
 	*out = series;
 	return LSHARD_OK;
@@ -319,6 +367,11 @@ lshard_status lshard_series_destroy(lshard_series *series)
 
 /* ---- Addresses ---- */
 
+int lshard_series_is_filled(const lshard_series *series)
+{
+	return series->recalled;
+}
+
 int lshard_series_is_source(const lshard_series *series, uint32_t layer)
 {
 	const struct layout *layout = &series->scheme.layout;
@@ -347,6 +400,10 @@ lshard_status lshard_series_storage(lshard_series *series, uint32_t layer, uint3
 	if (series->state == SERIES_COMMITTED)
 		return lshard_fail(&series->error, LSHARD_ERR_STATE,
 				   SERIES_FORMAT ": committed weights change by lshard_series_update_begin",
+				   SERIES_NAMES(series));
+	if (series->recalled && series->state == SERIES_CREATED)
+		return lshard_fail(&series->error, LSHARD_ERR_STATE,
+				   SERIES_FORMAT ": its weights are there already: this rank came back",
 				   SERIES_NAMES(series));
 	if (series->scheme.place[position] != PLACE_SHARD)
 		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,

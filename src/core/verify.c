@@ -281,12 +281,16 @@ lshard_status lshard_series_verify(lshard_series *series, uint64_t *hash)
 		return lshard_fail(&series->error, LSHARD_ERR_NOT_SUPPORTED,
 				   SERIES_FORMAT ": the transport %s has streams and no way to copy to the host",
 				   SERIES_NAMES(series), ops->name);
+	rejoin_begin(series);
 	status = pass_rewind(series, STEP_VERIFY_BEGIN, VERIFY); /* in step, wherever the ranks were */
-	if (status < 0)
+	if (status < 0) {
+		rejoin_end(series);
 		return status;
+	}
 	sight_open(&sight, series);
 	status = verify_layers(&sight, &seen);
 	sight_close(&sight);
+	rejoin_end(series);
 	ring_join(&series->ring); /* ends the last view */
 	hidden = poison_hide(series, NULL);
 	status = status < 0 ? status : hidden;

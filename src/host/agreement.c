@@ -49,7 +49,8 @@ static lshard_status evaluate(const struct agreement *agreement, const char *wha
 							     sizeof(struct lshard__outcome),
 					       .size = context->size,
 					       .rank = context->rank,
-					       .alive = agreement->alive};
+					       .alive = agreement->alive,
+					       .may_miss = agreement->may_miss};
 	struct lshard__verdict verdict = lshard__evaluate(&set);
 
 	switch (verdict.finding) {

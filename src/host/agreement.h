@@ -27,6 +27,7 @@ struct agreement {
 	lshard_error *error;              /* of the transport */
 	struct agreement_report *reports; /* [size] of the last agreement */
 	uint8_t *alive;                   /* [size] */
+	bool may_miss;                    /* of the others some may be gone */
 };
 
 /* Tables: there also when there is no memory left for what is opened. Local. On failure nothing is left. */

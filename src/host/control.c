@@ -74,7 +74,7 @@ lshard_status control_page_check(int fd, int32_t size, lshard_error *error)
 			   (int)size);
 }
 
-static lshard_status map_block(struct control *control, int fd)
+lshard_status control_map(struct control *control, int fd)
 {
 	void *mapped = mmap(NULL, control->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
@@ -116,7 +116,7 @@ static lshard_status make_block(struct control *control, int *fd)
 	if (lshard__resize(*fd, control->bytes) || fcntl(*fd, F_ADD_SEALS, PAGE_SEALS))
 		status = refused(control, "size");
 	if (status == LSHARD_OK)
-		status = map_block(control, *fd);
+		status = control_map(control, *fd);
 	if (status == LSHARD_OK)
 		status = fill_block(control);
 	if (status == LSHARD_OK)
@@ -138,7 +138,11 @@ static lshard_status shard_block(struct control *control, int fd, int *fds, uint
 			 ? control_page_check(fds[0], context->size, control->error)
 			 : lshard_fail(control->error, LSHARD_ERR_PEER_FAILED, "rank 0 has no control page to share");
 	if (status == LSHARD_OK)
-		status = map_block(control, fds[0]);
+		status = control_map(control, fds[0]);
+	if (status == LSHARD_OK && context->rejoin) {
+		control->fd = fds[0];
+		fds[0] = -1;
+	}
 	for (int32_t rank = 0; rank < context->size; rank++)
 		if (fds[rank] >= 0)
 			close(fds[rank]);
@@ -158,12 +162,15 @@ lshard_status control_open(struct control *control, struct mesh *mesh, lshard_er
 	control->error = error;
 	control->block = NULL;
 	control->bytes = control_page_bytes(context->size);
+	control->fd = -1;
 	if (!fds)
 		return lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
 	if (context->rank == 0)
 		made = make_block(control, &fd);
 	status = shard_block(control, fd, fds, deadline_ns);
-	if (fd >= 0)
+	if (fd >= 0 && context->rejoin)
+		control->fd = fd;
+	else if (fd >= 0)
 		close(fd);
 	context->release(context, fds);
 	if (made == LSHARD_OK && status == LSHARD_OK)
@@ -177,6 +184,9 @@ void control_close(struct control *control)
 	if (control->block)
 		munmap(control->block, control->bytes);
 	control->block = NULL;
+	if (control->fd >= 0)
+		close(control->fd);
+	control->fd = -1;
 }
 
 /* ---- exchanging ---- */
@@ -187,7 +197,7 @@ void control_close(struct control *control)
  * The lock is held for a few copies at most, unless its holder is stopped: trying again is as good as waiting, and
  * keeps to the monotonic clock. A holder that died left nothing half done.
  */
-static lshard_status take_lock(struct control *control, uint64_t deadline)
+lshard_status control_lock(struct control *control, uint64_t deadline)
 {
 	int failed = pthread_mutex_trylock(&control->block->lock);
 
@@ -209,17 +219,20 @@ static lshard_status take_lock(struct control *control, uint64_t deadline)
 	return lshard_fail(control->error, LSHARD_ERR_SYSTEM, "control page: lock: %s", strerror(failed));
 }
 
-static void drop_lock(struct control *control)
+void control_unlock(struct control *control)
 {
 	pthread_mutex_unlock(&control->block->lock);
 }
 
-/* With the lock. What this rank's sockets have shown becomes what all ranks know. */
-static void note_gone(struct control *control)
+/* Not of another process that has come back under that number since. */
+void control_note_gone(struct control *control)
 {
-	for (int32_t rank = 0; rank < control->mesh->context->size; rank++)
-		if (control->mesh->peers[rank].gone)
+	for (int32_t rank = 0; rank < control->mesh->context->size; rank++) {
+		const struct mesh_peer *peer = &control->mesh->peers[rank];
+
+		if (peer->gone && peer->incarnation == control->block->ranks[rank].incarnation)
 			control->block->ranks[rank].gone = 1;
+	}
 }
 
 /* With the lock. Returns 1 if this call decided the round. The number of ranks is this one's: no peer changes it. */
@@ -239,14 +252,14 @@ static int decide(struct control_block *block, int32_t size)
 static lshard_status arrive(struct control *control, const void *send, size_t bytes, uint64_t *round, uint64_t deadline)
 {
 	struct control_rank *mine = &control->block->ranks[control->mesh->context->rank];
-	lshard_status status = take_lock(control, deadline);
+	lshard_status status = control_lock(control, deadline);
 	unsigned parity;
 	int decided;
 
 	if (status != LSHARD_OK)
 		return status;
 	if (mine->gone) {
-		drop_lock(control);
+		control_unlock(control);
 		return lshard_fail(control->error, LSHARD_ERR_ABORTED, "rank %d has left the group",
 				   (int)control->mesh->context->rank);
 	}
@@ -255,9 +268,9 @@ static lshard_status arrive(struct control *control, const void *send, size_t by
 	memcpy(mine->bytes[parity], send, bytes);
 	memset(mine->bytes[parity] + bytes, 0, LSHARD_EXCHANGE_BYTES - bytes);
 	mine->arrived = *round;
-	note_gone(control);
+	control_note_gone(control);
 	decided = decide(control->block, control->mesh->context->size);
-	drop_lock(control);
+	control_unlock(control);
 	if (decided)
 		mesh_nudge(control->mesh);
 	return LSHARD_OK;
@@ -266,16 +279,16 @@ static lshard_status arrive(struct control *control, const void *send, size_t by
 /* Decided yet? OK or IN_PROGRESS. Deaths that were seen meanwhile may decide it. */
 static lshard_status look(struct control *control, uint64_t round, uint64_t deadline)
 {
-	lshard_status status = take_lock(control, deadline);
+	lshard_status status = control_lock(control, deadline);
 	int decided_here;
 	int decided;
 
 	if (status != LSHARD_OK)
 		return status;
-	note_gone(control);
+	control_note_gone(control);
 	decided_here = control->block->round == round && decide(control->block, control->mesh->context->size);
 	decided = control->block->round > round;
-	drop_lock(control);
+	control_unlock(control);
 	if (decided_here)
 		mesh_nudge(control->mesh);
 	return decided ? LSHARD_OK : LSHARD_IN_PROGRESS;
@@ -315,19 +328,19 @@ static struct lshard__ranks find_missing(const struct control_block *block, int3
 static lshard_status withdraw(struct control *control, uint64_t round, lshard_status cause, uint8_t *alive)
 {
 	const lshard_context *context = control->mesh->context;
-	lshard_status status = take_lock(control, lshard__deadline_ns(1000));
+	lshard_status status = control_lock(control, lshard__deadline_ns(1000));
 	struct lshard__ranks missing;
 
 	if (status != LSHARD_OK)
 		return status;
 	if (control->block->round > round) {
-		drop_lock(control);
+		control_unlock(control);
 		return cause == LSHARD_ERR_TIMEOUT ? LSHARD_OK : cause;
 	}
 	missing = find_missing(control->block, context->size, alive);
 	control->block->ranks[context->rank].arrived = 0;
 	control->block->ranks[context->rank].withdrew = round;
-	drop_lock(control);
+	control_unlock(control);
 	if (cause != LSHARD_ERR_TIMEOUT)
 		return cause;
 	return lshard_fail(control->error, cause, "rank %d waited %u ms for %s", (int)context->rank,
@@ -361,6 +374,7 @@ lshard_status control_exchange(struct control *control, const void *send, void *
 	if (atomic_load(&control->mesh->aborted))
 		return lshard_fail(control->error, LSHARD_ERR_ABORTED, "rank %d was aborted",
 				   (int)control->mesh->context->rank);
+	mesh_take_in(control->mesh);
 	status = arrive(control, send, bytes, &number, deadline_ns);
 	if (status != LSHARD_OK)
 		return status;

@@ -33,6 +33,8 @@ static const struct {
 	 "NUMA nodes of shards in host memory: none (where they are first written), interleave, source, copy (on each "
 	 "node "
 	 "that ranks are on)"},
+	{"LAYERSHARD_REJOIN", "never",
+	 "allow: a rank that has ended may come back under its number while the others go on; never"},
 	{"LAYERSHARD_POISON", "0",
 	 "1: windows hold poison outside of views; ready: they can, when the program says so"},
 	{"LAYERSHARD_TIMEOUT_MS", "30000", "longest wait of any blocking call, in milliseconds"},

@@ -342,14 +342,10 @@ static lshard_status connect_all(struct mesh *mesh, struct lshard__pending_conne
 	return status;
 }
 
-lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns)
+/* False: there is not all of it; mesh_close frees what there is. */
+static bool make_tables(struct mesh *mesh, const lshard_context *context, lshard_error *error)
 {
-	size_t size = (size_t)context->size;
-	struct record *records = context->allocate(context, size * sizeof *records);
-	struct record mine = {.greeting = lshard__greeting_make(RECORD_MAGIC, sizeof mine, sizeof(struct packet)),
-			      .pid = (int32_t)getpid()};
-	struct lshard__pending_connections pending = {.peers = NULL};
-	lshard_status status;
+	const size_t size = (size_t)context->size;
 
 	memset(mesh, 0, sizeof *mesh);
 	mesh->context = context;
@@ -362,9 +358,21 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 		mesh->peers[i].fd = mesh->peers[i].inbox[0].fd = mesh->peers[i].inbox[1].fd = -1;
 		mesh->peers[i].process = -1;
 	}
+	return mesh->peers && mesh->polled && (!context->rejoin || arrivals_open(&mesh->arrivals, context));
+}
+
+lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns)
+{
+	struct record *records = context->allocate(context, (size_t)context->size * sizeof *records);
+	struct record mine = {.greeting = lshard__greeting_make(RECORD_MAGIC, sizeof mine, sizeof(struct packet)),
+			      .pid = (int32_t)getpid()};
+	struct lshard__pending_connections pending = {.peers = NULL};
+	const bool made = make_tables(mesh, context, error);
+	lshard_status status;
+
 	if (mesh->wake < 0)
 		refuse(&mine, LSHARD_ERR_SYSTEM, "eventfd: ", lshard__reason(errno, 0).text);
-	if (!lshard__pending_open(&pending, context, greeting()) || !mesh->peers || !mesh->polled)
+	if (!lshard__pending_open(&pending, context, greeting()) || !made)
 		refuse(&mine, LSHARD_ERR_NO_MEMORY, "", "no memory to connect the ranks");
 	if (records)
 		status = connect_all(mesh, &pending, &mine, records, deadline_ns);
@@ -378,11 +386,39 @@ lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard
 	return status;
 }
 
+lshard_status mesh_open_alone(struct mesh *mesh, const lshard_context *context, lshard_error *error)
+{
+	const bool made = make_tables(mesh, context, error);
+
+	if (made && mesh->wake >= 0) {
+		for (int32_t rank = 0; rank < context->size; rank++)
+			mesh->peers[rank].gone = rank != context->rank;
+		return LSHARD_OK;
+	}
+	if (made)
+		(void)lshard_fail(error, LSHARD_ERR_SYSTEM, "eventfd: %s", lshard__reason(errno, 0).text);
+	else
+		(void)lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory to connect %d ranks", (int)context->size);
+	mesh_close(mesh);
+	return made ? LSHARD_ERR_SYSTEM : LSHARD_ERR_NO_MEMORY;
+}
+
 static void drop_packet(struct mesh_packet *packet)
 {
 	if (packet->fd >= 0)
 		close(packet->fd);
 	*packet = (struct mesh_packet){.fd = -1};
+}
+
+static void close_peer(struct mesh_peer *peer)
+{
+	drop_packet(&peer->inbox[0]);
+	drop_packet(&peer->inbox[1]);
+	if (peer->fd >= 0)
+		close(peer->fd);
+	if (peer->process >= 0)
+		close(peer->process);
+	peer->fd = peer->process = -1;
 }
 
 /* Shut down first: a child that the program forked may hold a copy of the descriptor. But not by that child. */
@@ -391,18 +427,11 @@ void mesh_close(struct mesh *mesh)
 	const lshard_context *context = mesh->context;
 
 	for (int32_t rank = 0; mesh->peers && rank < context->size; rank++) {
-		struct mesh_peer *peer = &mesh->peers[rank];
-
-		drop_packet(&peer->inbox[0]);
-		drop_packet(&peer->inbox[1]);
-		if (peer->fd >= 0) {
-			if (!context->forked(context))
-				shutdown(peer->fd, SHUT_RDWR);
-			close(peer->fd);
-		}
-		if (peer->process >= 0)
-			close(peer->process);
+		if (mesh->peers[rank].fd >= 0 && !context->forked(context))
+			shutdown(mesh->peers[rank].fd, SHUT_RDWR);
+		close_peer(&mesh->peers[rank]);
 	}
+	arrivals_close(&mesh->arrivals, context);
 	if (mesh->polled)
 		context->release(context, mesh->polled);
 	if (mesh->peers)
@@ -414,17 +443,51 @@ void mesh_close(struct mesh *mesh)
 	mesh->wake = -1;
 }
 
+static void wake(struct mesh *mesh)
+{
+	const uint64_t one = 1;
+	const ssize_t written = write(mesh->wake, &one, sizeof one);
+
+	(void)written; /* it fails only where it is set already */
+}
+
 void mesh_abort(struct mesh *mesh)
 {
-	uint64_t one = 1;
-	ssize_t written;
-
 	atomic_store(&mesh->aborted, 1);
-	written = write(mesh->wake, &one, sizeof one);
-	(void)written; /* it fails only where it is set already */
+	wake(mesh);
+	arrivals_lock(&mesh->arrivals);
 	for (int32_t rank = 0; rank < mesh->context->size; rank++)
 		if (mesh->peers[rank].fd >= 0)
 			shutdown(mesh->peers[rank].fd, SHUT_RDWR);
+	arrivals_unlock(&mesh->arrivals);
+}
+
+/* ---- ranks that come back ---- */
+
+void mesh_admit(struct mesh *mesh, int32_t rank, struct arrival arrival)
+{
+	arrivals_put(&mesh->arrivals, rank, arrival);
+	wake(mesh);
+}
+
+void mesh_take_in(struct mesh *mesh)
+{
+	struct arrival arrival;
+
+	arrivals_lock(&mesh->arrivals);
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
+		struct mesh_peer *peer = &mesh->peers[rank];
+
+		if (!arrivals_take(&mesh->arrivals, rank, &arrival))
+			continue;
+		close_peer(peer);
+		*peer = (struct mesh_peer){.fd = arrival.fd,
+					   .process = arrival.process,
+					   .pid = arrival.pid,
+					   .incarnation = arrival.incarnation,
+					   .inbox = {{.fd = -1}, {.fd = -1}}};
+	}
+	arrivals_unlock(&mesh->arrivals);
 }
 
 /* ---- talking ---- */
@@ -514,10 +577,23 @@ static nfds_t fill_polled(const struct mesh *mesh)
 	return count;
 }
 
+/* Why it was woken stands elsewhere: aborted, arrivals. */
+static void clear_wake(struct mesh *mesh)
+{
+	uint64_t times;
+	const ssize_t taken = read(mesh->wake, &times, sizeof times);
+
+	(void)taken;
+}
+
 static lshard_status poll_peers(struct mesh *mesh, uint64_t deadline)
 {
-	int ready = poll(mesh->polled, fill_polled(mesh), lshard__left_ms(deadline));
+	int ready = 0;
 
+	if (!atomic_load(&mesh->aborted))
+		ready = poll(mesh->polled, fill_polled(mesh), lshard__left_ms(deadline));
+	if (ready > 0 && mesh->polled[0].revents)
+		clear_wake(mesh);
 	if (atomic_load(&mesh->aborted))
 		return lshard_fail(mesh->error, LSHARD_ERR_ABORTED, "rank %d was aborted", (int)mesh->context->rank);
 	if (ready < 0 && errno != EINTR)
@@ -542,9 +618,11 @@ int mesh_process_ended(const struct mesh *mesh, int32_t rank)
 
 lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns)
 {
-	lshard_status status = poll_peers(mesh, deadline_ns);
-	const struct pollfd *next = mesh->polled + 1; /* as they were filled in */
+	const struct pollfd *next = mesh->polled + 1; /* as they are filled in */
+	lshard_status status;
 
+	mesh_take_in(mesh);
+	status = poll_peers(mesh, deadline_ns);
 	for (int32_t rank = 0; rank < mesh->context->size && status == LSHARD_OK; rank++) {
 		struct mesh_peer *peer = &mesh->peers[rank];
 		int spoke;
@@ -562,22 +640,9 @@ lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns)
 /* Try to send; a full queue is no failure: mesh_wait says when there is room. */
 static void pay(struct mesh_peer *peer, uint64_t tag, int fd)
 {
-	struct packet packet = {tag, fd >= 0};
-	_Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof fd)] = {0};
-	struct iovec part = {&packet, sizeof packet};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	const struct packet packet = {tag, fd >= 0};
 
-	if (fd >= 0) {
-		struct cmsghdr *header = (struct cmsghdr *)room;
-
-		message.msg_control = room;
-		message.msg_controllen = sizeof room;
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof fd);
-		memcpy(CMSG_DATA(header), &fd, sizeof fd);
-	}
-	if (sendmsg(peer->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+	if (lshard__socket_give(peer->fd, &packet, sizeof packet, fd))
 		peer->owed = 0;
 	else if (errno == EPIPE || errno == ECONNRESET)
 		peer->gone = 1;
@@ -596,7 +661,7 @@ static int settled(struct mesh *mesh, uint64_t tag, int32_t *who)
 	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
 		const struct mesh_peer *peer = &mesh->peers[rank];
 
-		if (peer->fd < 0 || (has_answered(peer, tag) && (peer->gone || !peer->owed)))
+		if (peer->fd < 0 || peer->left_out || (has_answered(peer, tag) && (peer->gone || !peer->owed)))
 			continue;
 		*who = rank;
 		if (peer->gone)
@@ -666,12 +731,16 @@ static lshard_status collect(struct mesh *mesh, uint64_t tag, int *fds)
 	return status;
 }
 
-lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint64_t deadline_ns)
+lshard_status mesh_swap_among(struct mesh *mesh, const uint8_t *alive, uint64_t tag, int fd, int *fds,
+			      uint64_t deadline_ns)
 {
 	lshard_status status;
 
-	for (int32_t rank = 0; rank < mesh->context->size; rank++)
-		mesh->peers[rank].owed = mesh->peers[rank].fd >= 0;
+	mesh_take_in(mesh);
+	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
+		mesh->peers[rank].left_out = alive && !alive[rank];
+		mesh->peers[rank].owed = mesh->peers[rank].fd >= 0 && !mesh->peers[rank].left_out;
+	}
 	status = settle(mesh, tag, fd, deadline_ns);
 	for (int32_t rank = 0; rank < mesh->context->size; rank++)
 		mesh->peers[rank].owed = 0;
@@ -680,4 +749,9 @@ lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint6
 	mesh->awaited = tag + 1;
 	drop_rounds_over(mesh);
 	return status;
+}
+
+lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint64_t deadline_ns)
+{
+	return mesh_swap_among(mesh, NULL, tag, fd, fds, deadline_ns);
 }

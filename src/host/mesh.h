@@ -3,12 +3,12 @@
  * mesh.h - a socket between every two ranks of a host: wake-ups, descriptors, and the death of a peer seen at once.
  * Knows ranks and descriptors; does not know what a descriptor holds, nor what ranks agree on.
  *
- * One thread uses a mesh at a time, except mesh_abort.
+ * One thread uses a mesh at a time, except mesh_abort and mesh_admit.
  */
 #ifndef LAYERSHARD_MESH_H
 #define LAYERSHARD_MESH_H
 
-#include <layershard/transport.h>
+#include "arrivals.h"
 
 #include <poll.h>
 #include <stdatomic.h>
@@ -26,7 +26,9 @@ struct mesh_peer {
 	int fd;      /* -1: none (this rank itself) */
 	int process; /* readable once its process has ended, whoever else holds its socket; -1: not to be had */
 	pid_t pid;
+	uint32_t incarnation;        /* as in arrivals.h */
 	int gone;                    /* its end is closed, or its process has ended */
+	int left_out;                /* of the swap under way */
 	int owed;                    /* mesh_swap has not sent it its packet yet */
 	struct mesh_packet inbox[2]; /* by the tag's parity: a peer may be one swap ahead */
 };
@@ -36,9 +38,10 @@ struct mesh {
 	lshard_error *error;
 	struct mesh_peer *peers; /* [size] */
 	struct pollfd *polled;   /* [2 * size - 1] in use: wake, sockets, processes */
-	int wake;                /* eventfd: written to by mesh_abort */
+	int wake;                /* eventfd: written to by mesh_abort and mesh_admit */
 	atomic_int aborted;
-	uint64_t awaited; /* the lowest tag of a swap that is not over */
+	uint64_t awaited;         /* the lowest tag of a swap that is not over */
+	struct arrivals arrivals; /* where ranks can come back */
 };
 
 /*
@@ -46,7 +49,14 @@ struct mesh {
  * On failure nothing is left open.
  */
 lshard_status mesh_open(struct mesh *mesh, const lshard_context *context, lshard_error *error, uint64_t deadline_ns);
+/* The same for a rank that comes back, connected to nobody yet: all others seem gone. Local. */
+lshard_status mesh_open_alone(struct mesh *mesh, const lshard_context *context, lshard_error *error);
 void mesh_close(struct mesh *mesh);
+
+/* A rank that came back has connected; its descriptors are the mesh's. Any thread, where ranks can come back. */
+void mesh_admit(struct mesh *mesh, int32_t rank, struct arrival arrival);
+/* Take in those admitted so far. mesh_wait does it too; for whoever looks at peers[] before it waits. */
+void mesh_take_in(struct mesh *mesh);
 
 /* Make every wait return ABORTED, now and later; the others see this rank as gone. Any thread. */
 void mesh_abort(struct mesh *mesh);
@@ -67,5 +77,8 @@ lshard_status mesh_wait(struct mesh *mesh, uint64_t deadline_ns);
  * gone, and with SYSTEM where this process has no room for a descriptor. On failure there are none to close.
  */
 lshard_status mesh_swap(struct mesh *mesh, uint64_t tag, int fd, int *fds, uint64_t deadline_ns);
+/* The same among the ranks of which @p alive [size] is not 0, the same on all of them. */
+lshard_status mesh_swap_among(struct mesh *mesh, const uint8_t *alive, uint64_t tag, int fd, int *fds,
+			      uint64_t deadline_ns);
 
 #endif

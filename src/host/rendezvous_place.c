@@ -141,7 +141,7 @@ lshard_status lshard__place_open(struct lshard__place *place, const char *job, l
 {
 	const char *path = lshard__variable(VARIABLE);
 
-	*place = (struct lshard__place){.directory = -1};
+	*place = (struct lshard__place){.directory = -1, .type = SOCK_STREAM};
 	snprintf(place->job, sizeof place->job, "%.*s", (int)sizeof place->job - 1, job);
 	if (path)
 		return open_directory(place, path, job, error);
@@ -188,7 +188,7 @@ static int remove_stale(const struct lshard__place *place)
 		errno = EEXIST;
 		return 0;
 	}
-	if (lshard__socket_look(place->name, SOCK_STREAM) == LSHARD__SOMEBODY) {
+	if (lshard__socket_look(place->name, place->type) == LSHARD__SOMEBODY) {
 		errno = EADDRINUSE;
 		return 0;
 	}
@@ -197,11 +197,11 @@ static int remove_stale(const struct lshard__place *place)
 
 static int listen_in_directory(struct lshard__place *place)
 {
-	int fd = lshard__socket_listen(place->name, SOCK_STREAM);
+	int fd = lshard__socket_listen(place->name, place->type);
 	struct stat made;
 
 	if (fd < 0 && errno == EADDRINUSE && remove_stale(place))
-		fd = lshard__socket_listen(place->name, SOCK_STREAM);
+		fd = lshard__socket_listen(place->name, place->type);
 	if (fd >= 0 && fstatat(place->directory, file_of(place), &made, AT_SYMLINK_NOFOLLOW) == 0) {
 		place->device = made.st_dev;
 		place->inode = made.st_ino;
@@ -214,7 +214,7 @@ int lshard__place_listen(struct lshard__place *place, uint64_t deadline_ns)
 	int fd;
 
 	if (place->directory < 0)
-		return lshard__socket_listen(place->name, SOCK_STREAM);
+		return lshard__socket_listen(place->name, place->type);
 	if (!lock(place, deadline_ns))
 		return -1;
 	fd = listen_in_directory(place);
@@ -227,10 +227,10 @@ enum lshard__listening lshard__place_look(const struct lshard__place *place, uin
 	enum lshard__listening now;
 
 	if (place->directory < 0)
-		return lshard__socket_look(place->name, SOCK_STREAM);
+		return lshard__socket_look(place->name, place->type);
 	if (!lock(place, deadline_ns))
 		return LSHARD__SOMEBODY;
-	now = lshard__socket_look(place->name, SOCK_STREAM);
+	now = lshard__socket_look(place->name, place->type);
 	unlock(place);
 	return now;
 }

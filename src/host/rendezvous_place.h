@@ -19,6 +19,7 @@ struct lshard__place {
 	int directory;  /* -1: the name is abstract */
 	dev_t device;   /* of the socket that place_listen made in the directory */
 	ino_t inode;    /* 0: none */
+	int type;       /* of the sockets there: SOCK_STREAM, unless changed before it is used */
 };
 
 /*

@@ -236,6 +236,25 @@ lshard_status lshard__socket_receive(int fd, int process, void *bytes, size_t co
 	return LSHARD_OK;
 }
 
+bool lshard__socket_give(int fd, const void *bytes, size_t count, int descriptor)
+{
+	_Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof descriptor)] = {0};
+	struct iovec part = {(void *)(uintptr_t)bytes, count};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	if (descriptor >= 0) {
+		struct cmsghdr *header = (struct cmsghdr *)room;
+
+		message.msg_control = room;
+		message.msg_controllen = sizeof room;
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof descriptor);
+		memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
+	}
+	return sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
 /* Keep the one descriptor there is; close them all where there are more, @p count. */
 static int keep_one(struct msghdr *message, int *count)
 {

@@ -55,6 +55,12 @@ lshard_status lshard__socket_wait(int fd, int process, short events, uint64_t de
 lshard_status lshard__socket_send(int fd, const void *bytes, size_t count, uint64_t deadline_ns);
 lshard_status lshard__socket_receive(int fd, int process, void *bytes, size_t count, uint64_t deadline_ns);
 
+/*
+ * Send one packet of a SOCK_SEQPACKET socket, with @p descriptor unless that is -1. Does not wait: false, with errno,
+ * where it could not be sent; EAGAIN: there is no room now.
+ */
+bool lshard__socket_give(int fd, const void *bytes, size_t count, int descriptor);
+
 /* What came with a packet. */
 struct lshard__attached {
 	int descriptor; /* the caller's to close; -1: none */

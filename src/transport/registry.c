@@ -10,6 +10,7 @@
 #include "greeting.h"
 #include "gathering.h"
 #include "host_identity.h"
+#include "living.h"
 #include "numa.h"
 #include "sized.h"
 #include "stack_spec.h"
@@ -99,6 +100,8 @@ struct record {
 	int32_t memory;
 	int32_t large_pages;
 	int32_t numa;
+	int32_t rejoin;
+	int32_t unused;
 	uint64_t spec_hash;
 	char custom[32];
 	char spec[96];
@@ -125,6 +128,8 @@ struct lshard__stack {
 	char because[64];
 	char description[256];
 	uint64_t large_page_bytes; /* what all ranks have, or 0 */
+	char living_options[sizeof((struct living_words *)NULL)
+				    ->options]; /* the transport's, of a rank that comes back */
 };
 
 /* The caller's collectives carry what the caller says they do. */
@@ -156,6 +161,7 @@ static void fill_record(struct record *record, const lshard__stack *stack, const
 	record->memory = (int32_t)stack->base->memory;
 	record->large_pages = (int32_t)stack->base->large_pages;
 	record->numa = (int32_t)stack->base->numa;
+	record->rejoin = stack->base->rejoin;
 	record->large_page_bytes = stack->base->large_page_bytes;
 	if (stack->base->callbacks)
 		record->callbacks =
@@ -196,6 +202,10 @@ static lshard_status compare(const struct record *first, const struct record *ot
 	if (other->numa != first->numa)
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 has %s for numa, rank %d %s (LAYERSHARD_NUMA)",
 				   numa_word((lshard_numa)first->numa), rank, numa_word((lshard_numa)other->numa));
+	if (other->rejoin != first->rejoin)
+		return lshard_fail(error, LSHARD_ERR_MISMATCH,
+				   "rank 0 has %s for rejoin, rank %d %s (LAYERSHARD_REJOIN)",
+				   first->rejoin ? "allow" : "never", rank, other->rejoin ? "allow" : "never");
 	if (other->spec_hash != first->spec_hash)
 		return lshard_fail(error, LSHARD_ERR_MISMATCH, "rank 0 asks for transport '%s', rank %d for '%s'",
 				   first->spec, rank, other->spec);
@@ -367,6 +377,64 @@ static lshard_status check_placing(const lshard__stack *stack, lshard_error *err
 		"numa is '%s', and the transport %s places nothing on nodes: take shm, or leave numa at 'none' "
 		"(LAYERSHARD_NUMA)",
 		numa_word(numa), stack->chosen->name);
+}
+
+/* Copies of shards for a node are shards of nobody: who makes them may not come back. */
+static lshard_status check_rejoin(const lshard__stack *stack, lshard_error *error)
+{
+	if (!stack->base->rejoin)
+		return LSHARD_OK;
+	if (!stack->chosen->rejoin)
+		return lshard_fail(
+			error, LSHARD_ERR_NOT_SUPPORTED,
+			"rejoin is asked for (LAYERSHARD_REJOIN), and ranks cannot come back over the transport "
+			"%s: take shm, or leave it",
+			stack->chosen->name);
+	if (stack->base->numa == LSHARD_NUMA_COPY)
+		return lshard_fail(error, LSHARD_ERR_NOT_SUPPORTED,
+				   "rejoin is asked for (LAYERSHARD_REJOIN), and ranks cannot come back where numa is "
+				   "'copy' (LAYERSHARD_NUMA): choose one of them");
+	return LSHARD_OK;
+}
+
+/* ---- coming back ---- */
+
+static lshard_status differs(const lshard__stack *stack, const char *what, lshard_error *error)
+{
+	return lshard_fail(error, LSHARD_ERR_MISMATCH,
+			   "rank %d comes back to job '%s' with another %s than its ranks that live",
+			   (int)stack->base->rank, stack->base->job, what);
+}
+
+/* What the ranks that live have chosen is this rank's choice. */
+static lshard_status take_living(lshard__stack *stack, const char *text, lshard_error *error)
+{
+	const lshard_context *base = stack->base;
+	const struct living_words *words = &base->living->words;
+	struct stack_spec *spec = &stack->spec;
+	const int i = find_transport(words->transport);
+	const int automatic = spec->name && !strcmp(spec->name, "auto");
+
+	if (words->memory != (int32_t)base->memory)
+		return differs(stack, "kind of memory", error);
+	if (words->large_pages != (int32_t)base->large_pages)
+		return differs(stack, "choice of large pages", error);
+	if (words->numa != (int32_t)base->numa)
+		return differs(stack, "choice of NUMA nodes", error);
+	if (i < 0 || !spec->name ||
+	    (!automatic && (strcmp(spec->name, words->transport) != 0 || strcmp(spec->options, words->options) != 0)))
+		return lshard_fail(
+			error, LSHARD_ERR_MISMATCH,
+			"rank %d comes back to job '%s' by transport '%s', and its ranks that live have '%s%s%s'",
+			(int)base->rank, base->job, text ? text : "the caller's own", words->transport,
+			words->options[0] ? ":" : "", words->options);
+	memcpy(stack->living_options, words->options, sizeof words->options);
+	spec->name = transports[i].ops->name;
+	spec->options = stack->living_options;
+	stack->large_page_bytes = words->large_page_bytes;
+	take(stack, i);
+	snprintf(stack->because, sizeof stack->because, "as the ranks that live");
+	return LSHARD_OK;
 }
 
 /* ---- checks before anybody is told anything ---- */
@@ -542,6 +610,8 @@ static lshard_status agree(lshard__stack *stack, const char *text, lshard_status
 		status = choose(stack, records, error);
 	if (status == LSHARD_OK)
 		status = check_placing(stack, error);
+	if (status == LSHARD_OK)
+		status = check_rejoin(stack, error);
 	base->release(base, records);
 	return status;
 }
@@ -553,7 +623,7 @@ static lshard_context *context_for(lshard__stack *stack, int i, const char *opti
 	stack->contexts[i] = *stack->base;
 	stack->contexts[i].options = options;
 	stack->contexts[i].large_page_bytes = stack->large_page_bytes;
-	stack->contexts[i].bootstrap = &stack->gathering.bootstrap;
+	stack->contexts[i].bootstrap = stack->base->living ? NULL : &stack->gathering.bootstrap;
 	return &stack->contexts[i];
 }
 
@@ -641,7 +711,8 @@ static lshard_status open_all(lshard__stack *stack, lshard_error *error)
 		stack->top = stack->bottom;
 		status = open_wrappers(stack, error);
 	}
-	status = gathering_conclude(&stack->gathering, status, error); /* all ranks have a group, or none */
+	if (!stack->base->living)
+		status = gathering_conclude(&stack->gathering, status, error); /* all ranks have a group, or none */
 	if (status == LSHARD_OK)
 		describe(stack);
 	return status;
@@ -662,10 +733,17 @@ lshard_status lshard__stack_open(const lshard_context *base, const char *spec, c
 	status = gathering_open(&made->gathering, base, error);
 	if (status == LSHARD_OK)
 		status = check_spec(made, spec, error);
-	status = agree(made, spec, status, error);
+	if (!base->living)
+		status = agree(made, spec, status, error);
+	else if (status == LSHARD_OK)
+		status = take_living(made, spec, error);
+	if (status == LSHARD_OK && base->living)
+		status = check_rejoin(made, error);
 	if (status == LSHARD_OK)
 		status = open_all(made, error);
 	gathering_close(&made->gathering);
+	for (int i = 0; i < SPEC_WRAPPERS + 2; i++)
+		made->contexts[i].living = NULL;
 	if (status != LSHARD_OK) {
 		lshard__stack_close(made);
 		return status;
@@ -677,6 +755,11 @@ lshard_status lshard__stack_open(const lshard_context *base, const char *spec, c
 lshard_transport *lshard__stack_top(lshard__stack *stack)
 {
 	return stack->top;
+}
+
+lshard_transport *lshard__stack_bottom(lshard__stack *stack)
+{
+	return stack->bottom;
 }
 
 const char *lshard__stack_description(const lshard__stack *stack)

@@ -223,6 +223,7 @@ def test_numbers_and_version_are_the_headers(header, compiled):
         ("POISON_", c.POISON),
         ("LARGE_PAGES_", c.LARGE_PAGES),
         ("NUMA_", c.NUMA),
+        ("REJOIN_", c.REJOIN),
     ):
         ours.update({f"LSHARD_{prefix}{word.upper()}": value for word, value in words.items()})
     theirs = {name: int(compiled[name]) for name in header["enumerators"] if not name.startswith("LSHARD_FOR_")}

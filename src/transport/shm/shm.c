@@ -52,6 +52,7 @@ static void shm_close(lshard_transport *transport)
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
 
+	shm_rejoin_close(shm, context);
 	if (!context->forked(context)) /* a child has no copy of the thread, and maybe a lock that it held */
 		shm_copier_close(&shm->copier);
 	control_close(&shm->control);
@@ -130,29 +131,53 @@ static lshard_status find_nodes(struct shm *shm, const lshard_context *context, 
 
 /* ---- a group ---- */
 
+static lshard_status connect_page(struct shm *shm, const lshard_context *context, uint64_t deadline)
+{
+	lshard_error *error = &shm->base.error;
+	int page;
+
+	if (!context->living)
+		return control_open(&shm->control, &shm->mesh, error, deadline);
+	page = fcntl(context->living->page, F_DUPFD_CLOEXEC, 0);
+	if (page < 0)
+		return lshard_fail(error, LSHARD_ERR_SYSTEM, "control page: %s", lshard__reason(errno, 0).text);
+	return control_attach(&shm->control, &shm->mesh, error, page, deadline);
+}
+
 /* The copier comes after the page: what fails on one rank alone is seen by the others as a rank that is gone. */
 static lshard_status connect_group(struct shm *shm, const lshard_context *context)
 {
 	uint64_t deadline = lshard__deadline_ns(context->timeout_ms);
 	lshard_error *error = &shm->base.error;
-	lshard_status status = mesh_open(&shm->mesh, context, error, deadline);
+	lshard_status status = shm_rejoin_open(shm, context, deadline);
 
 	if (status != LSHARD_OK)
 		return status;
-	status = control_open(&shm->control, &shm->mesh, error, deadline);
+	if (context->living)
+		status = mesh_open_alone(&shm->mesh, context, error);
+	else
+		status = mesh_open(&shm->mesh, context, error, deadline);
+	if (status != LSHARD_OK)
+		goto close_door;
+	status = connect_page(shm, context, deadline);
 	if (status != LSHARD_OK)
 		goto close_mesh;
 	status = find_nodes(shm, context, deadline);
 	if (status == LSHARD_OK)
 		status = shm_copier_make(&shm->copier, error);
-	if (status != LSHARD_OK)
-		goto close_control;
-	return LSHARD_OK;
-
-close_control:
+	if (status == LSHARD_OK)
+		status = shm_rejoin_start(shm);
+	if (status == LSHARD_OK && context->living)
+		status = shm_rejoin_return(shm, context, deadline);
+	if (status == LSHARD_OK)
+		return status;
+	shm_rejoin_close(shm, context); /* its thread first */
+	shm_copier_close(&shm->copier);
 	control_close(&shm->control);
 close_mesh:
 	mesh_close(&shm->mesh);
+close_door:
+	shm_rejoin_close(shm, context);
 	return status;
 }
 
@@ -203,9 +228,20 @@ static void shm_abort(lshard_transport *transport)
 {
 	struct shm *shm = (struct shm *)transport;
 
+	if (transport->context->rejoin)
+		door_stop(&shm->rejoin.door); /* it has left: nobody is to find it */
 	mesh_abort(&shm->mesh);
 	shm_copier_abort(&shm->copier);
 }
+
+static const lshard_rejoin_ops rejoin = {
+	.struct_size = sizeof(lshard_rejoin_ops),
+	.busy = shm_busy,
+	.note = shm_note,
+	.filled = shm_filled,
+	.recall = shm_recall,
+	.renew = shm_renew,
+};
 
 const lshard_transport_ops lshard__shm = {
 	.struct_size = sizeof(lshard_transport_ops),
@@ -230,4 +266,5 @@ const lshard_transport_ops lshard__shm = {
 	.join = shm_join,
 	.drain = shm_drain,
 	.read = shm_read,
+	.rejoin = &rejoin,
 };

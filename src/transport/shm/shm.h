@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * shm.h - what the files of the shm transport share: shm.c (table, group), shm_store.c (memory), shm_near.c
- * (copies on other nodes), shm_copy.c (the copying thread). mesh.h, control.h and agreement.h connect the ranks.
+ * (copies on other nodes), shm_copy.c (the copying thread), shm_rejoin.c and shm_renew.c (ranks that come back).
+ * mesh.h, control.h and agreement.h connect the ranks.
  */
 #ifndef LAYERSHARD_SHM_H
 #define LAYERSHARD_SHM_H
 
 #include "mesh.h"
 #include "agreement.h"
+#include "living.h"
 #include "shared_memory.h"
 
 #include <pthread.h>
@@ -44,6 +46,22 @@ struct shm_copier {
 	const struct shm_store *running; /* whose copy runs now */
 };
 
+/* What this rank was told of a series, and was given: to be opened. */
+struct shm_recalled {
+	char *bytes; /* the answer; NULL: none */
+	int *fds;    /* [size] */
+};
+
+/* Where ranks can come back. */
+struct shm_rejoin {
+	struct door door;
+	pthread_mutex_t lock;    /* of stores, and of what they tell: the door's thread reads them */
+	int made;                /* the lock */
+	struct shm_store *first; /* those that others may have, in the order in which they were opened */
+	struct shm_recalled recalled;
+	uint64_t note; /* of those to whom this rank came back */
+};
+
 struct shm {
 	lshard_transport base;
 	lshard_transport_ops ops; /* without CAP_DIRECT in copying mode; granule is this machine's page */
@@ -53,6 +71,7 @@ struct shm {
 	struct agreement agreement; /* of the ranks while a series opens */
 	struct numa_wish wish;      /* for this rank's shards */
 	uint32_t *nodes;            /* [size] of all ranks, where each of several is to have its own copy; else NULL */
+	struct shm_rejoin rejoin;
 };
 
 /* Where ranks of a node read another's shard. */
@@ -72,6 +91,12 @@ struct shm_store {
 	void **layers;                 /* direct: [layers] */
 	struct shm_request *requests;  /* not direct: [buffers] */
 	size_t n_queued;               /* with the copier's lock */
+	/* Where ranks can come back, with the lock of shm_rejoin: */
+	struct shm_store *next;
+	int *fds; /* [size] of the shards, for those who come; NULL: nobody may have them */
+	bool filled;
+	bool borrowed; /* this rank came back: its own shard is read-only here */
+	uint64_t generation;
 };
 
 /* Every layer comes to the beginning of its buffer. */
@@ -88,6 +113,36 @@ void *shm_shard(lshard_store *store);
 void *shm_buffer(lshard_store *store, uint32_t buffer, uint32_t position);
 void *shm_peer(lshard_store *store, uint32_t position);
 lshard_status shm_read(lshard_store *store, uint32_t position, void *destination);
+
+/* In large pages that are reserved, of @p page bytes, of which a part cannot be mapped. */
+bool shm_can_be_reserved(const lshard_store_plan *plan, uint64_t page);
+/* Put layers together again from store->fds, at the addresses where they are. */
+lshard_status shm_compose_again(struct shm_store *store);
+
+/* ---- shm_rejoin.c ---- */
+
+/* Take this rank's door, unless nobody can come back. */
+lshard_status shm_rejoin_open(struct shm *shm, const lshard_context *context, uint64_t deadline_ns);
+/* Let those who come back in, from now on. */
+lshard_status shm_rejoin_start(struct shm *shm);
+/* Connect this rank, which comes back, to all that live, and be counted by them. */
+lshard_status shm_rejoin_return(struct shm *shm, const lshard_context *context, uint64_t deadline_ns);
+void shm_rejoin_close(struct shm *shm, const lshard_context *context);
+/* Others may have the store, whose descriptors become its own; false where nobody can come back. */
+bool shm_rejoin_offer(struct shm_store *store, int *fds);
+/* Nobody may any more; closes what it kept. */
+void shm_rejoin_withdraw(struct shm_store *store);
+/* The store of that plan which others may have; NULL: none. */
+struct shm_store *shm_rejoin_find(struct shm *shm, const lshard_store_plan *plan);
+
+void shm_busy(lshard_transport *transport, int change, uint64_t note);
+uint64_t shm_note(const lshard_transport *transport);
+void shm_filled(lshard_transport *transport, const lshard_store_plan *plan, uint64_t generation);
+lshard_status shm_recall(lshard_transport *transport, const char *name, lshard_recalled *recalled);
+
+/* ---- shm_renew.c ---- */
+
+lshard_status shm_renew(lshard_transport *transport, const lshard_store_plan *plan);
 
 /* ---- shm_near.c ---- */
 

@@ -31,7 +31,7 @@ static bool on_pages(const lshard_piece *piece, uint64_t page)
 }
 
 /* Reserved large pages cannot be mapped in part: stripes that layers are put together of must be made of them. */
-static bool can_be_reserved(const lshard_store_plan *plan, uint64_t page)
+bool shm_can_be_reserved(const lshard_store_plan *plan, uint64_t page)
 {
 	if (!plan->direct || plan->first_piece[plan->layers] == plan->layers)
 		return true;
@@ -345,6 +345,53 @@ static void allocate_tables(struct opening *opening)
 	opening->store = NULL;
 }
 
+/* This rank came back: it maps what the others have, its own shard as well. Local. */
+static lshard_status open_recalled(struct opening *opening)
+{
+	struct shm_recalled *recalled = &opening->shm->rejoin.recalled;
+	const int32_t rank = opening->shm->base.context->rank;
+	struct shm_store *store = opening->store;
+	lshard_status status;
+
+	if (!store || !opening->fds)
+		return lshard_fail(opening->sharing.error, LSHARD_ERR_NO_MEMORY,
+				   "series '%s': no memory for its tables", opening->plan->name);
+	close_fds(opening->shm->base.context, opening->fds);
+	opening->fds = recalled->fds;
+	recalled->fds = NULL;
+	store->borrowed = true;
+	status = shared_map_sealed(&opening->sharing, rank, opening->fds[rank], opening->plan->shard_bytes,
+				   &store->shards[rank]);
+	if (status == LSHARD_OK)
+		status = make_buffers(opening);
+	if (status == LSHARD_OK)
+		status = make_requests(opening);
+	if (status == LSHARD_OK)
+		status = map_shards(opening);
+	if (status != LSHARD_OK)
+		return status;
+	find_bases(opening);
+	return opening->plan->direct ? place_layers(opening) : LSHARD_OK;
+}
+
+lshard_status shm_compose_again(struct shm_store *store)
+{
+	struct shm *shm = (struct shm *)store->base.transport;
+	struct opening opening = {
+		.shm = shm,
+		.store = store,
+		.plan = store->base.plan,
+		.sharing = {.context = shm->base.context, .series = store->base.plan->name, .error = &shm->base.error},
+		.fds = store->fds};
+	lshard_status status = LSHARD_OK;
+
+	for (uint32_t position = 0; store->layers && position < store->base.plan->layers && status == LSHARD_OK;
+	     position++)
+		if (!in_one_shard(&opening, position))
+			status = compose(&opening, position, store->layers[position]);
+	return status;
+}
+
 lshard_status shm_store_open(lshard_transport *transport, const lshard_store_plan *plan, lshard_store **store)
 {
 	struct shm *shm = (struct shm *)transport;
@@ -358,12 +405,14 @@ lshard_status shm_store_open(lshard_transport *transport, const lshard_store_pla
 				  .sharing = {.context = context,
 					      .series = plan->name,
 					      .error = &transport->error,
-					      .reserved = can_be_reserved(plan, context->large_page_bytes),
+					      .reserved = shm_can_be_reserved(plan, context->large_page_bytes),
 					      .wish = plan->refreshed ? &shm->wish : NULL}};
 	lshard_status status;
 
 	allocate_tables(&opening);
-	status = agreement_open(&shm->agreement, &opening.together);
+	status = plan->recalled ? open_recalled(&opening) : agreement_open(&shm->agreement, &opening.together);
+	if (status == LSHARD_OK && shm_rejoin_offer(opening.store, opening.fds))
+		opening.fds = NULL;
 	close_fds(context, opening.fds);
 	close_fds(context, opening.copy_fds);
 	if (opening.copy_bytes)
@@ -380,6 +429,7 @@ void shm_store_close(lshard_store *base)
 	struct shm_store *store = (struct shm_store *)base;
 	const lshard_context *context = base->transport->context;
 
+	shm_rejoin_withdraw(store);
 	if (!context->forked(context))
 		shm_copier_forget(&((struct shm *)base->transport)->copier, store);
 	if (store->requests)
