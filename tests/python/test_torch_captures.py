@@ -3,6 +3,7 @@
 
 import threading
 import types
+import weakref
 
 import pytest
 
@@ -34,11 +35,10 @@ def series(monkeypatch):
     """One that is watched, where a capture does nothing."""
     ended, ended.turn = Counting(), Turn([])
     ended.turn.take()
-    monkeypatch.setattr(torch.cuda.graph, "__enter__", torch.cuda.graph.__enter__)  # as they are now after the test
-    monkeypatch.setattr(torch.cuda.graph, "__exit__", torch.cuda.graph.__exit__)
-    monkeypatch.setattr(captures, "_watched", {})
-    monkeypatch.setattr(captures, "_torch_enter", lambda _capture: None)
-    monkeypatch.setattr(captures, "_torch_exit", lambda *_: None)
+    monkeypatch.setattr(torch.cuda.graph, "ends_joined", False, raising=False)  # all as they are now after the test
+    monkeypatch.setattr(torch.cuda.graph, "__enter__", lambda _capture: None)
+    monkeypatch.setattr(torch.cuda.graph, "__exit__", lambda *_: None)
+    monkeypatch.setattr(captures, "_watched", weakref.WeakKeyDictionary())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=7))
     captures.watch([ended], ended.turn)
     return ended
@@ -81,6 +81,30 @@ def test_what_is_raised_in_the_region_stays_what_is_raised(series):
         series.fetches += 1
         raise KeyError("theirs")
     assert series.joined_fetches == 1
+
+
+def test_what_others_put_round_a_capture_stays(series):
+    told = []
+    enter, leave = torch.cuda.graph.__enter__, torch.cuda.graph.__exit__
+    torch.cuda.graph.__enter__ = lambda capture: [told.append("enter"), enter(capture)][1]
+    torch.cuda.graph.__exit__ = lambda capture, *error: [told.append("exit"), leave(capture, *error)][1]
+    captures.watch([Counting()], series.turn)  # of a second model
+    with pytest.raises(sharding.Refused), capture():
+        series.fetches += 1
+    assert told == ["enter", "exit"]
+
+
+def test_a_model_is_sharded_while_another_thread_begins_a_capture(series, monkeypatch):
+    others = []
+
+    def stats(self):
+        others.append(Counting())
+        captures.watch([others[-1]], series.turn)
+        return types.SimpleNamespace(fetches=0)
+
+    monkeypatch.setattr(Counting, "stats", stats)
+    with capture():
+        assert others
 
 
 def test_a_join_on_a_stream_is_remembered():

@@ -9,9 +9,10 @@ Knows torch's captures, the counters of series and turns; nothing of modules.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -36,12 +37,15 @@ def watch(series: Iterable[Series], turn: Turn) -> None:
     """In all captures that begin from now on: what modules of that turn fetch."""
     for each in series:
         _watched.setdefault(each, weakref.WeakSet()).add(turn)
-    if torch.cuda.graph.__exit__ is not _exit:
-        torch.cuda.graph.__enter__, torch.cuda.graph.__exit__ = _enter, _exit  # type: ignore[method-assign,assignment]
+    kind: Any = torch.cuda.graph
+    if not getattr(kind, "ends_joined", False):  # once: others may have put theirs round ours since
+        kind.__enter__, kind.__exit__ = _entering(kind.__enter__), _exiting(kind.__exit__)
+        kind.ends_joined = True
 
 
 def _fetches() -> dict[Series, int]:
-    return {each: each.stats().fetches for each in _watched if not each.closed}
+    found = [reference() for reference in _watched.keyrefs()]  # another thread may be sharding a model
+    return {each: each.stats().fetches for each in found if each is not None and not each.closed}
 
 
 def _is_used_here(series: Series) -> bool:
@@ -56,20 +60,26 @@ def _unjoined(before: dict[Series, int]) -> list[Series]:
     return [each for each in late if _is_used_here(each)]
 
 
-_torch_enter, _torch_exit = torch.cuda.graph.__enter__, torch.cuda.graph.__exit__
+def _entering(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(enter)
+    def entering(capture: Any) -> Any:
+        _before[capture] = _fetches()
+        return enter(capture)
+
+    return entering
 
 
-def _enter(capture: Any) -> Any:
-    _before[capture] = _fetches()
-    return _torch_enter(capture)
+def _exiting(leave: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(leave)
+    def exiting(capture: Any, kind: Any, *error: Any) -> Any:
+        """What is not joined is joined, so that the capture ends as others do, and torch is fit for the next one."""
+        unjoined = _unjoined(_before.pop(capture, {}))
+        for each in unjoined:
+            with contextlib.suppress(Error):
+                each.join(torch.cuda.current_stream().cuda_stream)
+        found = leave(capture, kind, *error)
+        if unjoined and kind is None:
+            raise Refused(_UNJOINED.format(names=", ".join(f"'{each.name}'" for each in unjoined)))
+        return found
 
-
-def _exit(capture: Any, kind: Any, *error: Any) -> None:
-    """What is not joined is joined, so that the capture ends as others do, and torch is fit for the next one."""
-    unjoined = _unjoined(_before.pop(capture, {}))
-    for each in unjoined:
-        with contextlib.suppress(Error):
-            each.join(torch.cuda.current_stream().cuda_stream)
-    _torch_exit(capture, kind, *error)
-    if unjoined and kind is None:
-        raise Refused(_UNJOINED.format(names=", ".join(f"'{each.name}'" for each in unjoined)))
+    return exiting
