@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * capture.c - a stream is captured: nothing really happens meanwhile, so the ring's state is a copy, dropped at join or
- * when the capture is found gone; and the drain, which is nothing to be captured. Knows the ring's state; starts
- * nothing.
+ * by a call that is not in the capture, after which it is not gone on with: what it did before would be forgotten. And
+ * the drain, which is nothing to be captured. Knows the ring's state; starts nothing.
  */
 #include "internal.h"
 
@@ -55,10 +55,11 @@ lshard_status capture_look(lshard_series *series, void *stream)
 		return lshard_fail(&series->error, LSHARD_ERR_STATE,
 				   SERIES_FORMAT
 				   ": something that cannot be captured came between the calls of this "
-				   "capture (an update, a rewind, a verification, a prepare, a region that "
-				   "does not end as it began): end it and capture again",
+				   "capture (an update, a rewind, a verification, a prepare, a call on a "
+				   "stream that is not captured, a region that does not end as it began): end it "
+				   "and capture again",
 				   SERIES_NAMES(series));
-	capture_leave(series);
+	capture_spoil(series);
 	if (number)
 		enter(series, number);
 	return LSHARD_OK;

@@ -297,6 +297,28 @@ static void a_capture_may_hold_several_regions(void **state)
 	run_close(run);
 }
 
+/* What the region did before it would be forgotten: replays would read layer 5 where they read layer 1 again. */
+static void a_region_is_over_when_a_call_is_not_in_it(void **state)
+{
+	struct run *run = run_open(&sim_one_sided, 2, 0, 12, 1);
+	struct run_member *member = &run->members[0];
+	struct sim_stream *other = sim_stream_create(run->world, 0);
+
+	(void)state;
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	sim_capture_begin(member->stream);
+	for (uint32_t layer = 0; layer < 6; layer++)
+		run_layer(run, 0, layer);
+	run_call_ok(member, "release", 1, lshard_release(member->series, 1, other));
+	assert_int_equal(lshard_reach(member->series, 0, member->stream), LSHARD_ERR_STATE);
+	assert_non_null(strstr(lshard_series_error(member->series), "capture again"));
+	sim_capture_abort(member->stream);
+	run_pass(run, 0);
+	run_call_ok(member, "prepare", 0, lshard_series_prepare(member->series, member->stream));
+	assert_non_null(capture(run, 12));
+	run_close(run);
+}
+
 /* After join every window is full: a graph captured then is as good as one captured after prepare. */
 static void a_capture_may_follow_a_join(void **state)
 {
@@ -388,6 +410,7 @@ int main(void)
 		cmocka_unit_test(the_end_of_a_pass_leaves_a_refill_to_the_next),
 		cmocka_unit_test(a_captured_region_ends_as_it_began),
 		cmocka_unit_test(a_capture_may_hold_several_regions),
+		cmocka_unit_test(a_region_is_over_when_a_call_is_not_in_it),
 		cmocka_unit_test(a_capture_may_follow_a_join),
 		cmocka_unit_test(a_wait_that_timed_out_leaves_no_view),
 		cmocka_unit_test(only_bytes_from_other_ranks_are_counted),
