@@ -139,7 +139,7 @@ run_part() {
 	compiled) model "$1" compiled_speed.py ;;
 	columns) model "$1" columns.py --devices 0,1 ;;
 	e2e-compiled-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-compiled-}" --passes 2 --minutes "$minutes" \
-		--variants 'replicated*;*, compiled*' ;;
+		--variants 'replicated*;layershard k=?, compiled*' ;;
 	e2e-*) model "$1" e2e.py --devices 0,1 --tokens "${1#e2e-}" --passes 2 --minutes "$minutes" \
 		--without '*, compiled*' ;;
 	pipeline) model "$1" pipeline.py --devices 0,1 ;;
