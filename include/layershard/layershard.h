@@ -485,7 +485,8 @@ LSHARD_API lshard_status lshard_series_prepare(lshard_series *series, void *stre
 /**
  * End every view, that of the present layer too, and order what follows on @p stream after everything in flight. Last
  * call of a captured region, whose windows must then hold what they held at its beginning, but for those that
- * lshard_series_prepare leaves empty: they are not filled here either.
+ * lshard_series_prepare leaves empty: they are not filled here either. Until then all calls of the pass are captured:
+ * after one on another stream, or a prepare, those of the region are refused (STATE).
  * Blocks: host memory: at most timeout_ms.
  * @return OK, also where a transfer could not be started, which the wait for its layer tells; NOT_PERIODIC naming the
  *         layer; STATE; ABORTED; as wait otherwise.
