@@ -413,6 +413,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, help="of the matrices; 8192")
     parser.add_argument("--save", metavar="FILE")
     options = parser.parse_args()
+    if options.save:  # what cannot be saved is said before it is measured
+        import torch_save
+
+        torch_save.version()
     ordinals = options.devices
     driver = Driver()
     gpu = Gpu(driver, ordinals[0])
@@ -436,8 +440,6 @@ def main() -> int:
                     print(f"  {way:50} {both['GB/s']:8.1f} {both['products']:6.3f} {both['lost ms per GB']:6.3f}")
             stripe.free()
     if options.save:
-        import torch_save
-
         gpus = [{"ordinal": ordinal, "name": each.name} for ordinal, each in zip(ordinals, (gpu, source), strict=False)]
         torch_save.write(options.save, result, gpus)
     return 0

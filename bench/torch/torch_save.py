@@ -52,16 +52,21 @@ def save(path: str | None, ranks: Ranks, result: dict[str, Any]) -> None:
         write(path, result, gpus)
 
 
-def write(path: str, result: dict[str, Any], gpus: list[dict[str, Any]]) -> None:
-    """Write @result with the machine, the date, the command and the versions, as `layershard-bench --save` does."""
+def version() -> str:
+    """Of the library."""
     import layershard._library
 
+    return layershard._library.version()
+
+
+def write(path: str, result: dict[str, Any], gpus: list[dict[str, Any]]) -> None:
+    """Write @result with the machine, the date, the command and the versions, as `layershard-bench --save` does."""
     script = os.path.relpath(sys.argv[0], pathlib.Path(__file__).resolve().parents[2])
     saved = {
         "schema": "layershard-bench/2",
         "command": shlex.join([script, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "version": layershard._library.version(),
+        "version": version(),
         "machine": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),

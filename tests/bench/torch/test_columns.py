@@ -11,8 +11,8 @@ TREE = pathlib.Path(__file__).resolve().parents[3]
 STUB = pathlib.Path(os.environ["LAYERSHARD_TEST_BUILD"]) / "tests" / "support" / "libstub_cuda.so"
 
 
-def run(program, *options, driver=STUB):
-    environment = os.environ | {"LAYERSHARD_CUDA_SO_PATH": str(driver)}
+def run(program, *options, driver=STUB, **more):
+    environment = os.environ | {"LAYERSHARD_CUDA_SO_PATH": str(driver)} | more
     command = [sys.executable, "-c", program, "--rows", "40", "--rounds", "1", *map(str, options)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
@@ -37,6 +37,11 @@ def test_every_way_is_timed(tmp_path):
 def test_a_way_that_leaves_rows_out_is_told():
     done = run(program("columns.Stripe.part = lambda self, stream, first, rows: None; "))
     assert done.returncode == 1 and "pitched destination: wrong bytes in row 0" in done.stderr
+
+
+def test_what_cannot_be_saved_is_told_first(tmp_path):
+    done = run(program(), "--save", tmp_path / "found.json", LAYERSHARD_LIBRARY=str(tmp_path / "nowhere.so"))
+    assert done.returncode == 1 and "nowhere.so" in done.stderr and not done.stdout
 
 
 def test_a_machine_without_a_driver_is_told():
