@@ -85,7 +85,7 @@ static bool may_return(const struct control *control, struct control_obstacle *o
 		if (rank == mesh->context->rank || state->gone)
 			continue;
 		may = connected && atomic_load(&state->busy) == 0 && state->arrived != block->round;
-		*obstacle = (struct control_obstacle){rank, !connected		     ? CONTROL_NOT_CONNECTED
+		*obstacle = (struct control_obstacle){rank, !connected                  ? CONTROL_NOT_CONNECTED
 							    : atomic_load(&state->busy) ? CONTROL_BUSY
 											: CONTROL_EXCHANGING};
 	}
@@ -116,7 +116,7 @@ lshard_status control_return(struct control *control, struct control_obstacle *o
 		return status;
 	control_note_gone(control);
 	status = may_return(control, obstacle) ? LSHARD_OK
-		 : obstacle->rank < 0	       ? LSHARD_ERR_PEER_FAILED
+		 : obstacle->rank < 0          ? LSHARD_ERR_PEER_FAILED
 					       : LSHARD_IN_PROGRESS;
 	if (status == LSHARD_OK && control->mesh->peers[control->mesh->context->rank].incarnation != mine->incarnation)
 		status = LSHARD_ERR_MISMATCH;

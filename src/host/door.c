@@ -88,10 +88,11 @@ static bool is_rank(struct door *door, const struct lshard__connecting_peer *con
 	    !memcmp(&connecting->hello.greeting, &door->pending.greeting, sizeof door->pending.greeting))
 		return true;
 	if (lshard__pending_first_stranger(&door->pending))
-		context->log(context, LSHARD_LOG_WARN,
-			     "rank %d: process %d has come to its door, does not speak as a rank of this build does, and "
-			     "is sent away",
-			     (int)context->rank, (int)connecting->pid);
+		context->log(
+			context, LSHARD_LOG_WARN,
+			"rank %d: process %d has come to its door, does not speak as a rank of this build does, and "
+			"is sent away",
+			(int)context->rank, (int)connecting->pid);
 	return false;
 }
 
@@ -104,7 +105,8 @@ static bool is_of_group(const struct door *door, struct door_visitor *visitor)
 	if (hello->size == context->size && hello->rank >= 0 && hello->rank < context->size &&
 	    hello->rank != context->rank)
 		return true;
-	snprintf(text, sizeof text, "rank %d of job '%.64s' (process %d) is one of %d ranks; who comes is rank %d of %d",
+	snprintf(text, sizeof text,
+		 "rank %d of job '%.64s' (process %d) is one of %d ranks; who comes is rank %d of %d",
 		 (int)context->rank, context->job, (int)getpid(), (int)context->size, (int)hello->rank,
 		 (int)hello->size);
 	door_refuse(visitor, LSHARD_ERR_MISMATCH, text);
@@ -158,13 +160,15 @@ static lshard_status occupied(struct door *door, lshard_error *error, int cause)
 
 	if (cause != EADDRINUSE) {
 		lshard__place_reason(&door->place, cause, why, sizeof why);
-		return lshard_fail(error, LSHARD_ERR_SYSTEM, "rank %d of job '%s' cannot listen for ranks that come back: %s",
-				   (int)context->rank, context->job, why);
+		return lshard_fail(error, LSHARD_ERR_SYSTEM,
+				   "rank %d of job '%s' cannot listen for ranks that come back: %s", (int)context->rank,
+				   context->job, why);
 	}
-	return lshard_fail(error, LSHARD_ERR_TIMEOUT,
-			   "rank %d waited %u ms for its own number in job '%s': another process has it, or a child that "
-			   "it left behind ('ss -xlp' lists it as %.70s): end it, or choose another job name",
-			   (int)context->rank, (unsigned)context->timeout_ms, context->job, door->place.name);
+	return lshard_fail(
+		error, LSHARD_ERR_TIMEOUT,
+		"rank %d waited %u ms for its own number in job '%s': another process has it, or a child that "
+		"it left behind ('ss -xlp' lists it as %.70s): end it, or choose another job name",
+		(int)context->rank, (unsigned)context->timeout_ms, context->job, door->place.name);
 }
 
 static lshard_status take_place(struct door *door, lshard_error *error, uint64_t deadline_ns)
@@ -185,8 +189,7 @@ lshard_status door_open(struct door *door, const lshard_context *context, lshard
 
 	*door = (struct door){.context = context, .listener = -1, .stop = -1, .place.directory = -1};
 	door->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	door->polled =
-		context->allocate(context, (1 + lshard__pending_polls(context->size)) * sizeof *door->polled);
+	door->polled = context->allocate(context, (1 + lshard__pending_polls(context->size)) * sizeof *door->polled);
 	if (!lshard__pending_open(&door->pending, context, greeting()) || !door->polled)
 		status = lshard_fail(error, LSHARD_ERR_NO_MEMORY, "no memory for the door of rank %d",
 				     (int)context->rank);
@@ -257,7 +260,8 @@ void door_close(struct door *door)
 /* ---- the visitor's side ---- */
 
 /* Somebody listens there, and it is not only a child that a rank which has ended left behind. */
-static lshard_status connect_to(const lshard_context *context, int32_t rank, int *fd, int *process, uint64_t deadline_ns)
+static lshard_status connect_to(const lshard_context *context, int32_t rank, int *fd, int *process,
+				uint64_t deadline_ns)
 {
 	lshard_error discarded;
 	struct lshard__place place;
@@ -268,7 +272,7 @@ static lshard_status connect_to(const lshard_context *context, int32_t rank, int
 
 	if (status != LSHARD_OK)
 		return LSHARD_ERR_PEER_FAILED; /* this rank's own place tells why */
-	do { /* a full queue (EAGAIN) is waited for, and nobody else */
+	do {                                   /* a full queue (EAGAIN) is waited for, and nobody else */
 		status = lshard__socket_connect(place.name, SOCK_SEQPACKET, lshard__now_ns(), fd);
 		tried = errno;
 	} while (status == LSHARD_ERR_TIMEOUT && tried == EAGAIN && lshard__left_ms(deadline_ns) && !poll(NULL, 0, 1));

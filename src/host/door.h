@@ -93,10 +93,10 @@ static inline uint64_t door_which(const struct door_visitor *visitor)
 }
 
 struct door_answer {
-	int fd;       /* the connection */
-	pid_t pid;    /* who answers */
-	size_t bytes; /* that follow */
-	int32_t n;    /* descriptors that follow after them */
+	int fd;                                              /* the connection */
+	pid_t pid;                                           /* who answers */
+	size_t bytes;                                        /* that follow */
+	int32_t n;                                           /* descriptors that follow after them */
 	_Alignas(uint64_t) char words[DOOR_WORDS_BYTES + 1]; /* zeroed behind those that were said */
 };
 

@@ -44,8 +44,7 @@ static lshard_status ask(struct lshard__living *living, int32_t rank, lshard_err
 {
 	const uint64_t deadline_ns = lshard__deadline_ns(ANSWER_MS);
 	struct door_answer answer;
-	lshard_status status =
-		door_ask(living->context, rank, door_token(ASK_GROUP, 0), &answer, error, deadline_ns);
+	lshard_status status = door_ask(living->context, rank, door_token(ASK_GROUP, 0), &answer, error, deadline_ns);
 
 	living->rank = rank;
 	if (status == LSHARD_OK)

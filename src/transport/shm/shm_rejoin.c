@@ -30,10 +30,9 @@ static void tell_group(struct shm *shm, struct door_visitor *visitor)
 {
 	const struct living_words words = living_words_of(shm->base.context, "shm");
 
-	door_tell(visitor, &(struct door_reply){.words = &words,
-						.words_bytes = sizeof words,
-						.descriptors = &shm->control.fd,
-						.n = 1});
+	door_tell(visitor,
+		  &(struct door_reply){
+			  .words = &words, .words_bytes = sizeof words, .descriptors = &shm->control.fd, .n = 1});
 }
 
 static void tell_series(struct shm *shm, struct door_visitor *visitor)
@@ -156,8 +155,9 @@ static lshard_status join(struct shm *shm, int32_t rank, uint32_t incarnation, u
 	const lshard_status status = door_ask(context, rank, token, &answer, &shm->base.error, deadline_ns);
 
 	if (status == LSHARD_OK) {
-		mesh_admit(&shm->mesh, rank,
-			   (struct arrival){answer.fd, lshard__socket_peer_process(answer.fd), answer.pid, incarnation});
+		mesh_admit(
+			&shm->mesh, rank,
+			(struct arrival){answer.fd, lshard__socket_peer_process(answer.fd), answer.pid, incarnation});
 		mesh_take_in(&shm->mesh);
 	} else if (status == LSHARD_ERR_PEER_FAILED) {
 		shm->mesh.peers[rank].gone = 1;
@@ -194,7 +194,8 @@ static lshard_status cannot_return(struct shm *shm, lshard_status status, const 
 		return lshard_fail(error, status, "rank %d comes back to job '%s', and no other rank lives any more",
 				   (int)context->rank, context->job);
 	case LSHARD_ERR_MISMATCH:
-		return lshard_fail(error, status, "rank %d comes back to job '%s', and another process has its number now",
+		return lshard_fail(error, status,
+				   "rank %d comes back to job '%s', and another process has its number now",
 				   (int)context->rank, context->job);
 	case LSHARD_IN_PROGRESS:
 		return lshard_fail(error, LSHARD_ERR_TIMEOUT,
@@ -349,16 +350,16 @@ static lshard_status recall_from(struct shm *shm, int32_t rank, const char *name
 			break;
 		door_leave(&answer);
 	}
-	*found = (lshard_recalled){.description_bytes = answer.bytes,
-				   .number = words.number,
-				   .generation = words.generation};
+	*found = (lshard_recalled){
+		.description_bytes = answer.bytes, .number = words.number, .generation = words.generation};
 	status = take_recalled(shm, &answer, deadline_ns);
 	door_leave(&answer);
 	found->description = shm->rejoin.recalled.bytes;
 	if (status == LSHARD_OK)
 		return status;
 	(void)lshard_fail(&shm->base.error, status, "series '%s': what rank %d has of it cannot be had: %s", name,
-			  (int)rank, status == LSHARD_ERR_SYSTEM ? lshard__reason(errno, 0).text : lshard_status_text(status));
+			  (int)rank,
+			  status == LSHARD_ERR_SYSTEM ? lshard__reason(errno, 0).text : lshard_status_text(status));
 	forget_recalled(shm);
 	return status;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * shm_renew.c - memory that a rank which came back can write: it maps its own shard as another's, sealed, and nobody can
- * map that writable. So an update puts the bytes into new memory first, at the same addresses on every rank.
+ * shm_renew.c - memory that a rank which came back can write: it maps its own shard as another's, which is sealed, and
+ * which nobody can map writable. So an update puts the bytes into new memory first, at the same addresses everywhere.
  */
 #include "shm.h"
 #include "sockets.h"

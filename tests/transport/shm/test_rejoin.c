@@ -449,7 +449,8 @@ static void another_series_is_refused_by_its_first_difference(void **state)
 	options.tensor_bytes += 256;
 	told_start(&group.of[1], 1, 2, group.job, &options);
 	EXPECT_OK(told_do(&group.of[1], TOLD_GROUP, 0, 0));
-	EXPECT_REFUSED(told_do(&group.of[1], TOLD_SERIES, 0, 0), LSHARD_ERR_MISMATCH, "bytes of tensor 'weight' is 9000");
+	EXPECT_REFUSED(told_do(&group.of[1], TOLD_SERIES, 0, 0), LSHARD_ERR_MISMATCH,
+		       "bytes of tensor 'weight' is 9000");
 	told_kill(&group.of[1]);
 	options = usual;
 	options.layers++;
