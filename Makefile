@@ -8,7 +8,8 @@
 #   make install  with PREFIX and DESTDIR as usual
 #   make lint     look through the sources: format, Python, shell scripts; make format fixes what it can
 # The longer checks: check-long, after check; with clang in build directories of their own check-clang, check-asan and
-# check-tsan; check-valgrind; and check-mutants: small faults put into the sources, each of which one test must find.
+# check-tsan; check-valgrind; check-faults: a rank is killed, stopped, kept short in each call; and check-mutants: small
+# faults put into the sources, each of which one test must find.
 # After check, as root on a machine where nobody else needs large pages: check-pages.
 # On a machine with an NVIDIA GPU: check-gpu.
 
@@ -86,6 +87,13 @@ check-valgrind: ci-deps
 check-pages:
 	LAYERSHARD_TEST_MODEL=$$(scripts/fetch_model.sh) && export LAYERSHARD_TEST_MODEL && \
 		scripts/check_pages.sh $(BUILD) $(PAGES) -- $(IN_FOLDER) $(TEST_FLAGS)
+
+# After make check, with its build: docs/reliability.md. FAULTS: arguments of build/tests/fault_matrix (--help).
+FAULTS ?=
+.PHONY: check-faults
+check-faults:
+	$(BUILD)/tests/fault_matrix $(FAULTS) >$(BUILD)/fault_matrix.log 2>&1; status=$$?; \
+		cat $(BUILD)/fault_matrix.log; printf 'log: %s\n' $(BUILD)/fault_matrix.log; exit $$status
 
 .PHONY: check-mutants
 check-mutants: check-deps

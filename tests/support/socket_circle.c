@@ -208,6 +208,20 @@ static bool answer_peer(struct socket_circle *circle, int listener)
 	return true;
 }
 
+void socket_circle_open(struct socket_circle *circle, const struct member *member)
+{
+	circle->member = member;
+	circle->die_at = -1;
+	circle->callbacks = (lshard_callbacks){sizeof circle->callbacks,
+					       circle_broadcast,
+					       circle_allgather,
+					       circle_finish,
+					       circle_stop,
+					       circle,
+					       NULL,
+					       1};
+}
+
 bool socket_circle_join(struct socket_circle *circle, const struct member *member)
 {
 	const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -223,14 +237,7 @@ bool socket_circle_join(struct socket_circle *circle, const struct member *membe
 	for (int32_t peer = member->rank + 1; peer < CIRCLE_RANKS && joined; peer++)
 		joined = answer_peer(circle, listener);
 	close(listener);
-	circle->callbacks = (lshard_callbacks){sizeof circle->callbacks,
-					       circle_broadcast,
-					       circle_allgather,
-					       circle_finish,
-					       circle_stop,
-					       circle,
-					       NULL,
-					       1};
+	socket_circle_open(circle, member);
 	return joined;
 }
 

@@ -32,6 +32,8 @@ struct socket_circle {
 
 /* Collective over the team, whose ranks are processes. False when a rank is not there. */
 bool socket_circle_join(struct socket_circle *circle, const struct member *member);
+/* Over pairs of sockets that there are already: circle->ends is filled in. */
+void socket_circle_open(struct socket_circle *circle, const struct member *member);
 /* The same circle as a group's bootstrap, for as long as nothing else uses it. */
 lshard_bootstrap socket_circle_bootstrap(struct socket_circle *circle);
 /* This rank is killed now. */

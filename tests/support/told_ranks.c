@@ -4,14 +4,21 @@
  */
 #include "told_ranks.h"
 #include "patience.h"
+#include "socket_circle.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -35,7 +42,108 @@ struct state {
 	uint32_t number; /* of the series meant */
 	uint64_t generation;
 	struct told_reply reply;
+	enum told_fault fault;
+	uint64_t fault_value;
+	long allocations; /* that are left; negative: as many as it likes */
+	struct member member;
+	struct socket_circle circle;
 };
+
+static atomic_llong clock_jump; /* seconds; the library must not see it */
+
+/* The time of day of this program. Linked before the C library's. */
+int clock_gettime(clockid_t clock, struct timespec *time)
+{
+	const int failed = (int)syscall(SYS_clock_gettime, clock, time);
+
+	if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+		time->tv_sec += atomic_load(&clock_jump);
+	return failed;
+}
+
+int gettimeofday(struct timeval *restrict now_is, void *restrict zone)
+{
+	struct timespec time;
+
+	(void)zone;
+	(void)clock_gettime(CLOCK_REALTIME, &time);
+	now_is->tv_sec = time.tv_sec;
+	now_is->tv_usec = time.tv_nsec / 1000;
+	return 0;
+}
+
+time_t time(time_t *into)
+{
+	struct timespec time;
+
+	(void)clock_gettime(CLOCK_REALTIME, &time);
+	if (into)
+		*into = time.tv_sec;
+	return time.tv_sec;
+}
+
+/* ---- Faults ---------------------------------------------------------------------------------------------------- */
+
+static void *allocate(void *user, size_t bytes)
+{
+	struct state *state = user;
+
+	if (state->allocations == 0)
+		return NULL;
+	if (state->allocations > 0)
+		state->allocations--;
+	return calloc(1, bytes);
+}
+
+static void release(void *user, void *pointer)
+{
+	(void)user;
+	free(pointer);
+}
+
+static void limit(int which, rlim_t value)
+{
+	struct rlimit now_is;
+
+	getrlimit((__rlimit_resource_t)which, &now_is);
+	now_is.rlim_cur = value < now_is.rlim_max ? value : now_is.rlim_max;
+	setrlimit((__rlimit_resource_t)which, &now_is);
+}
+
+static rlim_t bytes_mapped(void)
+{
+	FILE *file = fopen("/proc/self/statm", "r");
+	unsigned long pages = 0;
+
+	if (file && fscanf(file, "%lu", &pages) != 1)
+		pages = 0;
+	if (file)
+		fclose(file);
+	return (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE);
+}
+
+static rlim_t highest_descriptor(void)
+{
+	const int next = dup(0);
+	int highest = next;
+
+	for (int fd = 3; fd < 1024; fd++)
+		if (fcntl(fd, F_GETFD) >= 0 && fd > highest)
+			highest = fd;
+	close(next);
+	return (rlim_t)(highest + (highest == next ? 0 : 1));
+}
+
+static void take_fault(struct state *state, enum told_fault fault, uint64_t value)
+{
+	state->fault = fault;
+	state->fault_value = value;
+	state->allocations = fault == TOLD_NO_MEMORY ? (long)value : -1;
+	limit(RLIMIT_NOFILE, fault == TOLD_FEW_DESCRIPTORS ? highest_descriptor() + value : RLIM_INFINITY);
+	limit(RLIMIT_FSIZE, fault == TOLD_SMALL_FILES ? value : RLIM_INFINITY);
+	limit(RLIMIT_AS, fault == TOLD_SMALL_SPACE ? bytes_mapped() + value : RLIM_INFINITY);
+	atomic_store(&clock_jump, fault == TOLD_CLOCK_JUMPS ? (long long)value : 0);
+}
 
 static unsigned char byte_of(uint32_t number, uint32_t layer, uint32_t tensor, uint64_t at, uint64_t generation)
 {
@@ -46,6 +154,16 @@ static int fill(void *user, uint32_t layer, void *const *tensors)
 {
 	struct state *state = user;
 
+	if (state->fault == TOLD_CALLBACK_BLOCKS)
+		usleep((useconds_t)state->fault_value * 1000);
+	if (state->fault == TOLD_CALLBACK_BLOCKS || state->fault == TOLD_CALLBACK_FAILS)
+		state->reply.called++;
+	if (state->fault == TOLD_CALLBACK_FAILS) {
+		state->fault = TOLD_NO_FAULT;
+		return 7;
+	}
+	if (state->fault == TOLD_CALLBACK_BLOCKS)
+		state->fault = TOLD_NO_FAULT;
 	for (uint32_t tensor = 0; tensor < TENSORS; tensor++)
 		for (uint64_t at = 0; at < state->options.tensor_bytes; at++)
 			((unsigned char *)tensors[tensor])[at] =
@@ -127,8 +245,12 @@ static lshard_status pass_often(struct state *state, uint64_t times)
 
 static lshard_status make_group(struct state *state)
 {
+	const lshard_allocator allocator = {sizeof allocator, allocate, release, state};
 	lshard_group_options options = LSHARD_GROUP_OPTIONS_INIT;
 
+	options.allocator = &allocator;
+	if (state->member.size)
+		options.callbacks = &state->circle.callbacks;
 	options.rank = state->rank;
 	options.size = state->size;
 	options.job = state->job;
@@ -192,12 +314,14 @@ static void count_all(struct told_reply *reply)
 
 static lshard_status obey(struct state *state, const struct message *message)
 {
-	lshard_series *series = state->series[message->number];
+	lshard_series *series = message->order == TOLD_FAULT ? NULL : state->series[message->number];
 	lshard_stats stats = LSHARD_STATS_INIT;
 	lshard_status status = LSHARD_OK;
 
-	state->number = message->number;
-	state->generation = message->value;
+	if (message->order != TOLD_FAULT) {
+		state->number = message->number;
+		state->generation = message->value;
+	}
 	switch (message->order) {
 	case TOLD_GROUP:
 		return make_group(state);
@@ -226,14 +350,20 @@ static lshard_status obey(struct state *state, const struct message *message)
 	case TOLD_REWIND:
 		return lshard_series_rewind(series);
 	case TOLD_DESTROY:
-		state->series[state->number] = NULL;
-		return lshard_series_destroy(series);
+		status = lshard_series_destroy(series);
+		if (status >= 0)
+			state->series[state->number] = NULL;
+		return status;
 	case TOLD_LEAVE:
 		status = lshard_group_destroy(state->group);
-		state->group = NULL;
+		if (status != LSHARD_ERR_BUSY)
+			state->group = NULL;
 		return status;
 	case TOLD_ABORT:
 		lshard_group_abort(state->group);
+		return LSHARD_OK;
+	case TOLD_FAULT:
+		take_fault(state, (enum told_fault)message->number, message->value);
 		return LSHARD_OK;
 	case TOLD_COUNT:
 		count_all(&state->reply);
@@ -259,26 +389,112 @@ static void explain(struct state *state, enum order order)
 		snprintf(state->reply.text, sizeof state->reply.text, "%s", text);
 }
 
+/* In a child by fork everything is refused that there is. */
+static int try_as_child(struct state *state)
+{
+	lshard_series *series = state->series[state->number];
+	lshard_series_options options = LSHARD_SERIES_OPTIONS_INIT;
+	lshard_tensor tensor = {.name = "weight", .bytes = 256};
+	lshard_series *made;
+
+	options.name = "a child's";
+	options.layer_count = 1;
+	options.tensors = &tensor;
+	options.tensor_count = 1;
+	if (state->group && lshard_series_create(state->group, &options, &made) != LSHARD_ERR_STATE)
+		return 1;
+	if (series && (lshard_reach(series, 0, NULL) != LSHARD_ERR_STATE ||
+		       lshard_series_update_begin(series) != LSHARD_ERR_STATE))
+		return 2;
+	return 0;
+}
+
+static pid_t fork_child(struct state *state)
+{
+	const pid_t child = fork();
+
+	if (child == 0)
+		_exit(try_as_child(state));
+	return child;
+}
+
+static lshard_status obey_with_child(struct state *state, const struct message *message)
+{
+	const pid_t child = fork_child(state);
+	const lshard_status status = obey(state, message);
+	int ended = 0;
+
+	waitpid(child, &ended, 0);
+	state->fault = TOLD_NO_FAULT;
+	state->reply.child = ended == 0;
+	return status;
+}
+
 static void live(struct state *state)
 {
 	struct message message;
 
 	while (recv(state->from, &message, sizeof message, 0) == (ssize_t)sizeof message) {
 		memset(&state->reply, 0, sizeof state->reply);
-		state->reply.status = obey(state, &message);
+		if (state->fault == TOLD_FORKS)
+			state->reply.status = obey_with_child(state, &message);
+		else
+			state->reply.status = obey(state, &message);
 		if (state->reply.status < 0)
 			explain(state, message.order);
 		state->reply.returned = state->group && lshard_group_returned(state->group);
-		state->reply.filled = state->series[state->number] && lshard_series_is_filled(state->series[state->number]);
+		state->reply.filled =
+			state->series[state->number] && lshard_series_is_filled(state->series[state->number]);
 		if (send(state->to, &state->reply, sizeof state->reply, MSG_NOSIGNAL) < 0)
 			break;
 	}
 	_exit(0);
 }
 
+bool told_circle_open(struct told_circle *circle)
+{
+	bool opened = true;
+	int pair[2];
+
+	for (int a = 0; a < 3; a++)
+		for (int b = a; b < 3; b++) {
+			opened &= a == b || !socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair);
+			circle->ends[a][b] = a == b ? -1 : pair[0];
+			circle->ends[b][a] = a == b ? -1 : pair[1];
+		}
+	return opened;
+}
+
+void told_circle_close(struct told_circle *circle)
+{
+	for (int a = 0; a < 3; a++)
+		for (int b = 0; b < 3; b++)
+			if (a != b)
+				close(circle->ends[a][b]);
+}
+
+/* What a rank has of its parent: its own socket, and its ends of the circle. */
+static void close_others(const struct state *state, int own, const struct told_circle *circle)
+{
+	for (int fd = 3; fd < 256; fd++) {
+		bool keeps = fd == own;
+
+		for (int peer = 0; circle && peer < 3; peer++)
+			keeps |= fd == circle->ends[state->rank][peer];
+		if (!keeps)
+			close(fd);
+	}
+}
+
 void told_start(struct told_rank *told, int rank, int size, const char *job, const struct told_options *options)
 {
-	struct state state = {.options = *options, .rank = rank, .size = size, .job = job};
+	told_start_in(told, rank, size, job, options, NULL);
+}
+
+void told_start_in(struct told_rank *told, int rank, int size, const char *job, const struct told_options *options,
+		   const struct told_circle *circle)
+{
+	struct state state = {.options = *options, .rank = rank, .size = size, .job = job, .allocations = -1};
 	int sockets[2];
 
 	*told = (struct told_rank){.rank = rank};
@@ -287,9 +503,12 @@ void told_start(struct told_rank *told, int rank, int size, const char *job, con
 	told->pid = fork();
 	if (told->pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (int fd = 3; fd < 256; fd++) /* those of other ranks among them */
-			if (fd != sockets[1])
-				close(fd);
+		close_others(&state, sockets[1], circle);
+		if (circle) {
+			state.member = (struct member){.rank = rank, .size = size};
+			memcpy(state.circle.ends, circle->ends[rank], sizeof state.circle.ends);
+			socket_circle_open(&state.circle, &state.member);
+		}
 		state.from = state.to = sockets[1];
 		live(&state);
 	}

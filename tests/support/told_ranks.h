@@ -25,8 +25,22 @@ enum order {
 	TOLD_DESTROY, /* lshard_series_destroy */
 	TOLD_LEAVE,   /* lshard_group_destroy */
 	TOLD_ABORT,
+	TOLD_FAULT, /* number: an enum told_fault */
 	TOLD_COUNT, /* descriptors, threads, and mappings of what ranks share */
 	TOLD_END_PROCESS
+};
+
+/* What happens to a rank's next call, or from now on. */
+enum told_fault {
+	TOLD_NO_FAULT,        /* nothing any more: limits are lifted */
+	TOLD_CALLBACK_FAILS,  /* post_process of the next call */
+	TOLD_CALLBACK_BLOCKS, /* the same, for `value` milliseconds */
+	TOLD_NO_MEMORY,       /* the allocation of number `value` from now on gives none, and all after it */
+	TOLD_FEW_DESCRIPTORS, /* `value` more can be opened */
+	TOLD_SMALL_FILES,     /* RLIMIT_FSIZE of `value` bytes */
+	TOLD_SMALL_SPACE,     /* RLIMIT_AS: `value` bytes more than now */
+	TOLD_FORKS,           /* before the next call a child is forked, which calls, too */
+	TOLD_CLOCK_JUMPS      /* the time of day is another, by `value` seconds */
 };
 
 struct told_options {
@@ -42,17 +56,18 @@ struct told_options {
 struct told_reply {
 	lshard_status status; /* of the call */
 	char text[512];
-	int returned;    /* GROUP */
-	int filled;      /* SERIES */
+	int returned;          /* GROUP */
+	int filled;            /* SERIES */
 	lshard_status storage; /* SERIES: of lshard_series_storage of a layer of this rank's */
-	int called;      /* COMMIT, END: layers post-processed */
-	uint64_t passes; /* ON_PASS: so far */
-	uint64_t hash;   /* VERIFY */
+	int called;            /* COMMIT, END: layers post-processed */
+	uint64_t passes;       /* ON_PASS: so far */
+	uint64_t hash;         /* VERIFY */
 	uint64_t longest_ns;
 	uint64_t generation;
 	int descriptors;
 	int threads;
 	int mappings;
+	int child; /* FORKS: it was refused whatever it called */
 };
 
 struct told_rank {
@@ -62,8 +77,19 @@ struct told_rank {
 	int from;
 };
 
+/* Pairs of sockets between ranks, by which callbacks carry what "callback" moves. */
+struct told_circle {
+	int ends[3][3];
+};
+
+bool told_circle_open(struct told_circle *circle);
+void told_circle_close(struct told_circle *circle);
+
 /* Start rank @p rank of @p size of job @p job; it has done nothing yet. */
 void told_start(struct told_rank *told, int rank, int size, const char *job, const struct told_options *options);
+/* The same of 3 ranks with callbacks over @p circle, which the parent keeps; NULL: without. */
+void told_start_in(struct told_rank *told, int rank, int size, const char *job, const struct told_options *options,
+		   const struct told_circle *circle);
 void told_kill(struct told_rank *told);
 /* False: it has died. */
 bool told_tell(const struct told_rank *told, enum order order, uint32_t number, uint64_t value);
