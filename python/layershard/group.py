@@ -136,6 +136,7 @@ class Group:
         self.callbacks = callbacks
         self._handle: GroupHandle | None = _create(options, kept, [c_allgather, c_log, c_collectives])
         self._series: list[Series] = []
+        self.catching_up = self.returned  # it has made no call together with the others since it came back
 
     def _open_handle(self) -> GroupHandle:
         if self._handle is None:

@@ -98,6 +98,8 @@ class Filling:
         group, device = self._handle.group, self._handle.device
         why = "the weights are being loaded: pass again when that has ended"
         with torch.no_grad():
+            if self._handle.committed:
+                self._handle.caught_up()
             self._give = together(group, device, self._prepare, lambda prepared: prepared.says).give
             self._handle.shut("load()" if self._everything else "fill()", why)
             try:

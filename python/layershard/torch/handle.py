@@ -143,6 +143,11 @@ class Handle:
         elif why is None and not self._gates_stay:
             self._remove_gates()
 
+    def caught_up(self) -> None:
+        """A call follows that all ranks make: a rank that came back is one of them from here on."""
+        for group in {each.group for each in self.shared}:
+            group.catching_up = False
+
     def shut(self, call: str, why: str) -> None:
         """No pass from here on, as gate says. Collective: refused on all ranks, and all go on as before, where a thread
         of one of them is in a pass. Who begins one in the meantime meets the gate, or is found by the second look."""
@@ -208,6 +213,7 @@ class Handle:
     def verify(self) -> dict[str, int]:
         """Check every layer as this rank sees it against its source's hash; host memory only. Collective."""
         self.refuse_half_written()
+        self.caught_up()
         together(self.group, self.device, lambda: self.alone("verify()", _nothing))  # else the others wait in vain
         return self.alone("verify()", lambda: {each.plan.name: each.series.verify() for each in self.shared})
 
@@ -236,6 +242,7 @@ class Handle:
             raise Guarded("there is nothing to update before the weights have been loaded")
         if any(each.loading for each in self.shared):
             raise Guarded("loading the weights has failed, and they may be half written: load them again")
+        self.caught_up()
         self._update = self._update if any(each.updating for each in self.shared) else None
         self._update = self._update or Update(self._model, self.shared, self.gate, self.shut, self.alone)
         return self._update
