@@ -8,8 +8,9 @@
 #   make install  with PREFIX and DESTDIR as usual
 #   make lint     look through the sources: format, Python, shell scripts; make format fixes what it can
 # The longer checks: check-long, after check; with clang in build directories of their own check-clang, check-asan and
-# check-tsan; check-valgrind; check-faults: a rank is killed, stopped, kept short in each call; and check-mutants: small
-# faults put into the sources, each of which one test must find.
+# check-tsan; check-valgrind; check-faults: a rank is killed, stopped, kept short in each call; check-soak: ranks are
+# killed and come back for an hour; and check-mutants: small faults put into the sources, each of which one test must
+# find.
 # After check, as root on a machine where nobody else needs large pages: check-pages.
 # On a machine with an NVIDIA GPU: check-gpu.
 
@@ -94,6 +95,13 @@ FAULTS ?=
 check-faults:
 	$(BUILD)/tests/fault_matrix $(FAULTS) >$(BUILD)/fault_matrix.log 2>&1; status=$$?; \
 		cat $(BUILD)/fault_matrix.log; printf 'log: %s\n' $(BUILD)/fault_matrix.log; exit $$status
+
+# Ranks that are killed and come back for as many seconds. After make check, with its build.
+SOAK ?= 3600
+.PHONY: check-soak
+check-soak:
+	$(BUILD)/tests/rejoin_soak $(SOAK) >$(BUILD)/rejoin_soak.log 2>&1; status=$$?; \
+		cat $(BUILD)/rejoin_soak.log; printf 'log: %s\n' $(BUILD)/rejoin_soak.log; exit $$status
 
 .PHONY: check-mutants
 check-mutants: check-deps
