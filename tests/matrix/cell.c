@@ -375,7 +375,8 @@ static void set_up(struct world *world)
 					       .tensor_bytes = 5000,
 					       .timeout_ms = LONG_MS,
 					       .prefetch = 1,
-					       .rejoin = world->cell->transport->rejoin};
+					       .rejoin = world->cell->transport->rejoin,
+					       .on_device = world->cell->transport->on_device};
 	snprintf(world->job, sizeof world->job, "matrix %d %d", (int)getpid(), jobs++);
 	world->options.timeout_ms = MATRIX_TIMEOUT_MS;
 	if (world->cell->transport->collective && !told_circle_open(&world->circle))

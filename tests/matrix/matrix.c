@@ -256,6 +256,7 @@ int main(int argc, char **argv)
 	if (!outcomes || !was_run)
 		return 2;
 	signal(SIGPIPE, SIG_IGN);
+	setenv("LAYERSHARD_CUDA_SO_PATH", STUB_CUDA, 0);
 	if (choice.list) {
 		list_all(&choice);
 		return 0;

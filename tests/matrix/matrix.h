@@ -13,13 +13,14 @@
 
 #define RANKS 3
 
-/* X(name, transport, rejoin, collective) */
+/* X(name, transport, rejoin, collective, on a device: that of the stub) */
 #define MATRIX_TRANSPORTS(X)                                                                                           \
-	X("shm", "shm", LSHARD_REJOIN_NEVER, 0)                                                                        \
-	X("shm:copy", "shm:copy", LSHARD_REJOIN_NEVER, 0)                                                              \
-	X("shm, rejoin", "shm", LSHARD_REJOIN_ALLOW, 0)                                                                \
-	X("shm:copy, rejoin", "shm:copy", LSHARD_REJOIN_ALLOW, 0)                                                      \
-	X("callback", "callback", LSHARD_REJOIN_NEVER, 1)
+	X("shm", "shm", LSHARD_REJOIN_NEVER, 0, 0)                                                                     \
+	X("shm:copy", "shm:copy", LSHARD_REJOIN_NEVER, 0, 0)                                                           \
+	X("shm, rejoin", "shm", LSHARD_REJOIN_ALLOW, 0, 0)                                                             \
+	X("shm:copy, rejoin", "shm:copy", LSHARD_REJOIN_ALLOW, 0, 0)                                                   \
+	X("cuda (stub)", "cuda", LSHARD_REJOIN_NEVER, 0, 1)                                                            \
+	X("callback", "callback", LSHARD_REJOIN_NEVER, 1, 0)
 
 /* X(name in enum, name, order, setup steps before it, together on one-sided transports) */
 #define MATRIX_PHASES(X)                                                                                               \
@@ -60,6 +61,7 @@ struct matrix_transport {
 	const char *spec;
 	lshard_rejoin rejoin;
 	int collective;
+	int on_device;
 };
 
 struct matrix_step {

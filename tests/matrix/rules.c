@@ -5,9 +5,9 @@
  */
 #include "matrix.h"
 
-#define TRANSPORT(name, spec, rejoin, collective) {name, spec, rejoin, collective},
-#define PHASE(name, text, order, steps, together) {text, order, steps, together},
-#define FAULT(name, text)                         text,
+#define TRANSPORT(name, spec, rejoin, collective, device) {name, spec, rejoin, collective, device},
+#define PHASE(name, text, order, steps, together)         {text, order, steps, together},
+#define FAULT(name, text)                                 text,
 const struct matrix_transport matrix_transports[] = {MATRIX_TRANSPORTS(TRANSPORT)};
 const int matrix_n_transports = sizeof matrix_transports / sizeof matrix_transports[0];
 const struct matrix_step matrix_phases[PHASES] = {MATRIX_PHASES(PHASE)};
@@ -38,6 +38,8 @@ const char *matrix_not_applicable(const struct cell *cell)
 		return "there is no group yet that a child could have";
 	if (cell->fault == FAULT_NO_MEMORY && !allocates(cell->phase) && !cell->transport->collective)
 		return "the call allocates nothing";
+	if (cell->fault == FAULT_FILES && cell->transport->on_device)
+		return "a driver's memory is no file; the stub's is";
 	if (cell->phase == PHASE_LEAVE && (cell->fault == FAULT_NO_MEMORY || cell->fault == FAULT_DESCRIPTORS ||
 					   cell->fault == FAULT_FILES || cell->fault == FAULT_SPACE))
 		return "the call needs nothing";

@@ -257,6 +257,8 @@ static lshard_status make_group(struct state *state)
 	options.transport = state->options.transport;
 	options.timeout_ms = state->options.timeout_ms;
 	options.rejoin = state->options.rejoin;
+	options.memory = state->options.on_device ? LSHARD_MEMORY_CUDA : LSHARD_MEMORY_HOST;
+	options.device = state->rank;
 	options.error = state->reply.text;
 	options.error_bytes = sizeof state->reply.text;
 	return lshard_group_create(&options, &state->group);

@@ -51,6 +51,7 @@ struct told_options {
 	uint32_t timeout_ms;
 	uint32_t prefetch;
 	lshard_rejoin rejoin;
+	int on_device; /* device memory that the processor can read, as the stub of a driver has; a device each */
 };
 
 struct told_reply {
