@@ -82,16 +82,12 @@ static void answer(void *user, struct door_visitor *visitor)
 static bool keep(void *user, struct door_visitor *visitor)
 {
 	struct shm *shm = user;
-	const struct arrival arrival = {.fd = visitor->fd,
-					.process = lshard__socket_peer_process(visitor->fd),
-					.pid = visitor->pid,
-					.incarnation = (uint32_t)door_which(visitor)};
+	struct arrival arrival = {
+		.fd = visitor->fd, .pid = visitor->pid, .incarnation = (uint32_t)door_which(visitor)};
 
-	if (door_asked(visitor) != ASK_JOIN) {
-		if (arrival.process >= 0)
-			close(arrival.process);
+	if (door_asked(visitor) != ASK_JOIN)
 		return false;
-	}
+	arrival.process = lshard__socket_peer_process(visitor->fd);
 	mesh_admit(&shm->mesh, visitor->hello.rank, arrival);
 	return true;
 }

@@ -199,6 +199,41 @@ static void each_rank_comes_back_with_stripes(void **state)
 	end(&group);
 }
 
+static void each_rank_comes_back_behind_wrappers(void **state)
+{
+	struct told_options options = usual;
+	struct group group;
+
+	(void)state;
+	options.transport = "trace=/dev/null,throttle=1e10,shm:copy";
+	begin(&group, 3, 1, &options);
+	each_rank_comes_back(&group);
+	end(&group);
+}
+
+/* Room for large pages: as many as the machine gives, reserved ones where there are some (make check-pages). */
+static void each_rank_comes_back_with_large_layers(void **state)
+{
+	struct told_options options = usual;
+	struct group group;
+
+	(void)state;
+	options.tensor_bytes = (uint64_t)3 << 20;
+	options.layers = 3;
+	begin(&group, 3, 1, &options);
+	each_rank_comes_back(&group);
+	end(&group);
+	options.transport = "shm:copy";
+	begin(&group, 2, 1, &options);
+	each_rank_comes_back(&group);
+	end(&group);
+	options.transport = "shm";
+	options.placement = LSHARD_STRIPED;
+	begin(&group, 3, 1, &options);
+	each_rank_comes_back(&group);
+	end(&group);
+}
+
 /* Its windows are mapped from its old process's memory, which only this rank has now; then from nobody's. */
 static void all_shards_outlive_their_makers(void **state)
 {
@@ -526,6 +561,8 @@ int main(void)
 		cmocka_unit_test(each_rank_comes_back_in_place),
 		cmocka_unit_test(each_rank_comes_back_with_windows),
 		cmocka_unit_test(each_rank_comes_back_with_stripes),
+		cmocka_unit_test(each_rank_comes_back_behind_wrappers),
+		cmocka_unit_test(each_rank_comes_back_with_large_layers),
 		cmocka_unit_test(all_shards_outlive_their_makers),
 		cmocka_unit_test(others_never_wait),
 		cmocka_unit_test(half_come_back_at_once),
