@@ -82,8 +82,7 @@ static void answer(void *user, struct door_visitor *visitor)
 static bool keep(void *user, struct door_visitor *visitor)
 {
 	struct shm *shm = user;
-	struct arrival arrival = {
-		.fd = visitor->fd, .pid = visitor->pid, .incarnation = (uint32_t)door_which(visitor)};
+	struct arrival arrival = {.fd = visitor->fd, .pid = visitor->pid, .incarnation = (uint32_t)door_which(visitor)};
 
 	if (door_asked(visitor) != ASK_JOIN)
 		return false;
