@@ -369,8 +369,15 @@ lshard_status shm_recall(lshard_transport *transport, const char *name, lshard_r
 	forget_recalled(shm);
 	(void)lshard_fail(&transport->error, status, "rank %d came back, and no other rank lives any more",
 			  (int)context->rank);
-	for (int32_t rank = 0; rank < context->size && status == LSHARD_ERR_PEER_FAILED; rank++)
+	for (int32_t rank = 0; rank < context->size; rank++) {
+		lshard_status next = LSHARD_ERR_PEER_FAILED;
+
 		if (rank != context->rank)
-			status = recall_from(shm, rank, name, recalled, deadline_ns);
+			next = recall_from(shm, rank, name, recalled, deadline_ns);
+		if (next != LSHARD_ERR_PEER_FAILED && next != LSHARD_ERR_RANGE)
+			return next;
+		if (next == LSHARD_ERR_RANGE) /* it may be about to recall the series itself: others are asked, too */
+			status = next;
+	}
 	return status;
 }

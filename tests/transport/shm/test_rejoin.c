@@ -327,6 +327,34 @@ static void half_come_back_at_once(void **state)
 	end(&group);
 }
 
+/* The first two doors are of ranks that have no series yet: who has it is asked as well. */
+static void the_first_half_comes_back_at_once(void **state)
+{
+	struct group group;
+	const struct told_rank *told[2];
+	struct told_reply reply;
+
+	(void)state;
+	begin(&group, 4, 1, &usual);
+	told_kill(&group.of[0]);
+	told_kill(&group.of[1]);
+	start_again(&group, 0);
+	start_again(&group, 1);
+	told[0] = &group.of[0];
+	told[1] = &group.of[1];
+	EXPECT_OK(told_all(told, 2, TOLD_GROUP, 0, 0));
+	for (int rank = 1; rank >= 0; rank--) {
+		reply = told_do(&group.of[rank], TOLD_SERIES, 0, 0);
+		EXPECT_OK(reply);
+		assert_true(reply.filled);
+	}
+	EXPECT_OK(told_all(told, 2, TOLD_COMMIT, 0, 0));
+	EXPECT_OK(all_do(&group, TOLD_PASS, 0, group.generation));
+	verify(&group);
+	update(&group, 0);
+	end(&group);
+}
+
 /* ---- leaving ---- */
 
 static void one_that_left_comes_back_in_its_own_process(void **state)
@@ -566,6 +594,7 @@ int main(void)
 		cmocka_unit_test(all_shards_outlive_their_makers),
 		cmocka_unit_test(others_never_wait),
 		cmocka_unit_test(half_come_back_at_once),
+		cmocka_unit_test(the_first_half_comes_back_at_once),
 		cmocka_unit_test(one_that_left_comes_back_in_its_own_process),
 		cmocka_unit_test(where_nobody_lives_ranks_begin_anew),
 		cmocka_unit_test(an_update_without_it_is_refused_and_changes_nothing),
