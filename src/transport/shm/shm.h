@@ -59,7 +59,9 @@ struct shm_rejoin {
 	int made;                /* the lock */
 	struct shm_store *first; /* those that others may have, in the order in which they were opened */
 	struct shm_recalled recalled;
-	uint64_t note; /* of those to whom this rank came back */
+	uint64_t note;   /* of those to whom this rank came back: series from this number on were made with it */
+	uint64_t *taken; /* [n_taken] numbers below it that it has opened, whether it still has them or not */
+	uint32_t n_taken;
 };
 
 struct shm {

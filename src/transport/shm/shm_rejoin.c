@@ -134,6 +134,8 @@ void shm_rejoin_close(struct shm *shm, const lshard_context *context)
 		return;
 	door_close(&shm->rejoin.door);
 	forget_recalled(shm);
+	if (shm->rejoin.taken)
+		context->release(context, shm->rejoin.taken);
 	if (!context->forked(context))
 		pthread_mutex_destroy(&shm->rejoin.lock);
 	shm->rejoin.made = 0;
@@ -233,6 +235,8 @@ bool shm_rejoin_offer(struct shm_store *store, int *fds)
 
 	if (!shm->base.context->rejoin || !store->base.plan->description)
 		return false;
+	if (store->base.plan->recalled)
+		shm->rejoin.taken[shm->rejoin.n_taken++] = store->base.plan->number;
 	pthread_mutex_lock(&shm->rejoin.lock);
 	while (*last)
 		last = &(*last)->next;
@@ -299,13 +303,33 @@ void shm_filled(lshard_transport *transport, const lshard_store_plan *plan, uint
 
 /* ---- recalling ---- */
 
-static bool has_number(const struct shm *shm, uint64_t number)
+/* A rank that is slower than this one may still have what this one has destroyed since. */
+static bool can_be_recalled(const struct shm *shm, uint64_t number)
 {
-	const struct shm_store *store = shm->rejoin.first;
+	const struct shm_rejoin *rejoin = &shm->rejoin;
 
-	while (store && store->base.plan->number != number)
-		store = store->next;
-	return store != NULL;
+	for (uint32_t i = 0; i < rejoin->n_taken; i++)
+		if (rejoin->taken[i] == number)
+			return false;
+	return number < rejoin->note;
+}
+
+/* Room for one more number, so that a series that was opened is never one too many. */
+static lshard_status make_room(struct shm *shm)
+{
+	const lshard_context *context = shm->base.context;
+	struct shm_rejoin *rejoin = &shm->rejoin;
+	uint64_t *more = context->allocate(context, (rejoin->n_taken + 1) * sizeof *more);
+
+	if (!more)
+		return lshard_fail(&shm->base.error, LSHARD_ERR_NO_MEMORY, "rank %d: no memory to come back",
+				   (int)context->rank);
+	if (rejoin->taken) {
+		memcpy(more, rejoin->taken, rejoin->n_taken * sizeof *more);
+		context->release(context, rejoin->taken);
+	}
+	rejoin->taken = more;
+	return LSHARD_OK;
 }
 
 static lshard_status take_recalled(struct shm *shm, const struct door_answer *answer, uint64_t deadline_ns)
@@ -341,7 +365,7 @@ static lshard_status recall_from(struct shm *shm, int32_t rank, const char *name
 			return status;
 		memcpy(&words, answer.words, sizeof words);
 		words.name[sizeof words.name - 1] = 0;
-		if (!strcmp(words.name, name) && !has_number(shm, words.number))
+		if (!strcmp(words.name, name) && can_be_recalled(shm, words.number))
 			break;
 		door_leave(&answer);
 	}
@@ -364,9 +388,12 @@ lshard_status shm_recall(lshard_transport *transport, const char *name, lshard_r
 	struct shm *shm = (struct shm *)transport;
 	const lshard_context *context = transport->context;
 	const uint64_t deadline_ns = lshard__deadline_ns(context->timeout_ms);
-	lshard_status status = LSHARD_ERR_PEER_FAILED;
+	lshard_status status = make_room(shm);
 
 	forget_recalled(shm);
+	if (status != LSHARD_OK)
+		return status;
+	status = LSHARD_ERR_PEER_FAILED;
 	(void)lshard_fail(&transport->error, status, "rank %d came back, and no other rank lives any more",
 			  (int)context->rank);
 	for (int32_t rank = 0; rank < context->size; rank++) {

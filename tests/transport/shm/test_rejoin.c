@@ -355,6 +355,28 @@ static void the_first_half_comes_back_at_once(void **state)
 	end(&group);
 }
 
+/* All destroy a series and make another of that name; who came back is first, and the old one is still at the other. */
+static void a_series_that_is_made_anew_is_not_recalled(void **state)
+{
+	struct group group;
+	struct told_reply reply;
+
+	(void)state;
+	begin(&group, 2, 1, &usual);
+	restart(&group, 1);
+	EXPECT_OK(told_do(&group.of[1], TOLD_DESTROY, 0, 0));
+	assert_true(told_tell(&group.of[1], TOLD_SERIES, 0, 0));
+	usleep(200000);
+	EXPECT_OK(told_do(&group.of[0], TOLD_DESTROY, 0, 0));
+	EXPECT_OK(told_do(&group.of[0], TOLD_SERIES, 0, 0));
+	assert_true(told_hear(&group.of[1], &reply));
+	EXPECT_OK(reply);
+	assert_false(reply.filled);
+	EXPECT_OK(all_do(&group, TOLD_COMMIT, 0, 0));
+	EXPECT_OK(all_do(&group, TOLD_PASS, 0, 0));
+	end(&group);
+}
+
 /* ---- leaving ---- */
 
 static void one_that_left_comes_back_in_its_own_process(void **state)
@@ -595,6 +617,7 @@ int main(void)
 		cmocka_unit_test(others_never_wait),
 		cmocka_unit_test(half_come_back_at_once),
 		cmocka_unit_test(the_first_half_comes_back_at_once),
+		cmocka_unit_test(a_series_that_is_made_anew_is_not_recalled),
 		cmocka_unit_test(one_that_left_comes_back_in_its_own_process),
 		cmocka_unit_test(where_nobody_lives_ranks_begin_anew),
 		cmocka_unit_test(an_update_without_it_is_refused_and_changes_nothing),
