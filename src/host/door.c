@@ -120,11 +120,8 @@ static void let_in(struct door *door, const struct lshard__connecting_peer *conn
 				       .fd = connecting->fd,
 				       .deadline_ns = lshard__deadline_ns(VISIT_MS)};
 
-	if (is_rank(door, connecting) && is_of_group(door, &visitor)) {
+	if (is_rank(door, connecting) && is_of_group(door, &visitor))
 		door->host.answer(door->host.user, &visitor);
-		if (!visitor.failed && door->host.keep(door->host.user, &visitor))
-			return;
-	}
 	close(visitor.fd);
 }
 
@@ -287,8 +284,8 @@ static lshard_status connect_to(const lshard_context *context, int32_t rank, int
 	return LSHARD_ERR_PEER_FAILED;
 }
 
-static lshard_status take(const struct door_answer *answer, int process, void *bytes, size_t count,
-			  struct lshard__attached *attached, uint64_t deadline_ns)
+static lshard_status take_packet(const struct door_answer *answer, int process, void *bytes, size_t count,
+				 size_t skipped, struct lshard__attached *attached, uint64_t deadline_ns)
 {
 	for (;;) {
 		lshard_status status = lshard__socket_wait(answer->fd, process, POLLIN, deadline_ns);
@@ -297,7 +294,7 @@ static lshard_status take(const struct door_answer *answer, int process, void *b
 		if (status != LSHARD_OK)
 			return status;
 		got = lshard__socket_take(answer->fd, bytes, count, attached);
-		if (got < 0 && (errno == EAGAIN || errno == EINTR))
+		if ((got < 0 && (errno == EAGAIN || errno == EINTR)) || (got > 0 && (size_t)got == skipped))
 			continue;
 		if (got == (ssize_t)count)
 			return LSHARD_OK;
@@ -307,10 +304,17 @@ static lshard_status take(const struct door_answer *answer, int process, void *b
 	}
 }
 
+static lshard_status take(const struct door_answer *answer, int process, void *bytes, size_t count,
+			  struct lshard__attached *attached, uint64_t deadline_ns)
+{
+	return take_packet(answer, process, bytes, count, 0, attached, deadline_ns);
+}
+
+/* Behind nudges of the rank's mesh, which may have the connection already. */
 static lshard_status take_header(struct door_answer *answer, int process, struct header *header, uint64_t deadline_ns)
 {
 	struct lshard__attached attached;
-	const lshard_status status = take(answer, process, header, sizeof *header, &attached, deadline_ns);
+	lshard_status status = take_packet(answer, process, header, sizeof *header, 1, &attached, deadline_ns);
 
 	if (status == LSHARD_OK && attached.descriptor >= 0)
 		close(attached.descriptor);

@@ -5,7 +5,8 @@
  *
  * Every rank has a door of its own, at a place named after the job and its number, so whoever has it is the rank. A
  * visitor connects, says its hello, of which the token is what it asks, and gets an answer: some words, bytes, and
- * descriptors, one a packet. Then the connection is closed, or it is the rank's from now on.
+ * descriptors, one a packet. Then the connection is closed, or the rank has kept a copy of it. Packets of one byte in
+ * front of the answer say nothing.
  */
 #ifndef LAYERSHARD_DOOR_H
 #define LAYERSHARD_DOOR_H
@@ -43,10 +44,8 @@ void door_tell(struct door_visitor *visitor, const struct door_reply *reply);
 void door_refuse(struct door_visitor *visitor, lshard_status status, const char *text);
 
 struct door_host {
-	/* On the door's thread: answer by door_tell or door_refuse. */
+	/* On the door's thread: answer by door_tell or door_refuse. The visitor's descriptor is closed then. */
 	void (*answer)(void *user, struct door_visitor *visitor);
-	/* True: the connection of a visitor that was told something is the host's. */
-	bool (*keep)(void *user, struct door_visitor *visitor);
 	void *user;
 };
 

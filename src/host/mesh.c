@@ -496,6 +496,7 @@ void mesh_nudge(struct mesh *mesh)
 {
 	char nudge = 0;
 
+	mesh_take_in(mesh); /* who has come in the meantime may wait as well */
 	for (int32_t rank = 0; rank < mesh->context->size; rank++) {
 		struct mesh_peer *peer = &mesh->peers[rank];
 

@@ -569,6 +569,28 @@ static void a_peer_may_be_a_round_ahead(void **state)
 	assert_int_equal(team_of_processes(3, swaps_on, NULL), 0);
 }
 
+/* A rank that has come back waits for what this one has just decided, and this one has not looked for it since. */
+static void who_has_come_back_is_nudged(void **state)
+{
+	const struct member member = {.rank = 0, .size = 2, .job = "comes back"};
+	lshard_context context = context_for_member(&member, "", LONG_MS);
+	lshard_error error = {""};
+	struct mesh mesh;
+	int ends[2];
+	char nudge;
+
+	(void)state;
+	context.rejoin = 1;
+	assert_int_equal(mesh_open_alone(&mesh, &context, &error), LSHARD_OK);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+	mesh_admit(&mesh, 1, (struct arrival){.fd = ends[0], .process = -1, .incarnation = 1});
+	mesh_nudge(&mesh);
+	assert_int_equal(recv(ends[1], &nudge, 1, MSG_DONTWAIT), 1);
+	mesh_close(&mesh);
+	assert_int_equal(recv(ends[1], &nudge, 1, MSG_DONTWAIT), 0);
+	close(ends[1]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -584,6 +606,7 @@ int main(void)
 		cmocka_unit_test(why_no_descriptor_came_is_known),
 		cmocka_unit_test(no_limit_is_blamed_that_is_not_reached),
 		cmocka_unit_test(a_peer_may_be_a_round_ahead),
+		cmocka_unit_test(who_has_come_back_is_nudged),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,6 +11,7 @@
 #include "sockets.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -60,6 +61,27 @@ static void tell_series(struct shm *shm, struct door_visitor *visitor)
 	pthread_mutex_unlock(&shm->rejoin.lock);
 }
 
+/*
+ * Admitted first, and told then: once it knows, it may be counted, and this rank must know whom to nudge. What the mesh
+ * says to it before that are nudges.
+ */
+static void let_join(struct shm *shm, struct door_visitor *visitor)
+{
+	const struct arrival arrival = {.fd = fcntl(visitor->fd, F_DUPFD_CLOEXEC, 0),
+					.process = lshard__socket_peer_process(visitor->fd),
+					.pid = visitor->pid,
+					.incarnation = (uint32_t)door_which(visitor)};
+
+	if (arrival.fd < 0) {
+		door_refuse(visitor, LSHARD_ERR_SYSTEM, lshard__reason(errno, 0).text);
+		if (arrival.process >= 0)
+			close(arrival.process);
+		return;
+	}
+	mesh_admit(&shm->mesh, visitor->hello.rank, arrival);
+	door_tell(visitor, &(struct door_reply){.words = NULL});
+}
+
 static void answer(void *user, struct door_visitor *visitor)
 {
 	struct shm *shm = user;
@@ -69,7 +91,7 @@ static void answer(void *user, struct door_visitor *visitor)
 		tell_group(shm, visitor);
 		break;
 	case ASK_JOIN:
-		door_tell(visitor, &(struct door_reply){.words = NULL});
+		let_join(shm, visitor);
 		break;
 	case ASK_SERIES:
 		tell_series(shm, visitor);
@@ -77,18 +99,6 @@ static void answer(void *user, struct door_visitor *visitor)
 	default:
 		door_refuse(visitor, LSHARD_ERR_INVALID, "this is not known here");
 	}
-}
-
-static bool keep(void *user, struct door_visitor *visitor)
-{
-	struct shm *shm = user;
-	struct arrival arrival = {.fd = visitor->fd, .pid = visitor->pid, .incarnation = (uint32_t)door_which(visitor)};
-
-	if (door_asked(visitor) != ASK_JOIN)
-		return false;
-	arrival.process = lshard__socket_peer_process(visitor->fd);
-	mesh_admit(&shm->mesh, visitor->hello.rank, arrival);
-	return true;
 }
 
 /* ---- opening and closing ---- */
@@ -108,7 +118,7 @@ lshard_status shm_rejoin_open(struct shm *shm, const lshard_context *context, ui
 
 lshard_status shm_rejoin_start(struct shm *shm)
 {
-	const struct door_host host = {answer, keep, shm};
+	const struct door_host host = {answer, shm};
 
 	return shm->base.context->rejoin ? door_start(&shm->rejoin.door, &host, &shm->base.error) : LSHARD_OK;
 }
