@@ -33,7 +33,7 @@ struct group {
 static const struct told_options usual = {.transport = "shm",
 					  .layers = 6,
 					  .tensor_bytes = 9000,
-					  .timeout_ms = 3000,
+					  .timeout_ms = 10000,
 					  .prefetch = 1,
 					  .rejoin = LSHARD_REJOIN_ALLOW};
 
